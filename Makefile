@@ -1,0 +1,64 @@
+# Two commands: `make all` and `make test`. The environment comes from the lock file.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+CORES ?= 8
+CONFIG ?= config/config.yaml
+PORT ?= 5000
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: all env smoke test test-slow test-gpu lint format lock schema ui report clean
+
+all: env
+	$(RUN) snakemake --cores $(CORES) all --configfile $(CONFIG)
+
+env: $(VENV)/.done
+
+# The lock holds every package with its hash, so pip has nothing to resolve.
+$(VENV)/.done: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: set PYTHON=python3.11")'
+	@echo "installing the locked environment into $(VENV) (about 6 GB, 3 minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python -m pip check
+	@touch $@
+
+smoke: env
+	$(RUN) snakemake --cores $(CORES) all --configfile config/smoke.yaml
+
+test: env
+	$(RUN) python -m pytest -n 2 -m "not slow and not gpu and not browser"
+
+test-slow: env
+	$(RUN) python -m pytest -m "slow or browser"
+
+test-gpu: env
+	$(RUN) python -m pytest -m gpu
+
+lint: env
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) snakefmt --check --line-length 120 Snakefile workflow
+
+format: env
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+	$(RUN) snakefmt --line-length 120 Snakefile workflow
+
+lock:
+	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv
+	.cache/uv/bin/uv --native-tls pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --quiet pyproject.toml -o requirements.lock
+
+schema: env
+	$(RUN) blast schema > config/schema.json
+
+ui: env
+	$(RUN) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///results/mlflow/mlflow.db}" --host 127.0.0.1 --port $(PORT)
+
+report: env
+	$(RUN) snakemake all --configfile $(CONFIG) --report results/report.zip
+
+clean:
+	rm -rf .snakemake .pytest_cache .hypothesis .ruff_cache

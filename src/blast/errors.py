@@ -1,0 +1,24 @@
+"""Faults a user can mend: each is one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BlastError(ValueError):
+    """A fault in what the user gave; its message is one sentence fit to be shown without a traceback."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> BlastError:
+    """The error for a name that is not among the known ones, naming the nearest.
+
+    Args:
+        kind: What the name should have been, for instance `"architecture"`.
+        name: The name that was given.
+        known: All names that would have been accepted.
+    """
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices)}."
+    return BlastError(f"unknown {kind} '{name}'; {hint}")
