@@ -1,0 +1,92 @@
+"""Pruning a trained model once: the one-shot baseline, and the first mask of every run that starts sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from blast.errors import BlastError, unknown_name
+from blast.layers.recognise import match_linears
+from blast.sparsity.blocks import BlockShape, as_block, block_grid, clear_dead_
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.mask import block_budget
+from blast.sparsity.prune_and_grow import keep_best
+from blast.sparsity.units import Unit, groups_of, units_of
+
+
+def one_shot_masks(model: nn.Module, config: SparsifyConfig) -> dict[str, Tensor]:
+    """Masks at the final sparsity, chosen once from the weights as they are; the model is not changed.
+
+    With `keep_score="random"` these are the masks of the static random baseline.
+
+    Args:
+        model: A trained dense model.
+        config: Of it: `sparsity`, `block`, `keep_score`, `ranking`, `targets`, `dense_first`, `dense_last`,
+            `tie_gate_up`, `seed`.
+
+    Returns:
+        For each matrix to prune, by module name, a bool mask `[out / b_out, in / b_in]`, true where live.
+    """
+    units, _ = units_of(model, config)
+    masks = best_masks(units, [full_mask(unit) for unit in units], config, config.sparsity, step=0)
+    return {target.name: mask for unit, mask in zip(units, masks, strict=True) for target in unit.targets}
+
+
+def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor], block: int | Sequence[int] | BlockShape) -> None:
+    """Set all dead blocks of a model to zero, in place.
+
+    Args:
+        model: The model the masks were made for.
+        masks: By module name, bool `[out / b_out, in / b_in]`.
+        block: Shape of a block.
+
+    Raises:
+        BlastError: if a name is no linear layer of the model, or a mask does not fit its matrix.
+    """
+    shape = as_block(block)
+    linears = {target.name: target for target in match_linears(model, "*")}
+    for name, mask in masks.items():
+        if name not in linears:
+            raise unknown_name("linear layer", name, linears)
+        grid = block_grid(linears[name].shape, shape, name)
+        if tuple(mask.shape) != grid:
+            raise BlastError(
+                f"the mask of '{name}' is {tuple(mask.shape)}, but with blocks of {shape} it has to be {grid}; "
+                "give the block that it was made for."
+            )
+    for name, mask in masks.items():
+        weight = linears[name].weight
+        clear_dead_(weight, mask.to(weight.device, torch.bool), shape)
+
+
+def full_mask(unit: Unit) -> Tensor:
+    """The mask with every block live, on the device of the weight."""
+    return torch.ones(unit.grid, dtype=torch.bool, device=unit.matrices[0].weight.device)
+
+
+def best_masks(
+    units: Sequence[Unit], live: Sequence[Tensor], config: SparsifyConfig, sparsity: float, step: int
+) -> list[Tensor]:
+    """The best live blocks at a sparsity, exactly as many as the budget of each group, without growing any.
+
+    Args:
+        units: All units of the model.
+        live: Their masks so far.
+        config: Of it: `keep_score`, `ranking`, `seed`.
+        sparsity: Share of blocks to leave empty.
+        step: For error messages.
+
+    Returns:
+        The new masks, in the order of `units`.
+    """
+    masks = list(live)
+    for group in groups_of(units, config.ranking):
+        costs = [unit.cost for unit in group]
+        budget = block_budget([unit.blocks for unit in group], costs, sparsity)
+        scores = [unit.keep_scores(config, step) for unit in group]
+        kept = keep_best([masks[unit.index] for unit in group], scores, budget, costs)
+        for unit, mask in zip(group, kept, strict=True):
+            masks[unit.index] = mask
+    return masks

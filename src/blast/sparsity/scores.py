@@ -1,0 +1,78 @@
+"""What blocks are ranked by: the Frobenius norm of a weight or of a gradient, or a reproducible random order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blast.errors import BlastError
+from blast.sparsity.blocks import BlockShape, tiles
+
+
+def block_norms(weight: Tensor, block: BlockShape, name: str = "the weight") -> Tensor:
+    """Frobenius norm of each block.
+
+    Args:
+        weight: `[out, in]`, any floating dtype and strides.
+        block: Shape of a block.
+        name: What to call the matrix in an error.
+
+    Returns:
+        Norms `[out / b_out, in / b_in]`, float32.
+
+    Raises:
+        BlastError: if the block does not divide the weight.
+    """
+    return tiles(weight, block, name).float().square().sum(dim=(1, 3)).sqrt()
+
+
+def joint_norms(weights: Sequence[Tensor], block: BlockShape, name: str = "the weight") -> Tensor:
+    """Norm of each block over several matrices that share one mask: the root of their mean square.
+
+    The mean, not the sum, so that a shared block and a single one compare fairly in a ranking over many matrices.
+
+    Args:
+        weights: One or more `[out, in]` of equal shape.
+        block: Shape of a block.
+        name: What to call the matrices in an error.
+
+    Returns:
+        Norms `[out / b_out, in / b_in]`, float32.
+    """
+    if len(weights) == 1:
+        return block_norms(weights[0], block, name)
+    return torch.stack([block_norms(weight, block, name).square() for weight in weights]).mean(0).sqrt()
+
+
+def random_scores(grid: tuple[int, int], *seeds: int | str, device: torch.device | str = "cpu") -> Tensor:
+    """Random scores that depend on the seeds alone, on every device and whatever was drawn before.
+
+    Args:
+        grid: Blocks each way.
+        *seeds: What the scores depend on: seed, purpose, step, index of the matrix.
+        device: Where to put them.
+
+    Returns:
+        Uniform scores in [0, 1) `[rows, cols]`, float32.
+    """
+    digest = hashlib.sha256("/".join(map(str, seeds)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(grid, generator=generator).to(device)
+
+
+def check_finite(norms: Tensor, what: str, step: int) -> Tensor:
+    """The norms themselves, if all are finite.
+
+    Raises:
+        BlastError: if one is NaN or infinite; a ranking of such norms would be arbitrary.
+    """
+    if not bool(norms.isfinite().all()):
+        bad = int((~norms.isfinite()).sum())
+        raise BlastError(
+            f"at step {step} {what} is NaN or infinite in {bad} of {norms.numel()} blocks, so no mask can be chosen; "
+            "the training has diverged: lower the learning rate, or look for the first NaN in the loss."
+        )
+    return norms

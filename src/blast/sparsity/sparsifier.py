@@ -1,0 +1,250 @@
+"""The one object a training loop needs: `sparsifier.step()` once a step, after `backward()`.
+
+This is our reading of the method ("iteratively sparsifies weight matrices into a block sparsity pattern"): Zhu &
+Gupta's cubic schedule decides how much is empty, RigL's drop and grow decide which blocks, and both see whole blocks.
+The model keeps its own modules: dead blocks hold exact zeros, so that its dense forward is the masked forward and its
+dense gradient is there to grow by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast.errors import BlastError
+from blast.sparsity.blocks import clear_dead_
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.mask import block_budget, live_cost
+from blast.sparsity.one_shot import best_masks, full_mask
+from blast.sparsity.prune_and_grow import prune_and_grow
+from blast.sparsity.schedule import swap_limit, target_sparsity
+from blast.sparsity.units import Unit, groups_of, units_of
+
+STATE_FORMAT = 1
+
+
+class Sparsifier:
+    """Makes a model block-sparse while it trains.
+
+    ```python
+    sparsifier = Sparsifier(model, optimizer, SparsifyConfig(sparsity=0.95, block=64, steps=10_000))
+    for batch in batches:
+        loss(model, batch).backward()
+        sparsifier.step()  # before clipping and the optimizer
+        optimizer.step()
+        optimizer.zero_grad()
+    sparsifier.finish()
+    ```
+
+    After every optimizer step the weights in dead blocks are exactly zero, whatever the optimizer. With a schedule that
+    starts sparse the first mask is applied when the object is made: to resume, make it first, then load all states.
+
+    Args:
+        model: Any model; its matrices are found by structure (see `blast.layers.recognise`).
+        optimizer: The optimizer over its parameters.
+        config: What to prune, how far, how fast.
+
+    Raises:
+        BlastError: if a target matches nothing, a block does not divide a matrix, or the optimizer holds none of the
+            matrices.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: SparsifyConfig) -> None:
+        # The wrappers of torch.compile and of data-parallel training would put themselves before every name.
+        model = getattr(model, "_orig_mod", model)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self._units, dense = units_of(model, config)
+        self._groups = groups_of(self._units, config.ranking)
+        self._check_optimizer()
+        self.dense_targets = [target.name for target in dense]
+        self.step_count = 0
+        self.finished = False
+        self.sparsity_target = target_sparsity(config, 0)
+        self._masks = [full_mask(unit) for unit in self._units]
+        if self.sparsity_target > 0:
+            self._masks = best_masks(self._units, self._masks, config, self.sparsity_target, step=0)
+        self._changed = True
+        self._clear_weights()
+        # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
+        if hasattr(optimizer, "register_step_post_hook"):
+            optimizer.register_step_post_hook(lambda *_: self._clear_weights())
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The live blocks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor."""
+        return {target.name: self._masks[unit.index] for unit in self._units for target in unit.targets}
+
+    @property
+    def sparsity_achieved(self) -> float:
+        """Share of all blocks of the pruned matrices that are empty; with `union` below the target until the trim."""
+        costs = [unit.cost for unit in self._units]
+        total = sum(unit.blocks * unit.cost for unit in self._units)
+        return 1 - live_cost(self._masks, costs) / total
+
+    def step(self) -> None:
+        """Update the mask if it is due, then clear gradients, optimizer state and weights of dead blocks.
+
+        Call it once per optimization step, after `backward()` and before clipping and `optimizer.step()`.
+
+        Raises:
+            BlastError: at a mask update, if a gradient is missing, NaN or infinite; or if the matrices were replaced.
+        """
+        self._check_modules()
+        if not self.finished:
+            if self.step_count >= self.config.final_step:
+                self._trim()
+            elif self.step_count % self.config.update_every == 0:
+                self._update(self.step_count)
+        self._clear_dead()
+        self.step_count += 1
+
+    def finish(self) -> None:
+        """Trim the mask to the exact final budget now, if the schedule has not done so yet, and fix it."""
+        if not self.finished:
+            self._trim()
+            self._clear_dead()
+
+    def report(self) -> dict[str, Any]:
+        """What was pruned, as plain JSON values.
+
+        Returns:
+            `target` and `achieved` sparsity of the whole; `matrices`, by name, with `role`, `shape` (out, in),
+            `block`, `blocks`, `live`, `target`, `achieved`; and `dense`, the targets left dense on purpose.
+        """
+        matrices = {}
+        for unit in self._units:
+            live = int(self._masks[unit.index].sum())
+            for target in unit.targets:
+                matrices[target.name] = {
+                    "role": target.role,
+                    "shape": list(target.shape),
+                    "block": list(unit.block),
+                    "blocks": unit.blocks,
+                    "live": live,
+                    "target": self.sparsity_target,
+                    "achieved": 1 - live / unit.blocks,
+                }
+        return {
+            "target": self.sparsity_target,
+            "achieved": self.sparsity_achieved,
+            "matrices": matrices,
+            "dense": list(self.dense_targets),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an exact resume needs besides the model and the optimizer: plain values and tensors."""
+        return {
+            "format": STATE_FORMAT,
+            "config": self.config.to_dict(),
+            "step_count": self.step_count,
+            "finished": self.finished,
+            "sparsity_target": self.sparsity_target,
+            "masks": {name: mask.detach().cpu().clone() for name, mask in self.masks.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state; load the model and the optimizer as well, in any order after this object is made.
+
+        Raises:
+            BlastError: if the state was saved under another config or for other matrices.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise BlastError(
+                f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start afresh."
+            )
+        ours, theirs = self.config.to_dict(), state["config"]
+        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        if keys:
+            differ = ", ".join(f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}" for key in keys)
+            raise BlastError(f"the saved sparsifier has another config ({differ}); resume with the saved one.")
+        masks = {name: mask.shape for name, mask in self.masks.items()}
+        if masks != {name: mask.shape for name, mask in state["masks"].items()}:
+            raise BlastError("the saved masks are of other matrices than this model's; resume with the saved model.")
+        for unit in self._units:
+            old = self._masks[unit.index]
+            self._masks[unit.index] = state["masks"][unit.targets[0].name].to(old.device, torch.bool, copy=True)
+        self.step_count = int(state["step_count"])
+        self.finished = bool(state["finished"])
+        self.sparsity_target = float(state["sparsity_target"])
+        self._changed = True
+
+    def _update(self, step: int) -> None:
+        """Choose new masks for a step, group by group."""
+        self.sparsity_target = target_sparsity(self.config, step)
+        masks = list(self._masks)
+        for group in self._groups:
+            costs = [unit.cost for unit in group]
+            grows = self.config.grow != "none"
+            chosen = prune_and_grow(
+                live=[self._mask_on_device(unit) for unit in group],
+                keep_scores=[unit.keep_scores(self.config, step) for unit in group],
+                grow_scores=[unit.grow_scores(self.config, step) for unit in group] if grows else None,
+                budget=block_budget([unit.blocks for unit in group], costs, self.sparsity_target),
+                grow=self.config.grow,
+                swap_limit=swap_limit(self.config, step),
+                costs=costs,
+            )
+            for unit, mask in zip(group, chosen, strict=True):
+                masks[unit.index] = mask
+        self._masks = masks
+        self._changed = True
+
+    def _trim(self) -> None:
+        """Cut the masks to the exact final budget and fix them."""
+        self.sparsity_target = self.config.sparsity
+        live = [self._mask_on_device(unit) for unit in self._units]
+        self._masks = best_masks(self._units, live, self.config, self.sparsity_target, self.step_count)
+        self.finished = True
+        self._changed = True
+
+    @torch.no_grad()
+    def _clear_dead(self) -> None:
+        """Clear gradients in every step; state and weights only after the mask changed, since nothing revives them."""
+        for unit in self._units:
+            mask = self._mask_on_device(unit)
+            for target in unit.matrices:
+                if target.gradient is not None:
+                    clear_dead_(target.gradient, mask, unit.block)
+                if self._changed:
+                    parameter = target.parameter
+                    for value in self.optimizer.state.get(parameter, {}).values():
+                        if isinstance(value, Tensor) and value.shape == parameter.shape:
+                            clear_dead_(target.as_out_in(value), mask, unit.block)
+        if self._changed:
+            self._clear_weights()
+        self._changed = False
+
+    @torch.no_grad()
+    def _clear_weights(self) -> None:
+        for unit in self._units:
+            unit.clear_dead(self._mask_on_device(unit))
+
+    def _mask_on_device(self, unit: Unit) -> Tensor:
+        """The unit's mask, moved along if the model was moved."""
+        device = unit.matrices[0].weight.device
+        if self._masks[unit.index].device != device:
+            self._masks[unit.index] = self._masks[unit.index].to(device)
+        return self._masks[unit.index]
+
+    def _check_optimizer(self) -> None:
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        if not any(id(target.parameter) in held for unit in self._units for target in unit.matrices):
+            raise BlastError(
+                "the optimizer holds none of the matrices to prune; make it from this model's parameters(), "
+                "after any change of the model's layers."
+            )
+
+    def _check_modules(self) -> None:
+        for unit in self._units:
+            for target in unit.targets:
+                if self.model.get_submodule(target.name) is not target.module:
+                    raise BlastError(
+                        f"'{target.name}' was replaced after the Sparsifier was made (by blast.to_sparse?); "
+                        "finish the training before converting, or make a new Sparsifier and optimizer."
+                    )

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from sparsity_models import assert_dead_blocks_are_zero, tiny_gpt2
+
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.one_shot import one_shot_masks
+from blast.sparsity.sparsifier import Sparsifier
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dead_blocks_stay_zero_on_a_gpu_with_a_fused_optimizer(dtype):
+    model = tiny_gpt2().to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    config = SparsifyConfig(sparsity=0.75, block=16, steps=8, update_every=2)
+    sparsifier = Sparsifier(model, optimizer, config)
+    # Moved after the sparsifier was made: its masks follow.
+    model.cuda()
+    optimizer.param_groups[0]["fused"] = True
+    for step in range(8):
+        optimizer.zero_grad()
+        tokens = torch.randint(96, (2, 16), generator=torch.Generator().manual_seed(step)).cuda()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        sparsifier.step()
+        optimizer.step()
+        assert_dead_blocks_are_zero(sparsifier)
+    assert sparsifier.sparsity_achieved == 0.75
+    assert all(mask.is_cuda for mask in sparsifier.masks.values())
+
+
+def test_random_masks_are_the_same_on_a_gpu_and_a_cpu():
+    config = SparsifyConfig(sparsity=0.75, block=16, steps=8, keep_score="random", ranking="model")
+    cpu, gpu = one_shot_masks(tiny_gpt2(), config), one_shot_masks(tiny_gpt2().cuda(), config)
+    assert all(torch.equal(mask, gpu[name].cpu()) for name, mask in cpu.items())
