@@ -1,0 +1,58 @@
+"""One measured number with its unit, spread and count, as records keep it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from blast.errors import BlastError
+
+BETTER = ("higher", "lower")
+
+
+def metric(
+    name: str,
+    value: float,
+    *,
+    unit: str,
+    better: str,
+    n: int = 1,
+    stderr: float | None = None,
+    task: str | None = None,
+    setting: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A metric entry of a record, with `low` and `high` one standard error either side.
+
+    The interval is not clipped, so half its width is the standard error again.
+
+    Args:
+        name: Name of the metric, for instance `"top1"`.
+        value: What was measured.
+        unit: Its unit, for instance `"fraction"`.
+        better: `"higher"` or `"lower"`.
+        n: How many independent things the value and its error were taken over (documents, images, chunks).
+        stderr: Standard error in the same unit; None where there is none.
+        task: Name of the evaluation task; None for our own metrics.
+        setting: What else a reader needs to judge the number (window, chance level, …).
+
+    Raises:
+        BlastError: if the value is not a finite number.
+    """
+    label = f"{task}: {name}" if task else name
+    if better not in BETTER:
+        raise ValueError(f"better must be one of {BETTER}, not {better!r}")
+    if not math.isfinite(value):
+        raise BlastError(f"{label} is {value}, not a finite number; look at the model's training loss.")
+    known = stderr is not None and math.isfinite(stderr)
+    return {
+        "metric": name,
+        "task": task,
+        "unit": unit,
+        "value": float(value),
+        "low": float(value - stderr) if known else None,
+        "high": float(value + stderr) if known else None,
+        "spread": "stderr" if known else None,
+        "n": int(n),
+        "better": better,
+        "setting": dict(setting or {}),
+    }

@@ -1,0 +1,140 @@
+"""Evaluation requests as a plain file: token ids to score, and the documents that they were made of.
+
+The file is JSON lines, gzipped: a header, then documents, then requests. The same content gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError
+
+FORMAT = 1
+KINDS = ("loglikelihood", "loglikelihood_rolling")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to score.
+
+    Attributes:
+        key: Digest of the kind and the text of the request: what a score is found by again.
+        task: Name of the task that asks.
+        kind: `loglikelihood` (of the continuation after the context) or `loglikelihood_rolling` (of a whole text,
+            in windows as long as the model allows, each token predicted once).
+        context: Token ids that are given; for a rolling request the one token that stands before the text.
+        continuation: Token ids that are scored.
+    """
+
+    key: str
+    task: str
+    kind: str
+    context: list[int]
+    continuation: list[int]
+
+
+@dataclass(frozen=True)
+class RequestFile:
+    """All requests of some tasks, for one tokenizer.
+
+    Attributes:
+        tasks: Names of the tasks, in order.
+        requests: What is to be scored.
+        documents: File name → its documents: the data that the tasks read.
+        settings: How they were made (tokenizer digest, prefix token, limit, version of lm-eval).
+    """
+
+    tasks: list[str]
+    requests: list[Request]
+    documents: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of everything in the file."""
+        return _digest(self._lines())
+
+    def _lines(self) -> list[str]:
+        header = {"format": FORMAT, "tasks": self.tasks, "settings": self.settings}
+        documents = [{"file": name, "document": row} for name, rows in self.documents.items() for row in rows]
+        return [_line(value) for value in (header, *documents, *map(asdict, self.requests))]
+
+    def write(self, file: Path) -> str:
+        """Writes the file whole or not at all; returns the digest."""
+        lines = self._lines()
+        digest = _digest(lines)
+        text = "\n".join([_line({"digest": digest}), *lines]) + "\n"
+        replace_bytes(file, compress(text))
+        return digest
+
+
+def read_requests(file: Path) -> RequestFile:
+    """Reads a request file and checks its digest.
+
+    Raises:
+        BlastError: if it is missing, damaged, or of another format.
+    """
+    file = Path(file)
+    remedy = "delete it and build the requests again."
+    try:
+        first, *lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+        if json.loads(first)["digest"] != _digest(lines):
+            raise BlastError(f"{file}: this request file was altered and does not match its own digest; {remedy}")
+        header, *rows = map(json.loads, lines)
+    except FileNotFoundError as error:
+        raise BlastError(f"{file}: this request file does not exist; build the requests first.") from error
+    except BlastError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise BlastError(f"{file}: this request file is damaged or half-written; {remedy}") from error
+    if header.get("format") != FORMAT:
+        raise BlastError(
+            f"{file}: its format {header.get('format')} is not the format {FORMAT} of this version; {remedy}"
+        )
+    documents: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "document" in row:
+            documents.setdefault(row["file"], []).append(row["document"])
+    requests = [Request(**row) for row in rows if "document" not in row]
+    return RequestFile(header["tasks"], requests, documents, header["settings"])
+
+
+def compress(text: str) -> bytes:
+    """Gzip without name or time, so that the same text gives the same bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=6, mtime=0) as stream:
+        stream.write(text.encode())
+    return buffer.getvalue()
+
+
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Writes beside the file, then renames: a reader sees all of it or the one before."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    aside.write_bytes(content)
+    aside.replace(file)
+
+
+def _line(value: Any) -> str:
+    # Escaped, so that no line separator hidden in a document splits a line.
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+
+
+def _digest(lines: list[str]) -> str:
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,102 @@
+"""Scores of evaluation requests as a plain file, tied to the requests by their digest."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blast.errors import BlastError
+from blast.evaluation.requests import RequestFile, compress, replace_bytes
+
+FORMAT = 1
+
+
+class Score(NamedTuple):
+    """What a model gives for one request: sum of log-probabilities (nats), and whether greedy decoding gives it."""
+
+    logprob: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """One score a request, in the order of the requests.
+
+    Attributes:
+        requests: Digest of the request file.
+        scores: The scores.
+        settings: How they were made (window, batch size, dtype).
+    """
+
+    requests: str
+    scores: list[Score]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, file: Path) -> None:
+        """Writes the file whole or not at all, gzipped if its name ends in `.gz`; same scores, same bytes."""
+        values = {"format": FORMAT, "requests": self.requests, "settings": self.settings, "scores": self.scores}
+        text = json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n"
+        replace_bytes(file, compress(text) if str(file).endswith(".gz") else text.encode())
+
+    def check_against(self, requests: RequestFile, source: str = "scores") -> None:
+        """Checks that these are the scores of these requests.
+
+        Raises:
+            BlastError: if they belong to other requests, are not as many, or are not all finite.
+        """
+        if self.requests != requests.digest:
+            raise BlastError(
+                f"{source}: made for other requests ({self.requests[:19]}…) than these ({requests.digest[:19]}…); "
+                "score the present requests again."
+            )
+        if len(self.scores) != len(requests):
+            raise BlastError(f"{source}: {len(self.scores)} scores for {len(requests)} requests; score them again.")
+        require_finite(self.scores, source)
+
+
+def write_scores(
+    file: Path, requests: RequestFile, scores: list[Score], settings: dict[str, Any] | None = None
+) -> ScoreFile:
+    """Writes the scores of these requests; see `ScoreFile.write`."""
+    found = ScoreFile(requests.digest, scores, settings or {})
+    found.write(file)
+    return found
+
+
+def require_finite(scores: list[Score], source: str = "scores") -> None:
+    """Raises a BlastError that counts the scores that are no finite numbers."""
+    bad = sum(not math.isfinite(s.logprob) for s in scores)
+    if bad:
+        raise BlastError(
+            f"{source}: {bad} of {len(scores)} log-likelihoods are not finite; look at the model's training loss."
+        )
+
+
+def read_scores(file: Path) -> ScoreFile:
+    """Reads a score file.
+
+    Raises:
+        BlastError: if it is missing, damaged, or of another format.
+    """
+    file = Path(file)
+    remedy = "delete it and score the requests again."
+    try:
+        content = file.read_bytes()
+        values = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        found = ScoreFile(
+            values["requests"], [Score(float(p), bool(g)) for p, g in values["scores"]], values["settings"]
+        )
+    except FileNotFoundError as error:
+        raise BlastError(f"{file}: this score file does not exist; score the requests first.") from error
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise BlastError(f"{file}: this score file is damaged or half-written; {remedy}") from error
+    if values.get("format") != FORMAT:
+        raise BlastError(
+            f"{file}: its format {values.get('format')} is not the format {FORMAT} of this version; {remedy}"
+        )
+    return found

@@ -1,0 +1,117 @@
+"""The two language models that lm-eval is given: one writes its requests down, one replays scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM, TemplateLM
+from lm_eval.models.huggingface import HFLM
+
+from blast.errors import BlastError
+from blast.evaluation.requests import Request
+from blast.evaluation.scores import Score
+
+
+def key_of(instance: Instance) -> str:
+    """Digest of what a request asks: its kind and its text."""
+    text = json.dumps([instance.request_type, *instance.args])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class RequestRecorder(HFLM):
+    """lm-eval's own tokenisation for transformers models, with nothing behind it: tokens are kept, not scored.
+
+    Args:
+        tokenizer: A transformers tokenizer with a BOS or an EOS token, which stands before a text without context.
+
+    Attributes:
+        found: The requests, each once, in the order in which they were first seen.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        # Not HFLM's own: it loads a model.
+        TemplateLM.__init__(self)
+        self.tokenizer = tokenizer
+        self.backend = "causal"
+        self.add_bos_token = None
+        self.custom_prefix_token_id = None
+        self.enable_thinking = False
+        self.found: list[Request] = []
+        self._encoded: list[tuple[list[int], list[int]]] = []
+        if self.prefix_token_id is None:
+            raise BlastError(
+                "the tokenizer has neither a BOS nor an EOS token, but one must stand before a text without context; "
+                "train the tokenizer with one."
+            )
+
+    def record(self, task: str, instances: list[Instance]) -> None:
+        """Tokenises the requests of a task and keeps those not seen yet.
+
+        Raises:
+            BlastError: if the task asks for anything but likelihoods, or a continuation has no token.
+        """
+        known = {request.key for request in self.found}
+        for instance in instances:
+            key = key_of(instance)
+            if key in known:
+                continue
+            known.add(key)
+            context, continuation = self._encode(task, instance)
+            self.found.append(Request(key, task, instance.request_type, context, continuation))
+
+    def _encode(self, task: str, instance: Instance) -> tuple[list[int], list[int]]:
+        if instance.request_type == "loglikelihood_rolling":
+            return [self.prefix_token_id], self.tok_encode(instance.args[0])
+        if instance.request_type != "loglikelihood":
+            raise BlastError(
+                f"the task '{task}' asks for {instance.request_type}, but only likelihoods can be replayed; "
+                "choose another task."
+            )
+        if instance.args[1]:
+            self.loglikelihood([instance], disable_tqdm=True)
+        context, continuation = self._encoded.pop() if self._encoded else ([], [])
+        if not continuation:
+            raise BlastError(
+                f"the task '{task}' has a document (number {instance.doc_id}) whose answer {instance.args[1]!r} has no "
+                "token of its own; mend the document."
+            )
+        return context, continuation
+
+    def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        self._encoded += [(context, continuation) for _, context, continuation in requests]
+        return [(0.0, False)] * len(requests)
+
+
+class ScoreReplayer(LM):
+    """Answers each request with the score it was given before.
+
+    Args:
+        scores: Scores by the key of their request.
+    """
+
+    def __init__(self, scores: dict[str, Score]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return [tuple(self._score(request)) for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return [self._score(request).logprob for request in requests]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        raise BlastError(
+            f"the task '{requests[0].task_name}' asks for text, but only likelihoods can be replayed; choose another."
+        )
+
+    def _score(self, request: Instance) -> Score:
+        try:
+            return self.scores[key_of(request)]
+        except KeyError as error:
+            raise BlastError(
+                f"the task '{request.task_name}' asks for what the request file does not hold, so the task or lm-eval "
+                "changed since; delete the request file, then build and score the requests again."
+            ) from error
