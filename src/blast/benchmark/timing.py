@@ -1,0 +1,60 @@
+"""Timing that can be trusted: warmed up, interleaved, medians with quantiles."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call: median, 20 % and 80 % quantile, and how many calls were timed."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+def _once(call: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call; on a GPU between two events."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+    clock = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - clock) / 1e6
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int = 3
+) -> dict[str, Timing]:
+    """Times several ways to do the same thing in turn (A B C A B C …), so that a drift of the machine hits all alike.
+
+    Args:
+        calls: What to time, by provider.
+        device: Where it runs.
+        repeats: Timed calls of each, after `warmup` calls that are not counted.
+    """
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            taken[name].append(_once(call, device))
+    timings = {}
+    for name, values in taken.items():
+        if len(values) < 2:
+            timings[name] = Timing(values[0], values[0], values[0], 1)
+            continue
+        fifths = statistics.quantiles(values, n=5, method="inclusive")
+        timings[name] = Timing(statistics.median(values), fifths[0], fifths[3], len(values))
+    return timings

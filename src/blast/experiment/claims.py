@@ -1,0 +1,233 @@
+"""Verdicts on the paper's claims: met, not met, undecided, projected, or not run.
+
+The rules, all of them:
+
+- A claim that names a model is judged on rows of that model alone; one that names a number of GPUs on rows from GPUs,
+  at least as many. Until such rows exist it is **not run**. Small models on small data say nothing about it.
+- A value with an interval is **met** when the whole interval reaches the paper's value, **not met** when the whole
+  interval misses it, else **undecided**. Without an interval it is undecided.
+- A value that was calculated, not measured, is **projected**, whatever it is.
+- *Majority under a limit*: over the points (model × dataset × sparsity) of the method `blast` of one grid, each by its
+  main metric. **Met** when more than half lie under the limit by more than the noise, **not met** when at least half
+  lie over it by more than the noise, else undecided. Points that failed, were not run or are at chance lie on neither
+  side. The noise is the seed spread; where one seed was run, two standard errors of the difference.
+- *Sparsity reached*: met when some point holds the sparsity within the rounding to whole blocks (half a percent);
+  **not run** when none was asked to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from blast import architectures
+from blast.experiment.comparison import main_metric, missing, summarise
+from blast.experiment.paper_values import PaperValue
+from blast.experiment.ratio import ratios
+
+VERDICTS = ("met", "not met", "undecided", "projected", "not run")
+BLOCK_ROUNDING = 0.005
+SAME_SPARSITY = 0.02
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What we have to say about one claim.
+
+    Attributes:
+        verdict: One of `VERDICTS`.
+        ours: Our value as it is printed; "–" without one.
+        setting: What it was measured on, or what is missing.
+    """
+
+    verdict: str
+    ours: str
+    setting: str
+
+
+def not_run(reason: str) -> Finding:
+    """The finding where nothing comparable was measured."""
+    return Finding("not run", "–", reason)
+
+
+def compare(low: float, high: float, limit: float, *, at_least: bool) -> str:
+    """Verdict on a value known to lie in `[low, high]` against a limit it must reach, or must not pass.
+
+    Args:
+        low: Lower end; NaN if there is no interval.
+        high: Upper end; NaN if there is no interval.
+        limit: The paper's value.
+        at_least: Whether the value has to be at least the limit (a speed-up), or at most (a loss).
+    """
+    if math.isnan(low) or math.isnan(high):
+        return "undecided"
+    if not at_least:
+        low, high, limit = -high, -low, -limit
+    if low >= limit:
+        return "met"
+    return "not met" if high < limit else "undecided"
+
+
+def majority(losses: list[tuple[float, float]], limit: float, unknown: int = 0) -> str:
+    """Verdict on "the majority loses less than `limit`".
+
+    Args:
+        losses: Relative loss and its noise, a pair a point; NaN noise means that nothing is certain about it.
+        limit: In the unit of the losses.
+        unknown: Points without a loss: failed, not run, at chance. They count, on neither side.
+
+    Returns:
+        "met", "not met", "undecided", or "not run" without any loss.
+    """
+    if not losses:
+        return "not run"
+    total = len(losses) + unknown
+    under = sum(loss + noise < limit for loss, noise in losses)
+    over = sum(loss - noise >= limit for loss, noise in losses)
+    if 2 * under > total:
+        return "met"
+    return "not met" if 2 * over >= total else "undecided"
+
+
+def _names(values: Any) -> str:
+    return ", ".join(sorted({str(value) for value in values if not pd.isna(value)}))
+
+
+def _noise(row: Any) -> float:
+    return row.noise if not math.isnan(row.noise) else 2 * row.relative_error
+
+
+def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """One finding for each grid, as each has a setting of its own."""
+    summary = main_metric(summarise(table))
+    findings = []
+    for grid, rows in summary.groupby("grid", sort=True):
+        pruned = rows[(rows["method"] == "blast") & (rows["sparsity"] <= (value.sparsity or 1))]
+        judged = pruned[pruned["relative"].notna()]
+        lost = missing(table[(table["grid"] == grid) & (table["suite"] == "train")])
+        lost = lost[(lost["method"] == "blast") & ~lost["model"].isna()]
+        absent = {tuple(row) for row in lost[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
+        absent -= {tuple(row) for row in pruned[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
+        unknown = len(absent) + len(pruned) - len(judged)
+        losses = [(row.relative, _noise(row)) for row in judged.itertuples(index=False)]
+        under = sum(loss < value.value for loss, _ in losses)
+        highest = judged[judged["sparsity"] == judged["sparsity"].max()]
+        at_highest = int((highest["relative"] < value.value).sum())
+        ours = f"{under} of {len(losses)} under {value.value:g} %"
+        if len(highest):
+            ours += f"; at {100 * highest['sparsity'].iloc[0]:g} %: {at_highest} of {len(highest)}"
+        if unknown:
+            ours += f"; {unknown} more without a loss"
+        setting = f"grid {grid}: {_names(rows['model'])} on {_names(rows['dataset'])}, {_names(rows['metric'])}"
+        if losses:
+            findings.append(Finding(majority(losses, value.value, unknown), ours, setting))
+    return findings or [not_run("no pruned model with its dense run was recorded")]
+
+
+def _judge_sparsity(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    done = table[(table["suite"] == "train") & (table["status"] == "ok") & (table["method"] == "blast")]
+    done = done[done["achieved_sparsity"].notna()]
+    if done.empty:
+        return [not_run("no pruned model was recorded")]
+    best = done.loc[done["achieved_sparsity"].idxmax()]
+    if done["sparsity"].max() < value.value - BLOCK_ROUNDING:
+        return [not_run(f"the highest sparsity that was run is {100 * done['sparsity'].max():g} %")]
+    top = done[done["achieved_sparsity"] >= best["achieved_sparsity"] - BLOCK_ROUNDING]
+    reached = best["achieved_sparsity"] >= value.value - BLOCK_ROUNDING
+    ours = f"{100 * best['achieved_sparsity']:.1f} % of MLP weights"
+    setting = f"{_names(top['model'])} on {_names(top['dataset'])}; see the next claim for what it costs"
+    return [Finding("met" if reached else "not met", ours, setting)]
+
+
+def _comparable(value: PaperValue, found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the claim's own setting."""
+    keep = pd.Series(True, index=found.index)
+    if value.suite:
+        keep &= found["suite"].isin(value.suite)
+    if value.model:
+        keep &= found["model"] == value.model
+    if value.sparsity is not None:
+        keep &= found["sparsity"] <= value.sparsity + SAME_SPARSITY
+    if value.gpus is not None:
+        gpus = found["gpus"].astype(float).fillna(found["gpu"].astype(float))
+        keep &= found["gpu"].astype(bool) & (gpus >= value.gpus)
+    return found[keep]
+
+
+def weight_ratio(model: str, sparsity: float) -> float | None:
+    """Calculated ratio of all weights to those left at a sparsity of the MLPs; norms and indices are left out.
+
+    Returns:
+        None for a model whose shape is not registered.
+    """
+    shape = architectures.SHAPES.get(model)
+    if shape is None or shape.vocab is None:
+        return None
+    attention = 2 * shape.hidden * shape.width_of_head * (shape.heads + shape.kv_heads) * shape.layers
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
+    rest = attention + embeddings
+    return (rest + shape.mlp_weights) / (rest + shape.mlp_weights * (1 - sparsity))
+
+
+def _why_not(value: PaperValue, found: pd.DataFrame) -> str:
+    """What is missing for the claim to be judged."""
+    wanted = [f"rows of {value.model}"] if value.model else ["rows"]
+    if value.gpus is not None:
+        wanted.append("from a GPU" if value.gpus == 1 else f"from {value.gpus} GPUs")
+    reason = f"needs {' '.join(wanted)}"
+    if value.gpus is not None and len(found) and not found["gpu"].astype(bool).any():
+        reason += "; CPU timings say nothing about it"
+    return reason
+
+
+def _judge_ratio(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    found = ratios(table, value.metric)
+    found = found[found["suite"].isin(value.suite)] if value.suite else found
+    fit = _comparable(value, found)
+    if fit.empty:
+        projected = weight_ratio(value.model, value.sparsity or 0) if value.metric == "weights_bytes" else None
+        if projected is None:
+            return [not_run(_why_not(value, found))]
+        setting = f"calculated from the shape of {value.model} at {100 * value.sparsity:g} %: weights alone, no indices"
+        return [Finding("projected", f"{projected:.2f}x", setting)]
+    best = fit.loc[fit["ratio"].idxmax()]
+    tokens = "" if pd.isna(best["tokens"]) else f", {best['tokens']} tokens"
+    where = f"{best['model']}, {100 * best['sparsity']:g} %, block {best['block']}{tokens}, {best['hardware']}"
+    setting = f"best of {len(fit)} over {best['baseline']}: {where}"
+    # Bytes are counted, not sampled: they are their own interval.
+    exact = value.metric.endswith("_bytes")
+    low, high = (best["ratio"], best["ratio"]) if exact else (best["low"], best["high"])
+    verdict = compare(low, high, value.value, at_least=True)
+    if best["projected"] is True:
+        verdict = "projected"
+    return [Finding(verdict, f"{best['ratio']:.2f}x", setting)]
+
+
+def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    summary = summarise(table, (value.metric,))
+    fit = summary[(summary["model"] == value.model) & (summary["method"] == "blast") & summary["relative"].notna()]
+    if value.sparsity is not None:
+        fit = fit[(fit["sparsity"] - value.sparsity).abs() < SAME_SPARSITY]
+    if fit.empty:
+        return [not_run(f"needs {value.metric.replace('_', ' ')} of {value.model}")]
+    best = fit.loc[fit["relative"].idxmin()]
+    noise = _noise(best)
+    verdict = compare(best["relative"] - noise, best["relative"] + noise, value.value, at_least=False)
+    where = f"{best['model']} on {best['dataset']}, {100 * best['sparsity']:g} %, {best['hardware']}"
+    return [Finding(verdict, f"{best['relative']:+.2f} %", where)]
+
+
+JUDGES = {"majority": _judge_majority, "sparsity": _judge_sparsity, "ratio": _judge_ratio, "loss": _judge_loss}
+
+
+def judge(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """Our findings on one value of the paper; more than one where several grids speak to it.
+
+    Args:
+        value: From `blast.experiment.paper_values.read_paper_values`.
+        table: From `blast.experiment.table.load_table`.
+    """
+    return JUDGES[value.rule](value, table)

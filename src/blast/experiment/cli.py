@@ -1,0 +1,214 @@
+"""The command `blast`; each verb is a few lines around the module that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from blast.errors import BlastError
+from blast.experiment.layout import GridFolder
+
+
+def _plan(config: Path):
+    from blast.experiment.config import read_config
+    from blast.experiment.grid import expand
+
+    return expand(read_config(config), config)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Checks a config and says what it would run."""
+    plan = _plan(options.config)
+    stages = {stage: sum(point.stage == stage for point in plan.points.values()) for stage in ("train", "benchmark")}
+    print(
+        f"{options.config}: good; {stages['train']} training points on {len(plan.datasets)} datasets and "
+        f"{stages['benchmark']} benchmark points in {len(plan.jobs)} jobs."
+    )
+    if options.list:
+        for name in plan.points:
+            print(name)
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Writes the points of a config as files, to be run elsewhere with `blast job`."""
+    from blast.experiment.record import write_json
+
+    points = _plan(options.config).points
+    for point in points.values():
+        write_json(options.out / f"{point.id}.json", point.to_dict())
+    print(f"{len(points)} points written to {options.out}")
+    return 0
+
+
+def job(options: argparse.Namespace) -> int:
+    """Runs points; always leaves a record of each."""
+    from blast.experiment.job import run_points
+    from blast.experiment.point import Point
+
+    points = [Point.read(file) for file in options.points]
+    folder = GridFolder(options.out)
+    failures = run_points(points, folder, options.log or folder.log(f"job-{os.getpid()}"), total=options.total)
+    return 1 if failures and options.strict else 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Brings the raw files of a dataset into the cache."""
+    from blast.experiment.data_stage import fetch_dataset
+
+    fetch_dataset(options.dataset, options.out)
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Tokenises or unpacks a dataset that was fetched."""
+    from blast.experiment.data_stage import prepare_dataset
+
+    prepare_dataset(options.dataset, json.loads(options.settings), options.fetched, options.out)
+    return 0
+
+
+def requests(options: argparse.Namespace) -> int:
+    """Builds lm-eval's requests for a dataset."""
+    from blast.experiment.data_stage import build_dataset_requests
+
+    build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir))
+    return 0
+
+
+def language(options: argparse.Namespace) -> int:
+    """Lets lm-eval make its metrics of the scores of points."""
+    from blast.experiment.language_stage import make_language_metrics
+
+    make_language_metrics(GridFolder(options.grid_dir), options.ids)
+    return 0
+
+
+def mlflow(options: argparse.Namespace) -> int:
+    """Shows points in MLflow."""
+    from blast.experiment.record import write_atomically
+    from blast.experiment.tracking_stage import show_in_mlflow
+
+    said = show_in_mlflow(GridFolder(options.grid_dir), options.ids)
+    if options.out:
+        write_atomically(options.out, said + "\n")
+    print(said)
+    return 0
+
+
+def verdict(options: argparse.Namespace) -> int:
+    """Says what failed and puts it aside for the next run."""
+    from blast.experiment.record import write_atomically
+    from blast.experiment.verdict import settle
+
+    points, sentences = settle(GridFolder(options.grid_dir))
+    for sentence in sentences:
+        print(f"FAILED {sentence}", file=sys.stderr)
+    if sentences:
+        print(
+            f"{len(sentences)} failures, everything else is done; mend the cause and run again: only these are redone.",
+            file=sys.stderr,
+        )
+        return 1
+    said = f"all {points} points are good"
+    write_atomically(options.out, said + "\n")
+    print(said)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Flattens records to the tables under `results/recorded`."""
+    from blast.experiment.export import export_grid
+
+    files = export_grid(options.grid_dir, options.recorded)
+    print("written: " + (", ".join(map(str, files)) or "nothing, as there are no records"))
+    return 0
+
+
+def take_in(options: argparse.Namespace) -> int:
+    """Takes in the records of another machine after checking their digests."""
+    from blast.experiment.take_in import take_in_records
+
+    taken = take_in_records(options.folder, GridFolder(options.grid_dir))
+    print(f"{len(taken)} records taken in from {options.folder}")
+    return 0
+
+
+def schema(options: argparse.Namespace) -> int:
+    """Prints the JSON schema of a config."""
+    from blast.experiment.config import schema as text
+
+    print(text(), end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blast", description="Block-sparse transformers: points, records and views of them."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function, **kinds) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=function.__doc__.splitlines()[0], description=function.__doc__)
+        made.set_defaults(run=function)
+        return made
+
+    config = {"type": Path, "default": Path("config/config.yaml")}
+    grid_dir = {"type": Path, "required": True, "help": "folder of the grid, usually results/<name>"}
+    made = verb("check", check)
+    made.add_argument("config", **config, nargs="?")
+    made.add_argument("--list", action="store_true", help="name each point")
+    made = verb("plan", plan)
+    made.add_argument("config", **config, nargs="?")
+    made.add_argument("--out", type=Path, required=True)
+    made = verb("job", job)
+    made.add_argument("points", type=Path, nargs="+", metavar="POINT.json")
+    made.add_argument("--out", type=Path, required=True, help="folder that takes records and checkpoints")
+    made.add_argument("--log", type=Path)
+    made.add_argument("--total", type=int, help="points of the whole grid, for the progress line")
+    made.add_argument("--strict", action="store_true", help="exit with 1 if a point failed")
+    made = verb("fetch", fetch)
+    made.add_argument("dataset")
+    made.add_argument("--out", type=Path, required=True, help="file that takes the facts, or why there are none")
+    made = verb("prepare", prepare)
+    made.add_argument("dataset")
+    made.add_argument("--settings", default="{}", help="JSON")
+    made.add_argument("--fetched", type=Path, help="what `blast fetch` wrote")
+    made.add_argument("--out", type=Path, required=True, help="file that takes the facts, or why there are none")
+    made = verb("requests", requests)
+    made.add_argument("dataset")
+    made.add_argument("--tasks", nargs="+", required=True)
+    made.add_argument("--grid-dir", **grid_dir)
+    made = verb("language", language)
+    made.add_argument("ids", nargs="+")
+    made.add_argument("--grid-dir", **grid_dir)
+    made = verb("mlflow", mlflow)
+    made.add_argument("ids", nargs="+")
+    made.add_argument("--grid-dir", **grid_dir)
+    made.add_argument("--out", type=Path)
+    made = verb("verdict", verdict)
+    made.add_argument("--grid-dir", **grid_dir)
+    made.add_argument("--out", type=Path, required=True)
+    made = verb("import", take_in)
+    made.add_argument("folder", type=Path, help="folder with the records of another machine")
+    made.add_argument("--grid-dir", **grid_dir)
+    made = verbs.add_parser("records", help="Views of records.").add_subparsers(required=True, metavar="VERB")
+    made = made.add_parser("export", help=export.__doc__)
+    made.set_defaults(run=export)
+    made.add_argument("--grid-dir", **grid_dir)
+    made.add_argument("--recorded", type=Path, default=Path("results/recorded"))
+    verb("schema", schema)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of the command; a fault of the user is one sentence and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except BlastError as error:
+        print(f"blast: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,57 @@
+"""The data stages of the workflow: each leaves a file with facts, or with why there are none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from blast import datasets
+from blast.datasets.cache import cache_root
+from blast.errors import BlastError
+from blast.experiment.layout import GridFolder
+from blast.experiment.record import read_json, write_json
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _facts_or_cause(work: Callable[[], dict[str, Any]], out: Path) -> None:
+    try:
+        values = {"status": "ok", "cause": None, "facts": work()}
+    except BlastError as error:
+        _say(f"blast: {error}")
+        values = {"status": "failed", "cause": str(error), "facts": {}}
+    write_json(out, values)
+
+
+def fetch_dataset(dataset: str, out: Path) -> None:
+    """Brings the raw files of a dataset into the cache; `out` takes the facts or the cause of failure."""
+    module = datasets.get(dataset)
+    _facts_or_cause(lambda: module.fetch(cache_root(), _say), out)
+
+
+def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None, out: Path) -> None:
+    """Prepares a dataset in the cache; `out` takes the facts, or the cause of failure, of fetching too."""
+
+    def work() -> dict[str, Any]:
+        if fetched:
+            before = read_json(fetched, "dataset file", "delete it and run again.")
+            if before["status"] != "ok":
+                raise BlastError(before["cause"])
+        return datasets.get(dataset).prepare(cache_root(), settings)
+
+    _facts_or_cause(work, out)
+
+
+def build_dataset_requests(dataset: str, tasks: Sequence[str], folder: GridFolder) -> None:
+    """Lets lm-eval build the requests of a dataset; without the dataset there are none to build."""
+    from blast.experiment.language_eval import build_requests
+
+    values = read_json(folder.data(dataset), "dataset file", "delete it and run again.")
+    if values["status"] != "ok":
+        return
+    facts = values["facts"]
+    build_requests(Path(facts["folder"]), tasks, Path(facts["tokenizer_dir"]), folder.requests(dataset))

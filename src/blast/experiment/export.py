@@ -1,0 +1,128 @@
+"""Records flattened into the evidence that the repository keeps: `results/recorded/<hardware>/`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError
+from blast.experiment.record import read_json, write_json
+from blast.experiment.rows import Record, Row, describe_run, read_grid, read_rows, record_rows, run_id, write_rows
+
+FILES = ("kernels", "training", "inference", "memory", "energy", "accuracy")
+# A curve is kept at about this many steps: enough to draw it, and 40 points stay near a megabyte.
+CURVE_STEPS = 40
+
+
+def file_of(row: Row) -> str:
+    """Which of `FILES` a row belongs in: energy and memory by metric, timings by suite, curves to `training`."""
+    metric = row["metric"] or ""
+    if metric.startswith(("energy", "power")):
+        return "energy"
+    if metric.endswith("_bytes"):
+        return "memory"
+    if row["suite"] == "train":
+        return "training" if row["step"] is not None else "accuracy"
+    return {"inference": "inference", "decode": "inference", "pretraining": "training"}.get(row["suite"], "kernels")
+
+
+def _thin(rows: list[Row]) -> list[Row]:
+    """Keeps about `CURVE_STEPS` steps of each curve, the first and the last among them."""
+    steps: dict[str, list[int]] = {}
+    for row in rows:
+        if row["step"] is not None:
+            steps.setdefault(row["metric"], []).append(row["step"])
+    kept = {}
+    for metric, all_steps in steps.items():
+        ordered = sorted(all_steps)
+        stride = -(-len(ordered) // CURVE_STEPS)
+        kept[metric] = {*ordered[::stride], ordered[-1]}
+    return [row for row in rows if row["step"] is None or row["step"] in kept[row["metric"]]]
+
+
+def _identity(row: Row) -> tuple[str, str]:
+    setting = json.loads(row["setting"] or "{}")
+    return setting.get("grid", ""), setting.get("point", "")
+
+
+def _order(row: Row) -> tuple[str, ...]:
+    step = f"{row['step'] or 0:09d}"
+    tokens = f"{row['tokens'] or 0:09d}"
+    return *_identity(row), row["metric"] or "", row["task"] or "", row["provider"] or "", tokens, step, row["setting"]
+
+
+def _folder(recorded_dir: Path, record: Record) -> Path:
+    hardware = record["run"].get("hardware") or ""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", hardware):
+        raise BlastError(
+            f"the record '{record['point']['id']}' names its hardware '{hardware}', which cannot name a folder; "
+            "run the point again with this version."
+        )
+    return Path(recorded_dir, hardware)
+
+
+def _merge(folder: Path, entries: list[tuple[Record, Record | None]]) -> list[Path]:
+    """Puts the records of one machine into its folder."""
+    old = {name: read_rows(folder / f"{name}.csv") for name in FILES if (folder / f"{name}.csv").is_file()}
+    kept = {_identity(row) for rows in old.values() for row in rows if row["status"] == "ok"}
+    fresh: dict[tuple[str, str], list[Row]] = {}
+    runs: dict[str, Any] = {}
+    for record, language in entries:
+        identity = (record["point"]["grid"], record["point"]["id"])
+        # A failure is news, but no reason to throw away what was once measured.
+        if record["status"] != "ok" and identity in kept:
+            continue
+        fresh[identity] = _thin(record_rows(record, language))
+        runs[run_id(record)] = describe_run(record)
+
+    written, used = [], set()
+    for name in FILES:
+        rows = [row for row in old.get(name, []) if _identity(row) not in fresh]
+        rows += [row for rows_of_point in fresh.values() for row in rows_of_point if file_of(row) == name]
+        used |= {row["run"] for row in rows}
+        if rows or name in old:
+            write_rows(folder / f"{name}.csv", sorted(rows, key=_order))
+            written.append(folder / f"{name}.csv")
+    known = folder / "runs.json"
+    if known.is_file():
+        runs = read_json(known, "list of runs", "restore it from git.") | runs
+    write_json(known, {key: runs[key] for key in sorted(runs) if key in used})
+    return [*written, known]
+
+
+def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_dir: Path) -> list[Path]:
+    """Writes records into `recorded_dir/<hardware>/`, replacing older rows of the same points.
+
+    Exporting twice changes nothing, and the order of the records does not matter. Rows of other points stay. A failed
+    record replaces no measured rows.
+
+    Args:
+        records: Records, or pairs of a record and its language metrics (as `rows.read_grid` yields).
+        recorded_dir: `results/recorded`.
+
+    Returns:
+        The files written, by machine.
+
+    Raises:
+        BlastError: if a file there is damaged, or a record does not say which hardware it was made on.
+    """
+    by_folder: dict[Path, list[tuple[Record, Record | None]]] = {}
+    for entry in records:
+        record, language = entry if isinstance(entry, tuple) else (entry, None)
+        by_folder.setdefault(_folder(recorded_dir, record), []).append((record, language))
+    return [file for folder in sorted(by_folder) for file in _merge(folder, by_folder[folder])]
+
+
+def export_grid(grid_dir: Path, recorded_dir: Path) -> list[Path]:
+    """Exports every record of a grid with its language metrics; see `export`.
+
+    Raises:
+        BlastError: if there is no record, or one is damaged.
+    """
+    entries = list(read_grid(grid_dir))
+    if not entries:
+        raise BlastError(f"{grid_dir}: there are no records to export; run the grid first.")
+    return export(entries, recorded_dir)

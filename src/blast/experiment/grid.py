@@ -1,0 +1,237 @@
+"""From a config to the points of its grid, and the jobs that run them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blast import architectures, datasets
+from blast.errors import BlastError, unknown_name
+from blast.experiment.config import Benchmark, Config, GridBlock
+from blast.experiment.point import Point
+from blast.sparsity.config import METHODS, SparsifyConfig
+from blast.training.settings import TrainingSettings
+
+# Methods that prune the trained dense model instead of training one of their own.
+FROM_PARENT = frozenset({"one_shot"})
+SUITES = ("mlp",)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Points that one process runs, one after the other.
+
+    Attributes:
+        name: Names the job and its log.
+        stage: Stage of its points.
+        dataset: The dataset its points share; None for benchmarks.
+        ids: Its points.
+        after: Points of other jobs whose checkpoints it needs.
+    """
+
+    name: str
+    stage: str
+    dataset: str | None
+    ids: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All points of a grid by id, in order, and the jobs they are done in."""
+
+    points: dict[str, Point]
+    jobs: tuple[Job, ...]
+
+    @property
+    def datasets(self) -> list[str]:
+        """Datasets that the grid needs, in order of first use."""
+        return list(dict.fromkeys(point.dataset for point in self.points.values() if point.dataset))
+
+    def data_settings(self, dataset: str) -> dict[str, Any]:
+        """Settings of the preparation of one dataset."""
+        return next(point.data for point in self.points.values() if point.dataset == dataset)
+
+    def tasks(self, dataset: str) -> list[str]:
+        """lm-eval tasks of one dataset; none for images."""
+        return next(point.evaluation.get("tasks", []) for point in self.points.values() if point.dataset == dataset)
+
+
+def share_label(sparsity: float) -> str:
+    """`s95` for .95, `s97p5` for .975."""
+    return f"s{100 * sparsity:.6g}".replace(".", "p")
+
+
+def block_label(block: tuple[int, int]) -> str:
+    """`b16`, or `b32x128` for a rectangle."""
+    return f"b{block[0]}" if block[0] == block[1] else f"b{block[0]}x{block[1]}"
+
+
+def _as_pair(block: int | tuple[int, int]) -> tuple[int, int]:
+    return (block, block) if isinstance(block, int) else (block[0], block[1])
+
+
+def check_block(architecture: str, block: tuple[int, int]) -> None:
+    """Refuses a block that does not tile the MLP matrices.
+
+    Raises:
+        BlastError: naming a matrix, its shape, and the square blocks that would do.
+    """
+    for role, rows, cols in architectures.prunable(architecture):
+        if rows % block[0] or cols % block[1]:
+            legal = ", ".join(map(str, architectures.legal_blocks(architecture))) or "none"
+            raise BlastError(
+                f"block {block[0]}x{block[1]} does not divide the '{role}' matrix {rows}x{cols} of '{architecture}'; "
+                f"square blocks that do: {legal}."
+            )
+
+
+def _settings(config: Config, block: GridBlock, architecture: str, dataset: str) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for key in ("default", dataset, architecture, f"{architecture}.{dataset}"):
+        merged.update(config.training.get(key, {}))
+    merged.update(block.training)
+    return TrainingSettings.from_dict(merged).__dict__
+
+
+def _sparsify(
+    config: Config, block: GridBlock, method: str, sparsity: float, shape: tuple[int, int], steps: int, seed: int
+) -> dict:
+    # The method is the point of the comparison, so nothing overrides its preset.
+    values = {**config.sparsify, **block.sparsify, **METHODS[method]}
+    values |= {"sparsity": sparsity, "block": list(shape), "steps": steps, "seed": seed}
+    return SparsifyConfig.from_dict(values).to_dict()
+
+
+def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
+    tasks = config.evaluation.tasks.get(dataset, list(datasets.get(dataset).EVALUATION))
+    return {
+        "grid": config.name,
+        "stage": "train",
+        "architecture": architecture,
+        "dataset": dataset,
+        "threads": config.threads,
+        "evaluation": {"tasks": tasks, "batch": config.evaluation.batch},
+        "data": dict(config.data.get(dataset, {})),
+    }
+
+
+def _check_names(config: Config, block: GridBlock) -> None:
+    for method in block.methods:
+        if method != "dense" and method not in METHODS:
+            raise unknown_name("method", method, [*METHODS, "dense"])
+    for architecture, dataset in itertools.product(block.architectures, block.datasets):
+        wanted, given = architectures.get(architecture).modality, datasets.get(dataset).MODALITY
+        if wanted != given:
+            raise BlastError(
+                f"'{architecture}' is a {wanted} model and '{dataset}' a {given} dataset; "
+                "put them in different blocks of 'grid'."
+            )
+        if any(sparsity > 0 for sparsity in block.sparsity):
+            for shape in block.blocks:
+                check_block(architecture, _as_pair(shape))
+    known = {"default", *architectures.names(), *datasets.names()}
+    known |= {f"{a}.{d}" for a, d in itertools.product(architectures.names(), datasets.names())}
+    for key in config.training:
+        if key not in known:
+            raise unknown_name("key under 'training'", key, known)
+    for section in (config.data, config.points_per_job, config.evaluation.tasks):
+        for key in section:
+            if key != "default":
+                datasets.get(key)
+
+
+def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
+    suffix = f".{block.variant}" if block.variant else ""
+    for architecture, dataset, seed in itertools.product(block.architectures, block.datasets, block.seeds):
+        common = _common(config, architecture, dataset) | {"seed": seed}
+        training = _settings(config, block, architecture, dataset)
+        dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix}"
+        yield Point(id=dense, training=training, **common)
+        for method, sparsity, side in itertools.product(block.methods, block.sparsity, block.blocks):
+            if sparsity == 0 or method == "dense":
+                continue
+            shape = _as_pair(side)
+            yield Point(
+                id=f"{architecture}.{dataset}.{method}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}{suffix}",
+                method=method,
+                sparsity=sparsity,
+                block=shape,
+                start="parent" if method in FROM_PARENT else "scratch",
+                parent=dense,
+                training=training,
+                sparsify=_sparsify(config, block, method, sparsity, shape, training["steps"], seed),
+                **common,
+            )
+
+
+def _benchmark_points(config: Config, suite: Benchmark) -> Iterator[Point]:
+    if suite.suite not in SUITES:
+        raise unknown_name("benchmark suite", suite.suite, SUITES)
+    settings = {"suite": suite.suite, "tokens": suite.tokens, "dtype": suite.dtype, "repeats": suite.repeats}
+    for name, seed, sparsity, side in itertools.product(suite.shapes, suite.seeds, suite.sparsity, suite.blocks):
+        shape = _as_pair(side)
+        check_block(name, shape)
+        yield Point(
+            id=f"{suite.suite}-{name}.{suite.dtype}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}",
+            grid=config.name,
+            stage="benchmark",
+            architecture=name,
+            method="blast",
+            sparsity=sparsity,
+            block=shape,
+            seed=seed,
+            threads=config.threads,
+            benchmark=settings,
+        )
+
+
+def expand(config: Config, file: Path | str = "config") -> Plan:
+    """All points of a config, each once, and their jobs.
+
+    Args:
+        config: A checked config.
+        file: What to call it in an error.
+
+    Raises:
+        BlastError: on an unknown name, a block that does not fit, or two points of one id with different settings;
+            one sentence that begins with the file.
+    """
+    points: dict[str, Point] = {}
+    try:
+        for block in config.grid:
+            _check_names(config, block)
+        for point in itertools.chain(
+            *(_train_points(config, block) for block in config.grid),
+            *(_benchmark_points(config, suite) for suite in config.benchmarks),
+        ):
+            if points.setdefault(point.id, point) != point:
+                raise BlastError(
+                    f"two blocks of 'grid' give the point '{point.id}' different settings; "
+                    "name one of them with 'variant'."
+                )
+    except BlastError as error:
+        raise BlastError(f"{file}: {error}") from error
+    return Plan(points, tuple(_jobs(config, points)))
+
+
+def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
+    groups: dict[tuple, list[Point]] = {}
+    for point in points.values():
+        groups.setdefault((point.stage, point.architecture, point.dataset), []).append(point)
+    for (stage, architecture, dataset), members in groups.items():
+        # Dense runs first, then what starts from them, so that both meet in one job where they can.
+        members.sort(key=lambda point: (point.method != "dense", point.start != "parent"))
+        size = config.points_per_job.get(dataset or "", config.points_per_job.get("default", 1))
+        if stage == "benchmark":
+            size = len(members)
+        for number, first in enumerate(range(0, len(members), size)):
+            part = members[first : first + size]
+            ids = tuple(point.id for point in part)
+            parents = dict.fromkeys(point.parent for point in part if point.start == "parent" and point.parent)
+            label = f"{architecture}.{dataset}" if dataset else f"benchmark-{architecture}"
+            after = tuple(parent for parent in parents if parent not in ids)
+            yield Job(name=f"{label}.{number}", stage=stage, dataset=dataset, ids=ids, after=after)

@@ -1,0 +1,157 @@
+"""Runs points: each in a child process, and always with a record at the end.
+
+This half needs the standard library alone; the child (`blast.experiment.worker`) imports torch. A crash, a NaN or a
+lack of memory in the child becomes a record with `status: failed`, so that the rest of a grid goes on. A job that is
+itself killed leaves no record: the next run resumes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from blast.errors import BlastError
+from blast.experiment import provenance
+from blast.experiment.layout import OUTCOME, TRAINING_STATE, GridFolder
+from blast.experiment.point import Point
+from blast.experiment.progress import progress_line
+from blast.experiment.record import make_record, read_record, write_json
+
+
+def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
+    """The record of a point that was already run with these settings and this code, if there is one."""
+    file = folder.record(point.id)
+    if not file.is_file():
+        return None
+    try:
+        record = read_record(file)
+    except BlastError:
+        return None
+    same = record["point_digest"] == point.digest and record["run"].get("fingerprint") == provenance.fingerprint(
+        point.stage
+    )
+    return record if same and record["status"] == "ok" else None
+
+
+def _cause_of_death(returncode: int) -> str:
+    if returncode == -signal.SIGKILL:
+        return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or a smaller batch."
+    if returncode < 0:
+        return f"the process died of signal {-returncode} ({signal.Signals(-returncode).name}); see the log."
+    return f"the process ended with exit code {returncode}; see the log."
+
+
+def _run_block(points: Sequence[Point], started: str, seconds: float, outcome: dict[str, Any]) -> dict[str, Any]:
+    commit, dirty = provenance.commit()
+    return {
+        "wall_s": round(seconds, 3),
+        "started": started,
+        "finished": provenance.now(),
+        "commit": commit,
+        "dirty": dirty,
+        "fingerprint": provenance.fingerprint(points[0].stage),
+        "lock": provenance.lock_digest(),
+        "versions": provenance.versions(),
+        "host": os.uname().nodename,
+        **outcome.get("hardware", {"hardware": None, "gpu": None, "driver": None}),
+        "threads": points[0].threads,
+        "command": "python -m blast job " + " ".join(f"{point.id}.json" for point in points),
+    }
+
+
+def run_points(points: Sequence[Point], folder: GridFolder, log: Path, total: int | None = None) -> int:
+    """Runs points one after the other.
+
+    Args:
+        points: The points of one job.
+        folder: Folder of their grid.
+        log: File that takes the output of the child, tracebacks included.
+        total: Points of the whole grid, for the progress line.
+
+    Returns:
+        How many of them failed; each has a record either way.
+    """
+    waiting = []
+    failures = 0
+    for point in points:
+        if record := finished(folder, point):
+            print(progress_line(folder, record, total, again=True), flush=True)
+        else:
+            waiting.append(point)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as stream:
+        while waiting:
+            done = _run_child(waiting, folder, log, stream, total)
+            failures += sum(record["status"] == "failed" for record in done)
+            waiting = waiting[len(done) :]
+    return failures
+
+
+def _run_child(
+    points: Sequence[Point], folder: GridFolder, log: Path, stream: IO[str], total: int | None
+) -> list[dict[str, Any]]:
+    """Starts one child for several points and takes their records in as they come; ends when the child does."""
+    files = []
+    for point in points:
+        work = folder.work(point.id)
+        write_json(work / "point.json", point.to_dict())
+        (work / OUTCOME).unlink(missing_ok=True)
+        files.append(str(work / "point.json"))
+    command = [sys.executable, "-m", "blast.experiment.worker", "--grid-dir", str(folder.root), *files]
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONUNBUFFERED": "1",
+    }
+    environment |= {"OMP_NUM_THREADS": str(points[0].threads), "MKL_NUM_THREADS": str(points[0].threads)}
+    # The child ends when its standard input does, so that none is left behind when this process is killed.
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+    records: list[dict[str, Any]] = []
+    started, clock = provenance.now(), time.monotonic()
+    try:
+        while len(records) < len(points):
+            point = points[len(records)]
+            outcome_file = folder.work(point.id) / OUTCOME
+            ended = child.poll() is not None
+            died = ended and not outcome_file.is_file()
+            if not outcome_file.is_file() and not ended:
+                time.sleep(0.05)
+                continue
+            outcome: dict[str, Any]
+            if died:
+                outcome = {"status": "failed", "cause": _cause_of_death(child.returncode)}
+            else:
+                outcome = json.loads(outcome_file.read_text())
+            run = _run_block(points, started, time.monotonic() - clock, outcome)
+            record = make_record(
+                point,
+                status=outcome["status"],
+                cause=outcome.get("cause"),
+                result=outcome.get("result", {}),
+                run=run,
+                log=os.path.relpath(log, folder.root),
+            )
+            write_json(folder.record(point.id), record)
+            outcome_file.unlink(missing_ok=True)
+            if record["status"] == "ok":
+                (folder.work(point.id) / TRAINING_STATE).unlink(missing_ok=True)
+            records.append(record)
+            print(progress_line(folder, record, total), flush=True)
+            started, clock = provenance.now(), time.monotonic()
+            if died:
+                break
+    finally:
+        if child.poll() is None and len(records) < len(points):
+            child.kill()
+        if child.stdin:
+            child.stdin.close()
+        child.wait()
+    return records

@@ -1,0 +1,147 @@
+"""Where a number comes from: commit, code, versions, machine."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "triton",
+    "transformers",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "lm_eval",
+    "mlflow",
+    "snakemake",
+)
+# The parts of the library whose code decides what a stage measures.
+MODULES = {
+    "train": ("sparsity", "layers", "architectures", "datasets", "training", "evaluation", "experiment/train_point.py"),
+    "benchmark": ("benchmark", "layers", "sparsity", "architectures"),
+    "language": (
+        "evaluation",
+        "experiment/language_eval.py",
+        "experiment/language_tasks.py",
+        "experiment/lm_eval_models.py",
+        "experiment/tasks",
+    ),
+}
+
+
+def _without_docstrings(source: str) -> str:
+    """The code alone: comments, blank lines and docstrings change nothing that is measured."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0].value.value = ""
+    return ast.dump(tree)
+
+
+@cache
+def fingerprint(stage: str) -> str:
+    """Digest of the code that a stage runs; an edit of a comment does not change it."""
+    package = Path(__file__).resolve().parents[1]
+    files: list[Path] = []
+    for part in MODULES[stage]:
+        place = package / part
+        files += sorted(place.rglob("*.py")) + sorted(place.rglob("*.yaml")) if place.is_dir() else [place]
+    kernels = find_spec("blast_kernels")
+    if kernels and kernels.submodule_search_locations and stage != "language":
+        files += sorted(Path(next(iter(kernels.submodule_search_locations))).glob("*.py"))
+    sha = hashlib.sha256()
+    for file in files:
+        text = file.read_text()
+        sha.update(file.name.encode() + b"\0" + (_without_docstrings(text) if file.suffix == ".py" else text).encode())
+    return "sha256:" + sha.hexdigest()
+
+
+@cache
+def commit() -> tuple[str | None, bool | None]:
+    """Commit of the checkout and whether it has uncommitted changes; `BLAST_COMMIT` where there is no git."""
+    if given := os.environ.get("BLAST_COMMIT"):
+        return given, None
+    root = Path(__file__).resolve().parents[3]
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return answer.stdout.strip(), bool(dirty.stdout.strip())
+
+
+@cache
+def lock_digest() -> str | None:
+    """Digest of the lock file of the checkout, if there is one."""
+    file = Path(__file__).resolve().parents[3] / "requirements.lock"
+    return "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a number may depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def cpu_name() -> str:
+    """Name of the processor as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, str | None]:
+    """`hardware` (a name fit for a folder), `gpu` and `driver` (None without one)."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"hardware": "cpu-" + _slug(cpu_name()), "gpu": None, "driver": None}
+    name = torch.cuda.get_device_name()
+    try:
+        driver = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=20, check=True,
+        ).stdout.split()[0]  # fmt: skip
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = None
+    return {"hardware": _slug(name), "gpu": name, "driver": driver}
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,109 @@
+"""A record: what one point measured, written once and whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError
+from blast.experiment.point import Point, digest
+
+FORMAT = 1
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Writes a text file so that a reader sees either all of it or the file before.
+
+    Raises:
+        BlastError: if the disk is full or the folder cannot be written.
+    """
+    file = Path(file)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise BlastError(
+            f"{file}: cannot be written ({error.strerror}); free some space or mend the rights, then run again: "
+            "finished points are kept."
+        ) from error
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes JSON atomically, readable, with a final newline."""
+    write_atomically(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(file: Path, what: str, remedy: str) -> Any:
+    """Reads JSON.
+
+    Raises:
+        BlastError: if the file is missing or half-written: one sentence with `what` it should be and the `remedy`.
+    """
+    try:
+        return json.loads(Path(file).read_text())
+    except FileNotFoundError as error:
+        raise BlastError(f"{file}: this {what} does not exist; {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise BlastError(f"{file}: this {what} is damaged or half-written; {remedy}") from error
+
+
+def record_digest(point: Point, result: dict[str, Any], status: str, cause: str | None = None) -> str:
+    """Digest of what was asked and what was measured; time, place and machine are not in it."""
+    settings = point.to_dict()
+    del settings["grid"]
+    return digest({"point": settings, "status": status, "cause": cause, "result": result})
+
+
+def make_record(
+    point: Point,
+    *,
+    status: str,
+    result: dict[str, Any],
+    run: dict[str, Any],
+    cause: str | None = None,
+    log: str | None = None,
+) -> dict[str, Any]:
+    """Puts a record together; `result` is what was measured, `run` where, when and with what."""
+    return {
+        "format": FORMAT,
+        "point": point.to_dict(),
+        "point_digest": point.digest,
+        "record_digest": record_digest(point, result, status, cause),
+        "status": status,
+        "cause": cause,
+        "log": log,
+        "result": result,
+        "run": run,
+    }
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Reads a record and checks it against its own digest.
+
+    Raises:
+        BlastError: if it is missing, half-written, of another format, or was altered.
+    """
+    remedy = "delete it and run again: only this point is redone."
+    record = read_json(file, "record", remedy)
+    if not isinstance(record, dict) or not {"format", "point", "record_digest", "status", "result", "run"} <= set(
+        record
+    ):
+        raise BlastError(f"{file}: this record is damaged or half-written; {remedy}")
+    if record["format"] != FORMAT:
+        raise BlastError(
+            f"{file}: record format {record['format']} is not the format {FORMAT} of this version; {remedy}"
+        )
+    point = Point.from_dict(record["point"], source=str(file))
+    if record_digest(point, record["result"], record["status"], record["cause"]) != record["record_digest"]:
+        raise BlastError(f"{file}: the contents do not match the digest kept in it, so it was altered; {remedy}")
+    return record

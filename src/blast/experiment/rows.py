@@ -1,0 +1,223 @@
+"""Records as long-form rows: one row a number, the form that is kept, drawn and judged."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError
+from blast.experiment.point import canonical_json
+from blast.experiment.record import read_json, read_record, write_atomically
+
+COLUMNS = (
+    "suite", "model", "dataset", "method", "provider", "sparsity", "achieved_sparsity", "block", "tied", "dtype",
+    "tokens", "batch", "step", "task", "metric", "unit", "value", "low", "high", "spread", "n", "seed", "status",
+    "setting", "run", "commit", "hardware", "date",
+)  # fmt: skip
+FLOATS = frozenset({"sparsity", "achieved_sparsity", "value", "low", "high"})
+INTEGERS = frozenset({"tokens", "batch", "step", "n", "seed"})
+BOOLEANS = frozenset({"tied"})
+# The training settings that tell two runs of one architecture apart at a glance; the point digest stands for all.
+SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
+# What differs between the points of one process, or names a person's machine: no part of what identifies a run.
+RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware"})
+
+Row = dict[str, Any]
+Record = Mapping[str, Any]
+
+
+def describe_run(record: Record) -> dict[str, Any]:
+    """Where and with what a record was made, without what differs from point to point.
+
+    Args:
+        record: A record; its `run` part is read.
+
+    Returns:
+        Versions, driver, commit, command, … and the day it started.
+    """
+    run = record["run"]
+    kept = {key: value for key, value in run.items() if key not in RUN_LEFT_OUT}
+    kept["date"] = (run.get("started") or "")[:10] or None
+    return kept
+
+
+def run_id(record: Record) -> str:
+    """Key of a record's run in `runs.json`: the same for all points of one process."""
+    hardware = record["run"].get("hardware")
+    return hashlib.sha256(canonical_json([hardware, describe_run(record)]).encode()).hexdigest()[:12]
+
+
+def _block(shape: Iterable[int] | None) -> str | None:
+    return "x".join(str(side) for side in shape) if shape else None
+
+
+def _suite(point: Mapping[str, Any]) -> str:
+    if point["stage"] == "train":
+        return "train"
+    return (point.get("benchmark") or {}).get("suite") or point.get("suite") or point["stage"]
+
+
+def _setting(record: Record) -> dict[str, Any]:
+    point = record["point"]
+    training = point.get("training") or {}
+    dataset = (record.get("result") or {}).get("dataset") or {}
+    setting = {"grid": point["grid"], "point": point["id"], "parent": point.get("parent")}
+    setting["digest"] = (record.get("point_digest") or "").removeprefix("sha256:")[:12] or None
+    setting |= {key: training.get(key) for key in SHOWN_TRAINING}
+    classes = dataset.get("num_classes") or (dataset.get("counts") or {}).get("classes")
+    setting["classes"] = classes
+    if record["run"].get("gpu"):
+        setting["gpu"] = record["run"]["gpu"]
+    return {key: value for key, value in setting.items() if value is not None}
+
+
+def _common(record: Record) -> Row:
+    point, run = record["point"], record["run"]
+    result = record.get("result") or {}
+    commit = run.get("commit")
+    return dict.fromkeys(COLUMNS) | {
+        "suite": _suite(point),
+        "model": point["architecture"],
+        "dataset": point.get("dataset"),
+        "method": point.get("method"),
+        "sparsity": point.get("sparsity"),
+        "achieved_sparsity": (result.get("sparsity") or {}).get("achieved"),
+        "block": _block(point.get("block")),
+        "tied": (point.get("sparsify") or {}).get("tie_gate_up"),
+        "dtype": (point.get("benchmark") or point.get("training") or {}).get("dtype"),
+        "seed": point.get("seed"),
+        "status": record["status"],
+        "setting": canonical_json(_setting(record)),
+        "run": run_id(record),
+        "commit": f"{commit}-dirty" if commit and run.get("dirty") else commit,
+        "hardware": run.get("hardware"),
+        "date": (run.get("started") or "")[:10] or None,
+    }
+
+
+def _metric_row(common: Row, setting: dict[str, Any], metric: Mapping[str, Any]) -> Row:
+    row = dict(common)
+    for key in ("metric", "task", "unit", "value", "low", "high", "spread", "n"):
+        row[key] = metric.get(key)
+    for key in ("provider", "tokens", "batch", "dtype"):
+        row[key] = metric.get(key, common[key])
+    extra = dict(metric.get("setting") or {})
+    if metric.get("better"):
+        extra["better"] = metric["better"]
+    row["setting"] = canonical_json(setting | extra)
+    return row
+
+
+def _failure(common: Row, setting: dict[str, Any], cause: str | None, task: str | None = None) -> Row:
+    row = common | {"status": "failed", "task": task}
+    row["setting"] = canonical_json(setting | {"cause": cause or "no cause was recorded"})
+    return row
+
+
+def _floats(row: Row) -> Row:
+    # A count of bytes is an int in a record and a float once it was a file: one spelling for both.
+    return row | {column: float(row[column]) for column in FLOATS if row[column] is not None}
+
+
+def record_rows(record: Record, language: Record | None = None) -> list[Row]:
+    """Long-form rows of one record.
+
+    Args:
+        record: A record as `blast.experiment.record.read_record` gives it.
+        language: The metrics that lm-eval made of it later, if there are any; left out of account when they were
+            made of another record (their `record_digest` differs).
+
+    Returns:
+        A row for each metric, then for each step of each curve, with the keys `COLUMNS`. A failed record is one row
+        with `status` failed, no metric, and the cause in `setting`; failed language metrics add such a row too.
+    """
+    common, setting = _common(record), _setting(record)
+    if record["status"] != "ok":
+        return [_floats(_failure(common, setting, record.get("cause")))]
+    result = record["result"]
+    rows = [_metric_row(common, setting, metric) for metric in result.get("metrics", ())]
+    if language is not None and language.get("record_digest") == record["record_digest"]:
+        if language.get("status") == "ok":
+            rows += [_metric_row(common, setting, metric) for metric in language.get("metrics", ())]
+        else:
+            rows.append(_failure(common, setting, language.get("cause"), task="language"))
+    for name, curve in (result.get("curves") or {}).items():
+        for step, value in zip(curve["step"], curve["value"], strict=True):
+            rows.append(common | {"metric": name, "unit": curve.get("unit"), "step": step, "value": value})
+    return [_floats(row) for row in rows]
+
+
+def read_grid(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Records of a grid, sorted by id, each with its language metrics or None.
+
+    Args:
+        grid_dir: `results/<grid>`; without records it yields nothing.
+
+    Raises:
+        BlastError: if a file is half-written or was altered.
+    """
+    for file in sorted(Path(grid_dir, "records").glob("*.json")):
+        record = read_record(file)
+        beside = Path(grid_dir, "language", file.name)
+        remedy = "delete it and run again: the scores are replayed."
+        yield record, read_json(beside, "file of language metrics", remedy) if beside.is_file() else None
+
+
+def grid_rows(grid_dir: Path) -> list[Row]:
+    """Rows of every record of a grid, sorted by id."""
+    return [row for record, language in read_grid(grid_dir) for row in record_rows(record, language)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def write_rows(file: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as CSV, atomically, in the order given; the same rows give the same bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_text(row[column]) for column in COLUMNS] for row in rows)
+    write_atomically(Path(file), text.getvalue())
+
+
+def _value(column: str, text: str) -> Any:
+    if text == "":
+        return None
+    if column in FLOATS:
+        return float(text)
+    if column in INTEGERS:
+        return int(text)
+    return text == "true" if column in BOOLEANS else text
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+        BlastError: if the columns are others, or a number is none.
+    """
+    remedy = "it is made by `blast records export` and not to be edited; restore it from git."
+    with Path(file).open(newline="") as stream:
+        reader = csv.reader(stream)
+        header = next(reader, [])
+        if tuple(header) != COLUMNS:
+            odd = sorted(set(COLUMNS) ^ set(header)) or ["the order"]
+            raise BlastError(f"{file}: its columns differ from the expected ones in {', '.join(odd)}; {remedy}")
+        rows = []
+        for values in reader:
+            try:
+                rows.append({column: _value(column, text) for column, text in zip(COLUMNS, values, strict=True)})
+                json.loads(rows[-1]["setting"] or "{}")
+            except ValueError as error:
+                raise BlastError(f"{file}: line {reader.line_num} is damaged ({error}); {remedy}") from error
+    return rows

@@ -1,0 +1,226 @@
+"""One training point: data, model, training with pruning, checkpoint, and its evaluation in the sparse state."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import blast
+from blast import architectures, datasets
+from blast.datasets.cache import cache_root
+from blast.errors import BlastError
+from blast.evaluation import evaluate_language, evaluate_vision, require_sparse_state, score_requests
+from blast.evaluation.metric import metric
+from blast.experiment.layout import TRAINING_STATE, GridFolder
+from blast.experiment.point import Point
+from blast.experiment.record import read_json
+from blast.layers.memory import model_bytes
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.one_shot import apply_masks_, one_shot_masks
+from blast.sparsity.sparsifier import Sparsifier
+from blast.training.loop import History, make_optimizer, train
+from blast.training.settings import TrainingSettings
+
+
+def _load_data(point: Point, folder: GridFolder) -> Any:
+    """The prepared dataset; where the workflow found it out of reach, its reason is this point's cause."""
+    facts = folder.data(point.dataset)
+    if facts.is_file():
+        known = read_json(facts, "dataset file", "delete it and run again.")
+        if known["status"] != "ok":
+            raise BlastError(known["cause"])
+    module = datasets.get(point.dataset)
+    cache = cache_root()
+    module.fetch(cache)
+    module.prepare(cache, point.data)
+    return module.load(cache, point.data)
+
+
+def _build(point: Point, data: Any, settings: TrainingSettings) -> nn.Module:
+    torch.manual_seed(point.seed)
+    if architectures.get(point.architecture).modality == "language":
+        return architectures.build(point.architecture, vocab_size=data.vocab_size, context=settings.length)
+    return architectures.build(
+        point.architecture, num_classes=data.num_classes, image_size=data.image_size, channels=data.channels
+    )
+
+
+def _language_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    logits = model(batch[0]).logits
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch[1].flatten())
+
+
+def _vision_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]).float(), batch[1])
+
+
+def _train(
+    point: Point, folder: GridFolder, data: Any, device: torch.device
+) -> tuple[nn.Module, History, Sparsifier | None]:
+    settings = TrainingSettings.from_dict(point.training)
+    model = _build(point, data, settings).to(device)
+    optimizer = make_optimizer(model, settings)
+    sparsifier = Sparsifier(model, optimizer, SparsifyConfig.from_dict(point.sparsify)) if point.sparsify else None
+    language = architectures.get(point.architecture).modality == "language"
+
+    def batch_at(step: int) -> tuple[Tensor, Tensor]:
+        if language:
+            tokens = data.train_batch(step, settings.batch, settings.length, point.seed).to(device)
+            return tokens[:, :-1], tokens[:, 1:]
+        images, labels = data.train_batch(step, settings.batch, point.seed)
+        return images.to(device), labels.to(device)
+
+    if language:
+        chunks = data.validation_chunks(settings.length, settings.evaluate_limit).to(device)
+        held_out = (chunks[:, :-1], chunks[:, 1:])
+    else:
+        images, labels = data.test()
+        held_out = (images[: settings.evaluate_limit].to(device), labels[: settings.evaluate_limit].to(device))
+    loss_of = _language_loss if language else _vision_loss
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        return loss_of(model, held_out).item()
+
+    history = train(
+        model,
+        settings,
+        batch_at=batch_at,
+        loss_of=loss_of,
+        evaluate=evaluate,
+        optimizer=optimizer,
+        sparsifier=sparsifier,
+        state_file=folder.work(point.id) / TRAINING_STATE,
+        key=f"{point.digest} {data.digest}",
+    )
+    return model, history, sparsifier
+
+
+def _prune_parent(point: Point, folder: GridFolder, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The dense parent, pruned once by magnitude; as many steps as every other method, all of them dense."""
+    parent = read_json(
+        folder.record(point.parent), "record of the dense parent", f"run the point '{point.parent}' first."
+    )
+    if parent["status"] != "ok":
+        raise BlastError(f"its dense parent '{point.parent}' failed ({parent['cause']}); mend that one first.")
+    model = blast.load(folder.work(point.parent) / "checkpoint").to(device)
+    config = SparsifyConfig.from_dict(point.sparsify)
+    masks = one_shot_masks(model, config)
+    apply_masks_(model, masks, config.block)
+    return model, masks
+
+
+def _sparsity(point: Point, masks: dict[str, Tensor], model: nn.Module) -> dict[str, Any]:
+    """Target and achieved sparsity, of the whole and by matrix; `model` is in its dense state."""
+    modules = dict(model.named_modules())
+    matrices = {}
+    for name, mask in masks.items():
+        live, blocks = int(mask.sum()), mask.numel()
+        matrices[name] = {
+            "type": type(modules[name]).__name__,
+            "shape": [mask.shape[0] * point.block[0], mask.shape[1] * point.block[1]],
+            "block": list(point.block),
+            "blocks": blocks,
+            "live": live,
+            "target": point.sparsity,
+            "achieved": 1 - live / blocks,
+        }
+    live = sum(entry["live"] * point.block[0] * point.block[1] for entry in matrices.values())
+    total = sum(entry["shape"][0] * entry["shape"][1] for entry in matrices.values())
+    return {"target": point.sparsity, "achieved": 1 - live / total if total else 0.0, "matrices": matrices}
+
+
+def _file_digest(file: Path) -> str:
+    return "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
+    tensors = {
+        f"step{step:06d}/{name}": mask.to(torch.uint8).cpu().contiguous()
+        for step, by_name in masks.items()
+        for name, mask in by_name.items()
+    }
+    aside = file.with_suffix(".tmp")
+    save_file(tensors, aside)
+    aside.replace(file)
+
+
+def _evaluate(
+    point: Point, folder: GridFolder, data: Any, model: nn.Module
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Metrics and artifacts of the model as it was saved and loaded."""
+    work = folder.work(point.id)
+    language = architectures.get(point.architecture).modality == "language"
+    batch = point.evaluation.get("batch", 32)
+    artifacts: dict[str, Any] = {}
+    if not language:
+        return evaluate_vision(model, data, batch=batch), artifacts
+    metrics = evaluate_language(model, data, length=point.training["length"], batch=batch)
+    requests_file = folder.requests(point.dataset)
+    if point.evaluation.get("tasks") and requests_file.is_file():
+        score_requests(
+            model, requests_file, work / "scores.json", batch_size=batch, max_length=point.training["length"]
+        )
+        artifacts["scores"] = {"path": "scores.json", "digest": _file_digest(work / "scores.json")}
+    return metrics, artifacts
+
+
+def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
+    """Runs a training point and returns the `result` part of its record.
+
+    The model is trained (masked-dense), saved as a block-CSR checkpoint, loaded again in its sparse state, and only
+    then evaluated: what is measured is what a user would load.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work = folder.work(point.id)
+    data = _load_data(point, folder)
+    if point.start == "parent":
+        model, masks = _prune_parent(point, folder, device)
+        history = History(masks={point.training["steps"] - 1: masks})
+    else:
+        model, history, sparsifier = _train(point, folder, data, device)
+        masks = sparsifier.masks if sparsifier else {}
+    loss_unit = "nats/token" if architectures.get(point.architecture).modality == "language" else "nats"
+    model.eval()
+    sparsity = _sparsity(point, masks, model) if masks else None
+    parameters = sum(p.numel() for p in model.parameters())
+    matrices = sparsity["matrices"].values() if sparsity else ()
+    prunable = sum(entry["shape"][0] * entry["shape"][1] for entry in matrices)
+    live = sum(entry["live"] * entry["block"][0] * entry["block"][1] for entry in matrices)
+
+    checkpoint = work / "checkpoint"
+    blast.save(blast.to_sparse(model, masks) if masks else model, checkpoint)
+    del model
+    model = blast.load(checkpoint).to(device)
+    if masks:
+        require_sparse_state(model, masks)
+    metrics, artifacts = _evaluate(point, folder, data, model)
+    sizes = model_bytes(model)
+    on_disk = sum(os.path.getsize(file) for file in checkpoint.iterdir())
+    metrics += [
+        metric("weights_bytes", sizes.weights, unit="bytes", better="lower"),
+        metric("mlp_bytes", sizes.mlp, unit="bytes", better="lower"),
+        metric("checkpoint_bytes", on_disk, unit="bytes", better="lower"),
+    ]
+    artifacts["checkpoint"] = {"path": "checkpoint", "digest": _file_digest(checkpoint / "model.safetensors")}
+    if history.masks:
+        _save_masks(work / "masks.safetensors", history.masks)
+        artifacts["masks"] = {"path": "masks.safetensors", "digest": _file_digest(work / "masks.safetensors")}
+    return {
+        "metrics": metrics,
+        "curves": {
+            name: {"unit": "fraction" if name.startswith("sparsity") else loss_unit, **curve}
+            for name, curve in history.curves.items()
+        },
+        "sparsity": sparsity,
+        "dataset": {"name": point.dataset, "digest": data.digest, "counts": data.counts},
+        "parameters": {"total": parameters, "prunable": prunable, "live": live},
+        "artifacts": artifacts,
+    }

@@ -1,0 +1,86 @@
+"""The child process of a job: trains, prunes, evaluates; one `outcome.json` for each point."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blast.errors import BlastError
+from blast.experiment.layout import OUTCOME, GridFolder
+from blast.experiment.point import Point
+from blast.experiment.provenance import hardware
+from blast.experiment.record import write_json
+
+Result = dict[str, Any]
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its standard input closes: whoever started it is gone."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _stage(name: str) -> Callable[[Point, GridFolder], Result]:
+    if name == "train":
+        from blast.experiment.train_point import run_train_point
+
+        return run_train_point
+    from blast.experiment.benchmark_point import run_benchmark_point
+
+    return run_benchmark_point
+
+
+def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any]:
+    """Runs one point; whatever goes wrong becomes its cause, in one sentence, with the traceback in the log."""
+    print(f"== {point.id}", flush=True)
+    try:
+        torch.set_num_threads(point.threads)
+        torch.use_deterministic_algorithms(True)
+        result = _stage(point.stage)(point, folder)
+    except BlastError as error:
+        traceback.print_exc()
+        return {"status": "failed", "cause": str(error)}
+    except (MemoryError, torch.OutOfMemoryError):
+        traceback.print_exc()
+        return {"status": "failed", "cause": "out of memory; use a smaller batch, or run fewer jobs at once."}
+    except Exception as error:
+        traceback.print_exc()
+        first = (str(error).splitlines() or [""])[0]
+        return {"status": "failed", "cause": f"{type(error).__name__}: {first} (the log holds the traceback)."}
+    return {"status": "ok", "result": result}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of `python -m blast.experiment.worker`, which `blast.experiment.job` calls."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--grid-dir", type=Path, required=True)
+    parser.add_argument("points", type=Path, nargs="+")
+    parsed = parser.parse_args(arguments)
+    _end_with_parent()
+    folder = GridFolder(parsed.grid_dir)
+    for file in parsed.points:
+        point = Point.read(file)
+        outcome = outcome_of(point, folder)
+        file = folder.work(point.id) / OUTCOME
+        write_json(file, {**outcome, "hardware": hardware()})
+        # The job turns it into a record, which the next point may need, and takes it away.
+        while file.exists():
+            time.sleep(0.01)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

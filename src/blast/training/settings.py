@@ -1,0 +1,70 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from blast.errors import BlastError, unknown_name
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a model is trained; the same for every method of a grid.
+
+    Attributes:
+        steps: Optimisation steps.
+        batch: Sequences or images a step.
+        length: Tokens a sequence; not used for images.
+        learning_rate: Peak of the learning rate.
+        warmup: Share of the steps over which the learning rate rises linearly; it then falls along a cosine.
+        final_learning_rate: Share of the peak that is left at the last step.
+        weight_decay: Of AdamW, on matrices only.
+        clip: Largest norm of the gradient.
+        evaluate_every: Steps between two evaluations for the learning curve.
+        evaluate_limit: Sequences or images of such an evaluation.
+        checkpoint_seconds: Seconds between two savings of the training state; changes no result.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    length: int = 128
+    warmup: float = 0.05
+    final_learning_rate: float = 0.05
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    evaluate_every: int = 100
+    evaluate_limit: int = 64
+    checkpoint_seconds: float = 20.0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
+        """Reads a mapping.
+
+        Raises:
+            BlastError: on an unknown or missing key, or a value that is not positive.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key, value in values.items():
+            if key not in fields:
+                raise unknown_name("training setting", key, fields)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+                raise BlastError(f"training setting '{key}' is {value!r}; give a number that is not negative.")
+        for key in ("steps", "batch", "learning_rate"):
+            if key not in values:
+                raise BlastError(f"training setting '{key}' is missing; add it under 'training' in the config.")
+            if values[key] <= 0:
+                raise BlastError(f"training setting '{key}' is {values[key]}; give a number above zero.")
+        return cls(**values)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step (counted from 0): linear warm-up, then a cosine."""
+        rise = max(1, round(self.warmup * self.steps))
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        progress = (step - rise) / max(1, self.steps - rise)
+        floor = self.final_learning_rate
+        return self.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
