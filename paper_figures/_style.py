@@ -1,0 +1,265 @@
+"""What all figures share: sizes, colours, markers, labels, the footer and the "not run" panel."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Inches: one and two columns of a usual two-column paper.
+COLUMN, DOUBLE = 3.4, 7.0
+INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
+# Okabe and Ito's palette, told apart by colour-blind readers; one colour a family of models.
+FAMILIES = {"gpt2": "#0072B2", "llama": "#D55E00", "vit": "#009E73", "qwen": "#CC79A7", "smollm": "#E69F00"}
+OTHER = "#56B4E9"
+DATASET_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+
+
+class Mark(NamedTuple):
+    """How a method is drawn wherever it appears."""
+
+    label: str
+    marker: str
+
+
+METHODS = {
+    "dense": Mark("dense", "_"),
+    "blast": Mark("BLaST", "o"),
+    "rigl_swap": Mark("swap (RigL)", "D"),
+    "random": Mark("static random", "^"),
+    "one_shot": Mark("one-shot magnitude", "s"),
+}
+METRICS = {
+    "bits_per_byte": "bits per byte",
+    "perplexity": "perplexity",
+    "loss": "loss (nats/token)",
+    "top1": "top-1 accuracy (%)",
+    "top5": "top-5 accuracy (%)",
+    "acc": "accuracy (%)",
+}
+_WORDS = {
+    "gpt2": "GPT-2",
+    "llama": "Llama",
+    "vit": "ViT",
+    "qwen3": "Qwen3",
+    "smollm2": "SmolLM2",
+    "xl": "XL",
+    "1b": "1B",
+}
+_DATASETS = {"pystdlib": "Python stdlib", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
+_TASKS = {"pystdlib_next_line": "next line", "pystdlib_heldout": "held-out files"}
+
+RC = {
+    "pdf.fonttype": 42, "ps.fonttype": 42, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7.5, "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5, "legend.frameon": False,
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "lines.linewidth": 1.3, "lines.markersize": 4, "figure.dpi": 100, "savefig.dpi": 200,
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#ececec", "grid.linewidth": 0.6, "axes.axisbelow": True,
+}  # fmt: skip
+
+
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    """An empty figure in the house style, sizes in inches; without a layout its axes are placed by hand."""
+    mpl.use("Agg")
+    sns.set_theme(context="paper", style="ticks", rc=RC)
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def model_colour(model: str) -> str:
+    """Colour of a model: that of its family."""
+    return next((colour for family, colour in FAMILIES.items() if str(model).startswith(family)), OTHER)
+
+
+def sparsity_colour(sparsity: float) -> Any:
+    """Dark ink for dense, then from light to strong with sparsity."""
+    if not sparsity:
+        return INK
+    # Half empty is the light end, 96 % the strong one.
+    place = (sparsity_place(sparsity) - 1) / (sparsity_place(0.96) - 1)
+    return sns.color_palette("flare", as_cmap=True)(min(1.0, max(0.0, place)))
+
+
+def sparsity_place(sparsity: float) -> float:
+    """Where a sparsity stands on the axis: each halving of what is left takes the same width."""
+    return -math.log2(1 - sparsity)
+
+
+def sparsity_axis(axes: Axes, sparsities: Iterable[float], right: float = 0.3) -> None:
+    """Labels the horizontal axis with the given sparsities."""
+    known = sorted({value for value in sparsities if value > 0}) or [0.5, 0.95]
+    places = [sparsity_place(value) for value in known]
+    axes.set_xticks(places, [f"{100 * value:g}" for value in known])
+    axes.set_xlim(places[0] - 0.3, places[-1] + right)
+    axes.set_xlabel("sparsity of MLP weights (%)")
+
+
+def model_label(model: str) -> str:
+    """`GPT-2 nano` for `gpt2-nano`."""
+    words = [_WORDS.get(word, word) for word in str(model).split("-")]
+    return re.sub(r"b\b", "B", " ".join(words)) if "llama" in str(model) else " ".join(words)
+
+
+def method_label(method: str) -> str:
+    """`swap (RigL)` for `rigl_swap`."""
+    return METHODS[method].label if method in METHODS else str(method).replace("_", " ")
+
+
+def dataset_label(dataset: Any) -> str:
+    """`Fashion-MNIST` for `fashion_mnist`; empty for none."""
+    return "" if dataset is None or pd.isna(dataset) else _DATASETS.get(dataset, str(dataset))
+
+
+def metric_label(metric: str, task: Any = None) -> str:
+    """Name and unit of a metric, with the task where it is needed to tell."""
+    name = METRICS.get(metric, metric.replace("_", " "))
+    if metric == "acc" and task is not None and not pd.isna(task):
+        return f"{_TASKS.get(task, str(task).replace('_', ' '))} {name}"
+    return name
+
+
+def in_percent(metric: str) -> float:
+    """Factor from the stored value to the shown one: 100 for fractions, else 1."""
+    return 100.0 if METRICS.get(metric, "").endswith("(%)") else 1.0
+
+
+def hardware_label(hardware: Any) -> str:
+    """`CPU (AMD EPYC)` for `cpu-amd-epyc`: never to be taken for a GPU."""
+    if hardware is None or pd.isna(hardware):
+        return "no machine"
+    words = [word for word in str(hardware).split("-") if word not in ("cpu", "r", "tm", "core", "processor")]
+    known = {
+        "intel": "Intel",
+        "xeon": "Xeon",
+        "epyc": "EPYC",
+        "geforce": "GeForce",
+        "platinum": "Platinum",
+        "gold": "Gold",
+    }
+    name = " ".join(known.get(word, word.upper() if len(word) < 7 else word) for word in words)
+    return f"CPU ({name})" if str(hardware).startswith("cpu") else name
+
+
+def dataset_markers(datasets: Iterable[str]) -> dict[str, str]:
+    """A marker for each dataset, by its place in the sorted list."""
+    return {name: DATASET_MARKERS[i % len(DATASET_MARKERS)] for i, name in enumerate(sorted(set(datasets)))}
+
+
+def handle(label: str, **style: Any) -> Line2D:
+    """A legend entry."""
+    return Line2D([], [], label=label, **({"linestyle": "none", "color": MUTED} | style))
+
+
+def seed_handle() -> Line2D:
+    """The legend entry of the broad bars from the lowest to the highest seed."""
+    return handle("spread of seeds", linestyle="-", linewidth=3.2, alpha=0.4, solid_capstyle="butt")
+
+
+def legend_above(figure: Figure, handles: list[Line2D]) -> None:
+    """One legend for the whole figure, above the panels, in as many columns as fit."""
+    columns = next(count for count in range(len(handles), 0, -1) if count == 1 or _fits(figure, handles, count))
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=columns, borderaxespad=0.1, handletextpad=0.4,
+        columnspacing=1.2, handlelength=1.6, labelspacing=0.3,
+    )  # fmt: skip
+
+
+def _fits(figure: Figure, handles: list[Line2D], columns: int) -> bool:
+    """Whether a legend of so many columns is narrower than the figure; its entries run down the columns."""
+    rows = -(-len(handles) // columns)
+    widest = [max(len(entry.get_label()) for entry in handles[i : i + rows]) for i in range(0, len(handles), rows)]
+    # Inches: a letter of the small type, and the line before the text with the gap after it.
+    return sum(0.047 * letters + 0.34 for letters in widest) < figure.get_figwidth() - 0.1
+
+
+def missing_remark(lost: pd.DataFrame, shown: int = 4) -> str:
+    """Names the points that failed or were not run, for the footer; empty if there are none."""
+    parts = []
+    for status, rows in lost.groupby("status", sort=True):
+        names = [
+            f"{model_label(row.model)} {dataset_label(row.dataset)} {method_label(row.method)} "
+            f"{100 * row.sparsity:g} % seed {row.seed}".replace("  ", " ")
+            for row in rows.itertuples(index=False)
+        ]
+        more = f" and {len(names) - shown} more" if len(names) > shown else ""
+        parts.append(f"{str(status).capitalize()}: {', '.join(names[:shown])}{more}.")
+    return " ".join(parts)
+
+
+def footer(figure: Figure, shown: pd.DataFrame, *remarks: str) -> None:
+    """Small print below the panels: machines, grids, seeds, where the numbers come from, and remarks.
+
+    Args:
+        figure: Complete but for this.
+        shown: The rows that the figure was drawn from.
+        remarks: Further sentences.
+    """
+    lines = []
+    if len(shown):
+        machines = ", ".join(hardware_label(name) for name in sorted(set(shown["hardware"].dropna())))
+        grids = ", ".join(sorted(set(shown["grid"].dropna())))
+        sources = " and ".join(sorted(set(shown["source"].dropna())))
+        most = int(shown["seeds"].max()) if "seeds" in shown else 0
+        seeds = {0: "", 1: "; one seed"}.get(most, f"; up to {most} seeds")
+        lines.append(f"Measured on {machines}; grid {grids}{seeds}; {sources} results.")
+    lines += [remark for remark in remarks if remark]
+    width, height = figure.get_size_inches()
+    wrapped = textwrap.wrap(" ".join(lines), int(width * 25))
+    share = (0.115 * len(wrapped) + 0.05) / height
+    if figure.get_layout_engine() is not None:
+        figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
+    figure.text(0.008, 0.03 / height, "\n".join(wrapped), fontsize=5.5, color=MUTED, va="bottom", linespacing=1.25)
+
+
+def empty_panel(axes: Axes, text: str = "not run") -> None:
+    """A panel that says why there is nothing in it."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=FAINT, linestyle=(0, (4, 3)))
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, transform=axes.transAxes, fontsize=8)
+
+
+def not_run(title: str, text: str = "not run", width: float = COLUMN) -> Figure:
+    """A figure for which nothing was measured."""
+    figure = new_figure(width, 1.8)
+    axes = figure.subplots()
+    axes.set_title(title)
+    empty_panel(axes, text)
+    return figure
+
+
+def why_empty(table: pd.DataFrame) -> str:
+    """`failed` if every point failed, else `not run`."""
+    tried = set(table["status"]) if len(table) else set()
+    return "failed" if tried == {"failed"} else "not run"
+
+
+def mark_missing(axes: Axes, place: float, status: str, marker: str = "") -> None:
+    """Writes `failed` or `not run` upright at the foot of the panel, above the method's marker if one is given."""
+    foot = 0.03
+    if marker:
+        axes.plot(place, 0.05, marker=marker, color=MUTED, markerfacecolor="none", markersize=3, markeredgewidth=0.6,
+                  linestyle="none", transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
+        foot = 0.1
+    axes.text(place, foot, status, rotation=90, ha="center", va="bottom", fontsize=5.5, color=MUTED,
+              transform=axes.get_xaxis_transform())  # fmt: skip
+
+
+def finish(figure: Figure) -> None:
+    """Takes away the frame lines that say nothing."""
+    for axes in figure.axes:
+        if axes.lines or axes.collections:
+            sns.despine(ax=axes)

@@ -1,0 +1,81 @@
+"""Figures and tables as files: the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from blast.experiment.record import write_atomically
+
+_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$",
+          "<": r"$<$", ">": r"$>$"}  # fmt: skip
+
+
+def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
+    """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi), each moved into place when complete."""
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    written = []
+    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+    with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": 200}):
+        for kind in ("pdf", "png"):
+            file = Path(out_dir, f"{name}.{kind}")
+            aside = file.with_name(f".{name}.tmp.{kind}")
+            figure.savefig(aside, format=kind, metadata=metadata[kind])
+            aside.replace(file)
+            written.append(file)
+    return written
+
+
+def _cells(frame: pd.DataFrame) -> list[list[str]]:
+    return [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table in Markdown; empty cells stay empty."""
+    lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
+    lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in _cells(frame)]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"[&%$#_{}~^\\±×–−<>]", lambda match: _LATEX[match.group()], text)
+
+
+def latex(frame: pd.DataFrame, widths: dict[str, str] | None = None) -> str:
+    r"""A `tabular` with booktabs rules, to be `\input` inside a table.
+
+    Args:
+        frame: Cells as they are to be shown.
+        widths: Column types other than `l`, by column, for instance `p{4cm}`.
+    """
+    kinds = "".join((widths or {}).get(column, "l") for column in frame.columns)
+    lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{kinds}}}", r"\toprule"]
+    lines += [" & ".join(map(_escape, frame.columns)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(_escape, row)) + r" \\" for row in _cells(frame)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def save_table(
+    frame: pd.DataFrame, shown: pd.DataFrame, out_dir: Path, name: str, widths: dict | None = None
+) -> list[Path]:
+    """Writes `name.csv` (every number), `name.md` and `name.tex` (as it is printed).
+
+    Args:
+        frame: Numbers and text.
+        shown: The same rows as they are printed.
+        out_dir: Folder, made if it is missing.
+        name: Name without suffix.
+        widths: See `latex`.
+    """
+    texts = {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": markdown(shown), "tex": latex(shown, widths)}
+    written = []
+    for kind, text in texts.items():
+        file = Path(out_dir, f"{name}.{kind}")
+        write_atomically(file, text)
+        written.append(file)
+    return written

@@ -1,0 +1,34 @@
+"""The paper's claims beside what we have measured of them, each with a verdict."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from blast.experiment.claims import judge
+from blast.experiment.paper_values import read_paper_values
+
+TITLE = "Claims of the paper"
+NEEDS = ["train", "benchmark", "bits_per_byte", "top1", "acc", "latency", "weights_bytes"]
+COLUMNS = ("claim", "paper", "known_from", "paper_setting", "ours", "our_setting", "verdict")
+WIDTHS = {
+    "claim": "p{2.6cm}",
+    "paper": "p{1.8cm}",
+    "paper setting": "p{3cm}",
+    "ours": "p{2.4cm}",
+    "our setting": "p{4.4cm}",
+}
+
+
+def rows(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each claim and finding, in the order of `config/paper_values.csv`."""
+    lines = [
+        (value.claim, value.shown, value.known, value.setting, finding.ours, finding.setting, finding.verdict)
+        for value in read_paper_values()
+        for finding in judge(value, table)
+    ]
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are printed."""
+    return frame.rename(columns=lambda name: name.replace("_", " "))

@@ -1,0 +1,65 @@
+"""Measured memory of the sparse models relative to dense, against sparsity."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from blast.experiment.comparison import missing
+from blast.experiment.ratio import ratios
+from blast.experiment.table import one_machine
+from paper_figures import _style as style
+
+TITLE = "Memory against sparsity"
+NEEDS = ["train", "weights_bytes", "mlp_bytes", "checkpoint_bytes"]
+PANELS = {"mlp_bytes": "MLP weights", "weights_bytes": "All weights", "checkpoint_bytes": "Checkpoint on disk"}
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, markers: dict[str, str], ideal: bool) -> None:
+    known = sorted(set(rows["sparsity"]))
+    if ideal:
+        places = [style.sparsity_place(value) for value in known]
+        axes.plot(
+            places, [100 * (1 - value) for value in known], color=style.MUTED, linestyle=(0, (4, 2)), linewidth=0.8
+        )
+    for (model, dataset, _, _), line in rows.groupby(["model", "dataset", "grid", "block"], dropna=False, sort=True):
+        # Seeds of one setting need the same bytes but for the digits of the file.
+        share = (100 / line["ratio"]).groupby(line["sparsity"]).mean().sort_index()
+        places = [style.sparsity_place(value) for value in share.index]
+        axes.plot(places, share, color=style.model_colour(model), marker=markers[dataset], zorder=3)
+    axes.set_ylim(0, max(100.0, (100 / rows["ratio"]).max() * 1.05))
+    style.sparsity_axis(axes, known)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draws a panel for each kind of memory, in percent of dense."""
+    train = table[table["suite"] == "train"]
+    found = {metric: ratios(one_machine(train), metric) for metric in PANELS}
+    found = {metric: rows[rows["method"] == "blast"] for metric, rows in found.items()}
+    found = {metric: rows for metric, rows in found.items() if len(rows)}
+    if not found:
+        return style.not_run(TITLE, style.why_empty(train))
+    shown = pd.concat(found.values())
+    figure = style.new_figure(style.DOUBLE if len(found) > 1 else style.COLUMN, 2.5)
+    grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    markers = style.dataset_markers(shown["dataset"])
+    for axes, (metric, rows) in zip(grid, found.items(), strict=True):
+        _panel(axes, rows, markers, ideal=metric == "mlp_bytes")
+        axes.set_title(PANELS[metric])
+    grid[0].set_ylabel("bytes (% of dense)")
+    series = shown[["model", "dataset"]].drop_duplicates().sort_values(["model", "dataset"]).itertuples(index=False)
+    entries = [
+        style.handle(f"{style.model_label(model)} · {style.dataset_label(dataset)}", linestyle="-",
+                     marker=markers[dataset], color=style.model_colour(model))
+        for model, dataset in series
+    ]  # fmt: skip
+    if "mlp_bytes" in found:
+        entries.append(style.handle("share of weights kept", linestyle=(0, (4, 2)), linewidth=0.8))
+    style.legend_above(figure, entries)
+    style.finish(figure)
+    lost = missing(train[train["method"].isin(["dense", "blast"])])
+    style.footer(
+        figure, shown, "Counted on the models in their sparse state, indices included.", style.missing_remark(lost)
+    )
+    return figure

@@ -1,0 +1,126 @@
+"""What the parts of a record are called in MLflow: parameters, metrics, curves, tags. It does not import MLflow."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+# Keys of a point that name it, rather than set anything.
+_NOT_PARAMETERS = frozenset({"id", "grid", "format"})
+_PARAMETER_LENGTH = 6000
+_TAG_LENGTH = 8000
+_QUALIFIERS = ("dtype", "tokens", "batch")
+
+
+def _legal(name: str) -> str:
+    """A name as MLflow takes it: words, `_`, `-`, `.`, ` ` and, between parts, `/`."""
+    parts = (re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/"))
+    return "/".join(part for part in parts if part.strip(". "))[:250]
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def parameters(point: dict[str, Any]) -> dict[str, str]:
+    """The settings of a point, flattened: `sparsity`, `block` as `16x16`, `training.steps`.
+
+    What is not set (None, an empty list or table) is left out, so that a dense run shows no pruning settings.
+    """
+    flat: dict[str, str] = {}
+
+    def add(prefix: str, settings: dict[str, Any]) -> None:
+        for key, value in settings.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict):
+                add(f"{name}.", value)
+            elif key == "block" and isinstance(value, list | tuple):
+                flat[name] = "x".join(map(str, value))
+            elif value is not None and value != []:
+                flat[_legal(name)] = as_text(value)[:_PARAMETER_LENGTH]
+
+    add("", {key: value for key, value in point.items() if key not in _NOT_PARAMETERS})
+    return flat
+
+
+def metric_name(entry: dict[str, Any]) -> str:
+    """Name of one measured metric; the part before the `/` is the group that MLflow draws it in.
+
+    lm-eval's are `task/metric`, our own `quality/top1`, sizes `memory/weights_bytes`, timings
+    `latency_ms/ours float32 tokens128`.
+    """
+    metric, unit = str(entry["metric"]), entry.get("unit")
+    if entry.get("task"):
+        return _legal(f"{entry['task']}/{metric}")
+    if entry.get("provider"):
+        words = [str(entry["provider"])]
+        words += [f"{key if key != 'dtype' else ''}{entry[key]}" for key in _QUALIFIERS if entry.get(key) is not None]
+        return _legal(f"{metric}_{unit}/{' '.join(words)}" if unit else f"{metric}/{' '.join(words)}")
+    return _legal(f"memory/{metric}" if unit == "bytes" else f"quality/{metric}")
+
+
+def metrics(entries: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Values by name, each with its spread: `_stderr`, or its ends `_q20` and `_q80`, or `_ci95_low` and `_ci95_high`.
+
+    Entries that would share a name are told apart by a number; none is dropped.
+    """
+    values: dict[str, float] = {}
+    for entry in entries:
+        if entry.get("value") is None:
+            continue
+        name = base = metric_name(entry)
+        number = 2
+        while name in values:
+            name, number = f"{base}_{number}", number + 1
+        values[name] = float(entry["value"])
+        low, high = entry.get("low"), entry.get("high")
+        if low is None or high is None:
+            continue
+        spread = entry.get("spread")
+        if spread == "stderr":
+            values[f"{name}_stderr"] = float(f"{(high - low) / 2:.6g}")
+        elif spread == "q20-80":
+            values |= {f"{name}_q20": low, f"{name}_q80": high}
+        else:
+            ends = f"{name}_{_legal(spread or 'spread')}"
+            values |= {f"{ends}_low": low, f"{ends}_high": high}
+    return values
+
+
+def final_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """All end values of a result: its metrics, the sparsity reached, and the number of parameters."""
+    values = metrics(result.get("metrics", ()))
+    sparsity, sizes = result.get("sparsity") or {}, result.get("parameters") or {}
+    more = {f"sparsity/{key}": sparsity.get(key) for key in ("target", "achieved")}
+    more |= {_legal(f"parameters/{key}"): value for key, value in sizes.items()}
+    return values | {name: float(value) for name, value in more.items() if value is not None}
+
+
+def curves(result: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
+    """`(name, step, value)` of every point of every learning curve, named `curves/train_loss` and so on."""
+    for name, curve in (result.get("curves") or {}).items():
+        for step, value in zip(curve["step"], curve["value"], strict=True):
+            if value is not None:
+                yield _legal(f"curves/{name}"), int(step), float(value)
+
+
+def tags(record: dict[str, Any]) -> dict[str, str]:
+    """Tags of the run of a record: what it is, where it comes from, and how it went."""
+    point, run = record["point"], record["run"]
+    found = {key: point.get(key) for key in ("architecture", "dataset", "method", "stage")}
+    found |= {key: run.get(key) for key in ("commit", "dirty", "hardware", "host", "fingerprint")}
+    found |= {
+        "point_id": point["id"],
+        "point_digest": record["point_digest"],
+        "record_digest": record["record_digest"],
+        "status": record["status"],
+        "cause": record.get("cause"),
+        "superseded": False,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": run.get("command"),
+        "mlflow.source.git.commit": run.get("commit"),
+        "mlflow.note.content": f"Failed: {record['cause']}" if record.get("cause") else None,
+    }
+    return {key: as_text(value)[:_TAG_LENGTH] for key, value in found.items() if value is not None}

@@ -1,0 +1,173 @@
+"""How an MLflow store is reached: address, the quiet client, the lock, and a new database made once, alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blast.errors import BlastError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Set before MLflow is imported; what the user has set stays. Two tries of 4 s: a dead server is told within 10 s.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+_LOCK_PATIENCE = 600.0  # s; importing a thousand runs takes about three minutes
+
+
+def tracking_uri(results: Path, given: str | None = None) -> str:
+    """Address of the store: the given one, else `MLFLOW_TRACKING_URI`, else a database under `results/mlflow`.
+
+    A relative sqlite path is made absolute, from the working directory.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(results).resolve()}/mlflow/mlflow.db"
+    file = database_file(uri)
+    return f"sqlite:///{file}" if file and "?" not in uri else uri
+
+
+def database_file(uri: str) -> Path | None:
+    """File of an sqlite address, None for any other store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").split("?")[0]).resolve()
+
+
+def artifact_location(uri: str, results: Path, experiment: str) -> str | None:
+    """Folder for the artifacts of an experiment, as a `file://` address; None where the server decides."""
+    if uri.startswith(("http://", "https://")):
+        return None
+    file = database_file(uri)
+    root = file.parent if file else Path(results).resolve() / "mlflow"
+    return (root / "artifacts" / experiment).as_uri()
+
+
+@contextlib.contextmanager
+def import_lock(uri: str) -> Iterator[None]:
+    """Lets one process of this machine at a time write to a store; released by the system if the process dies.
+
+    Raises:
+        BlastError: if another process holds it for more than ten minutes, or the folder cannot be written.
+    """
+    database = database_file(uri)
+    if database:
+        file = database.with_name(f"{database.name}.lock")
+    else:
+        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        file = Path(tempfile.gettempdir()) / f"blast-mlflow-{os.getuid()}-{name}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("w")
+    except OSError as error:
+        raise BlastError(f"{file}: cannot be written ({error.strerror}); mend the rights and import again.") from error
+    with stream:
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    problem = f"{file}: another import has held this lock for 10 minutes"
+                    raise BlastError(f"{problem}; stop it and import again.") from None
+                time.sleep(0.05)
+        yield
+
+
+def make_quiet() -> None:
+    """Turns off MLflow's telemetry, chatter and long waits; call before the first `import mlflow`."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    for name in ("alembic", "mlflow", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of a store that has answered; a missing sqlite database is made first. Call it under `import_lock`.
+
+    Raises:
+        BlastError: if a server does not answer or a database cannot be used, with the reason and the remedy.
+    """
+    make_quiet()
+    with store_errors(uri):
+        from mlflow import MlflowClient
+
+        database = database_file(uri)
+        if database and not database.exists():
+            _create_database(database)
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+@contextlib.contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turns what MLflow, its HTTP library and its database raise into one sentence."""
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (
+        MlflowException,
+        OSError,
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+    ) as error:
+        if uri.startswith(("http://", "https://")):
+            problem = f"the MLflow server {uri} did not take the runs"
+            remedy = "start it or set MLFLOW_TRACKING_URI"
+        elif database := database_file(uri):
+            problem = f"{database}: the MLflow database cannot be used"
+            remedy = "move it aside (it is made again from the records)"
+        else:
+            problem = f"the MLflow store '{uri}' cannot be used"
+            remedy = "set MLFLOW_TRACKING_URI to sqlite:///… or http://…"
+        problem += f" ({_reason(error)})"
+        raise BlastError(f"{problem}; {remedy}, then import again: the records are untouched.") from error
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error)
+    for sign, reason in (
+        ("refused", "connection refused"),
+        ("timed out", "no answer in time"),
+        ("resolve", "unknown host"),
+        ("unreachable", "host unreachable"),
+        ("No route", "host unreachable"),
+    ):
+        if sign in text:
+            return reason
+    line = (text.splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+    return line if len(line) <= 160 else line[:157] + "…"
+
+
+def _create_database(file: Path) -> None:
+    """Makes an empty database aside and moves it into place whole; WAL lets the UI read during an import."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    aside = file.with_name(f".{file.name}.new")
+    for left in (aside, Path(f"{aside}-wal"), Path(f"{aside}-shm"), Path(f"{aside}-journal")):
+        left.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"sqlite:///{aside}", (file.parent / "artifacts").as_uri())
+    # MLflow's own empty experiment "Default" would stand beside the grid that is called "default".
+    store.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))
+    store.engine.dispose()
+    with contextlib.closing(sqlite3.connect(aside)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    aside.replace(file)

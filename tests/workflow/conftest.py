@@ -1,0 +1,32 @@
+"""A grid folder with an MLflow database of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blast.experiment.layout import GridFolder
+from blast.experiment.mlflow_store import import_lock, open_client, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new database; tests that are not about making one start from a copy, which saves seconds."""
+    uri = tracking_uri(
+        tmp_path_factory.mktemp("new") / "results", "sqlite:///" + str(tmp_path_factory.mktemp("db") / "a.db")
+    )
+    with import_lock(uri):
+        open_client(uri)
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+@pytest.fixture
+def mlflow_folder(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> GridFolder:
+    """An empty grid folder with an empty database where the default one is."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    database = tmp_path / "results dir" / "mlflow" / "mlflow.db"
+    database.parent.mkdir(parents=True)
+    shutil.copy(empty_database, database)
+    return GridFolder(tmp_path / "results dir" / "tiny")

@@ -1,0 +1,163 @@
+"""Every figure and table is made, from much, from little and from nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+for place in (Path(__file__).parent, ROOT, ROOT / "workflow" / "scripts"):
+    sys.path.insert(0, str(place))
+import fake_records as fake  # noqa: E402
+import figure as figure_script  # noqa: E402
+import paper_table as table_script  # noqa: E402
+
+import paper_figures  # noqa: E402
+from blast.errors import BlastError  # noqa: E402
+from blast.experiment.table import load_table  # noqa: E402
+
+FAILED, SKIPPED = "gpt2-nano.pystdlib.random.s95.b16.seed0", "vit-nano.digits.blast.s80.b16.seed0"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    return fake.write_grid(tmp_path_factory.mktemp("results") / "default", fail=FAILED, skip=SKIPPED)
+
+
+@pytest.fixture(scope="module")
+def table(grid):
+    return load_table(grid, grid / "recorded")
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    return load_table(empty, empty)
+
+
+def words(figure):
+    found = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("name", paper_figures.figures())
+def test_a_figure_names_its_machine_and_draws_from_records(table, name):
+    text = words(paper_figures.load(name).draw(table))
+    assert "CPU (imaginary)" in text
+    assert "grid default" in text
+
+
+@pytest.mark.parametrize("name", paper_figures.figures())
+def test_without_records_a_figure_is_a_panel_that_says_not_run(nothing, name):
+    assert "not run" in words(paper_figures.load(name).draw(nothing))
+
+
+@pytest.mark.parametrize("name", paper_figures.tables())
+def test_without_records_a_table_has_a_line_that_says_not_run(nothing, name):
+    frame = paper_figures.load(name).rows(nothing)
+    assert len(frame) >= 1
+    assert "not run" in frame.to_csv()
+
+
+@pytest.mark.parametrize("name", [*paper_figures.figures(), *paper_figures.tables()])
+def test_a_figure_has_a_title_needs_and_a_caption(name):
+    module = paper_figures.load(name)
+    assert module.TITLE
+    assert {"train", "benchmark"} & set(paper_figures.needs(name))
+    assert paper_figures.needs(name) == module.NEEDS
+    assert (ROOT / "workflow" / "report" / f"{name}.rst").read_text().strip()
+
+
+def test_failed_and_missing_points_are_written_into_the_figure(table):
+    text = words(paper_figures.load("quality_vs_sparsity").draw(table))
+    assert "failed" in text.split("\n")
+    assert "not run" in text.split("\n")
+    assert "Failed: GPT-2 nano Python stdlib static random 95 % seed 0." in text.replace("\n", " ")
+
+
+def test_a_model_of_which_everything_failed_has_a_panel_that_says_so(table):
+    llama = (table["model"] == "llama-nano") & (table["suite"] == "train")
+    broken = table.assign(status=table["status"].where(~llama, "failed"))
+    drawn = paper_figures.load("quality_vs_sparsity").draw(broken)
+    (panel,) = [axes for axes in drawn.axes if "Llama nano" in axes.get_title(loc="left")]
+    assert [text.get_text() for text in panel.texts] == ["failed"]
+
+
+def test_the_loss_figure_leaves_out_what_is_at_chance(table):
+    chance = table.assign(value=table["value"].where(table["metric"] != "acc", 0.25))
+    drawn = paper_figures.load("relative_loss").draw(chance)
+    assert "scores at chance are left out" in words(drawn).replace("\n", " ")
+    assert not any("line" in axes.get_title(loc="left").lower() for axes in drawn.axes)
+
+
+def test_machines_never_share_a_panel_of_timings(tmp_path):
+    from blast.experiment.export import export
+
+    records = [
+        fake.make_benchmark_record("gpt2", 0.95, 2.0),
+        fake.make_benchmark_record("gpt2", 0.95, 9.0, "nvidia-h100", gpu="NVIDIA H100"),
+    ]
+    export(records, tmp_path / "recorded")
+    drawn = paper_figures.load("mlp_speedup").draw(load_table(tmp_path, tmp_path / "recorded"))
+    titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.get_visible()]
+    assert len(titles) == 2
+    assert sum("CPU (imaginary)" in title for title in titles) == 1
+    assert "CPU timings say nothing about a GPU." in words(drawn).replace("\n", " ")
+
+
+def test_blocks_are_told_apart_by_what_became_of_them():
+    import numpy as np
+
+    masks = paper_figures.load("block_masks")
+    first, second = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 1, 0]], bool)
+    found = masks.states({0: first, 5: second}, [0, 5])
+    assert found[5].tolist() == [[masks.LIVE, masks.DROPPED, masks.GROWN, masks.EMPTY]]
+
+
+def test_the_results_table_says_why_a_number_is_missing(table):
+    module = paper_figures.load("results_table")
+    frame = module.rows(table)
+    notes = " ".join(frame["note"])
+    assert "seed 0 failed: the loss became NaN" in notes
+    assert "seed 0 not run" in notes
+    assert "at chance" in notes
+    assert frame[frame["note"] == "at chance"]["relative_loss_percent"].isna().all()
+    assert "82.92 ± 0.38" in set(module.printed(frame)["value"])
+
+
+def test_the_figure_script_writes_the_same_bytes_twice(grid, tmp_path):
+    written = []
+    for place in ("first", "second"):
+        arguments = [
+            "relative_loss",
+            "--grid-dir",
+            str(grid),
+            "--recorded",
+            str(tmp_path),
+            "--out-dir",
+            str(tmp_path / place),
+        ]
+        assert figure_script.main(arguments) == 0
+        written.append({file.name: file.read_bytes() for file in sorted((tmp_path / place).iterdir())})
+    assert written[0] == written[1]
+    assert set(written[0]) == {"relative_loss.pdf", "relative_loss.png"}
+    # TrueType, so that a publisher's check passes and text can be edited.
+    assert b"/Type3" not in written[0]["relative_loss.pdf"]
+
+
+def test_the_table_script_writes_csv_markdown_and_latex(grid, tmp_path):
+    arguments = ["claims", "--grid-dir", str(grid), "--recorded", str(tmp_path), "--out-dir", str(tmp_path / "out")]
+    assert table_script.main(arguments) == 0
+    texts = {file.suffix: file.read_text() for file in (tmp_path / "out").iterdir()}
+    assert set(texts) == {".csv", ".md", ".tex"}
+    assert r"up to 95 \%" in texts[".tex"]
+    assert "| up to 16.7x |" in texts[".md"]
+
+
+def test_an_unknown_figure_is_one_sentence_with_the_nearest_name(capsys):
+    assert figure_script.main(["relativ_loss"]) == 1
+    assert capsys.readouterr().err == "error: unknown figure 'relativ_loss'; did you mean 'relative_loss'?\n"
+    with pytest.raises(BlastError, match="did you mean 'claims'"):
+        paper_figures.load("claim")

@@ -1,0 +1,129 @@
+"""The workflow as a user runs it, on the smallest real grid: failures, retries, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("Snakefile", "workflow", "profiles", "config", "paper_figures")
+HOT = {"learning_rate": 1e30}
+
+
+def grid(name: str, **changes) -> dict:
+    common = {"architectures": ["vit-nano"], "datasets": ["digits"], "blocks": [16]}
+    return {
+        "name": name,
+        "figures": f"results/{name}/figures",
+        "training": {"default": {"steps": 20, "batch": 16, "learning_rate": 1e-3, "evaluate_every": 10}},
+        "points_per_job": {"default": 4},
+        "grid": [{**common, "sparsity": [0, 0.9]}, {**common, "sparsity": [0], "variant": "hot", "training": HOT}],
+        **changes,
+    }
+
+
+class Place:
+    """A folder with the workflow in it and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in PARTS:
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.p[dn][fg]", "__pycache__"))
+            else:
+                shutil.copy(ROOT / part, folder / part)
+
+    def write(self, values: dict) -> Path:
+        file = self.folder / "grid.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return file
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "snakemake", "--cores", "8", *words, "--configfile", "grid.yaml"]
+        return subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, timeout=230, env={**os.environ, **environment}
+        )
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(tmp_path)
+
+
+def test_a_poisoned_point_costs_only_itself_and_the_next_run_redoes_only_it(place):
+    place.write(grid("poison"))
+    first = place.run("all")
+    said = first.stdout + first.stderr
+    assert first.returncode == 1, said
+    assert "FAILED point vit-nano.digits.dense.seed0.hot: the loss is" in said
+    results = place.folder / "results" / "poison"
+    for name in ("vit-nano.digits.dense.seed0", "vit-nano.digits.blast.s90.b16.seed0"):
+        assert json.loads((results / "records" / f"{name}.json").read_text())["status"] == "ok"
+    for view in sorted((ROOT / "paper_figures").glob("[a-z]*.py")):
+        assert list((results / "figures").glob(f"{view.stem}.*")), f"{view.stem} was not built"
+    assert (results / "failed" / "vit-nano.digits.dense.seed0.hot.json").is_file()
+    good = {file: file.read_bytes() for file in (results / "records").iterdir()}
+
+    again = place.run("points")
+    said = again.stdout + again.stderr
+    assert again.returncode == 0, said
+    assert "vit-nano.digits.dense.seed0.hot:" in said
+    assert "vit-nano.digits.dense.seed0: already done" in said
+    assert "vit-nano.digits.blast.s90.b16.seed0: already done" in said
+    assert {file: file.read_bytes() for file in good} == good
+
+    # One figure alone is redrawn from the records there are, and trains nothing, though the grid is not complete.
+    (results / "records" / "vit-nano.digits.blast.s90.b16.seed0.json").unlink()
+    figure = results / "figures" / "quality_vs_sparsity.pdf"
+    figure.unlink()
+    alone = place.run("results/poison/figures/quality_vs_sparsity.pdf")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert figure.is_file()
+    assert not (results / "records" / "vit-nano.digits.blast.s90.b16.seed0.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"trainig": {}}, "grid.yaml: unknown key 'trainig'; did you mean 'training'?"),
+        ({"grid": [{"architectures": ["vit-nano"], "datasets": ["digits"], "sparsity": [1.5]}]}, "grid.0.sparsity"),
+    ],
+)
+def test_a_fault_in_the_config_is_one_sentence_before_any_job_starts(place, changes, sentence):
+    place.write(grid("faulty") | changes)
+    answer = place.run("all")
+    said = answer.stdout + answer.stderr
+    assert answer.returncode != 0
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not (place.folder / "results").exists()
+
+
+def test_an_unreachable_tracking_server_and_dataset_cost_one_sentence_each_and_leave_the_records(place, tmp_path):
+    values = grid("offline")
+    values["grid"] = [
+        {"architectures": ["vit-nano"], "datasets": ["digits"], "sparsity": [0]},
+        {"architectures": ["vit-nano"], "datasets": ["imagenet"], "sparsity": [0]},
+    ]
+    place.write(values)
+    answer = place.run("all", MLFLOW_TRACKING_URI="http://127.0.0.1:9", BLAST_CACHE=str(tmp_path / "empty"))
+    said = answer.stdout + answer.stderr
+    assert answer.returncode == 1, said
+    assert "FAILED dataset imagenet:" in said
+    assert "FAILED point vit-nano.imagenet.dense.seed0:" in said
+    assert "FAILED MLflow: not imported:" in said
+    results = place.folder / "results" / "offline"
+    assert json.loads((results / "records" / "vit-nano.digits.dense.seed0.json").read_text())["status"] == "ok"
+
+    # The next run has the point already and only shows it.
+    later = place.run("results/offline/jobs/mlflow/vit-nano.digits.0.done", BLAST_CACHE=str(tmp_path / "empty"))
+    assert later.returncode == 0, later.stdout + later.stderr
+    assert "MLflow: 1 runs added" in later.stdout + later.stderr
+    assert "vit-nano.digits.dense.seed0:" not in later.stdout + later.stderr

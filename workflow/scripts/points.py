@@ -1,0 +1,19 @@
+"""Runs the points of a job; thin, as `python -m blast job` does the same from point files."""
+
+import os
+import sys
+from pathlib import Path
+
+from blast.errors import BlastError
+from blast.experiment.job import run_points
+from blast.experiment.layout import GridFolder
+from blast.experiment.point import Point
+
+points = [Point.from_dict(values) for values in snakemake.params.points]  # noqa: F821
+log = Path(snakemake.log[0])  # noqa: F821
+try:
+    run_points(points, GridFolder(Path("results") / points[0].grid), log, total=int(os.environ["BLAST_POINTS"]))
+except BlastError as error:
+    with log.open("a") as stream:
+        stream.write(f"{error}\n")
+    sys.exit(f"blast: {error}")

@@ -1,0 +1,11 @@
+"""Writes the config as it was used, with every default, and the points it means."""
+
+from pathlib import Path
+
+import yaml
+
+from blast.experiment.record import write_atomically, write_json
+
+values = snakemake.params  # noqa: F821
+write_atomically(Path(snakemake.output.config), yaml.safe_dump(values.config, sort_keys=False))  # noqa: F821
+write_json(Path(snakemake.output.plan), values.points)  # noqa: F821
