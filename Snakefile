@@ -1,0 +1,75 @@
+"""The workflow: fetch → prepare → point → benchmark → import → tables → figures → verdict.
+
+`snakemake --cores 8 all` runs the grid of config/config.yaml; another one is given with --configfile.
+What the rules run is in the library `blast`; they only say what needs what.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from blast.errors import BlastError
+from blast.experiment import provenance
+from blast.experiment.config import used_config
+from blast.experiment.grid import expand
+from blast.experiment.layout import GridFolder
+from blast.experiment.machine import jobs_at_once
+from blast.experiment.verdict import drop_stale_stamps
+from snakemake.exceptions import WorkflowError
+
+try:
+    CONFIG, CONFIG_FILE = used_config(workflow.config_settings.configfiles, config)
+    PLAN = expand(CONFIG, CONFIG_FILE)
+except BlastError as error:
+    # Said here, as a quiet Snakemake keeps it to itself.
+    print(f"blast: {error}", file=sys.stderr)
+    raise WorkflowError(str(error)) from None
+
+FOLDER = GridFolder(Path("results") / CONFIG.name)
+JOBS = {job.name: job for job in PLAN.jobs}
+PYTHON = sys.executable
+drop_stale_stamps(PLAN, FOLDER)
+
+# --cores 8 on a smaller machine starts only what its processors and memory carry: each job takes a slot.
+SLOTS = jobs_at_once(CONFIG)
+workflow.global_resources["slots"] = SLOTS
+os.environ["BLAST_POINTS"] = str(len(PLAN.points))
+
+
+wildcard_constraints:
+    job="|".join(map(re.escape, JOBS)) or "none",
+    dataset="|".join(map(re.escape, PLAN.datasets)) or "none",
+    name="[a-z0-9_]+",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/points.smk"
+include: "workflow/rules/tracking.smk"
+include: "workflow/rules/views.smk"
+
+
+rule all:
+    """Everything, and a verdict: exit code 1 and one line for each point that failed."""
+    default_target: True
+    input:
+        FOLDER.root / "verdict.txt",
+
+
+rule points:
+    """All points of the grid, trained, evaluated and timed."""
+    input:
+        all_stamps(),
+
+
+onstart:
+    print(
+        f"grid '{CONFIG.name}': {len(PLAN.points)} points in {len(JOBS)} jobs, "
+        f"at most {SLOTS} at once; results in {FOLDER.root}, pictures in {CONFIG.figures}",
+        flush=True,
+    )
+
+
+onerror:
+    print(f"not everything is done: see the lines above, and the logs in {FOLDER.root / 'logs'}", file=sys.stderr)

@@ -1,0 +1,61 @@
+# Points: one job trains, prunes, evaluates and records one or several of them.
+
+
+def needs_of(wildcards):
+    """Data, requests, and the jobs that train the dense models this job starts from."""
+    job = JOBS[wildcards.job]
+    needs = [FOLDER.data(job.dataset)] if job.dataset else []
+    if job.dataset and PLAN.tasks(job.dataset):
+        needs.append(FOLDER.stamp("requests", job.dataset))
+    parents = [other for other in PLAN.jobs if set(other.ids) & set(job.after)]
+    return needs + [FOLDER.stamp(parent.stage, parent.name) for parent in parents]
+
+
+def points_of(wildcards):
+    return [PLAN.points[name].to_dict() for name in JOBS[wildcards.job].ids]
+
+
+rule point:
+    """Trains, prunes and evaluates the points of a job in one process; failures become records too."""
+    input:
+        needs_of,
+    output:
+        touch(FOLDER.stamp("train", "{job}")),
+    log:
+        FOLDER.log("{job}"),
+    priority: 10
+    resources:
+        slots=1,
+    params:
+        points=points_of,
+        code=provenance.fingerprint("train"),
+    script:
+        "../scripts/points.py"
+
+
+rule benchmark:
+    """Times kernels against dense and against their peers, alone on the machine."""
+    output:
+        touch(FOLDER.stamp("benchmark", "{job}")),
+    log:
+        FOLDER.log("{job}"),
+    resources:
+        slots=SLOTS,
+    params:
+        points=points_of,
+        code=provenance.fingerprint("benchmark"),
+    script:
+        "../scripts/points.py"
+
+
+def stamps(stage, jobs=None):
+    return [FOLDER.stamp(stage or job.stage, job.name) for job in (PLAN.jobs if jobs is None else jobs)]
+
+
+def language_jobs():
+    return [job for job in PLAN.jobs if job.dataset and PLAN.tasks(job.dataset)]
+
+
+def all_stamps():
+    """Points, and what lm-eval makes of their scores."""
+    return stamps(None) + stamps("language", language_jobs())
