@@ -12,6 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 all: env
 	$(RUN) snakemake --cores $(CORES) all --configfile $(CONFIG)
+	@echo "pictures and tables are in paper_figures/; 'make ui' shows the runs"
 
 env: $(VENV)/.done
 
@@ -55,7 +56,7 @@ schema: env
 	$(RUN) blast schema > config/schema.json
 
 ui: env
-	$(RUN) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///results/mlflow/mlflow.db}" --host 127.0.0.1 --port $(PORT)
+	$(RUN) python -m blast.experiment.mlflow_ui --port $(PORT)
 
 report: env
 	$(RUN) snakemake all --configfile $(CONFIG) --report results/report.zip

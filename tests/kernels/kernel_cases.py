@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from blast_kernels.records import gated_records, pack_tied, plain_records
 from torch import Tensor
 
 PATTERNS = ("uniform", "skewed_rows", "banded", "empty_rows", "empty_columns", "full", "one_block")
@@ -81,3 +83,47 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     if difference != difference:
         return float("inf")
     return difference / norm if norm else difference
+
+
+class Front(NamedTuple):
+    """Operands of one product with epilogue, and the dense matrices it stands for (gate and up, or one)."""
+
+    dense: list[Tensor]
+    values: Tensor
+    records: Tensor
+
+
+def front_of(
+    gate: str,
+    masks: list[Tensor],
+    b_out: int,
+    b_in: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    live_rows: Tensor | None = None,
+) -> Front:
+    """A product in the layout of `gate`: one mask for `none` and `tied`, gate and up masks for `untied`."""
+    if gate == "tied":
+        masks = [masks[0], masks[0]]
+    matrices = [matrix_of(mask, b_out, b_in, dtype, seed=seed) for seed, mask in enumerate(masks)]
+    if gate == "untied":
+        records, order = gated_records(*matrices[0].index, *matrices[1].index, live_rows)
+        values = torch.cat([matrix.values for matrix in matrices])[order]
+    else:
+        records = plain_records(*matrices[0].index, live_rows)
+        values = pack_tied(*(matrix.values for matrix in matrices)) if gate == "tied" else matrices[0].values
+    dense = [matrix.dense.to(device) for matrix in matrices]
+    return Front(dense, values.contiguous().to(device), records.to(device))
+
+
+def dense_front(x: Tensor, dense: list[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+    """The dense form of a product with epilogue, in float64."""
+    functions = {
+        "none": lambda t: t,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+    }
+    wide = None if bias is None else bias.double()
+    out = functions[activation](F.linear(x.double(), dense[0].double(), wide))
+    return out * F.linear(x.double(), dense[1].double()) if len(dense) == 2 else out

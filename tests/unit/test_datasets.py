@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from blast import datasets
-from blast.datasets.cifar_binary import CifarBinary
+from blast.datasets.cifar_binary import AUTHORS, CifarBinary
 from blast.datasets.digits import TRAIN
 from blast.datasets.idx_images import IdxImages
 from blast.datasets.vision_data import VisionData, batch_places, check_settings
@@ -120,13 +120,22 @@ def test_settings_that_do_not_exist_are_refused():
         check_settings({"augment": "shfit"})
 
 
+def test_addresses_are_those_that_torchvision_uses():
+    import torchvision.datasets
+
+    for name in ("fashion_mnist", "mnist"):
+        data = datasets.get(name)._DATA
+        assert list(data.mirrors) == getattr(torchvision.datasets, data.reader).mirrors
+    assert torchvision.datasets.CIFAR10.url.startswith(AUTHORS)
+
+
 def _idx(values: np.ndarray) -> bytes:
     header = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
     return header + values.astype(np.uint8).tobytes()
 
 
 def test_idx_files_are_read_as_they_were_written(tmp_path):
-    data = IdxImages(name="tiny", reader="FashionMNIST", checksums={"a": "b"}, mean=0.5, std=0.5)
+    data = IdxImages(name="tiny", reader="FashionMNIST", mirrors=(), checksums={}, mean=0.5, std=0.5)
     folder = data.folder(tmp_path)
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
@@ -144,7 +153,6 @@ def test_idx_files_are_read_as_they_were_written(tmp_path):
 def test_cifar_records_are_read_from_the_archive(tmp_path):
     data = CifarBinary(
         name="tiny",
-        reader="CIFAR100",
         archive="tiny.tar.gz",
         checksum="",
         train=["part/train.bin"],

@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 
 from blast.experiment.layout import GridFolder
-from blast.experiment.mlflow_store import import_lock, open_client, tracking_uri
+from blast.experiment.mlflow_store import import_lock, open_client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new database; tests that are not about making one start from a copy, which saves seconds."""
-    uri = tracking_uri(
-        tmp_path_factory.mktemp("new") / "results", "sqlite:///" + str(tmp_path_factory.mktemp("db") / "a.db")
-    )
-    with import_lock(uri):
-        open_client(uri)
-    return Path(uri.removeprefix("sqlite:///"))
+    file = tmp_path_factory.mktemp("database") / "mlflow.db"
+    with import_lock(f"sqlite:///{file}"):
+        open_client(f"sqlite:///{file}")
+    return file
 
 
 @pytest.fixture

@@ -38,9 +38,8 @@ def test_long_curves_arrive_whole_and_by_step(mlflow_folder: GridFolder) -> None
     write_point(mlflow_folder, "p1", steps=2100)
     import_grid(mlflow_folder.root)
     (run,) = runs_of(mlflow_folder)
-    history = open_client(tracking_uri(mlflow_folder.root.parent)).get_metric_history(
-        run.info.run_id, "curves/train_loss"
-    )
+    client = open_client(tracking_uri(mlflow_folder.root.parent))
+    history = client.get_metric_history(run.info.run_id, "curves/train_loss")
     assert [point.step for point in history] == list(range(2100))
     assert history[4].value == 1.0
 

@@ -60,7 +60,7 @@ def test_a_server_that_never_answers_is_given_up(mlflow_folder: GridFolder, monk
         began = time.monotonic()
         with pytest.raises(BlastError, match="no answer in time"):
             import_grid(mlflow_folder.root, uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 15
 
 
 def test_a_damaged_database_is_one_sentence(mlflow_folder: GridFolder) -> None:

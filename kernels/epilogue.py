@@ -1,0 +1,46 @@
+"""What the fast kernels do to a finished accumulator: activation, holding a gate, taking gate and up apart."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """`silu`, `gelu`, `gelu_tanh` or `none` of a float32 tile."""
+    if ACTIVATION == "silu":
+        x = x / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "gelu_tanh":
+        # 0.5 · (1 + tanh(u)) is the logistic function of 2u, with 2 · sqrt(2 / pi) = 1.5957691216057308.
+        x = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    return x
+
+
+@triton.jit
+def hold(x, dtype: tl.constexpr, OPAQUE: tl.constexpr):
+    """`x` rounded to `dtype` here and now.
+
+    Without the opaque move LLVM sinks the rounding behind the loop that follows, holds float32 through it and spills
+    (197 instead of 32 stores, untied front, 128×128 tile, 4 warps). The interpreter knows no assembly.
+    """
+    x = x.to(dtype)
+    if OPAQUE:
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+    return x
+
+
+@triton.jit
+def split_columns(x, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Gate and up `[ROWS, COLS]` of `x [ROWS, 2 · COLS]`, packed eight columns of each in turn; moves no data."""
+    gate, up = x.reshape(ROWS, COLS // 8, 2, 8).permute(0, 1, 3, 2).split()
+    return gate.reshape(ROWS, COLS), up.reshape(ROWS, COLS)
+
+
+@triton.jit
+def split_rows(x, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Gate and up `[ROWS, COLS]` of `x [2 · ROWS, COLS]`, packed eight rows of each in turn; moves no data."""
+    gate, up = x.reshape(ROWS // 8, 2, 8, COLS).permute(0, 2, 3, 1).split()
+    return gate.reshape(ROWS, COLS), up.reshape(ROWS, COLS)

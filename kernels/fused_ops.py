@@ -1,0 +1,143 @@
+"""Custom operators of the fast inference kernels: one product with its epilogue, and a whole MLP.
+
+    h = torch.ops.blast.block_sparse_product(x, values, records, bias, out_features, activation, gate)
+    y = torch.ops.blast.block_sparse_mlp(x, front, front_records, front_bias, down, down_records, down_bias,
+                                         hidden_features, out_features, activation, gate)
+
+`records` come from `blast_kernels.records`, built once with the matrix. `gate` is `none` (GPT-2, ViT: the front is
+`act(x · Wᵀ + bias)`), `untied` (`act(x · Gᵀ) · (x · Uᵀ)`, blocks stored in the order `gated_records` returns) or `tied`
+(gate and up share a mask: blocks stored by `pack_tied`). For inference: no gradients; train through
+`torch.ops.blast.block_sparse_linear`.
+"""
+
+from __future__ import annotations
+
+import torch
+from blast_kernels import reference
+from blast_kernels.checks import check_bias, check_records
+from blast_kernels.plan import ACTIVATIONS, GATES
+from torch import Tensor
+
+try:
+    from blast_kernels import product as triton_product
+except ImportError:  # Triton exists for Linux alone; the twins run everywhere.
+    triton_product = None
+
+# Up to here the second kernel of an MLP is launched to overlap the end of the first: 0.4-1.1 µs gained of 8-70;
+# above, its waiting programs take room from the first kernel's.
+OVERLAP_TOKENS = 64
+
+
+@torch.library.custom_op("blast::block_sparse_product", mutates_args=())
+def block_sparse_product(
+    x: Tensor, values: Tensor, records: Tensor, bias: Tensor | None, out_features: int, activation: str, gate: str
+) -> Tensor:
+    """`act(x · Wᵀ + bias)` or a gated front; arguments as `reference.product`, `x [..., in]`.
+
+    Raises:
+        ValueError: in one sentence if a dtype, device, shape, layout or name is off.
+    """
+    _check(x, values, records, bias, out_features, activation, gate)
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    if _runs_on_triton(flat, values, gate):
+        # Block rows without a record are zero; with all of them recorded nothing is written twice.
+        complete = records.shape[0] * _block_rows(values, gate) == out_features
+        make = torch.empty if complete else torch.zeros
+        out = make(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
+        triton_product.product(flat, values, records, bias, out, activation, gate)
+    else:
+        out = reference.product(flat, values, records, bias, out_features, activation, gate)
+    return out.view(*x.shape[:-1], out_features)
+
+
+@block_sparse_product.register_fake
+def _(x, values, records, bias, out_features, activation, gate):
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.custom_op("blast::block_sparse_mlp", mutates_args=())
+def block_sparse_mlp(
+    x: Tensor,
+    front: Tensor,
+    front_records: Tensor,
+    front_bias: Tensor | None,
+    down: Tensor,
+    down_records: Tensor,
+    down_bias: Tensor | None,
+    hidden_features: int,
+    out_features: int,
+    activation: str,
+    gate: str,
+) -> Tensor:
+    """A whole MLP in two kernels; hidden blocks without a record are neither written nor may `down` read them.
+
+    Args:
+        x: `[..., in]`.
+        front: Blocks of the front, as `block_sparse_product` takes them.
+        front_records: Records of the front.
+        front_bias: `[hidden_features]` or None.
+        down: Blocks of the down projection `[nnz, b_out, b_in]`.
+        down_records: Records of the down projection: all of its block rows, and no column without a front record.
+        down_bias: `[out_features]` or None.
+        hidden_features: Width between the two.
+        out_features: Width of the result.
+        activation: `silu`, `gelu`, `gelu_tanh` or `none`.
+        gate: `none`, `untied` or `tied`.
+
+    Returns:
+        `[..., out_features]` in the dtype of `x`.
+
+    Raises:
+        ValueError: in one sentence if a dtype, device, shape, layout or name is off.
+    """
+    _check(x, front, front_records, front_bias, hidden_features, activation, gate)
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    if not (_runs_on_triton(flat, front, gate) and _runs_on_triton(flat, down, "none")):
+        hidden = reference.product(flat, front, front_records, front_bias, hidden_features, activation, gate)
+        _check(hidden, down, down_records, down_bias, out_features, "none", "none")
+        out = reference.product(hidden, down, down_records, down_bias, out_features, "none", "none")
+        return out.view(*x.shape[:-1], out_features)
+    hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
+    _check(hidden, down, down_records, down_bias, out_features, "none", "none")
+    out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
+    hopper = torch.cuda.get_device_capability(x.device)[0] >= 9
+    overlap = hopper and 0 < flat.shape[0] <= OVERLAP_TOKENS and front_records.shape[0] > 0
+    triton_product.product(flat, front, front_records, front_bias, hidden, activation, gate, leads=overlap)
+    triton_product.product(hidden, down, down_records, down_bias, out, "none", "none", follows=overlap)
+    return out.view(*x.shape[:-1], out_features)
+
+
+@block_sparse_mlp.register_fake
+def _(
+    x,
+    front,
+    front_records,
+    front_bias,
+    down,
+    down_records,
+    down_bias,
+    hidden_features,
+    out_features,
+    activation,
+    gate,
+):
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+def _check(x, values, records, bias, out_features, activation, gate) -> None:
+    if gate not in GATES:
+        raise ValueError(f"gate {gate!r} is unknown; use one of {', '.join(GATES)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+    if gate != "none" and bias is not None:
+        raise ValueError("a gated front takes no bias; pass None")
+    check_records(x, values, records, out_features, _block_rows(values, gate))
+    check_bias(bias, out_features, x)
+
+
+def _block_rows(values: Tensor, gate: str) -> int:
+    return values.shape[1] // 2 if gate == "tied" else values.shape[1]
+
+
+def _runs_on_triton(x: Tensor, values: Tensor, gate: str) -> bool:
+    return x.is_cuda and triton_product is not None and triton_product.supports(values, gate)

@@ -1,0 +1,106 @@
+"""Few tokens: stream the live weights through once, a slice of a block row a program.
+
+Bound by memory: the weights are the M side of a small matrix product, tokens the N side (at least 16). Also the kernel
+for float32 and for devices without the tensor memory accelerator. Twin: `reference.product`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from blast_kernels.epilogue import activate, split_rows
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def stream(
+    x,
+    values,
+    records,
+    bias,
+    y,
+    tokens,
+    in_features,
+    out_features,
+    width,
+    B_OUT: tl.constexpr,
+    B_IN: tl.constexpr,
+    SLICE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    GATE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    LEADS: tl.constexpr,
+    FOLLOWS: tl.constexpr,
+):
+    SLICES: tl.constexpr = B_OUT // SLICE
+    K: tl.constexpr = BLOCKS * B_IN
+    WIDE: tl.constexpr = 2 if GATE == "tied" else 1
+    BLOCK_SIZE: tl.constexpr = WIDE * B_OUT * B_IN
+    item = tl.program_id(0)
+    piece = item % SLICES
+    record = records + (item // SLICES) * width
+    row = tl.load(record)
+    start = tl.load(record + 1)
+    middle = tl.load(record + 2)
+    end = tl.load(record + 3)
+    columns = record + 4
+
+    k = tl.arange(0, K)
+    k_block = k // B_IN
+    k_inside = k % B_IN
+    token = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    present = token < tokens
+    w_rows = piece * SLICE * WIDE + tl.arange(0, SLICE * WIDE)
+    w_pointers = values + start.to(tl.int64) * BLOCK_SIZE + w_rows[:, None] * B_IN + k_inside[None, :]
+    x_pointers = x + token[None, :].to(tl.int64) * in_features + k_inside[:, None]
+    total = tl.zeros((SLICE * WIDE, TILE), dtype=tl.float32)
+    if GATE == "untied":
+        up = tl.zeros((SLICE, TILE), dtype=tl.float32)
+    gates = middle - start
+    count = end - start
+    gate_steps = tl.cdiv(gates, BLOCKS)
+    steps = gate_steps + tl.cdiv(count - gates, BLOCKS)
+
+    if LEADS:
+        tl.extra.cuda.gdc_launch_dependents()
+    column = tl.load(columns)
+    if FOLLOWS:
+        # Everything above reads weights' indices alone: it overlaps the kernel that is still writing `x`.
+        tl.extra.cuda.gdc_wait()
+    for step in tl.range(0, steps, num_stages=STAGES):
+        in_gate = step < gate_steps
+        # The weights are asked for before the activations, whose address waits for a column.
+        if BLOCKS == 1:
+            w = tl.load(w_pointers, eviction_policy="evict_first")  # [WIDE * SLICE, K]
+            tile = tl.load(x_pointers + column * B_IN, mask=present[None, :], other=0.0)  # [K, TILE]
+            column = tl.load(columns + step + 1)
+            w_pointers += BLOCK_SIZE
+        else:
+            n = tl.where(in_gate, step * BLOCKS, gates + (step - gate_steps) * BLOCKS) + k_block
+            live = n < tl.where(in_gate, gates, count)
+            w_at = w_pointers + (n.to(tl.int64) * BLOCK_SIZE)[None, :]
+            w = tl.load(w_at, mask=live[None, :], other=0.0, eviction_policy="evict_first")
+            shift = tl.load(columns + n, mask=live, other=0) * B_IN
+            tile = tl.load(x_pointers + shift[:, None], mask=live[:, None] & present[None, :], other=0.0)
+        if GATE == "untied":
+            part = tl.dot(w, tile, input_precision=PRECISION)
+            total += tl.where(in_gate, part, 0.0)
+            up += tl.where(in_gate, 0.0, part)
+        else:
+            total = tl.dot(w, tile, total, input_precision=PRECISION)
+
+    out_column = row * B_OUT + piece * SLICE + tl.arange(0, SLICE)
+    if GATE == "tied":
+        gate, up = split_rows(total, SLICE, TILE)
+        out = activate(gate, ACTIVATION) * up
+    elif GATE == "untied":
+        out = activate(total, ACTIVATION) * up
+    else:
+        if HAS_BIAS:
+            total += tl.load(bias + out_column).to(tl.float32)[:, None]
+        out = activate(total, ACTIVATION)
+    target = y + token[None, :].to(tl.int64) * out_features + out_column[:, None]
+    tl.store(target, out.to(y.dtype.element_ty), mask=present[None, :])

