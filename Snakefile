@@ -15,6 +15,7 @@ from blast.experiment import provenance
 from blast.experiment.config import used_config
 from blast.experiment.grid import expand
 from blast.experiment.layout import GridFolder
+from blast.experiment.locks import hold_grid
 from blast.experiment.machine import jobs_at_once
 from blast.experiment.verdict import drop_stale_stamps
 from snakemake.exceptions import WorkflowError
@@ -64,6 +65,11 @@ rule points:
 
 
 onstart:
+    try:
+        hold_grid(FOLDER)
+    except BlastError as error:
+        print(f"blast: {error}", file=sys.stderr)
+        raise WorkflowError(str(error)) from None
     print(
         f"grid '{CONFIG.name}': {len(PLAN.points)} points in {len(JOBS)} jobs, "
         f"at most {SLOTS} at once; results in {FOLDER.root}, pictures in {CONFIG.figures}",

@@ -91,14 +91,18 @@ def block_sparse_mlp(
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
     _check(x, front, front_records, front_bias, hidden_features, activation, gate)
+    _check(x.new_empty(0, hidden_features), down, down_records, down_bias, out_features, "none", "none")
+    if down_records.shape[0] * down.shape[1] != out_features:
+        raise ValueError(
+            f"down_records hold {down_records.shape[0]} of {out_features // down.shape[1]} block rows; "
+            f"build them without live_rows"
+        )
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     if not (_runs_on_triton(flat, front, gate) and _runs_on_triton(flat, down, "none")):
         hidden = reference.product(flat, front, front_records, front_bias, hidden_features, activation, gate)
-        _check(hidden, down, down_records, down_bias, out_features, "none", "none")
         out = reference.product(hidden, down, down_records, down_bias, out_features, "none", "none")
         return out.view(*x.shape[:-1], out_features)
     hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
-    _check(hidden, down, down_records, down_bias, out_features, "none", "none")
     out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
     hopper = torch.cuda.get_device_capability(x.device)[0] >= 9
     overlap = hopper and 0 < flat.shape[0] <= OVERLAP_TOKENS and front_records.shape[0] > 0

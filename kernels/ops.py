@@ -57,7 +57,7 @@ def block_sparse_linear(
     out_features = (row_offsets.numel() - 1) * values.shape[1]
     check_bias(bias, out_features, x)
     flat = x.reshape(-1, x.shape[-1]).contiguous()
-    if flat.is_cuda and triton_matmul is not None and triton_matmul.supports(values):
+    if _runs_on_triton(flat, *values.shape[1:]):
         out = triton_matmul.block_matmul(flat, values, row_offsets, col_indices, bias)
     else:
         out = reference.block_matmul(flat, values, row_offsets, col_indices, bias)
@@ -80,8 +80,11 @@ def block_sparse_input_grad(
     t_order: Tensor,
 ) -> Tensor:
     """`grad · W`: `[…, rows · b_out]` to `[…, cols · b_in]`."""
-    flat = grad.reshape(-1, grad.shape[-1])
-    out = reference.input_grad(flat, values, row_offsets, col_indices, t_offsets.numel() - 1)
+    flat = grad.reshape(-1, grad.shape[-1]).contiguous()
+    if _runs_on_triton(flat, *values.shape[1:]):
+        out = triton_matmul.input_grad(flat, values, t_offsets, t_indices, t_order)
+    else:
+        out = reference.input_grad(flat, values, row_offsets, col_indices, t_offsets.numel() - 1)
     return out.view(*grad.shape[:-1], out.shape[-1])
 
 
@@ -95,9 +98,9 @@ def block_sparse_value_grad(
     grad: Tensor, x: Tensor, row_offsets: Tensor, col_indices: Tensor, b_out: int, b_in: int
 ) -> Tensor:
     """`gradᵀ · x` on the live blocks: `[nnz, b_out, b_in]`."""
-    return reference.value_grad(
-        grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1]), row_offsets, col_indices, b_out, b_in
-    )
+    operands = grad.reshape(-1, grad.shape[-1]).contiguous(), x.reshape(-1, x.shape[-1]).contiguous()
+    module = triton_matmul if _runs_on_triton(operands[1], b_out, b_in) else reference
+    return module.value_grad(*operands, row_offsets, col_indices, b_out, b_in)
 
 
 @block_sparse_value_grad.register_fake
@@ -125,6 +128,10 @@ def _backward(ctx, grad):
     if ctx.has_bias and ctx.needs_input_grad[7]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
     return grad_x, grad_values, None, None, None, None, None, grad_bias
+
+
+def _runs_on_triton(x: Tensor, b_out: int, b_in: int) -> bool:
+    return x.is_cuda and triton_matmul is not None and triton_matmul.supports(x.dtype, b_out, b_in)
 
 
 block_sparse_linear.register_autograd(_backward, setup_context=_save_for_backward)

@@ -76,5 +76,5 @@ def plan_for(
     if b_out < 128:
         return Plan("tiles", 128, b_out, k, 3, 4, False, 8)
     if gate == "untied":
-        return Plan("tiles", 128, 128, k, 3, 8, True, 8, 128)
+        return Plan("tiles", 128, 128, k, 3, 4, True, 8)
     return Plan("tiles", 128, 128, k, 3, 4, False, 8)

@@ -59,6 +59,9 @@ def product(
     if plan is None:
         has_tma = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 9
         plan = plan_for(x.shape[0], records.shape[0], b_out, values.shape[2], gate, x.dtype == torch.float32, has_tma)
+    if values.shape[0] == 0:
+        # A descriptor cannot describe nothing; what is left to do is the epilogue.
+        plan = plan_for(1, records.shape[0], b_out, values.shape[2], gate, x.dtype == torch.float32)
     launch = _launch_stream if plan.kernel == "stream" else _launch_tiles
     options = {"launch_pdl": True} if follows else {}
     if plan.registers is not None:
@@ -101,6 +104,9 @@ def _launch_stream(x, values, records, bias, y, activation, gate, plan, b_out, l
 
 def _launch_tiles(x, values, records, bias, y, activation, gate, plan, b_out, leads, follows, options) -> None:
     b_in = values.shape[2]
+    if x.data_ptr() % 16:
+        # A view into another tensor may start anywhere; the tensor memory accelerator wants 16 bytes.
+        x = x.clone()
     token_tiles = triton.cdiv(x.shape[0], plan.tile)
     w_rows = plan.slice * (2 if gate == "tied" else 1)
     tiles[(records.shape[0] * token_tiles * (b_out // plan.slice),)](

@@ -42,6 +42,29 @@ def test_a_matrix_without_any_block_gives_the_bias(device):
     check(matrix, 5, torch.float16, device, True)
 
 
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_gradients_of_every_block_shape_and_dtype(block, dtype, device):
+    check_gradients(matrix_of(mask_of("uniform", 3, 3), *block, dtype, device), 37, dtype, device)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("tokens", [1, 16, 130])
+def test_gradients_of_every_pattern(pattern, tokens, device):
+    check_gradients(matrix_of(mask_of(pattern, 4, 5), 32, 64, torch.float16, device), tokens, torch.float16, device)
+
+
+def check_gradients(matrix, tokens: int, dtype: torch.dtype, device: str) -> None:
+    b_out, b_in = matrix.values.shape[1:]
+    out_features, in_features = matrix.dense.shape
+    x, grad = (torch.randn(tokens, n).to(device, dtype) for n in (in_features, out_features))
+    grad_x = block_matmul.input_grad(grad, matrix.values, *matrix.t_index)
+    assert relative_error(grad_x, grad.float() @ matrix.dense.float()) < BOUND[dtype]
+    grad_values = block_matmul.value_grad(grad, x, *matrix.index, b_out, b_in)
+    expected = reference.value_grad(grad.float(), x.float(), *matrix.index, b_out, b_in)
+    assert relative_error(grad_values, expected) < BOUND[dtype]
+
+
 @pytest.mark.gpu
 def test_more_elements_than_an_int32_counts(device):
     # 2^31 elements of activations and of output: an int32 product of token and width would wrap.

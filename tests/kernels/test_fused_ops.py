@@ -103,6 +103,13 @@ def test_a_wrong_argument_is_named_in_one_sentence(changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_down_projection_with_rows_missing_is_refused():
+    operands, *_ = mlp_case("tied", "cpu")
+    short = (*operands[:4], operands[4][1:].contiguous(), *operands[5:])
+    with pytest.raises(ValueError, match="down_records hold 3 of 4 block rows"):
+        mlp(torch.randn(2, 96), *short, "silu", "tied")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "untied", "tied"])
 @pytest.mark.parametrize("tokens", [1, 16, 128, 300])

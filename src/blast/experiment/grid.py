@@ -114,7 +114,7 @@ def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
         "architecture": architecture,
         "dataset": dataset,
         "threads": config.threads,
-        "evaluation": {"tasks": tasks, "batch": config.evaluation.batch},
+        "evaluation": {"tasks": tasks, "batch": config.evaluation.batch, "limit": config.evaluation.limit},
         "data": dict(config.data.get(dataset, {})),
     }
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 from blast.errors import BlastError
 from blast.experiment import provenance
 from blast.experiment.layout import OUTCOME, TRAINING_STATE, GridFolder
+from blast.experiment.locks import points_held
 from blast.experiment.point import Point
 from blast.experiment.progress import progress_line
 from blast.experiment.record import make_record, read_record, write_json
@@ -78,6 +79,11 @@ def run_points(points: Sequence[Point], folder: GridFolder, log: Path, total: in
     Returns:
         How many of them failed; each has a record either way.
     """
+    with points_held(folder, [point.id for point in points]):
+        return _run_held(points, folder, log, total)
+
+
+def _run_held(points: Sequence[Point], folder: GridFolder, log: Path, total: int | None) -> int:
     waiting = []
     failures = 0
     for point in points:

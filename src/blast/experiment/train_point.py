@@ -162,7 +162,8 @@ def _evaluate(
     artifacts: dict[str, Any] = {}
     if not language:
         return evaluate_vision(model, data, batch=batch), artifacts
-    metrics = evaluate_language(model, data, length=point.training["length"], batch=batch)
+    limit = point.evaluation.get("limit")
+    metrics = evaluate_language(model, data, length=point.training["length"], limit=limit, batch=batch)
     requests_file = folder.requests(point.dataset)
     if point.evaluation.get("tasks") and requests_file.is_file():
         score_requests(

@@ -1,0 +1,55 @@
+"""What the README promises and shows is tried here, to the letter."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_records import write_grid
+
+from blast.experiment.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_worked_example_of_a_figure_is_drawn_from_one_file(tmp_path):
+    example = next(block for block in code_blocks("python") if "def draw(" in block)
+    for part in ("workflow", "paper_figures", "config"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.pdf", "*.png", "__pycache__"))
+    (tmp_path / "paper_figures" / "training_time.py").write_text(example)
+    write_grid(tmp_path / "results" / "default")
+    command = [sys.executable, "workflow/scripts/figure.py", "training_time"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "paper_figures" / "training_time.pdf").stat().st_size > 5000
+    assert (tmp_path / "paper_figures" / "training_time.png").is_file()
+
+
+def test_every_path_the_readme_names_is_there():
+    made_by_runs = ("results/", "points", "away", "my-sparse-model")
+    named = re.findall(r"`((?:src|kernels|config|workflow|paper_figures|tests)/[\w/.-]*)`", README)
+    assert len(named) > 10
+    for path in named:
+        known = (ROOT / path).exists() or path.endswith((".pdf", ".png", ".md")) or path.startswith(made_by_runs)
+        assert known or "training_time" in path, path
+
+
+@pytest.mark.parametrize("verb", sorted(set(re.findall(r"blast (check|plan|job|import|records)\b", README))))
+def test_every_verb_the_readme_names_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert "usage: blast" in capsys.readouterr().out
+
+
+def test_every_make_target_the_readme_names_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)`", README)) <= targets
