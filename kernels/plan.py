@@ -72,9 +72,10 @@ def plan_for(
             return Plan("tiles", 128, half, k, 4, 4, weights_first)
         return Plan("tiles", 64, half, k, 4 if enough else 6, 4, weights_first)
     if gate == "tied":
-        return Plan("tiles", 128, half, k, 3 if records >= 300 else 2, 4, False, 8)
+        large = records >= 300
+        return Plan("tiles", 128, half, k, 3 if large else 2, 4, False, 8 if large else 16)
     if b_out < 128:
         return Plan("tiles", 128, b_out, k, 3, 4, False, 8)
     if gate == "untied":
-        return Plan("tiles", 128, 128, k, 3, 4, True, 8)
-    return Plan("tiles", 128, 128, k, 3, 4, False, 8)
+        return Plan("tiles", 128, 128, k, 3 if records >= 100 else 2, 4, True, 8)
+    return Plan("tiles", 128, 128, k, 3, 4, False, 8 if records > 32 else 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,9 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work = folder.work(point.id)
+    clock = time.monotonic()
     data = _load_data(point, folder)
+    print(f"data ready after {time.monotonic() - clock:.1f} s")
     if point.start == "parent":
         model, masks = _prune_parent(point, folder, device)
         history = History(masks={point.training["steps"] - 1: masks})
@@ -196,6 +199,7 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
     prunable = sum(entry["shape"][0] * entry["shape"][1] for entry in matrices)
     live = sum(entry["live"] * entry["block"][0] * entry["block"][1] for entry in matrices)
 
+    print(f"trained after {time.monotonic() - clock:.1f} s")
     checkpoint = work / "checkpoint"
     blast.save(blast.to_sparse(model, masks) if masks else model, checkpoint)
     del model
@@ -203,6 +207,7 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
     if masks:
         require_sparse_state(model, masks)
     metrics, artifacts = _evaluate(point, folder, data, model)
+    print(f"evaluated after {time.monotonic() - clock:.1f} s")
     sizes = model_bytes(model)
     on_disk = sum(os.path.getsize(file) for file in checkpoint.iterdir())
     metrics += [
