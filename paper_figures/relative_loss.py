@@ -32,8 +32,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, markers: dict[str, str]) -> None:
                       markerfacecolor="white" if hollow else colour)  # fmt: skip
     axes.axhline(0, color=style.INK, linewidth=0.6)
     axes.axhline(LIMIT, color=style.INK, linestyle=(0, (4, 2)), linewidth=0.8)
-    axes.annotate(f"{LIMIT} %", (0.995, LIMIT), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
-                  textcoords="offset points", fontsize=6, va="bottom", ha="right")  # fmt: skip
+    axes.annotate(f"{LIMIT} %", (0.005, LIMIT), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
+                  textcoords="offset points", fontsize=6, va="bottom", ha="left")  # fmt: skip
     style.sparsity_axis(axes, rows["sparsity"])
     first = rows.iloc[0]
     name = style.metric_label(first["metric"], first["task"]).removesuffix(" (%)")

@@ -20,6 +20,12 @@ def what_views_read(wildcards):
     return local + sorted(RECORDED.glob("*/*.csv"))
 
 
+def caption_of(wildcards):
+    """The caption of a view in the report; one file each, as Snakemake takes no wildcard there."""
+    file = Path("workflow/report") / f"{wildcards.name}.rst"
+    return file.read_text() if file.is_file() else ""
+
+
 rule figure:
     """One figure of the paper, as PDF and PNG."""
     input:
@@ -27,12 +33,19 @@ rule figure:
         SHARED,
         script="paper_figures/{name}.py",
     output:
-        pdf=report(f"{CONFIG.figures}/{{name}}.pdf", caption="../report/{name}.rst", category="Figures"),
-        png=f"{CONFIG.figures}/{{name}}.png",
+        pdf=f"{CONFIG.figures}/{{name}}.pdf",
+        png=report(
+            f"{CONFIG.figures}/{{name}}.png",
+            caption="../report/_view.rst",
+            category="Figures",
+            labels={"figure": "{name}"},
+        ),
     wildcard_constraints:
         name="|".join(FIGURES),
     resources:
         slots=1,
+    params:
+        caption=caption_of,
     shell:
         "{PYTHON} workflow/scripts/figure.py {wildcards.name} --grid-dir {FOLDER.root} --recorded {RECORDED} --out-dir {CONFIG.figures}"
 
@@ -44,13 +57,20 @@ rule table:
         SHARED,
         script="paper_figures/{name}.py",
     output:
-        csv=report(f"{CONFIG.figures}/{{name}}.csv", caption="../report/{name}.rst", category="Tables"),
+        csv=report(
+            f"{CONFIG.figures}/{{name}}.csv",
+            caption="../report/_view.rst",
+            category="Tables",
+            labels={"table": "{name}"},
+        ),
         md=f"{CONFIG.figures}/{{name}}.md",
         tex=f"{CONFIG.figures}/{{name}}.tex",
     wildcard_constraints:
         name="|".join(TABLES),
     resources:
         slots=1,
+    params:
+        caption=caption_of,
     shell:
         "{PYTHON} workflow/scripts/paper_table.py {wildcards.name} --grid-dir {FOLDER.root} --recorded {RECORDED} --out-dir {CONFIG.figures}"
 
