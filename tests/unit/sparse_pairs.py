@@ -51,3 +51,19 @@ def inputs_of(kind: str) -> Tensor:
 def output_of(model: nn.Module, inputs: Tensor) -> Tensor:
     out = model(inputs)
     return out if isinstance(out, Tensor) else out.logits
+
+
+class Plain(nn.Module):
+    """A model of no library."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, width), nn.Linear(width, 8)
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x):
+        return self.down(self.up(x).relu())
+
+
+def plain() -> Plain:
+    return to_sparse(Plain(), {"up": torch.eye(4, dtype=torch.bool), "down": torch.eye(4, dtype=torch.bool)}, drop=True)

@@ -1,4 +1,4 @@
-"""Standard errors, chance and noise."""
+"""Standard errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import pytest
 from blast.errors import BlastError
 from blast.evaluation.metric import metric
 from blast.evaluation.statistics import (
-    at_chance,
     binomial_stderr,
     mean_and_stderr,
     ratio_and_stderr,
-    within_noise,
 )
 
 
@@ -49,20 +47,6 @@ def test_the_ratio_of_one_document_has_no_standard_error() -> None:
 def test_the_binomial_standard_error_is_largest_at_one_half() -> None:
     assert binomial_stderr(0.5, 100) == 0.05
     assert binomial_stderr(0.0, 100) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("value", "stderr", "chance", "answer"),
-    [(0.29, 0.02, 0.25, True), (0.30, 0.02, 0.25, False), (0.20, 0.02, 0.25, False), (0.25, None, 0.25, False)],
-)
-def test_a_score_within_two_standard_errors_of_guessing_is_at_chance(value, stderr, chance, answer) -> None:
-    assert at_chance(value, stderr, chance) is answer
-
-
-def test_a_gap_smaller_than_the_spread_of_seeds_is_noise() -> None:
-    assert within_noise(-0.01, 0.02)
-    assert not within_noise(0.02, 0.02)
-    assert not within_noise(0.0, None)
 
 
 def test_a_metric_entry_holds_one_standard_error_either_side() -> None:

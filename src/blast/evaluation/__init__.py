@@ -13,7 +13,6 @@ _HOME = {
     "RequestFile": "requests",
     "Score": "scores",
     "ScoreFile": "scores",
-    "at_chance": "statistics",
     "evaluate_language": "loss",
     "evaluate_vision": "top_k",
     "metric": "metric",
@@ -22,7 +21,6 @@ _HOME = {
     "require_sparse_state": "sparse_state",
     "score": "scoring",
     "score_requests": "scoring",
-    "within_noise": "statistics",
 }
 __all__ = sorted(_HOME)
 

@@ -46,15 +46,3 @@ def ratio_and_stderr(numerators: Sequence[float], denominators: Sequence[float])
 def binomial_stderr(share: float, n: int) -> float:
     """Standard error of a share of `n` independent yes-or-no answers."""
     return math.sqrt(share * (1.0 - share) / n)
-
-
-def at_chance(value: float, stderr: float | None, chance: float | None) -> bool:
-    """Whether a score is within two standard errors of guessing; False where chance or the error is not known."""
-    if stderr is None or chance is None:
-        return False
-    return abs(value - chance) <= 2.0 * stderr
-
-
-def within_noise(gap: float, spread: float | None) -> bool:
-    """Whether a gap between two results is smaller than the spread between seeds; False where no spread is known."""
-    return spread is not None and abs(gap) < spread
