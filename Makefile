@@ -8,7 +8,7 @@ CONFIG ?= config/config.yaml
 PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: all env smoke test test-slow test-gpu lint format lock schema ui report clean
+.PHONY: all env smoke test test-slow test-gpu test-oldest lint format lock schema ui report clean
 
 all: env
 	$(RUN) snakemake --cores $(CORES) all --configfile $(CONFIG)
@@ -37,6 +37,16 @@ test-slow: env
 
 test-gpu: env
 	$(RUN) python -m pytest -m gpu
+
+# The oldest versions that GPU machines may have, without the packages of the workflow.
+OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 transformers==5.17.0
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) hypothesis pytest pytest-timeout pytest-xdist "setuptools>=77" numpy
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/unit/test_sparsity_*.py \
+		tests/unit/test_recognise.py tests/unit/test_block_*.py tests/unit/test_convert.py tests/unit/test_sparse_models.py \
+		tests/unit/test_checkpoint*.py tests/unit/test_library_in_five_lines.py tests/unit/test_scoring.py
 
 lint: env
 	$(RUN) ruff check .
