@@ -165,7 +165,7 @@ def test_next_line_items_have_one_right_choice_among_four_different_ones(root, f
     assert len(items) == facts["counts"]["next_line_items"] > 20
     for item in items:
         text = texts[item["name"].split(":")[0]]
-        lines = [line.rstrip() for line in text.splitlines()]
+        lines = [line.rstrip() for line in text.split("\n")]
         choices, stripped = item["choices"], {choice.strip() for choice in item["choices"]}
         assert len(choices) == len(stripped) == 4
         assert all(len(choice) >= 12 for choice in stripped)
@@ -174,6 +174,13 @@ def test_next_line_items_have_one_right_choice_among_four_different_ones(root, f
         assert lines[int(item["name"].split(":")[1])] == choices[item["label"]]
         assert not stripped & {line.strip() for line in item["context"].splitlines()}
     assert {item["label"] for item in items} == {0, 1, 2, 3}
+
+
+def test_a_form_feed_inside_a_document_does_not_end_a_line():
+    text = "".join(f"value_{line} = compute({line})\n" + ("\x0c\n" if line % 7 == 0 else "") for line in range(80))
+    items = next_line_items("page.py", text)
+    assert items
+    assert all(item["context"] in text for item in items)
 
 
 def test_evaluation_documents_do_not_depend_on_the_order_of_files():

@@ -49,7 +49,8 @@ def next_line_items(name: str, text: str) -> list[dict[str, str | int | list[str
     The wrong lines are those of the document, outside the context, whose length is nearest to that of the right one;
     all choices differ, none occurs in the context, and each has at least `SHORTEST_LINE` characters.
     """
-    lines = text.splitlines()
+    # Not splitlines(): a form feed ends no line of a source file.
+    lines = text.split("\n")
     items = []
     places = range(CONTEXT_LINES, len(lines))
     for place in sorted(places, key=lambda place: digest_number(f"{name}:{place}"))[: 4 * ITEMS_A_DOCUMENT]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # Raised whenever the files below change their meaning.
-FORMAT = 1
+FORMAT = 2
 # A BPE learns nothing more from further text.
 TOKENIZER_BYTES = 200_000_000
 # Evaluation documents are drawn from the first of the held-out ones.
