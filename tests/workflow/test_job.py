@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from blast.experiment.cli import main
 from blast.experiment.job import run_points
@@ -137,6 +138,16 @@ def test_a_pruned_point_is_evaluated_in_its_sparse_state_at_the_exact_budget(don
     metrics = {metric["metric"]: metric for metric in result["metrics"]}
     assert {"top1", "top5", "weights_bytes", "mlp_bytes", "checkpoint_bytes"} <= set(metrics)
     assert metrics["top1"]["n"] == 360
+
+
+def test_a_training_state_of_other_settings_is_not_gone_on_with(tmp_path):
+    folder = GridFolder(tmp_path)
+    state = folder.work("blast") / TRAINING_STATE
+    state.parent.mkdir(parents=True)
+    torch.save({"key": "another run", "step": 19}, state)
+    assert run_points([short("blast")], folder, tmp_path / "log") == 0
+    assert "going on" not in (tmp_path / "log").read_text()
+    assert len(read_record(folder.record("blast"))["result"]["curves"]["train_loss"]["step"]) == 20
 
 
 def test_a_finished_point_is_handed_on_and_not_run_again(done, capsys):

@@ -21,6 +21,7 @@ from blast.evaluation import evaluate_language, evaluate_vision, require_sparse_
 from blast.evaluation.metric import metric
 from blast.experiment.layout import TRAINING_STATE, GridFolder
 from blast.experiment.point import Point
+from blast.experiment.provenance import fingerprint
 from blast.experiment.record import read_json
 from blast.layers.memory import model_bytes
 from blast.sparsity.config import SparsifyConfig
@@ -99,7 +100,8 @@ def _train(
         optimizer=optimizer,
         sparsifier=sparsifier,
         state_file=folder.work(point.id) / TRAINING_STATE,
-        key=f"{point.digest} {data.digest}",
+        # What other settings, data or code had begun is not gone on with.
+        key=" ".join((point.digest, data.digest, fingerprint("train"))),
     )
     return model, history, sparsifier
 
