@@ -68,7 +68,8 @@ def _line(row: Any, dense: dict, bound: tuple[float, dict] | None) -> dict[str, 
         "tokens": row.tokens, "tied": row.tied, "mask": row.mask, "dtype": row.dtype, "provider": row.provider,
         "dense_us": 1e3 * eager, "compiled_us": 1e3 * compiled, "us": 1e3 * value, "us_q20": 1e3 * row.low,
         "us_q80": 1e3 * row.high, "speed_up": eager / value, "dead_hidden": setting.get("dead_hidden", math.nan),
-        "status": row.status, "note": row.cause or ("" if setting.get("tuned", True) else "not tuned"),
+        "status": row.status,
+        "note": row.cause or ("" if setting.get("tuned", True) else "its tuner was stopped early"),
     }  # fmt: skip
     if bound is not None:
         share, facts = bound

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 
 import pytest
 import torch
@@ -275,3 +277,44 @@ def test_a_benchmark_point_becomes_rows_with_ties_masks_and_missing_providers(im
     assert (ours["ratio"] == 10).all()
     assert set(table.loc[table["provider"] == "stk", "status"]) == {"not run"}
     assert headline(record) == "1 ms"
+
+
+def test_a_tuner_that_takes_too_long_is_stopped_and_its_best_try_is_taken(monkeypatch):
+    from torch.sparse import _triton_ops_meta as tuner
+
+    def slow(target, initial, reference, step, max_step, verbose, all_values=None):
+        all_values |= {(1, 2, 1, 4): 3.0, (1, 4, 2, 8): 1.0, (1, 8, 1, 4): None}
+        while True:
+            # The tuner itself swallows every Exception of a try.
+            with contextlib.suppress(Exception):
+                time.sleep(0.01)
+
+    monkeypatch.setattr(tuner, "minimize", slow)
+    monkeypatch.setattr(tuner, "get_meta", lambda *a, **k: None)
+    matrix = torch.eye(32).to_sparse_bsr((16, 16))
+    found = kernel_peers.tuned_parameters(matrix, torch.ones(32, 16), 0.2)
+    assert found == ({"GROUP_SIZE_ROW": 1, "SPLIT_N": 4, "num_stages": 2, "num_warps": 8}, False)
+    assert tuner.minimize is slow
+
+
+def test_a_peer_that_no_graph_can_hold_is_timed_with_its_launches_and_says_so(imaginary_gpu, monkeypatch):
+    class Synchronising(kernel_peers.Peer):
+        NAME = "synchronising"
+
+        def matrix(self, matrix):
+            return matrix.dense()
+
+        def product(self, matrix, h):
+            return matrix @ h
+
+    def capture(candidate):
+        if candidate.graph and getattr(candidate.call, "__self__", None):
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return candidate.call
+
+    monkeypatch.setattr(kernel_peers, "PEERS", {"synchronising": Synchronising})
+    monkeypatch.setattr(kernels, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    metrics = latencies(measure("gpt2-nano", peers=["synchronising"]))
+    assert {entry["setting"].get("graph", True) for entry in metrics if entry["provider"] == "synchronising"} == {False}
+    assert all(entry["setting"].get("graph", True) for entry in metrics if entry["provider"] == "ours")

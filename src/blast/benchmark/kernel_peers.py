@@ -98,22 +98,17 @@ class TorchBsr(Peer):
     def product(self, matrix: Tensor, h: Tensor) -> Tensor:
         from torch.sparse._triton_ops import bsr_dense_addmm
 
+        out = h.new_empty(matrix.shape[0], h.shape[1])
         # With beta 0 the first operand is not read.
-        return bsr_dense_addmm(h.new_empty(1, 1).expand(matrix.shape[0], h.shape[1]), matrix, h, beta=0)
+        return bsr_dense_addmm(out, matrix, h, beta=0, out=out, meta=self.parameters.get(tuple(matrix.shape)))
 
     def prepare(self, seconds: float) -> None:
-        from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
-
+        self.parameters: dict[tuple[int, ...], dict] = {}
+        self.TUNED = True
         *_, up, down = self.sets[0]
-        hidden = self.x.new_zeros(up.shape[0], self.x.shape[1])
-        try:
-            for matrix, operand in ((up, self.x), (down, hidden)):
-                out = operand.new_empty(matrix.shape[0], operand.shape[1])
-                with time_limit(seconds / 2):
-                    tune_bsr_dense_addmm(out, matrix, operand, beta=0, store=True)
-            self.TUNED = True
-        except TimeoutError:
-            self.TUNED = False
+        for matrix, operand in ((up, self.x), (down, self.x.new_zeros(up.shape[0], self.x.shape[1]))):
+            self.parameters[tuple(matrix.shape)], whole = tuned_parameters(matrix, operand, seconds / 2)
+            self.TUNED = self.TUNED and whole
 
 
 class Stk(Peer):
@@ -207,12 +202,43 @@ def peer_of(name: str) -> type[Peer]:
     return PEERS[name]
 
 
+def tuned_parameters(matrix: Tensor, operand: Tensor, seconds: float) -> tuple[dict[str, int] | None, bool]:
+    """What torch's tuner finds best for a BSR product, and whether it came to its end in the time.
+
+    Args:
+        matrix: BSR.
+        operand: `[in, tokens]`.
+        seconds: When to stop it; the best that it tried until then is taken (None if it tried nothing).
+    """
+    from torch.sparse import _triton_ops_meta as tuner
+
+    tried: dict[tuple[int, ...], float] = {}
+    search = tuner.minimize
+    out = operand.new_empty(matrix.shape[0], operand.shape[1])
+    # The tuner keeps what it tried to itself, so that one stopped early would count as not tuned at all.
+    tuner.minimize = lambda *arguments, **options: search(*arguments, **options, all_values=tried)
+    try:
+        with time_limit(seconds):
+            return tuner.tune_bsr_dense_addmm(out, matrix, operand, beta=0, force=True), True
+    except TimeUp:
+        times = {key: time for key, time in tried.items() if isinstance(time, float)}
+        best = min(times, key=lambda key: times[key], default=None)
+        names = ("GROUP_SIZE_ROW", "SPLIT_N", "num_stages", "num_warps")
+        return (None if best is None else dict(zip(names, best, strict=True))), False
+    finally:
+        tuner.minimize = search
+
+
+class TimeUp(BaseException):
+    """The time is over; no Exception, as the tuner takes those for parameters that do not work."""
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError within after so many seconds; works in the main thread, between two calls of Python."""
+    """Raises TimeUp within after so many seconds; works in the main thread, between two calls of Python."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError
+        raise TimeUp
 
     before: Callable | int | None = signal.signal(signal.SIGALRM, stop)
     signal.alarm(max(1, math.ceil(seconds)))

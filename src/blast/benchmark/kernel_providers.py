@@ -53,6 +53,7 @@ class Provider(NamedTuple):
         cause: Why it cannot run.
         status: `not run` or `failed`, with a cause.
         error: What `check` gave.
+        peer: Whether it is somebody else's.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Provider(NamedTuple):
     cause: str | None = None
     status: str = "ok"
     error: float | None = None
+    peer: bool = False
 
     def without(self, cause: str, status: str = "not run") -> Provider:
         """The same as one that cannot run."""
@@ -185,7 +187,7 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
             return function(x, *sets[number], size.activation)
 
         rows = torch.arange(tokens, device=x.device)
-        check = _check(call, reference.float(), rows) if name == "dense_compiled" else None
+        check = _check(call, reference.float(), rows, poison=False) if name == "dense_compiled" else None
         made.append(Provider(name, name, Candidate(call, len(sets)), check, work))
     return made
 
@@ -197,7 +199,7 @@ def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) ->
     for name in names:
         kind = peer_of(name)
         facts = {"mask": "uniform"}
-        provider = Provider(name, name, tied=False if case.size.gated else None, setting=facts)
+        provider = Provider(name, name, tied=False if case.size.gated else None, setting=facts, peer=True)
         cause = kind.refusal(case.size)
         if cause is not None:
             made.append(provider.without(cause))
@@ -208,7 +210,7 @@ def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) ->
         except torch.OutOfMemoryError:
             raise
         except Exception as fault:  # a peer may raise anything
-            made.append(provider.without(f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}", "failed"))
+            made.append(provider.without(first_line(fault), "failed"))
             continue
         if peer.TUNED is not None:
             facts = facts | {"tuned": peer.TUNED}
@@ -216,6 +218,11 @@ def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) ->
         candidate = Candidate(peer.run, len(weights))
         made.append(provider._replace(candidate=candidate, check=_check(peer.output, expected, rows), setting=facts))
     return made
+
+
+def first_line(fault: BaseException) -> str:
+    """What went wrong, in one line."""
+    return f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
 
 
 def _fused_call(x: Tensor, sets: list[Weights], size: MlpSize) -> Callable[[int], Tensor]:
@@ -251,5 +258,5 @@ def _fallback(
     return Provider(name, f"{name} {key}", Candidate(call, count), _check(call, expected, rows), work, tied, facts)
 
 
-def _check(call: Callable[[int], Tensor], expected: Tensor, rows: Tensor) -> Callable[[], float]:
-    return lambda: error_of(call, expected, rows)
+def _check(call: Callable[[int], Tensor], expected: Tensor, rows: Tensor, poison: bool = True) -> Callable[[], float]:
+    return lambda: error_of(call, expected, rows, poison)

@@ -7,6 +7,7 @@ is timed before its output agreed with a float32 reference. It refuses a machine
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ import torch
 from blast import architectures
 from blast.benchmark.graph_timing import ERROR_BOUND, capture, plain_memory, time_in_turn
 from blast.benchmark.kernel_entries import Asked, latency_entry, missing_entry, work_entries
-from blast.benchmark.kernel_providers import Case, Machine, Provider, dense_providers, our_providers, peer_providers
+from blast.benchmark.kernel_providers import (
+    Case,
+    Machine,
+    Provider,
+    dense_providers,
+    first_line,
+    our_providers,
+    peer_providers,
+)
 from blast.benchmark.kernel_weights import MlpSize
 from blast.benchmark.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
@@ -110,11 +119,9 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
         if provider.cause is None:
             provider = _checked(provider, settings["dtype"])
         if provider.cause is None:
-            try:
-                rounds[name] = (capture(provider.candidate), provider.candidate.sets)
-                runnable[name] = provider
-            except (RuntimeError, NotImplementedError) as error:
-                provider = provider.without(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", "failed")
+            provider, play = _captured(provider)
+            if play is not None:
+                rounds[name], runnable[name] = (play, provider.candidate.sets), provider
         if provider.cause is not None:
             if provider.name.startswith("ours") and provider.status == "failed":
                 raise BlastError(f"{provider.name} at {tokens} tokens: {provider.cause}.")
@@ -127,6 +134,19 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
     return entries + lost
 
 
+def _captured(provider: Provider) -> tuple[Provider, Callable[[], None] | None]:
+    """The provider and its round of calls; a peer that no graph can hold is timed with its launches, and says so."""
+    try:
+        return provider, capture(provider.candidate)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as fault:  # a peer may raise anything
+        if provider.peer and provider.candidate.graph:
+            torch.cuda.synchronize()
+            return _captured(provider._replace(candidate=provider.candidate._replace(graph=False)))
+        return provider.without(first_line(fault), "failed"), None
+
+
 def _checked(provider: Provider, dtype: str) -> Provider:
     """The provider with its error; as failed if it is wrong or cannot run."""
     try:
@@ -134,7 +154,7 @@ def _checked(provider: Provider, dtype: str) -> Provider:
     except Exception as fault:  # a peer may raise anything
         if isinstance(fault, torch.OutOfMemoryError):
             raise
-        return provider.without(f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}", "failed")
+        return provider.without(first_line(fault), "failed")
     if error is not None and not error <= ERROR_BOUND[dtype]:
         return provider.without(
             f"its output is off by {error:.1e} from the float32 reference (bound {ERROR_BOUND[dtype]:.0e})", "failed"
