@@ -208,3 +208,53 @@ def test_an_mlp_with_an_unknown_activation_is_left_alone() -> None:
     masks = {"0.fc1": torch.ones(4, 2, dtype=torch.bool), "0.fc2": torch.ones(2, 4, dtype=torch.bool)}
     with pytest.raises(BlastError, match="one activation that is silu or gelu"):
         blast.fuse(to_sparse(model, masks))
+
+
+def test_an_mlp_that_is_the_model_itself_is_refused() -> None:
+    _, sparse, _ = pair("gpt2")
+    with pytest.raises(BlastError, match="the model is itself one MLP; wrap it"):
+        blast.fuse(sparse.transformer.h[0].mlp)
+
+
+def test_hooks_on_an_mlp_are_called_once_fused_or_not() -> None:
+    _, sparse, _ = pair("gpt2")
+    called = []
+    handle = sparse.transformer.h[0].mlp.register_forward_hook(lambda *_: called.append(1))
+    model = blast.fuse(sparse)
+    with torch.no_grad():
+        output_of(model, inputs_of("gpt2"))
+    output_of(model, inputs_of("gpt2"))
+    assert len(called) == 2
+    handle.remove()
+    output_of(blast.unfuse(model), inputs_of("gpt2"))
+    assert len(called) == 2
+
+
+def test_active_dropout_runs_layer_by_layer(monkeypatch) -> None:
+    _, sparse, _ = pair("gpt2")
+    for block in sparse.transformer.h:
+        block.mlp.dropout.p = 0.5
+    model = blast.fuse(sparse).train()
+    monkeypatch.setattr(torch.ops.blast, "block_sparse_mlp", lambda *_: pytest.fail("dropout was left out"))
+    with torch.no_grad():
+        output_of(model, inputs_of("gpt2"))
+    assert all(mlp.original.training for mlp in fused_of(model))
+
+
+def test_qwen3_is_fused() -> None:
+    import transformers
+
+    from blast.layers.recognise import find_linears
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "vocab_size": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, **heads)).eval()
+    masks = {t.name: torch.rand(t.shape[0] // 32, t.shape[1] // 32) < 0.5 for t in find_linears(model)}
+    sparse = to_sparse(model, masks, drop=True)
+    tokens = torch.randint(64, (1, 9))
+    with torch.no_grad():
+        expected = sparse(tokens).logits
+        fused = blast.fuse(sparse)
+        assert len(fused_of(fused)) == 2
+        torch.testing.assert_close(fused(tokens).logits, expected, rtol=1e-4, atol=1e-5)

@@ -85,6 +85,16 @@ def bench(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def break_even(options: argparse.Namespace) -> int:
+    """Makes the table that tells the kernels where dense is faster, from the kernel benchmarks of a grid."""
+    from blast.experiment.break_even_table import write_table
+    from blast.experiment.rows import read_grid
+
+    file = write_table([record for record, _ in read_grid(options.grid_dir)], options.tuned)
+    print(f"written: {file}")
+    return 0
+
+
 def fetch(options: argparse.Namespace) -> int:
     """Brings the raw files of a dataset into the cache."""
     from blast.experiment.data_stage import fetch_dataset
@@ -206,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, for instance '*.s95.b128.*'")
     made.add_argument("--out", type=Path, help="folder of the grid (default: results/<name>)")
     made.add_argument("--plan", type=Path, help="write the points as files here, in order, and run none")
+    made = verb("break-even", break_even)
+    made.add_argument("--grid-dir", **grid_dir)
+    made.add_argument("--tuned", type=Path, default=Path("kernels/tuned"), help="folder of the tables")
     made = verb("fetch", fetch)
     made.add_argument("dataset")
     made.add_argument("--out", type=Path, required=True, help="file that takes the facts, or why there are none")

@@ -58,6 +58,8 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
                 trusted[kind] = _agrees(fused)
             reason = None if trusted[kind] else f"{type(module).__name__} computes something else than its parts say"
         if reason is None:
+            if module is model:
+                raise BlastError("the model is itself one MLP; wrap it, for instance in torch.nn.Sequential.")
             replacements[id(module)] = fused
         else:
             reasons.append(f"'{mlp.name}': {reason}")

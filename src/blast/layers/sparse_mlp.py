@@ -58,7 +58,7 @@ class SparseMlp(nn.Module):
         # Around torch's own setattr: what it replaces is no child, but both have the same children.
         object.__setattr__(self, "original", original)
         self._modules = original._modules
-        self.training = original.training
+        self.training, self._version = original.training, original._version
         for hooks in HOOKS:
             setattr(self, hooks, getattr(original, hooks))
         self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
