@@ -34,7 +34,7 @@ SETTINGS = {
     "tied": [False],
     "peers": [],
     "compiled": True,
-    "seconds": 50.0,
+    "seconds": 180.0,
     "tuning_seconds": 60.0,
     "masks_folder": "results/recorded/masks",
 }
@@ -52,7 +52,7 @@ def measure(
         seed: Seed of weights, masks and inputs.
         settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, `skewed`, `trained`), `tied`
             (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `compiled`
-            (whether dense is timed under torch.compile too), `seconds` (about how long a point may take),
+            (whether dense is timed under torch.compile too), `seconds` (the longest a point may take),
             `tuning_seconds` (of a peer, for each number of tokens), `masks_folder`.
 
     Returns:
