@@ -64,6 +64,12 @@ rule points:
         all_stamps(),
 
 
+rule kernels:
+    """The benchmarks of the kernels; only a machine with a GPU can run them."""
+    input:
+        stamps("benchmark", jobs_of_suite("kernels")),
+
+
 onstart:
     try:
         hold_grid(FOLDER)

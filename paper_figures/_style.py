@@ -54,6 +54,9 @@ _WORDS = {
     "smollm2": "SmolLM2",
     "xl": "XL",
     "1b": "1B",
+    "135m": "135M",
+    "b": "B",
+    "l": "L",
 }
 _DATASETS = {"pystdlib": "Python stdlib", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
 _TASKS = {"pystdlib_next_line": "next line", "pystdlib_heldout": "held-out files"}

@@ -15,7 +15,6 @@ from paper_figures import _style as style
 
 TITLE = "Speed of the sparse MLP"
 NEEDS = ["benchmark", "latency"]
-SUITES = ("mlp", "kernels")
 COLUMNS = 4
 BLOCK_STYLES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
@@ -45,7 +44,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, colours: dict[int, tuple], styles: di
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draws speed-ups over eager dense; machines never share a panel."""
-    table = table[table["suite"].isin(SUITES)]
+    table = table[table["suite"] == "mlp"]
     found = ratios(table, "latency")
     found = found[(found["provider"] == "ours") & (found["sparsity"] > 0)]
     if found.empty:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blast.layers.block_linear import BlockLinear
     from blast.layers.checkpoint import load, save
     from blast.layers.convert import masks_of, to_dense, to_sparse
+    from blast.layers.fuse import fuse, unfuse
     from blast.layers.memory import model_bytes
     from blast.layers.recognise import find_mlps
     from blast.sparsity.config import METHODS, SparsifyConfig
@@ -37,12 +38,14 @@ _HOME = {
     "Sparsifier": "blast.sparsity.sparsifier",
     "SparsifyConfig": "blast.sparsity.config",
     "find_mlps": "blast.layers.recognise",
+    "fuse": "blast.layers.fuse",
     "load": "blast.layers.checkpoint",
     "masks_of": "blast.layers.convert",
     "model_bytes": "blast.layers.memory",
     "save": "blast.layers.checkpoint",
     "to_dense": "blast.layers.convert",
     "to_sparse": "blast.layers.convert",
+    "unfuse": "blast.layers.fuse",
 }
 
 __all__ = [  # noqa: RUF022  (in the order of use)
@@ -52,6 +55,8 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "to_sparse",
     "to_dense",
     "masks_of",
+    "fuse",
+    "unfuse",
     "save",
     "load",
     "find_mlps",

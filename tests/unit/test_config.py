@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from blast.benchmark import suites
 from blast.errors import BlastError
 from blast.experiment.cli import main
 from blast.experiment.config import parse, read_config, schema
@@ -74,6 +75,39 @@ def test_a_vision_dataset_for_a_language_model_is_refused():
     assert "'gpt2-nano' is a language model and 'digits' a vision dataset" in fault(
         changed("grid.0.datasets", ["digits"])
     )
+
+
+def timed(**more) -> dict:
+    entry = {"suite": "kernels", "shapes": ["gpt2"], "sparsity": [0.9], "blocks": [64], "tokens": [16], **more}
+    return {"name": "timed", "benchmarks": [entry]}
+
+
+def test_suites_are_the_files_that_measure():
+    assert set(suites()) == {"mlp", "kernels"}
+
+
+def test_an_unknown_suite_or_setting_of_one_is_refused_and_the_nearest_named():
+    assert "unknown benchmark suite 'kernel'; did you mean 'kernels'?" in fault(timed(suite="kernel"))
+    assert "did you mean 'peers'?" in fault(timed(settings={"peer": ["stk"]}))
+    assert "the setting 'tied' of the suite 'kernels' is True; give a list." in fault(timed(settings={"tied": True}))
+
+
+def test_a_benchmark_point_carries_every_setting_of_its_suite():
+    values = timed(settings={"peers": ["stk"]}, variant="peers")
+    (point,) = expand(parse(values, Path("my.yaml")), "my.yaml").points.values()
+    assert point.id == "kernels-gpt2.float32.s90.b64.seed0.peers"
+    assert point.benchmark == {**suites()["kernels"], "suite": "kernels", "tokens": [16], "dtype": "float32",
+                               "repeats": 20, "peers": ["stk"]}  # fmt: skip
+
+
+def test_blast_bench_writes_the_points_of_a_suite_in_order_and_runs_none(tmp_path, capsys):
+    config = str(ROOT / "config" / "h100.yaml")
+    words = ["bench", "kernels", "--config", config, "--plan", str(tmp_path), "--only", "*-405b.*.s95.b128.seed0"]
+    assert main(words) == 0
+    (file,) = tmp_path.iterdir()
+    assert file.name == "0000-kernels-llama-3.1-405b.bfloat16.s95.b128.seed0.json"
+    assert main([*words[:-1], "nothing"]) == 2
+    assert "no point of kernels matches 'nothing'" in capsys.readouterr().err
 
 
 def test_an_empty_config_is_refused():

@@ -73,6 +73,7 @@ def test_the_half_that_runs_on_a_gpu_machine_needs_none_of_the_workflow_packages
     code = block + (
         "import blast, blast.experiment.job, blast.experiment.worker, blast.experiment.train_point\n"
         "import blast.experiment.benchmark_point, blast.benchmark.mlp, blast.experiment.take_in, blast_kernels.ops\n"
+        "import blast.benchmark.kernels, blast.layers.fuse\n"
         "from blast.experiment.cli import main\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

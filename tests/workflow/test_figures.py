@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 for place in (Path(__file__).parent, ROOT, ROOT / "workflow" / "scripts"):
     sys.path.insert(0, str(place))
+import fake_kernels  # noqa: E402
 import fake_records as fake  # noqa: E402
 import figure as figure_script  # noqa: E402
 import paper_table as table_script  # noqa: E402
@@ -42,10 +43,21 @@ def words(figure):
     return "\n".join(found)
 
 
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """A table of the suite `kernels`, from records that were exported and read again."""
+    from blast.experiment.export import export_grid
+
+    folder = tmp_path_factory.mktemp("kernels")
+    export_grid(fake_kernels.write_kernels(folder / "default"), folder / "recorded")
+    return load_table(folder / "nothing", folder / "recorded")
+
+
 @pytest.mark.parametrize("name", paper_figures.figures())
-def test_a_figure_names_its_machine_and_draws_from_records(table, name):
-    text = words(paper_figures.load(name).draw(table))
-    assert "CPU (imaginary)" in text
+def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, name):
+    on_gpu = name.startswith("kernel_")
+    text = words(paper_figures.load(name).draw(kernels if on_gpu else table))
+    assert ("imaginary GPU" if on_gpu else "CPU (imaginary)") in text
     assert "grid default" in text
 
 
@@ -161,3 +173,64 @@ def test_an_unknown_figure_is_one_sentence_with_the_nearest_name(capsys):
     assert capsys.readouterr().err == "error: unknown figure 'relativ_loss'; did you mean 'relative_loss'?\n"
     with pytest.raises(BlastError, match="did you mean 'claims'"):
         paper_figures.load("claim")
+
+
+def test_the_heat_map_shows_ours_alone_and_tied_masks_in_a_column_of_their_own(kernels):
+    drawn = paper_figures.load("kernel_speedup").draw(kernels)
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in drawn.axes]
+    assert [title for title in titles if title] == [
+        "block 128", "block 128, tied", "block 64 × 128", "block 64", "block 32 × 128", "block 32",
+    ]  # fmt: skip
+    cells = [text.get_text() for axes in drawn.axes for text in axes.texts]
+    # 405B at 95 % in blocks of 128 and 1 token: 20 times; the skipped form, 25 times, is not among them.
+    assert "20" in cells
+    assert "25" not in cells
+
+
+def test_a_cpu_timing_never_enters_the_views_of_the_kernels(tmp_path):
+    from blast.experiment.export import export
+
+    record = fake_kernels.make_record_of(fake_kernels.points()[0], "cpu-imaginary-processor")
+    export([record], tmp_path)
+    table = load_table(tmp_path / "none", tmp_path)
+    for name in ("kernel_speedup", "kernel_roofline", "kernel_peers"):
+        assert "not run" in words(paper_figures.load(name).draw(table))
+    assert set(paper_figures.load("kernel_table").rows(table)["status"]) == {"not run"}
+
+
+def test_two_gpus_never_share_a_view_of_the_kernels(tmp_path):
+    from blast.experiment.export import export
+
+    points = fake_kernels.points()
+    export([fake_kernels.make_record_of(point) for point in points[:3]], tmp_path)
+    export([fake_kernels.make_record_of(point, "other-gpu") for point in points[:1]], tmp_path)
+    frame = paper_figures.load("kernel_table").rows(load_table(tmp_path / "none", tmp_path))
+    assert set(frame["hardware"]) == {fake_kernels.GPU}
+
+
+def test_the_peers_figure_says_which_peer_did_not_run_and_why(kernels):
+    text = words(paper_figures.load("kernel_peers").draw(kernels)).replace("\n", " ")
+    assert "blksprs not run in 4 cases: the package blksprs is not installed." in text
+    assert "Llama 3.1 8B, 95 %, block 128, 2048 tokens" in text
+
+
+def test_the_kernel_table_gives_the_bound_and_its_share_and_lists_dead_blocks_on_their_own(kernels):
+    module = paper_figures.load("kernel_table")
+    frame = module.rows(kernels)
+    row = frame[(frame["model"] == "llama-3.1-405b") & (frame["block"] == "128x128") & (frame["sparsity"] == 0.95)]
+    ours = row[(row["provider"] == "ours") & (row["tokens"] == 16) & (row["tied"] == False)].iloc[0]  # noqa: E712
+    assert ours["speed_up"] == pytest.approx(20)
+    assert (ours["bound"], ours["bound_fraction"]) == ("memory", 0.716373)
+    assert set(row.loc[row["provider"] == "ours_skipped", "dead_hidden"]) == {0.12}
+    shown = module.printed(frame)
+    assert {"20.00×", "25.00×"} <= set(shown["speed-up"])
+    assert "memory, 72 %" in set(shown["bound"])
+
+
+def test_a_kernel_point_that_was_not_run_is_named(tmp_path):
+    skipped = fake_kernels.points()[0].id
+    table = load_table(fake_kernels.write_kernels(tmp_path / "default", skip=skipped), tmp_path)
+    text = words(paper_figures.load("kernel_speedup").draw(table)).replace("\n", " ")
+    assert "Not run: Llama 3.1 405B 70 % block 128." in text
+    frame = paper_figures.load("kernel_table").rows(table)
+    assert list(frame.loc[frame["provider"].isna(), "status"]) == ["not run"]

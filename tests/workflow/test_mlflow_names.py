@@ -28,3 +28,18 @@ def test_names_are_legal_for_mlflow() -> None:
         _validate_metric_name(names.metric_name(metric("acc", 1.0, task=word)))
         for name in names.parameters({"training": {word: 1}}):
             _validate_param_name(name)
+
+
+def test_timings_with_tied_or_other_masks_have_names_of_their_own():
+    entry = {"metric": "latency", "unit": "ms", "provider": "ours", "dtype": "bfloat16", "tokens": 16, "value": 1.0}
+    forms = [
+        entry | {"tied": False, "setting": {"mask": "uniform"}},
+        entry | {"tied": True, "setting": {"mask": "uniform"}},
+        entry | {"tied": True, "setting": {"mask": "skewed"}},
+        entry | {"provider": "stk", "value": None},
+    ]
+    assert list(names.metrics(forms)) == [
+        "latency_ms/ours bfloat16 tokens16",
+        "latency_ms/ours tied bfloat16 tokens16",
+        "latency_ms/ours tied skewed masks bfloat16 tokens16",
+    ]

@@ -59,3 +59,7 @@ def language_jobs():
 def all_stamps():
     """Points, and what lm-eval makes of their scores."""
     return stamps(None) + stamps("language", language_jobs())
+
+
+def jobs_of_suite(suite):
+    return [job for job in PLAN.jobs if (PLAN.points[job.ids[0]].benchmark or {}).get("suite") == suite]

@@ -34,6 +34,16 @@ ARCHITECTURES = (
         pretrained="hub:meta-llama/Llama-3.2-1B",
         description="the published Llama 3.2 with 1.2 billion weights",
     ),
+    *(
+        Architecture(
+            name=f"llama-3.1-{size}",
+            modality="language",
+            shape=SHAPES[f"llama-3.1-{size}"],
+            pretrained=f"hub:meta-llama/Llama-3.1-{size.upper()}",
+            description=f"the published Llama 3.1 with {weights} billion weights",
+        )
+        for size, weights in (("8b", 8), ("70b", 71), ("405b", 406))
+    ),
     Architecture(
         name="smollm2-135m",
         modality="language",

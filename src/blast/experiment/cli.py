@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from blast.errors import BlastError
@@ -53,6 +54,45 @@ def job(options: argparse.Namespace) -> int:
     folder = GridFolder(options.out)
     failures = run_points(points, folder, options.log or folder.log(f"job-{os.getpid()}"), total=options.total)
     return 1 if failures and options.strict else 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Runs the benchmark points of one suite of a config, those that are not done yet."""
+    from blast.errors import unknown_name
+    from blast.experiment.job import run_points
+    from blast.experiment.record import write_json
+
+    planned = _plan(options.config).points
+    timed = [point for point in planned.values() if point.stage == "benchmark"]
+    points = [point for point in timed if point.benchmark["suite"] == options.suite]
+    if not points:
+        raise unknown_name(f"suite in {options.config}", options.suite, {p.benchmark["suite"] for p in timed})
+    points = [point for point in points if fnmatchcase(point.id, options.only)]
+    if not points:
+        raise BlastError(f"no point of {options.suite} matches '{options.only}'; `blast check --list` names them.")
+    if options.plan:
+        for number, point in enumerate(points):
+            write_json(options.plan / f"{number:04d}-{point.id}.json", point.to_dict())
+        print(f"{len(points)} points written to {options.plan}; run them with `python -m blast job`")
+        return 0
+    folder = GridFolder(options.out or Path("results") / points[0].grid)
+    plan_file, plan_text = folder.root / "plan.json", [point.to_dict() for point in planned.values()]
+    # A plan that is there already stays as it is: the workflow looks at its date.
+    if not plan_file.is_file() or json.loads(plan_file.read_text()) != plan_text:
+        write_json(plan_file, plan_text)
+    failures = run_points(points, folder, folder.log(f"bench-{options.suite}"), total=len(points))
+    print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
+    return 1 if failures else 0
+
+
+def break_even(options: argparse.Namespace) -> int:
+    """Makes the table that tells the kernels where dense is faster, from the kernel benchmarks of a grid."""
+    from blast.experiment.break_even_table import write_table
+    from blast.experiment.rows import read_grid
+
+    file = write_table([record for record, _ in read_grid(options.grid_dir)], options.tuned)
+    print(f"written: {file}")
+    return 0
 
 
 def fetch(options: argparse.Namespace) -> int:
@@ -170,6 +210,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--log", type=Path)
     made.add_argument("--total", type=int, help="points of the whole grid, for the progress line")
     made.add_argument("--strict", action="store_true", help="exit with 1 if a point failed")
+    made = verb("bench", bench)
+    made.add_argument("suite", help="file in src/blast/benchmark, for instance kernels")
+    made.add_argument("--config", type=Path, default=Path("config/h100.yaml"))
+    made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, for instance '*.s95.b128.*'")
+    made.add_argument("--out", type=Path, help="folder of the grid (default: results/<name>)")
+    made.add_argument("--plan", type=Path, help="write the points as files here, in order, and run none")
+    made = verb("break-even", break_even)
+    made.add_argument("--grid-dir", **grid_dir)
+    made.add_argument("--tuned", type=Path, default=Path("kernels/tuned"), help="folder of the tables")
     made = verb("fetch", fetch)
     made.add_argument("dataset")
     made.add_argument("--out", type=Path, required=True, help="file that takes the facts, or why there are none")

@@ -50,6 +50,8 @@ class Benchmark(Strict):
     dtype: str = "float32"
     repeats: Side = Field(default=20, description="Timed runs of each provider, interleaved.")
     seeds: list[int] = Field(default=[0], min_length=1)
+    variant: str | None = Field(default=None, description="A word added to the ids, where two differ in settings only.")
+    settings: dict[str, Any] = Field(default={}, description="Settings of the suite's own, see its file.")
 
 
 class Evaluation(Strict):

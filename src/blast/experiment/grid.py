@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blast import architectures, datasets
+from blast import architectures, benchmark, datasets
 from blast.errors import BlastError, unknown_name
 from blast.experiment.config import Benchmark, Config, GridBlock
 from blast.experiment.point import Point
@@ -17,7 +17,6 @@ from blast.training.settings import TrainingSettings
 
 # Methods that prune the trained dense model instead of training one of their own.
 FROM_PARENT = frozenset({"one_shot"})
-SUITES = ("mlp",)
 
 
 @dataclass(frozen=True)
@@ -169,14 +168,14 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
 
 
 def _benchmark_points(config: Config, suite: Benchmark) -> Iterator[Point]:
-    if suite.suite not in SUITES:
-        raise unknown_name("benchmark suite", suite.suite, SUITES)
     settings = {"suite": suite.suite, "tokens": suite.tokens, "dtype": suite.dtype, "repeats": suite.repeats}
+    settings |= benchmark.settings_of(suite.suite, suite.settings)
+    suffix = f".{suite.variant}" if suite.variant else ""
     for name, seed, sparsity, side in itertools.product(suite.shapes, suite.seeds, suite.sparsity, suite.blocks):
         shape = _as_pair(side)
         check_block(name, shape)
         yield Point(
-            id=f"{suite.suite}-{name}.{suite.dtype}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}",
+            id=f"{suite.suite}-{name}.{suite.dtype}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}{suffix}",
             grid=config.name,
             stage="benchmark",
             architecture=name,
@@ -210,7 +209,7 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
         ):
             if points.setdefault(point.id, point) != point:
                 raise BlastError(
-                    f"two blocks of 'grid' give the point '{point.id}' different settings; "
+                    f"two blocks of the config give the point '{point.id}' different settings; "
                     "name one of them with 'variant'."
                 )
     except BlastError as error:
@@ -221,8 +220,9 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
 def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
     groups: dict[tuple, list[Point]] = {}
     for point in points.values():
-        groups.setdefault((point.stage, point.architecture, point.dataset), []).append(point)
-    for (stage, architecture, dataset), members in groups.items():
+        suite = (point.benchmark or {}).get("suite")
+        groups.setdefault((point.stage, suite, point.architecture, point.dataset), []).append(point)
+    for (stage, suite, architecture, dataset), members in groups.items():
         # Dense runs first, then what starts from them, so that both meet in one job where they can.
         members.sort(key=lambda point: (point.method != "dense", point.start != "parent"))
         size = config.points_per_job.get(dataset or "", config.points_per_job.get("default", 1))
@@ -232,6 +232,6 @@ def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
             part = members[first : first + size]
             ids = tuple(point.id for point in part)
             parents = dict.fromkeys(point.parent for point in part if point.start == "parent" and point.parent)
-            label = f"{architecture}.{dataset}" if dataset else f"benchmark-{architecture}"
+            label = f"{architecture}.{dataset}" if dataset else f"benchmark-{suite}-{architecture}"
             after = tuple(parent for parent in parents if parent not in ids)
             yield Job(name=f"{label}.{number}", stage=stage, dataset=dataset, ids=ids, after=after)

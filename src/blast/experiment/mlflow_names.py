@@ -49,13 +49,16 @@ def metric_name(entry: dict[str, Any]) -> str:
     """Name of one measured metric; the part before the `/` is the group that MLflow draws it in.
 
     lm-eval's are `task/metric`, our own `quality/top1`, sizes `memory/weights_bytes`, timings
-    `latency_ms/ours float32 tokens128`.
+    `latency_ms/ours float32 tokens128`, or `latency_ms/ours tied skewed masks float32 tokens128`.
     """
     metric, unit = str(entry["metric"]), entry.get("unit")
     if entry.get("task"):
         return _legal(f"{entry['task']}/{metric}")
     if entry.get("provider"):
         words = [str(entry["provider"])]
+        words += ["tied"] if entry.get("tied") else []
+        mask = (entry.get("setting") or {}).get("mask")
+        words += [f"{mask} masks"] if mask not in (None, "uniform") else []
         words += [f"{key if key != 'dtype' else ''}{entry[key]}" for key in _QUALIFIERS if entry.get(key) is not None]
         return _legal(f"{metric}_{unit}/{' '.join(words)}" if unit else f"{metric}/{' '.join(words)}")
     return _legal(f"memory/{metric}" if unit == "bytes" else f"quality/{metric}")

@@ -13,6 +13,7 @@ from blast.errors import BlastError
 from blast.experiment import mlflow_names as names
 from blast.experiment.layout import GridFolder
 from blast.experiment.record import write_json
+from blast.experiment.rows import record_rows, write_rows
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,6 +87,8 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
     shutil.copyfile(file, place / "record.json")
     if record.get("log") and (log := folder.root / record["log"]).is_file():
         shutil.copyfile(log, place / "log.txt")  # the UI shows .txt, and offers .log for download only
+    if record["point"]["stage"] == "benchmark":
+        write_rows(place / "rows.csv", record_rows(record))
     masks = (record["result"].get("artifacts") or {}).get("masks")
     masks_file = folder.work(record["point"]["id"]) / masks["path"] if masks else None
     if masks_file and masks_file.is_file():

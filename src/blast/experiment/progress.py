@@ -25,7 +25,7 @@ def headline(record: dict[str, Any]) -> str:
         return f"FAILED: {record['cause']}"
     for name, scale, unit in HEADLINES:
         for metric in record["result"].get("metrics", []):
-            if metric["metric"] == name:
+            if metric["metric"] == name and metric["value"] is not None:
                 return f"{metric['value'] * scale:.4g}{unit}"
     return "done"
 

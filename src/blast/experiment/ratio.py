@@ -11,7 +11,8 @@ DENSE_PROVIDERS = ("dense_eager", "dense_compiled")
 PLACE = ("grid", "hardware", "suite", "model", "dataset", "metric", "tokens", "batch", "dtype", "seed")
 COLUMNS = (
     "grid", "hardware", "suite", "model", "dataset", "metric", "method", "provider", "baseline", "sparsity", "block",
-    "tokens", "batch", "dtype", "seed", "gpu", "gpus", "projected", "point", "source", "ratio", "low", "high",
+    "tokens", "batch", "dtype", "seed", "gpu", "gpus", "projected", "point", "source", "tied", "mask", "ratio", "low",
+    "high",
 )  # fmt: skip
 
 

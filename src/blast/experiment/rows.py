@@ -104,7 +104,7 @@ def _metric_row(common: Row, setting: dict[str, Any], metric: Mapping[str, Any])
     row = dict(common)
     for key in ("metric", "task", "unit", "value", "low", "high", "spread", "n"):
         row[key] = metric.get(key)
-    for key in ("provider", "tokens", "batch", "dtype"):
+    for key in ("provider", "tokens", "batch", "dtype", "tied", "status"):
         row[key] = metric.get(key, common[key])
     extra = dict(metric.get("setting") or {})
     if metric.get("better"):

@@ -27,6 +27,7 @@ FROM_SETTING = (
     "gpus",
     "interpreter",
     "projected",
+    "mask",
 )
 NOT_RUN = "not run"
 

@@ -98,7 +98,7 @@ class BlockLinear(nn.Module):
         template = _without_parameters(module)
         # Around torch's own setattr, which would make it a child of this layer.
         object.__setattr__(layer, "_template", template)
-        for hooks in _HOOKS:
+        for hooks in HOOKS:
             setattr(layer, hooks, getattr(module, hooks))
         return layer
 
@@ -137,7 +137,7 @@ class BlockLinear(nn.Module):
             module = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         else:
             module = _without_parameters(self._template)
-            for hooks in _HOOKS:
+            for hooks in HOOKS:
                 setattr(module, hooks, getattr(self, hooks))
         dense = self.matrix().to_dense().detach()
         dense = dense.t().contiguous() if self.transposed else dense
@@ -171,7 +171,7 @@ class BlockLinear(nn.Module):
 
 
 # Dictionaries of hooks, handed over as they are so that the handles their owners hold still remove them.
-_HOOKS = (
+HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",

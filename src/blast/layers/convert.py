@@ -79,7 +79,9 @@ def to_dense(model: nn.Module) -> nn.Module:
     Returns:
         The same model.
     """
-    whole, model = model, unwrapped(model)
+    from blast.layers.fuse import unfuse  # it needs this module
+
+    whole, model = model, unwrapped(unfuse(model))
     weights: dict[int, nn.Parameter] = {}
     replacements: dict[int, nn.Module] = {}
     for module in model.modules():

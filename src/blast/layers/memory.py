@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from blast.layers.block_linear import BlockLinear
 from blast.layers.recognise import find_mlps
+from blast.layers.sparse_mlp import SparseMlp
 
 
 class ModelBytes(NamedTuple):
     """Bytes held by a model.
 
     Attributes:
-        weights: All parameters and buffers.
+        weights: All parameters and buffers, and what fused MLPs hold besides.
         mlp: Of these the matrices of MLPs, and any other matrix that is block-sparse: values and index, no bias.
     """
 
@@ -26,10 +27,13 @@ class ModelBytes(NamedTuple):
 def model_bytes(model: nn.Module) -> ModelBytes:
     """Bytes of the storages of a model, each storage once (tied weights and shared indices do not count twice)."""
     mlp: list[Tensor] = [target.module.weight for mlp in find_mlps(model) for target in mlp.targets]
+    packed: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, BlockLinear):
             mlp += [module.values, *module.index.buffers()]
-    return ModelBytes(_bytes([*model.parameters(), *model.buffers()]), _bytes(mlp))
+        elif isinstance(module, SparseMlp):
+            packed += module.held
+    return ModelBytes(_bytes([*model.parameters(), *model.buffers(), *packed]), _bytes([*mlp, *packed]))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,0 +1,96 @@
+"""From which sparsity on the sparse kernels beat dense cuBLAS: read from a table of the GPU, or judged without one.
+
+`tuned/<gpu>.json` holds `{"gpu": …, "versions": {…}, "break_even": [row, …]}`. A row
+`{"block": [64, 64], "gate": "untied", "dtype": "bfloat16", "tokens": 16, "sparsity": 0.42}` says that at so many tokens
+sparse is faster from that sparsity on. Between listed numbers of tokens the nearer one, by ratio, counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TUNED = Path(__file__).parent / "tuned"
+# Without a table, by the shorter side of a block: judged from the measurements in NOTES.md, on the safe side.
+JUDGED = {128: 0.6, 64: 0.65, 32: 0.8, 16: 0.9}
+KEYS = ("block", "gate", "dtype", "tokens", "sparsity")
+
+# Ranges of tokens, each up to a limit (None: no end) with whether dense is faster there.
+Ranges = tuple[tuple[int | None, bool], ...]
+
+
+def gpu_name(device: torch.device) -> str | None:
+    """Name of the table of a device, `nvidia-h100-80gb-hbm3`; None for one that is no GPU."""
+    if device.type != "cuda":
+        return None
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+def dense_ranges(
+    sparsity: float, block: Sequence[int], gate: str, dtype: torch.dtype, gpu: str | None, folder: Path = TUNED
+) -> Ranges:
+    """For which numbers of tokens dense is faster than a matrix of this sparsity.
+
+    Args:
+        sparsity: Share of empty blocks.
+        block: `[b_out, b_in]` of the front.
+        gate: `none`, `untied` or `tied`.
+        dtype: Of weights and activations.
+        gpu: As `gpu_name` gives it; None (no GPU) means sparse always.
+        folder: Where the tables are.
+
+    Returns:
+        Ranges of tokens, ascending; the last has no end.
+
+    Raises:
+        ValueError: if the table of this GPU is damaged.
+    """
+    if gpu is None:
+        return ((None, False),)
+    wanted = {"block": list(block), "gate": gate, "dtype": str(dtype).removeprefix("torch.")}
+    rows = [row for row in read_table(gpu, folder) if all(row[key] == value for key, value in wanted.items())]
+    if not rows:
+        side = min(block)
+        limit = min((known for known in JUDGED if known >= side), default=128)
+        return ((None, sparsity < JUDGED[limit]),)
+    rows.sort(key=lambda row: row["tokens"])
+    ranges: list[tuple[int | None, bool]] = []
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        end = None if following is None else math.isqrt(row["tokens"] * following["tokens"])
+        ranges.append((end, sparsity < row["sparsity"]))
+    return tuple(ranges)
+
+
+def dense_wins(tokens: int, ranges: Ranges) -> bool:
+    """Whether dense is faster for so many tokens."""
+    for limit, dense in ranges:
+        if limit is None or tokens <= limit:
+            return dense
+    return False
+
+
+@cache
+def read_table(gpu: str, folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
+    """The break-even rows of a GPU; none if it was never tuned.
+
+    Raises:
+        ValueError: if the file is no such table; one sentence with its name.
+    """
+    file = folder / f"{gpu}.json"
+    if not file.is_file():
+        return ()
+    try:
+        rows = json.loads(file.read_text())["break_even"]
+        complete = all(set(KEYS) <= row.keys() for row in rows)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: is no table of break-even points ({error}); measure it again or delete it") from None
+    if not complete:
+        raise ValueError(f"{file}: a row lacks one of {', '.join(KEYS)}; measure it again or delete it")
+    return tuple(rows)

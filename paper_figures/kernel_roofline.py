@@ -1,0 +1,71 @@
+"""How near the kernels come to what the machine allows: share of the binding bound, and which bound that is."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from paper_figures import _kernels as kernels
+from paper_figures import _style as style
+
+TITLE = "Roofline of the block-sparse MLP kernels"
+NEEDS = ["benchmark", "roofline_fraction"]
+COLUMNS = 4
+BOUNDS = {"memory": "o", "L2": "s", "arithmetic": "^", "launches": "X"}
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, tokens: list[int]) -> None:
+    for sparsity, line in rows.groupby("sparsity"):
+        line = line.sort_values("tokens").drop_duplicates("tokens")
+        places = [tokens.index(count) for count in line["tokens"]]
+        colour = style.sparsity_colour(sparsity)
+        axes.plot(places, 100 * line["value"], color=colour, linewidth=1.0, zorder=2)
+        for place, row in zip(places, line.itertuples(), strict=True):
+            axes.plot(place, 100 * row.value, marker=BOUNDS.get(row.bound, "D"), color=colour, markersize=3.5, zorder=3)
+    axes.axhline(100, color=style.INK, linewidth=0.7, linestyle=(0, (4, 2)))
+    axes.set_ylim(0, max(108.0, 105 * rows["value"].max()))
+    axes.set_xlim(-0.3, len(tokens) - 0.7)
+    axes.set_xticks(range(len(tokens)), [str(count) for count in tokens])
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draws a panel a model, on its widest block, gate and up with masks of their own."""
+    found = kernels.fractions(table)
+    found = found[~found["tied"]]
+    if found.empty:
+        return style.not_run(TITLE, kernels.why_empty(table))
+    models, tokens = kernels.by_size(found["model"]), sorted(set(found["tokens"]))
+    columns = min(COLUMNS, len(models))
+    lines = -(-len(models) // columns)
+    figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 1.45 * lines + 0.7)
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes, model in zip(panels.ravel(), models, strict=False):
+        rows = found[found["model"] == model]
+        block = kernels.by_area(rows["block"])[0]
+        _panel(axes, rows[rows["block"] == block], tokens)
+        axes.set_title(f"{style.model_label(model)}, block {kernels.block_label(block)}", fontsize=6.5)
+    for axes in panels.ravel()[len(models) :]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("of the bound (%)")
+    for axes in panels.ravel()[max(0, len(models) - columns) : len(models)]:
+        axes.set_xlabel("tokens")
+    entries = [
+        style.handle(f"{100 * value:g} % sparse", linestyle="-", color=style.sparsity_colour(value))
+        for value in sorted(set(found["sparsity"]))
+    ]
+    entries += [
+        style.handle(f"bound by {bound}", marker=BOUNDS[bound]) for bound in BOUNDS if bound in set(found["bound"])
+    ]
+    style.legend_above(figure, entries)
+    style.finish(figure)
+    style.footer(
+        figure,
+        found,
+        "Bound: the largest of the times that bytes from memory, bytes from L2, arithmetic and launches take; the "
+        "rates of memory and arithmetic were measured in the same process, that of L2 once, on an H100: above 100 % "
+        "the cache delivers more.",
+        kernels.lost_points(table),
+    )
+    return figure

@@ -1,0 +1,170 @@
+"""Weights to time kernels with: enough sets that each call finds its weights outside the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from blast_kernels.records import drop_columns, gated_records, live_hidden_rows, pack_tied, plain_records
+from blast_kernels.reference import apply_activation, to_dense
+from torch import Tensor
+from torch.nn import functional as F
+
+from blast.benchmark.kernel_masks import MlpMasks
+
+# Weights in rotation hold at least this many times the cache, and no more sets than this.
+PAST_CACHE = 3
+MOST_SETS = 512
+
+
+class MlpSize(NamedTuple):
+    """What is timed: an MLP of a real shape.
+
+    Attributes:
+        hidden: Width of the model.
+        ffn: Inner width.
+        gated: Whether it has a gate.
+        activation: `silu`, `gelu` or `gelu_tanh`.
+        bias: Whether both layers have a bias.
+        block: `[out, in]` of a block of every matrix.
+        dtype: Of weights and activations.
+    """
+
+    hidden: int
+    ffn: int
+    gated: bool
+    activation: str
+    bias: bool
+    block: tuple[int, int]
+    dtype: torch.dtype
+
+
+class Csr(NamedTuple):
+    """One matrix: live blocks, offsets and indices as `blast_kernels.reference` describes them, block columns."""
+
+    values: Tensor
+    offsets: Tensor
+    indices: Tensor
+    cols: int
+
+    def dense(self) -> Tensor:
+        """`[out, in]` with zeros where no block is live."""
+        return to_dense(self.values, self.offsets, self.indices, self.cols)
+
+
+class Weights(NamedTuple):
+    """One set of sparse weights: the matrices, and what the fused kernels read of them."""
+
+    matrices: tuple[Csr, ...]  # gate (if any), up, down
+    biases: tuple[Tensor | None, Tensor | None]
+    front: Tensor
+    front_records: Tensor
+    down: Tensor
+    down_records: Tensor
+    gate: str
+
+
+def sets_needed(bytes_of_one: float, cache: int) -> int:
+    """How many sets of weights it takes that the next call of one finds none of it in a cache of so many bytes."""
+    return min(MOST_SETS, max(1, math.ceil(PAST_CACHE * cache / max(1.0, bytes_of_one))))
+
+
+def sparse_weights(size: MlpSize, masks: MlpMasks, tied: bool, generator: torch.Generator) -> Weights:
+    """Random values on the live blocks of masks, scaled so that outputs stay near one."""
+    parts = [masks.up, masks.down] if masks.gate is None else [masks.gate, masks.up, masks.down]
+    matrices = tuple(_matrix(mask, size, generator) for mask in parts)
+    biases = _biases(size, generator)
+    gate = "none" if masks.gate is None else "tied" if tied else "untied"
+    *parts, down = matrices
+    records, order = _front_records(parts, gate)
+    front = torch.cat([matrix.values for matrix in parts]) if gate == "untied" else parts[0].values
+    if gate == "tied":
+        front = pack_tied(parts[0].values, parts[1].values)
+    elif order is not None:
+        front = front[order].contiguous()
+    return Weights(matrices, biases, front, records, down.values, plain_records(down.offsets, down.indices), gate)
+
+
+def without_dead(weights: Weights) -> tuple[Weights, float]:
+    """The same MLP without hidden blocks that are provably zero or that nobody reads, and which share of them that is.
+
+    The sides of the blocks of the front have to be those of the columns of the down projection.
+    """
+    *front, down = weights.matrices
+    if weights.gate == "none":
+        live = torch.zeros(front[0].offsets.numel() - 1, dtype=torch.bool, device=down.values.device)
+        live[down.indices.long()] = True
+    else:
+        live = live_hidden_rows(front[0].offsets, front[-1].offsets, down.indices)
+    offsets, indices, kept = drop_columns(down.offsets, down.indices, live)
+    small = weights._replace(
+        front_records=_front_records(front, weights.gate, live)[0],
+        down=down.values[kept].contiguous(),
+        down_records=plain_records(offsets, indices),
+    )
+    return small, 1 - live.float().mean().item()
+
+
+def dense_weights(size: MlpSize, generator: torch.Generator) -> tuple[list[Tensor], tuple]:
+    """Random dense matrices (gate, up, down), not masked ones, and biases: what dense is timed with."""
+    shapes = [(size.ffn, size.hidden)] * (2 if size.gated else 1) + [(size.hidden, size.ffn)]
+    matrices = []
+    for out, into in shapes:
+        matrix = torch.empty(out, into, device=generator.device, dtype=size.dtype)
+        matrices.append(matrix.normal_(0, into**-0.5, generator=generator))
+    return matrices, _biases(size, generator)
+
+
+def dense_mlp(x: Tensor, matrices: Sequence[Tensor], biases: tuple, activation: str) -> Tensor:
+    """The MLP in plain PyTorch: `[tokens, hidden]` to `[tokens, hidden]`."""
+    *gate, up, down = matrices
+    hidden = F.linear(x, up, biases[0])
+    hidden = (
+        apply_activation(F.linear(x, gate[0]), activation) * hidden if gate else apply_activation(hidden, activation)
+    )
+    return F.linear(hidden, down, biases[1])
+
+
+def expected_output(x: Tensor, weights: Weights, activation: str) -> Tensor:
+    """What the MLP computes, in float32 throughout; one matrix at a time is made dense."""
+    x = x.float()
+    *front, down = weights.matrices
+    first, second = (None if bias is None else bias.float() for bias in weights.biases)
+    products = [x @ matrix.dense().float().t() for matrix in front]
+    if first is not None:
+        products[-1] += first
+    hidden = apply_activation(products[0], activation)
+    if len(products) == 2:
+        hidden = hidden * products[1]
+    out = hidden @ down.dense().float().t()
+    return out if second is None else out + second
+
+
+def _biases(size: MlpSize, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    if not size.bias:
+        return None, None
+    first, second = (
+        torch.empty(width, device=generator.device, dtype=size.dtype).normal_(0, 0.1, generator=generator)
+        for width in (size.ffn, size.hidden)
+    )
+    return first, second
+
+
+def _matrix(mask: Tensor, size: MlpSize, generator: torch.Generator) -> Csr:
+    b_out, b_in = size.block
+    offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
+    offsets[1:] = mask.sum(1).cumsum(0)
+    indices = mask.nonzero()[:, 1].int()
+    spread = max(1.0, indices.numel() / mask.shape[0] * b_in) ** -0.5
+    values = torch.empty(indices.numel(), b_out, b_in, device=mask.device, dtype=size.dtype)
+    return Csr(values.normal_(0, spread, generator=generator), offsets, indices, mask.shape[1])
+
+
+def _front_records(matrices: Sequence[Csr], gate: str, live: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Records of the front, and the order its blocks are stored in where that is another one."""
+    first, last = matrices[0], matrices[-1]
+    if gate == "untied":
+        return gated_records(first.offsets, first.indices, last.offsets, last.indices, live)
+    return plain_records(first.offsets, first.indices, live), None

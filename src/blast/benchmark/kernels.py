@@ -1,0 +1,162 @@
+"""The `kernels` suite: the fused block-sparse MLP of a real shape on a GPU, against dense and against its peers.
+
+Everything of one number of tokens is timed in turn in one run. Dense has random weights, not masked ones. No provider
+is timed before its output agreed with a float32 reference. It refuses a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blast import architectures
+from blast.benchmark.graph_timing import ERROR_BOUND, capture, plain_memory, time_in_turn
+from blast.benchmark.kernel_entries import Asked, latency_entry, missing_entry, work_entries
+from blast.benchmark.kernel_providers import (
+    Case,
+    Machine,
+    Provider,
+    dense_providers,
+    first_line,
+    our_providers,
+    peer_providers,
+)
+from blast.benchmark.kernel_weights import MlpSize
+from blast.benchmark.roofline import measured_ceilings
+from blast.errors import BlastError, unknown_name
+
+SETTINGS = {
+    "masks": ["uniform"],
+    "tied": [False],
+    "peers": [],
+    "compiled": True,
+    "seconds": 180.0,
+    "tuning_seconds": 60.0,
+    "masks_folder": "results/recorded/masks",
+}
+
+
+def measure(
+    architecture: str, sparsity: float, block: tuple[int, int], seed: int, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Times the MLP of an architecture.
+
+    Args:
+        architecture: Whose MLP.
+        sparsity: Share of empty blocks.
+        block: Block shape `[out, in]`.
+        seed: Seed of weights, masks and inputs.
+        settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, `skewed`, `trained`), `tied`
+            (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `compiled`
+            (whether dense is timed under torch.compile too), `seconds` (the longest a point may take),
+            `tuning_seconds` (of a peer, for each number of tokens), `masks_folder`.
+
+    Returns:
+        By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says
+        (`flops`, `bytes`, `l2_traffic`, `launches`, `roofline_fraction`). A provider that cannot run has an entry
+        without value whose `status` and `cause` say so.
+
+    Raises:
+        BlastError: without a GPU, for an unknown name, or if our own output does not match the reference.
+    """
+    if settings["dtype"] not in ERROR_BOUND:
+        raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)
+    started = time.monotonic()
+    size = mlp_size(architecture, block, settings["dtype"])
+    machine = this_machine(size.dtype)
+    metrics: list[dict[str, Any]] = []
+    with torch.inference_mode(), plain_memory():
+        case = Case(architecture, size, sparsity, seed, machine, Path(settings["masks_folder"]))
+        for tokens in settings["tokens"]:
+            left = settings["seconds"] - (time.monotonic() - started)
+            metrics += _measure_tokens(case, tokens, left, settings)
+    return metrics
+
+
+def mlp_size(architecture: str, block: tuple[int, int], dtype: str) -> MlpSize:
+    """The MLP of an architecture: gated ones with SiLU and no bias, plain ones with GELU (its tanh form in language
+    models) and biases."""
+    known = architectures.get(architecture)
+    shape = known.shape
+    activation = "silu" if shape.gated else "gelu_tanh" if known.modality == "language" else "gelu"
+    sides = (block[0], block[1])
+    return MlpSize(shape.hidden, shape.ffn, shape.gated, activation, not shape.gated, sides, getattr(torch, dtype))
+
+
+def this_machine(dtype: torch.dtype) -> Machine:
+    """The GPU and its ceilings.
+
+    Raises:
+        BlastError: if there is none.
+    """
+    if not torch.cuda.is_available():
+        raise BlastError(
+            "the suite 'kernels' times GPU kernels and this machine has no CUDA GPU; "
+            "run the point on one with `python -m blast job` and take its records in with `blast import`."
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(device)
+    with torch.inference_mode(), plain_memory():
+        ceilings = measured_ceilings(device, dtype)
+    return Machine(device, properties.L2_cache_size, properties.major >= 9, ceilings)
+
+
+def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Entries of one number of tokens, ours first."""
+    asked = Asked(case, tokens, settings["dtype"])
+    if left <= 0:
+        return [missing_entry(asked, "ours", "the seconds of this point were over; raise 'seconds' or split the point")]
+    made = our_providers(case, tokens, settings["masks"], settings["tied"])
+    made += dense_providers(case, tokens, settings["compiled"])
+    made += peer_providers(case, tokens, settings["peers"], settings["tuning_seconds"])
+    rounds, runnable, lost = {}, {}, []
+    for provider in made:
+        name = provider.key
+        if provider.cause is None:
+            provider = _checked(provider, settings["dtype"])
+        if provider.cause is None:
+            provider, play = _captured(provider)
+            if play is not None:
+                rounds[name], runnable[name] = (play, provider.candidate.sets), provider
+        if provider.cause is not None:
+            if provider.name.startswith("ours") and provider.status == "failed":
+                raise BlastError(f"{provider.name} at {tokens} tokens: {provider.cause}.")
+            lost.append(missing_entry(asked, provider.name, provider.cause, provider.status, provider))
+    share = max(0.2, min(2.0, 0.5 * left / len(settings["tokens"])))
+    timings = time_in_turn(rounds, settings["repeats"], share)
+    entries = [latency_entry(asked, runnable[name], timing) for name, timing in timings.items()]
+    for name, timing in timings.items():
+        entries += work_entries(asked, runnable[name], timing)
+    return entries + lost
+
+
+def _captured(provider: Provider) -> tuple[Provider, Callable[[], None] | None]:
+    """The provider and its round of calls; a peer that no graph can hold is timed with its launches, and says so."""
+    try:
+        return provider, capture(provider.candidate)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as fault:  # a peer may raise anything
+        if provider.peer and provider.candidate.graph:
+            torch.cuda.synchronize()
+            return _captured(provider._replace(candidate=provider.candidate._replace(graph=False)))
+        return provider.without(first_line(fault), "failed"), None
+
+
+def _checked(provider: Provider, dtype: str) -> Provider:
+    """The provider with its error; as failed if it is wrong or cannot run."""
+    try:
+        error = provider.check() if provider.check else None
+    except Exception as fault:  # a peer may raise anything
+        if isinstance(fault, torch.OutOfMemoryError):
+            raise
+        return provider.without(first_line(fault), "failed")
+    if error is not None and not error <= ERROR_BOUND[dtype]:
+        return provider.without(
+            f"its output is off by {error:.1e} from the float32 reference (bound {ERROR_BOUND[dtype]:.0e})", "failed"
+        )
+    return provider._replace(error=error)

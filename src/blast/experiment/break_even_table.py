@@ -1,0 +1,76 @@
+"""From kernel benchmarks to the table that tells the kernels where dense is faster: `kernels/tuned/<gpu>.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError
+from blast.experiment.record import write_json
+from blast.experiment.rows import Record, describe_run
+
+PLACE = ("tokens", "dtype", "gate")
+
+
+def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """The sparsity from which on ours was faster than eager dense, by block, gate, dtype and number of tokens.
+
+    It is the lowest measured one such that ours won there and at every higher one, in each shape that was measured;
+    below the lowest that was measured dense is taken, and where ours never won the break-even is 1.
+
+    Args:
+        records: Good records of the suite `kernels`, of one GPU; uniform masks are looked at.
+    """
+    won: dict[tuple, dict[float, list[bool]]] = {}
+    for record in records:
+        point, metrics = record["point"], record["result"]["metrics"]
+        latency = [entry for entry in metrics if entry["metric"] == "latency" and entry["value"] is not None]
+        dense = {entry["tokens"]: entry["value"] for entry in latency if entry["provider"] == "dense_eager"}
+        for entry in latency:
+            if entry["provider"] != "ours" or entry["setting"].get("mask") != "uniform":
+                continue
+            gate = {None: "none", False: "untied", True: "tied"}[entry.get("tied")]
+            place = (tuple(point["block"]), gate, entry["dtype"], entry["tokens"])
+            results = won.setdefault(place, {}).setdefault(point["sparsity"], [])
+            results.append(entry["value"] < dense[entry["tokens"]])
+    rows = []
+    for (block, gate, dtype, tokens), results in sorted(won.items()):
+        limit = 1.0
+        for sparsity in sorted(results, reverse=True):
+            if not all(results[sparsity]):
+                break
+            limit = sparsity
+        rows.append({"block": list(block), "gate": gate, "dtype": dtype, "tokens": tokens, "sparsity": limit})
+    return rows
+
+
+def write_table(records: Iterable[Record], folder: Path) -> Path:
+    """Writes the table of the GPU that the records were made on.
+
+    Args:
+        records: Records of a grid; those of other suites and failed ones are passed over.
+        folder: `kernels/tuned`.
+
+    Returns:
+        The file.
+
+    Raises:
+        BlastError: if no good record of the suite was made on a GPU, or they come from several.
+    """
+    good = [
+        record
+        for record in records
+        if record["status"] == "ok" and (record["point"].get("benchmark") or {}).get("suite") == "kernels"
+    ]
+    machines = sorted({record["run"]["hardware"] for record in good if record["run"].get("gpu")})
+    if len(machines) != 1:
+        found = f"come from {', '.join(machines)}" if machines else "are missing"
+        raise BlastError(
+            f"good kernel benchmarks of one GPU are needed, but they {found}; give the folder of one grid."
+        )
+    run = describe_run(good[0])
+    table = {"gpu": machines[0], "versions": run.get("versions"), "commit": run.get("commit"), "date": run["date"]}
+    file = Path(folder, f"{machines[0]}.json")
+    write_json(file, {**table, "break_even": break_even_rows(good)})
+    return file

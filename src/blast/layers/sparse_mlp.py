@@ -1,0 +1,203 @@
+"""A whole MLP in its sparse state, run by the fused inference kernels wherever no gradient is asked for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import blast_kernels.ops  # noqa: F401  (registers torch.ops.blast.*)
+import torch
+from blast_kernels.break_even import Ranges, dense_ranges, dense_wins, gpu_name
+from blast_kernels.records import drop_columns, gated_records, live_hidden_rows, pack_tied, plain_records
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blast.layers.block_linear import HOOKS, BlockLinear
+
+
+class Packed(NamedTuple):
+    """What the fused kernels read; made from the blocks of an MLP, and made anew when they change."""
+
+    front: Tensor
+    front_records: Tensor
+    down: Tensor
+    down_records: Tensor
+
+
+class Roles(NamedTuple):
+    """Names of the matrices of an MLP among its children; `gate` is None if it has none."""
+
+    up: str
+    down: str
+    gate: str | None = None
+
+
+class SparseMlp(nn.Module):
+    """Takes the place of an MLP whose matrices are `BlockLinear`; it has the same children under the same names.
+
+    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. Where a gradient is needed, under
+    autocast and with active dropout the MLP it replaces runs as before, layer by layer. The parameters of the layers
+    stay the only truth (state dict, checkpoints, optimizer); the packed blocks of the front are a copy of them, made
+    again whenever they were changed, moved or loaded.
+
+    Args:
+        original: The MLP; its children are shared, not copied.
+        roles: Which children are its matrices.
+        activation: `silu`, `gelu`, `gelu_tanh` or `none`.
+        skip_dead: Whether hidden blocks that are provably zero, or that nobody reads, are left out. The result is the
+            same for finite inputs.
+        dense_fallback: Whether to run dense where `blast_kernels.break_even` says that dense is faster for so many
+            tokens. Holds the dense weights as well.
+    """
+
+    def __init__(
+        self, original: nn.Module, roles: Roles, activation: str, skip_dead: bool = True, dense_fallback: bool = False
+    ) -> None:
+        super().__init__()
+        self.roles, self.activation, self.skip_dead = roles, activation, skip_dead
+        self.dense_fallback = dense_fallback
+        # Around torch's own setattr: what it replaces is no child, but both have the same children.
+        object.__setattr__(self, "original", original)
+        self._modules = original._modules
+        self.training, self._version = original.training, original._version
+        for hooks in HOOKS:
+            setattr(self, hooks, getattr(original, hooks))
+        self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
+        self._packed: Packed | None = None
+        self._dense: list[Tensor] | None = None
+        self._ranges: Ranges = ()
+        self._versions: tuple = ()
+        self.pack()
+
+    @property
+    def gate(self) -> str:
+        """`none`, `tied` (gate and up share one index) or `untied`."""
+        if self.roles.gate is None:
+            return "none"
+        return "tied" if self._layer(self.roles.gate).index is self._layer(self.roles.up).index else "untied"
+
+    @property
+    def layers(self) -> list[BlockLinear]:
+        """Its matrices: gate (if any), up, down."""
+        return [self._layer(name) for name in (self.roles.gate, self.roles.up, self.roles.down) if name is not None]
+
+    @property
+    def held(self) -> list[Tensor]:
+        """Tensors that it holds besides those of its layers, some of which may be the layers' own."""
+        return [*(self._packed or ()), *(self._dense or ())]
+
+    @property
+    def packed(self) -> Packed:
+        """What the kernels read; made anew if a parameter changed."""
+        if self._packed is None or self._versions != self._current():
+            self.pack()
+        return self._packed
+
+    def pack(self) -> None:
+        """Makes the packed form of the present parameters."""
+        with torch.no_grad():
+            if any(layer.values.is_meta for layer in self.layers):
+                self._packed = self._dense = None
+                return
+            self._packed = _pack(self.layers, self.gate, self.skip_dead)
+            self._dense = None
+            if self.dense_fallback:
+                self._choose_dense()
+        self._versions = self._current()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`, as the MLP it replaces."""
+        if not self._can_fuse(x):
+            return self.original.forward(x)
+        packed = self._packed if torch.compiler.is_compiling() else self.packed
+        up, down = self._layer(self.roles.up), self._layer(self.roles.down)
+        if self._dense is not None and dense_wins(x.numel() // x.shape[-1], self._ranges):
+            return self._run_dense(x)
+        return torch.ops.blast.block_sparse_mlp(
+            x,
+            packed.front,
+            packed.front_records,
+            up.bias,
+            packed.down,
+            packed.down_records,
+            down.bias,
+            up.out_features,
+            down.out_features,
+            self.activation,
+            self.gate,
+        )
+
+    def train(self, mode: bool = True) -> SparseMlp:
+        self.original.training = mode
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate}, activation={self.activation}, skip_dead={self.skip_dead}"
+
+    def _apply(self, function, recurse: bool = True) -> SparseMlp:
+        super()._apply(function, recurse)
+        self.pack()
+        return self
+
+    def _layer(self, name: str) -> BlockLinear:
+        return self._modules[name]
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        if torch.is_autocast_enabled(x.device.type) or (self.training and self._dropout):
+            return False
+        if not torch.is_grad_enabled():
+            return True
+        wanted = [x, *(p for layer in self.layers for p in (layer.values, layer.bias) if p is not None)]
+        return not any(tensor.requires_grad for tensor in wanted)
+
+    def _run_dense(self, x: Tensor) -> Tensor:
+        *gate, up, down = self._dense
+        act = ACTIVATIONS[self.activation]
+        biases = [layer.bias for layer in self.layers]
+        hidden = F.linear(x, up, biases[-2])
+        hidden = act(F.linear(x, gate[0], biases[0])) * hidden if gate else act(hidden)
+        return F.linear(hidden, down, biases[-1])
+
+    def _choose_dense(self) -> None:
+        up, values = self._layer(self.roles.up), self.layers[0].values
+        total = sum(layer.in_features * layer.out_features for layer in self.layers)
+        sparsity = 1 - sum(layer.values.numel() for layer in self.layers) / total
+        self._ranges = dense_ranges(sparsity, up.block, self.gate, values.dtype, gpu_name(values.device))
+        # No dense weights are held where the table never calls for them.
+        if any(dense for _, dense in self._ranges):
+            self._dense = [layer.matrix().to_dense() for layer in self.layers]
+
+    def _current(self) -> tuple:
+        tensors = [tensor for layer in self.layers for tensor in (layer.values, layer.row_offsets, layer.col_indices)]
+        # An inference tensor has no version: it cannot be changed in place outside inference mode.
+        return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "none": lambda x: x,
+}
+
+
+def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
+    *_, up, down = layers
+    live = None
+    # Hidden blocks of the front are those of the down projection only where their sides agree.
+    if skip_dead and up.block.rows == down.block.cols:
+        read = torch.zeros(up.row_offsets.numel() - 1, dtype=torch.bool, device=up.values.device)
+        read[down.col_indices.long()] = True
+        live = read if gate == "none" else live_hidden_rows(layers[0].row_offsets, up.row_offsets, down.col_indices)
+    if gate == "untied":
+        parts = [tensor for layer in layers[:2] for tensor in (layer.row_offsets, layer.col_indices)]
+        front_records, order = gated_records(*parts, live)
+        front = torch.cat([layers[0].values, up.values])[order]
+    else:
+        front_records = plain_records(up.row_offsets, up.col_indices, live)
+        front = pack_tied(layers[0].values, up.values) if gate == "tied" else up.values
+    offsets, columns, values = down.row_offsets, down.col_indices, down.values
+    if live is not None and not bool(live.all()):
+        offsets, columns, kept = drop_columns(offsets, columns, live)
+        # Of the same number, nothing was dropped, and the layer's own values serve.
+        values = values if kept.numel() == values.shape[0] else values[kept]
+    return Packed(front.detach().contiguous(), front_records, values.detach(), plain_records(offsets, columns))
