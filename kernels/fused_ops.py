@@ -7,8 +7,8 @@
 `records` come from `blast_kernels.records`, built once with the matrix. `gate` is `none` (GPT-2, ViT: the front is
 `act(x · Wᵀ + bias)`), `untied` (`act(x · Gᵀ) · (x · Uᵀ)`, blocks stored in the order `gated_records` returns) or `tied`
 (gate and up share a mask: blocks stored by `pack_tied`). Values are of the dtype of `x`, or fp8 with the scales that
-`quantize.quantize_blocks` gave for the blocks as they are stored (`x` in float16 or bfloat16). For inference: no gradients; train through
-`torch.ops.blast.block_sparse_linear`.
+`quantize.quantize_blocks` gave for the blocks as they are stored (`x` in float16 or bfloat16). For inference: no
+gradients; train through `torch.ops.blast.block_sparse_linear`.
 """
 
 from __future__ import annotations

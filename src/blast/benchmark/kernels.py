@@ -33,6 +33,8 @@ SETTINGS = {
     "masks": ["uniform"],
     "tied": [False],
     "peers": [],
+    "fp8": False,
+    "fp8_tokens": 64,
     "compiled": True,
     "seconds": 180.0,
     "tuning_seconds": 60.0,
@@ -51,9 +53,10 @@ def measure(
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
         settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, `skewed`, `trained`), `tied`
-            (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `compiled`
-            (whether dense is timed under torch.compile too), `seconds` (the longest a point may take),
-            `tuning_seconds` (of a peer, for each number of tokens), `masks_folder`.
+            (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `fp8` (whether
+            ours is timed with fp8 weights too, at up to `fp8_tokens`), `compiled` (whether dense is timed under
+            torch.compile too), `seconds` (the longest a point may take), `tuning_seconds` (of a peer, for each number
+            of tokens), `masks_folder`.
 
     Returns:
         By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says
@@ -110,7 +113,8 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
     asked = Asked(case, tokens, settings["dtype"])
     if left <= 0:
         return [missing_entry(asked, "ours", "the seconds of this point were over; raise 'seconds' or split the point")]
-    made = our_providers(case, tokens, settings["masks"], settings["tied"])
+    fp8 = settings["fp8"] and tokens <= settings["fp8_tokens"]
+    made = our_providers(case, tokens, settings["masks"], settings["tied"], fp8)
     made += dense_providers(case, tokens, settings["compiled"])
     made += peer_providers(case, tokens, settings["peers"], settings["tuning_seconds"])
     rounds, runnable, lost = {}, {}, []

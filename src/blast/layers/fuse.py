@@ -25,9 +25,7 @@ from blast.layers.target import Mlp
 SAME = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
-def fuse(
-    model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = False, weights: str = "same"
-) -> nn.Module:
+def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = False, weights: str = "same") -> nn.Module:
     """Replaces each block-sparse MLP by a `SparseMlp`, which runs it in two kernels where no gradient is needed.
 
     Names, parameters, state dict and checkpoints stay as they are; `unfuse` takes it back. MLPs that do not qualify
