@@ -100,14 +100,13 @@ def sparse_mlp_train_grads(
         wants_blocks: Whether those of the blocks are.
 
     Returns:
-        Of the front's bias, `[0]` if it has none; of `x`, if asked for; of the front's blocks and of `down`, if asked for.
+        Of the front's bias, `[0]` if it has none; of `x`, and of the front's blocks and
+        `down`, where asked for.
     """
     lists = TrainLists(*lists)
     flat_grad, flat = _flat(grad), _flat(x)
     module = _module(flat, [*front, down])
-    grad_pre, hidden, live_bias = module.hidden_grad(
-        flat_grad, down, pre, lists.hidden, activation, hidden_bias > 0
-    )
+    grad_pre, hidden, live_bias = module.hidden_grad(flat_grad, down, pre, lists.hidden, activation, hidden_bias > 0)
     bias = x.new_zeros(hidden_bias)
     if hidden_bias:
         # A dead hidden block is read by nobody: its bias has no gradient.

@@ -91,7 +91,9 @@ def sample_plan(own: int, shared: int, members: int, wide_float: bool, hopper: b
     warps = 8 if area > 128 * 128 else 4
     if wide_float:
         return SamplePlan(16, 2, 8)
-    return SamplePlan(64 if hopper else 32, 4 if area > 128 * 128 and hopper else 3, warps)
+    if not hopper:
+        return SamplePlan(16, 3, warps)
+    return SamplePlan(64, 4 if area > 128 * 128 else 3, warps)
 
 
 def parts_for(groups: int, members: int, slots: int, tokens: int, size: int, plan: SamplePlan) -> int:

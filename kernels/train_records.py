@@ -1,8 +1,8 @@
 """The indices of a sparse MLP as the training kernels read them, made once for a mask.
 
-Hidden blocks that are provably zero, or that nobody reads, are left out of everything ("dead"); the others are numbered
-afresh, so that what is saved and exchanged between the kernels holds no dead block. The gradients of weights in dead rows
-and columns are exact zeros, and are written as such.
+Hidden blocks that are provably zero, or that nobody reads, are left out of everything ("dead"); the others are
+numbered afresh, so that what is saved and exchanged between the kernels holds no dead block. The gradients of weights
+in dead rows and columns are exact zeros, and are written as such.
 
 A *list record* (`train_gather`) is `[row, first, all, label, position, column, …]`, padded to a multiple of 32 entries,
 longest first. A *group record* (`train_sample`) is `[shared, live, own, slot, …]`.

@@ -64,7 +64,7 @@ def gather_product(x: Tensor, values: list[Tensor], records: Tensor, bias: Tenso
 
     Args:
         x: `[tokens, columns · side]`.
-        values: Blocks `[nnz, b_out, b_in]` of one or two matrices; the first `first` entries of a list are of the first.
+        values: Blocks `[nnz, b_out, b_in]` of one or two matrices; `first` entries of a list are of the first.
         records: `TrainLists.down` or, turned, `TrainLists.inputs`; every output block has a record.
         bias: `[outputs]` or None.
         turned: Whether the blocks are those of the transposed product.

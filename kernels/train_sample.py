@@ -3,8 +3,8 @@
 The blocks of a program share one operand tile (for gate and up a block column of the input, for down a block row of the
 output's gradient). A *group record* is `[shared, live, own, slot, own, slot, …]`, int32: member `m` of the group is the
 product of block column `own` of one operand with block column `shared` of the other, and block `slot` of the result;
-`slot` is -1 where a group is not full, `live` is 0 where the result is known to be zero. The parts of the tokens go to a
-float32 buffer and are summed in fixed order, so that a gradient is the same each time. Twin: `train_reference.sample`.
+`slot` is -1 where a group is not full, `live` is 0 where the result is known to be zero. The parts of the tokens go to
+a float32 buffer and are summed in fixed order: a gradient is the same each time. Twin: `train_reference.sample`.
 """
 
 from __future__ import annotations

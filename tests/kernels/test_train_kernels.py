@@ -1,4 +1,4 @@
-"""Each training kernel against its twin: every gate, block shape, mask pattern, dtype, and tokens that divide nothing."""
+"""Each training kernel against its twin: gates, block shapes, mask patterns, dtypes, tokens that divide nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from blast_kernels import train_launch, train_reference
 from blast_kernels.train_plan import SamplePlan, TilePlan, parts_for
-from kernel_cases import relative_error
+from blast_kernels.train_records import train_lists
+from kernel_cases import index_of, relative_error
 from train_cases import mlp_of
 
 BOUNDS = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
@@ -37,7 +38,7 @@ def noise(device: str, dtype: torch.dtype, *size: int) -> torch.Tensor:
 
 def run_all(mlp, gate: str, activation: str, tokens: int, device: str, dtype: torch.dtype, plan=None, samples=None):
     """Each kernel on the inputs that its forerunner's twin gives."""
-    b_hidden, b_in = mlp.front[0].shape[1:]
+    b_in = mlp.front[0].shape[2]
     b_out = mlp.down.shape[1]
     lists = mlp.lists
     x = noise(device, dtype, tokens, lists.inputs.shape[0] * b_in)
@@ -78,7 +79,9 @@ def test_slices_of_a_block_and_weights_first_change_nothing(gate, activation, we
 @pytest.mark.parametrize("members", [1, 2, 4])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_groups_and_parts_of_the_sampled_product_change_nothing(members, parts, device):
-    mlp = mlp_of("untied", ("uniform", "uniform"), 32, 32, 32, device=device, members=(members, members), grid=(5, 4, 4))
+    mlp = mlp_of(
+        "untied", ("uniform", "uniform"), 32, 32, 32, device=device, members=(members, members), grid=(5, 4, 4)
+    )
     x, pre = noise(device, torch.float32, 90, 4 * 32), noise(device, torch.float32, 90, 2 * len(mlp.lists.live) * 32)
     shapes = [tuple(values.shape) for values in mlp.front]
     agree("sample", pre, x, mlp.lists.front_groups, shapes, True, plan=SamplePlan(16, 2, 4, parts))
@@ -87,9 +90,6 @@ def test_groups_and_parts_of_the_sampled_product_change_nothing(members, parts, 
 def test_no_live_hidden_block_leaves_the_bias_and_zero_gradients(device):
     mlp = mlp_of("untied", ("uniform", "one_block"), 32, 32, 32, device=device)
     masks = [torch.zeros_like(mask) for mask in mlp.masks]
-    from blast_kernels.train_records import train_lists
-    from kernel_cases import index_of
-
     lists = train_lists([index_of(masks[0])] * 2, index_of(masks[2]), 3)
     lists = type(lists)(*(records.to(device) for records in lists))
     mlp = mlp._replace(front=[v[:0] for v in mlp.front], down=mlp.down[:0], lists=lists)

@@ -10,7 +10,12 @@ from blast_kernels.train_records import TrainLists, train_lists
 from kernel_cases import mask_of, matrix_of
 from torch import Tensor
 
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh")}
+ACTIVATIONS = {
+    "none": lambda t: t,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+}
 
 
 class Mlp(NamedTuple):
