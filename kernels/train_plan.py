@@ -92,7 +92,7 @@ def sample_plan(own: int, shared: int, members: int, wide_float: bool, hopper: b
     if wide_float:
         return SamplePlan(16, 2, 8)
     if not hopper:
-        return SamplePlan(16, 3, warps)
+        return SamplePlan(16, 3, 8)
     return SamplePlan(64, 4 if area > 128 * 128 else 3, warps)
 
 
