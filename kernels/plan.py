@@ -62,8 +62,9 @@ def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> in
     """
     rows = plan.slice * (2 if gate == "tied" else 1)
     step = plan.k * (rows * w_item + plan.tile * x_item)
-    # The result leaves through shared memory once the loop is done with it.
-    return max(plan.stages * (step + BARRIER), plan.tile * plan.slice * x_item)
+    # Once the loop is done with it, the result passes through, or the float32 part of a split.
+    after = plan.tile * (plan.slice * x_item if plan.split == 1 else rows * 4)
+    return max(plan.stages * (step + BARRIER), after)
 
 
 def plan_for(
@@ -92,7 +93,7 @@ def plan_for(
         A plan that fits the block.
     """
     if wide_float:
-        return Plan("stream", 16, min(32, b_out), min(b_in, 32), 2, 4)
+        return Plan("stream", 16, min(32, b_out), b_in, 2, 4)
     half = min(64, b_out)
     # wgmma wants 64 rows on its M side: weights where a slice has them, otherwise tokens.
     weights_first = half * (2 if gate == "tied" else 1) >= 64
