@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+KERNELS = ("stream", "tiles", "persistent")
 GATES = ("none", "untied", "tied")
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
 BLOCK_SIDES = (16, 32, 64, 128)
@@ -24,7 +25,7 @@ class Plan(NamedTuple):
     """How one product is run.
 
     Attributes:
-        kernel: `stream` or `tiles`.
+        kernel: One of `KERNELS`.
         tile: Tokens a program.
         slice: Rows of a block that a program computes.
         k: Columns of a block a step (`tiles`), or columns a step over several small blocks (`stream`).
@@ -122,12 +123,10 @@ def plan_for(
     return Plan("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if records <= 32 else 4)
 
 
-def _streamed(
-    tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool
-) -> Plan:
+def _streamed(tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool) -> Plan:
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     if gate == "none" and tile == 16 and has_tma and min(b_out, b_in) == 128 and records >= 100 and row_blocks >= 16:
-        # Long rows over very wide activations: the tensor memory accelerator fetches those faster (405B: 37 µs, not 46).
+        # Long rows over very wide activations, which the tensor memory accelerator fetches faster (405B: 37 µs, not 46).
         return Plan("tiles", 16, 64, 128, 3, 4)
     halves = records * max(1, b_out // 64)
     narrow = gate == "tied" or (gate == "untied" and halves < MULTIPROCESSORS)
@@ -135,7 +134,7 @@ def _streamed(
 
 
 def _middling(tokens: int, programs: int, half: int, b_in: int, gate: str, weights_first: bool) -> Plan:
-    """33 to 256 tokens: too few programs are worse than half a token tile; where they are few, steps are deep instead."""
+    """33 to 256 tokens: where programs are few, half a token tile each and deep steps."""
     programs *= -(-tokens // 128)
     deep, plain = min(128, b_in), min(64, b_in)
     enough = programs > 64 if gate == "none" else programs >= 2 * MULTIPROCESSORS

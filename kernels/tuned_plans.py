@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from blast_kernels.break_even import TUNED, gpu_name
-from blast_kernels.plan import GATES, Plan, plan_for
+from blast_kernels.plan import GATES, KERNELS, Plan, plan_for
 
 KEYS = ("block", "gate", "dtype", "tokens", "records", "row_blocks", "plan")
 # How far a row may be: in powers of two, the root of the squared distances in tokens, records and row length. Rows of a
@@ -30,6 +30,7 @@ LIMIT = 1.6
 # Beyond that many tokens, more of them change nothing; up to there, the tile that holds them all decides.
 MANY_TOKENS, FEW_TOKENS = 8192, 128
 SMALLEST_TILE = 16
+FIELDS_AT_FIRST = 9
 
 
 class Tuned(NamedTuple):
@@ -106,7 +107,10 @@ def tuned_plan(
     """
     if gpu is None or row_blocks <= 0:
         return None
-    rows = _indexed(gpu, triton or installed_triton(), folder).get((b_out, b_in, gate, str(dtype)), ())
+    index = _indexed(gpu, triton or installed_triton(), folder)
+    # The two half precisions take the same time.
+    dtypes = (dtype, torch.bfloat16) if dtype == torch.float16 else (dtype,)
+    rows = next((rows for name in dtypes if (rows := index.get((b_out, b_in, gate, str(name))))), ())
     place = _place(tokens, records, row_blocks)
     near = min(rows, key=lambda row: (math.dist(row[:3], place), -row.tokens), default=None)
     return near.plan if near is not None and math.dist(near[:3], place) <= LIMIT else None
@@ -151,7 +155,8 @@ def _fault(row: dict[str, Any]) -> str | None:
     if not set(KEYS) <= row.keys():
         return f"a row lacks one of {', '.join(KEYS)}"
     plan = row["plan"]
-    if row["gate"] not in GATES or len(plan) != len(Plan._fields) or plan[0] not in ("stream", "tiles"):
+    # Fields that a plan got later have defaults.
+    if row["gate"] not in GATES or plan[0] not in KERNELS or not FIELDS_AT_FIRST <= len(plan) <= len(Plan._fields):
         return f"{row['gate']} {plan} is no plan of this version"
     if not all(row[key] > 0 for key in ("tokens", "records", "row_blocks")):
         return f"the place of {plan} is not positive"
@@ -160,7 +165,7 @@ def _fault(row: dict[str, Any]) -> str | None:
 
 @cache
 def _indexed(gpu: str, triton: str, folder: Path) -> dict[tuple, list[Tuned]]:
-    """Rows by block, gate and dtype, of this version of Triton or else of the nearest, the newer of two."""
+    """Rows by block, gate and dtype, of this version of Triton or else of the nearest."""
     tables = read_plans(gpu, folder)
     index: dict[tuple, list[Tuned]] = defaultdict(list)
     for row in tables[_nearest_version(triton, tables)] if tables else ():
@@ -171,7 +176,12 @@ def _indexed(gpu: str, triton: str, folder: Path) -> dict[tuple, list[Tuned]]:
 
 def _nearest_version(wanted: str, known: Iterable[str]) -> str:
     major, least = _version(wanted) if wanted else (0, 0)
-    return min(known, key=lambda name: (abs(_version(name)[0] - major), abs(_version(name)[1] - least), -_version(name)[1]))
+
+    def distance(name: str) -> tuple[int, int, str]:
+        other = _version(name)
+        return abs(other[0] - major), abs(other[1] - least), name
+
+    return min(known, key=distance)
 
 
 def _version(name: str) -> tuple[int, int]:
