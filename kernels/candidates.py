@@ -85,8 +85,9 @@ def candidates(
 def _lacks_programs(plan: Plan, tokens: int, records: int, b_out: int, b_in: int, row_blocks: float) -> bool:
     """Whether there are too few programs without a split, and a list is long enough for it."""
     programs = records * (b_out // plan.slice) * math.ceil(tokens / plan.tile)
-    steps = row_blocks * b_in / plan.k
-    return programs * plan.split <= 4 * MULTIPROCESSORS and programs < 2 * MULTIPROCESSORS and steps >= plan.split
+    # Whole blocks are dealt out, or groups of them where a step spans several.
+    pieces = row_blocks / max(1, plan.k // b_in)
+    return programs * plan.split <= 4 * MULTIPROCESSORS and programs < 2 * MULTIPROCESSORS and pieces >= plan.split
 
 
 def _streams(tokens: int, b_out: int, b_in: int) -> Iterator[Plan]:
