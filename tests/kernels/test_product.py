@@ -75,7 +75,7 @@ def test_bias_and_activation_of_a_plain_front(tokens, activation, device):
     [
         Plan("tiles", 128, 64, 64, 3, 4, True, 2),
         Plan("tiles", 64, 64, 64, 2, 4, False, 3),
-        Plan("tiles", 32, 128, 128, 4, 4),
+        Plan("tiles", 32, 128, 128, 3, 4),
         Plan("stream", 16, 128, 128, 3, 8),
         Plan("stream", 64, 32, 128, 3, 4),
     ],
