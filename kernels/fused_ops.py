@@ -106,8 +106,17 @@ def block_sparse_mlp(
     out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
     hopper = torch.cuda.get_device_capability(x.device)[0] >= 9
     overlap = hopper and 0 < flat.shape[0] <= OVERLAP_TOKENS and front_records.shape[0] > 0
-    triton_product.product(flat, front, front_records, front_bias, hidden, activation, gate, leads=overlap)
-    triton_product.product(hidden, down, down_records, down_bias, out, "none", "none", follows=overlap)
+    plan = triton_product.choose(hidden, down, down_records, "none")
+    needed = triton_product.counters_needed(plan, flat.shape[0], down_records.shape[0], down.shape[1])
+    if front_records.shape[0] == 0 or not needed:
+        counters = None
+    else:
+        # The front clears them: no launch of their own.
+        counters = torch.empty(needed, dtype=torch.int32, device=x.device)
+    leads = triton_product.Chain(leads=overlap, clears=counters)
+    triton_product.product(flat, front, front_records, front_bias, hidden, activation, gate, chain=leads)
+    follows = triton_product.Chain(follows=overlap, counters=counters)
+    triton_product.product(hidden, down, down_records, down_bias, out, "none", "none", plan, chain=follows)
     return out.view(*x.shape[:-1], out_features)
 
 

@@ -24,6 +24,7 @@ class Plan(NamedTuple):
         weights_first: Weights on the M side of the product (`tiles`).
         group: Token tiles that run side by side (`tiles`).
         registers: Cap on registers a thread, or None.
+        split: Programs that share a block list (see `combine`).
     """
 
     kernel: str
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     weights_first: bool = True
     group: int = 1
     registers: int | None = None
+    split: int = 1
 
 
 def plan_for(

@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
+from blast_kernels.combine import CLEARED_BY_ONE
 from blast_kernels.plan import BLOCK_SIDES, Plan, plan_for
 from blast_kernels.stream import stream
 from blast_kernels.tiles import tiles
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = triton.knobs.runtime.interpret
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Chain(NamedTuple):
+    """How a kernel is tied to the ones before and after it.
+
+    Attributes:
+        leads: Lets the next kernel start before this one ends (that one must be launched with `follows`).
+        follows: Waits, before the first read of `x`, for the kernel that writes it.
+        counters: int32, `counters_needed(…)` of them and all zero, where the plan splits block lists; made by `product`
+            if left out, which costs a launch.
+        clears: Counters of a kernel that comes later, zeroed by this one.
+    """
+
+    leads: bool = False
+    follows: bool = False
+    counters: Tensor | None = None
+    clears: Tensor | None = None
 
 
 def supports(values: Tensor, gate: str) -> bool:
     """Whether the kernels take this dtype and block shape; the twin takes all."""
-    b_out = values.shape[1] // 2 if gate == "tied" else values.shape[1]
+    b_out = _rows_of_a_block(values, gate)
     sides_fit = b_out in BLOCK_SIDES and values.shape[2] in BLOCK_SIDES
-    return sides_fit and values.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return sides_fit and values.dtype in (*FLOATS, torch.float8_e4m3fn)
+
+
+def choose(x: Tensor, values: Tensor, records: Tensor, gate: str) -> Plan:
+    """The plan for a product of this shape on this device."""
+    b_out, b_in = _rows_of_a_block(values, gate), values.shape[2]
+    wide = x.dtype == torch.float32
+    if values.shape[0] == 0:
+        # A descriptor cannot describe nothing; what is left to do is the epilogue.
+        return plan_for(1, records.shape[0], b_out, b_in, gate, wide)
+    has_tma = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 9
+    return plan_for(x.shape[0], records.shape[0], b_out, b_in, gate, wide, has_tma)
+
+
+def counters_needed(plan: Plan, tokens: int, records: int, b_out: int) -> int:
+    """How many counters a split product wants; none without a split."""
+    return 0 if plan.split == 1 else records * (b_out // plan.slice) * triton.cdiv(tokens, plan.tile)
 
 
 def product(
@@ -29,8 +67,8 @@ def product(
     activation: str,
     gate: str,
     plan: Plan | None = None,
-    leads: bool = False,
-    follows: bool = False,
+    scales: Tensor | None = None,
+    chain: Chain = Chain(),  # noqa: B008  (never written to)
 ) -> None:
     """Writes the block rows that have a record into `y`; arguments as `reference.product`, contiguous.
 
@@ -43,8 +81,11 @@ def product(
         activation: `none`, `silu`, `gelu` or `gelu_tanh`.
         gate: `none`, `untied` or `tied`.
         plan: How to run it; chosen by shape if left out.
-        leads: Lets the next kernel start before this one ends (that one must be launched with `follows`).
-        follows: Waits, before the first read of `x`, for the kernel that writes it.
+        scales: float32 `[nnz]`, powers of two, of blocks in float8 (x is float16 or bfloat16 then); None otherwise.
+        chain: How it is tied to the kernels around it.
+
+    Raises:
+        ValueError: if the plan wants more shared memory or registers than the device has.
     """
     if x.shape[0] == 0 or records.shape[0] == 0:
         return
@@ -52,86 +93,119 @@ def product(
         # The interpreter multiplies the raw bits of bfloat16.
         wide = None if bias is None else bias.float()
         out = y.float()
-        product(x.float(), values.float(), records, wide, out, activation, gate, plan)
+        blocks = values.float() if scales is None else values.float() * scales[:, None, None]
+        product(x.float(), blocks, records, wide, out, activation, gate, plan, None, chain)
         y.copy_(out)
         return
-    b_out = values.shape[1] // 2 if gate == "tied" else values.shape[1]
-    if plan is None:
-        has_tma = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 9
-        plan = plan_for(x.shape[0], records.shape[0], b_out, values.shape[2], gate, x.dtype == torch.float32, has_tma)
-    if values.shape[0] == 0:
-        # A descriptor cannot describe nothing; what is left to do is the epilogue.
-        plan = plan_for(1, records.shape[0], b_out, values.shape[2], gate, x.dtype == torch.float32)
-    launch = _launch_stream if plan.kernel == "stream" else _launch_tiles
-    options = {"launch_pdl": True} if follows else {}
+    plan = plan or choose(x, values, records, gate)
+    b_out = _rows_of_a_block(values, gate)
+    partials = counters = records
+    if plan.split > 1:
+        needed = counters_needed(plan, x.shape[0], records.shape[0], b_out)
+        counters = chain.counters
+        if counters is None:
+            counters = torch.zeros(needed, dtype=torch.int32, device=x.device)
+        wide_rows = plan.slice * (1 if gate == "none" else 2)
+        partials = torch.empty(needed * plan.split * wide_rows * plan.tile, dtype=torch.float32, device=x.device)
+    common = {
+        "B_OUT": b_out,
+        "B_IN": values.shape[2],
+        "SLICE": plan.slice,
+        "TILE": plan.tile,
+        "GATE": gate,
+        "ACTIVATION": activation,
+        "HAS_BIAS": bias is not None,
+        "HAS_SCALES": scales is not None,
+        "SPLIT": plan.split,
+        "STAGES": plan.stages,
+        "LEADS": chain.leads,
+        "FOLLOWS": chain.follows,
+        "num_warps": plan.warps,
+    }
+    if chain.follows:
+        common["launch_pdl"] = True
     if plan.registers is not None:
-        options["maxnreg"] = plan.registers
+        common["maxnreg"] = plan.registers
+    bias = x if bias is None else bias
+    scales = x if scales is None else scales
+    launch = _launch_stream if plan.kernel == "stream" else _launch_tiles
     # The launch goes to the current device, which need not be that of the tensors.
     with torch.cuda.device_of(x):
-        launch(x, values, records, bias, y, activation, gate, plan, b_out, leads, follows, options)
+        try:
+            launch(x, values, scales, records, bias, y, partials, counters, chain.clears, gate, plan, common)
+        except OutOfResources as error:
+            raise ValueError(f"{plan} does not fit this device: {error}; pass another plan or none") from None
 
 
-def _launch_stream(x, values, records, bias, y, activation, gate, plan, b_out, leads, follows, options) -> None:
-    b_in = values.shape[2]
-    grid = (records.shape[0] * (b_out // plan.slice), triton.cdiv(x.shape[0], plan.tile))
+def _launch_stream(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+    b_out, b_in = common["B_OUT"], common["B_IN"]
+    grid = (records.shape[0] * (b_out // plan.slice), triton.cdiv(x.shape[0], plan.tile), plan.split)
+    to_clear, clear_count, cleared = _clearing(clears, grid[0] * grid[1] * grid[2], records)
     stream[grid](
         x,
         values,
+        scales,
         records,
-        x if bias is None else bias,
+        bias,
         y,
+        partials,
+        counters,
+        to_clear,
         x.shape[0],
         x.shape[1],
         y.shape[1],
         records.shape[1],
-        B_OUT=b_out,
-        B_IN=b_in,
-        SLICE=plan.slice,
-        TILE=plan.tile,
+        clear_count,
+        CLEARS=cleared,
         BLOCKS=max(1, plan.k // b_in),
-        GATE=gate,
-        ACTIVATION=activation,
-        HAS_BIAS=bias is not None,
-        STAGES=plan.stages,
         # tf32 would lose the three digits that float32 is asked for.
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        LEADS=leads,
-        FOLLOWS=follows,
-        num_warps=plan.warps,
-        **options,
+        **common,
     )
 
 
-def _launch_tiles(x, values, records, bias, y, activation, gate, plan, b_out, leads, follows, options) -> None:
-    b_in = values.shape[2]
+def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+    b_out, b_in = common["B_OUT"], common["B_IN"]
     if x.data_ptr() % 16:
         # A view into another tensor may start anywhere; the tensor memory accelerator wants 16 bytes.
         x = x.clone()
     token_tiles = triton.cdiv(x.shape[0], plan.tile)
     w_rows = plan.slice * (2 if gate == "tied" else 1)
-    tiles[(records.shape[0] * token_tiles * (b_out // plan.slice),)](
+    programs = records.shape[0] * token_tiles * (b_out // plan.slice) * plan.split
+    to_clear, clear_count, cleared = _clearing(clears, programs, records)
+    tiles[(programs,)](
         TensorDescriptor.from_tensor(x, [plan.tile, plan.k]),
         TensorDescriptor.from_tensor(values.view(-1, b_in), [w_rows, plan.k]),
         TensorDescriptor.from_tensor(y, [plan.tile, plan.slice]),
+        scales,
         records,
-        x if bias is None else bias,
+        bias,
+        partials,
+        counters,
+        to_clear,
         records.shape[0],
         token_tiles,
         min(plan.group, token_tiles),
         records.shape[1],
-        B_OUT=b_out,
-        B_IN=b_in,
-        SLICE=plan.slice,
+        clear_count,
+        CLEARS=cleared,
         K=plan.k,
-        TILE=plan.tile,
-        GATE=gate,
-        ACTIVATION=activation,
-        HAS_BIAS=bias is not None,
-        WEIGHTS_FIRST=plan.weights_first,
-        STAGES=plan.stages,
+        # Converted weights are in registers, where the product takes its first operand alone.
+        WEIGHTS_FIRST=plan.weights_first or common["HAS_SCALES"],
         OPAQUE=not INTERPRETED,
-        LEADS=leads,
-        FOLLOWS=follows,
-        num_warps=plan.warps,
-        **options,
+        **common,
     )
+
+
+def _clearing(clears: Tensor | None, programs: int, otherwise: Tensor) -> tuple[Tensor, int, int]:
+    """The counters to clear, how many, and how many a program (0: none)."""
+    if clears is None or clears.numel() == 0:
+        return otherwise, 0, 0
+    if programs * CLEARED_BY_ONE < clears.numel():
+        clears.zero_()
+        return otherwise, 0, 0
+    return clears, clears.numel(), CLEARED_BY_ONE
+
+
+def _rows_of_a_block(values: Tensor, gate: str) -> int:
+    return values.shape[1] // 2 if gate == "tied" else values.shape[1]

@@ -1,27 +1,34 @@
 """Few tokens: stream the live weights through once, a slice of a block row a program.
 
 Bound by memory: the weights are the M side of a small matrix product, tokens the N side (at least 16). Also the kernel
-for float32 and for devices without the tensor memory accelerator. Twin: `reference.product`.
+for float32 and for devices without the tensor memory accelerator. Weights may be float8 with a scale a block; long
+block lists may be split over programs (see `combine`). Twin: `reference.product`.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from blast_kernels.combine import clear, is_last, keep, summed
 from blast_kernels.epilogue import activate, split_rows
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "clear_count"])
 def stream(
     x,
     values,
+    scales,
     records,
     bias,
     y,
+    partials,
+    counters,
+    to_clear,
     tokens,
     in_features,
     out_features,
     width,
+    clear_count,
     B_OUT: tl.constexpr,
     B_IN: tl.constexpr,
     SLICE: tl.constexpr,
@@ -30,6 +37,9 @@ def stream(
     GATE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CLEARS: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     LEADS: tl.constexpr,
@@ -40,6 +50,7 @@ def stream(
     WIDE: tl.constexpr = 2 if GATE == "tied" else 1
     BLOCK_SIZE: tl.constexpr = WIDE * B_OUT * B_IN
     item = tl.program_id(0)
+    part = tl.program_id(2)
     piece = item % SLICES
     record = records + (item // SLICES) * width
     row = tl.load(record)
@@ -54,7 +65,6 @@ def stream(
     token = tl.program_id(1) * TILE + tl.arange(0, TILE)
     present = token < tokens
     w_rows = piece * SLICE * WIDE + tl.arange(0, SLICE * WIDE)
-    w_pointers = values + start.to(tl.int64) * BLOCK_SIZE + w_rows[:, None] * B_IN + k_inside[None, :]
     x_pointers = x + token[None, :].to(tl.int64) * in_features + k_inside[:, None]
     total = tl.zeros((SLICE * WIDE, TILE), dtype=tl.float32)
     if GATE == "untied":
@@ -62,15 +72,25 @@ def stream(
     gates = middle - start
     count = end - start
     gate_steps = tl.cdiv(gates, BLOCKS)
-    steps = gate_steps + tl.cdiv(count - gates, BLOCKS)
+    last = gate_steps + tl.cdiv(count - gates, BLOCKS)
+    first = 0
+    if SPLIT > 1:
+        share = tl.cdiv(last, SPLIT)
+        first = tl.minimum(part * share, last)
+        last = tl.minimum(first + share, last)
+    w_pointers = values + (start + first).to(tl.int64) * BLOCK_SIZE + w_rows[:, None] * B_IN + k_inside[None, :]
 
+    if CLEARS:
+        clear(to_clear, clear_count, CLEARS)
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
-    column = tl.load(columns)
+    column = tl.load(columns + first)
+    if HAS_SCALES:
+        factor = tl.load(scales + start + first, mask=first < last, other=0.0)
     if FOLLOWS:
         # Everything above reads weights' indices alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()
-    for step in tl.range(0, steps, num_stages=STAGES):
+    for step in tl.range(first, last, num_stages=STAGES):
         in_gate = step < gate_steps
         # The weights are asked for before the activations, whose address waits for a column.
         if BLOCKS == 1:
@@ -78,29 +98,49 @@ def stream(
             tile = tl.load(x_pointers + column * B_IN, mask=present[None, :], other=0.0)  # [K, TILE]
             column = tl.load(columns + step + 1)
             w_pointers += BLOCK_SIZE
+            if HAS_SCALES:
+                w = w.to(tile.dtype) * factor.to(tile.dtype)
+                factor = tl.load(scales + start + step + 1, mask=step + 1 < last, other=0.0)
         else:
             n = tl.where(in_gate, step * BLOCKS, gates + (step - gate_steps) * BLOCKS) + k_block
             live = n < tl.where(in_gate, gates, count)
-            w_at = w_pointers + (n.to(tl.int64) * BLOCK_SIZE)[None, :]
+            w_at = w_pointers + ((n - first).to(tl.int64) * BLOCK_SIZE)[None, :]
             w = tl.load(w_at, mask=live[None, :], other=0.0, eviction_policy="evict_first")
             shift = tl.load(columns + n, mask=live, other=0) * B_IN
             tile = tl.load(x_pointers + shift[:, None], mask=live[:, None] & present[None, :], other=0.0)
+            if HAS_SCALES:
+                factors = tl.load(scales + start + n, mask=live, other=0.0)
+                w = w.to(tile.dtype) * factors.to(tile.dtype)[None, :]
         if GATE == "untied":
-            part = tl.dot(w, tile, input_precision=PRECISION)
-            total += tl.where(in_gate, part, 0.0)
-            up += tl.where(in_gate, 0.0, part)
+            partial = tl.dot(w, tile, input_precision=PRECISION)
+            total += tl.where(in_gate, partial, 0.0)
+            up += tl.where(in_gate, 0.0, partial)
         else:
             total = tl.dot(w, tile, total, input_precision=PRECISION)
 
     out_column = row * B_OUT + piece * SLICE + tl.arange(0, SLICE)
-    if GATE == "tied":
-        gate, up = split_rows(total, SLICE, TILE)
-        out = activate(gate, ACTIVATION) * up
-    elif GATE == "untied":
-        out = activate(total, ACTIVATION) * up
-    else:
-        if HAS_BIAS:
-            total += tl.load(bias + out_column).to(tl.float32)[:, None]
-        out = activate(total, ACTIVATION)
-    target = y + token[None, :].to(tl.int64) * out_features + out_column[:, None]
-    tl.store(target, out.to(y.dtype.element_ty), mask=present[None, :])
+    finishes = True
+    if SPLIT > 1:
+        STEP: tl.constexpr = 2 if GATE == "untied" else 1
+        place = item * tl.num_programs(1) + tl.program_id(1)
+        slot = (place * SPLIT + part) * STEP
+        keep(partials, slot, total, SLICE * WIDE, TILE)
+        if GATE == "untied":
+            keep(partials, slot + 1, up, SLICE, TILE)
+        finishes = is_last(counters + place, SPLIT)
+        if finishes:
+            total = summed(partials, place * SPLIT * STEP, STEP, SPLIT, SLICE * WIDE, TILE)
+            if GATE == "untied":
+                up = summed(partials, place * SPLIT * STEP + 1, STEP, SPLIT, SLICE, TILE)
+    if finishes:
+        if GATE == "tied":
+            gate, up = split_rows(total, SLICE, TILE)
+            out = activate(gate, ACTIVATION) * up
+        elif GATE == "untied":
+            out = activate(total, ACTIVATION) * up
+        else:
+            if HAS_BIAS:
+                total += tl.load(bias + out_column).to(tl.float32)[:, None]
+            out = activate(total, ACTIVATION)
+        target = y + token[None, :].to(tl.int64) * out_features + out_column[:, None]
+        tl.store(target, out.to(y.dtype.element_ty), mask=present[None, :])

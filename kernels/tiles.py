@@ -2,13 +2,16 @@
 
 Bound by what the L2 cache delivers and by how many programs a multiprocessor holds to hide each other's start and end:
 two or three small programs a multiprocessor beat one with a wider tile and a better ratio of arithmetic to bytes, and
-beat a persistent loop over tiles (see NOTES.md). Needs compute capability 9. Twin: `reference.product`.
+beat a persistent loop over tiles (see NOTES.md). Weights may be float8 with a scale a block (then they have to be on
+the M side, whose operand may come from registers); block lists may be split over programs (see `combine`). Needs
+compute capability 9. Twin: `reference.product`.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from blast_kernels.combine import clear, is_last, keep, summed
 from blast_kernels.epilogue import activate, hold, split_columns, split_rows
 
 
@@ -28,39 +31,74 @@ def _accumulate(
     total,
     x_descriptor,
     w_descriptor,
+    scales,
     columns,
     token,
     w_row,
+    block,
     blocks,
     STRIDE: tl.constexpr,
     B_IN: tl.constexpr,
     K: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    # Blocks `block … block + blocks` of `values`, whose columns are listed from `columns` on.
     CHUNKS: tl.constexpr = B_IN // K
     column = tl.load(columns)
+    if HAS_SCALES:
+        factor = tl.load(scales + block, mask=blocks > 0, other=0.0)
     for step in tl.range(0, blocks * CHUNKS, num_stages=STAGES):
         k = (step % CHUNKS) * K
-        w = w_descriptor.load([w_row + (step // CHUNKS) * STRIDE, k])
+        w = w_descriptor.load([block * STRIDE + w_row + (step // CHUNKS) * STRIDE, k])
         x = x_descriptor.load([token, column * B_IN + k])
         # A scalar load inside the loop is not pipelined: fetched one step ahead; the record is one entry longer.
-        column = tl.load(columns + (step + 1) // CHUNKS)
+        ahead = (step + 1) // CHUNKS
+        column = tl.load(columns + ahead)
+        if HAS_SCALES:
+            w = w.to(x.dtype) * factor.to(x.dtype)
+            factor = tl.load(scales + block + ahead, mask=ahead < blocks, other=0.0)
         total = tl.dot(w, x.T, total) if WEIGHTS_FIRST else tl.dot(x, w.T, total)
     return total
 
 
-@triton.jit(do_not_specialize=["count", "token_tiles", "GROUP"])
+@triton.jit
+def _finish(
+    total, bias, column, SLICE: tl.constexpr, TILE: tl.constexpr, GATE: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WEIGHTS_FIRST: tl.constexpr,
+):  # fmt: skip
+    # The epilogue of one accumulator: gate and up side by side, or one matrix with its bias.
+    if GATE == "tied":
+        if WEIGHTS_FIRST:
+            gate, up = split_rows(total, SLICE, TILE)
+        else:
+            gate, up = split_columns(total, TILE, SLICE)
+        out = activate(gate, ACTIVATION) * up
+    else:
+        if HAS_BIAS:
+            offset = tl.load(bias + column + tl.arange(0, SLICE)).to(tl.float32)
+            total += offset[:, None] if WEIGHTS_FIRST else offset[None, :]
+        out = activate(total, ACTIVATION)
+    return out
+
+
+@triton.jit(do_not_specialize=["count", "token_tiles", "GROUP", "clear_count"])
 def tiles(
     x_descriptor,
     w_descriptor,
     y_descriptor,
+    scales,
     records,
     bias,
+    partials,
+    counters,
+    to_clear,
     count,
     token_tiles,
     GROUP,
     width,
+    clear_count,
     B_OUT: tl.constexpr,
     B_IN: tl.constexpr,
     SLICE: tl.constexpr,
@@ -69,6 +107,9 @@ def tiles(
     GATE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CLEARS: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr,
     STAGES: tl.constexpr,
     OPAQUE: tl.constexpr,
@@ -81,54 +122,66 @@ def tiles(
     ROWS: tl.constexpr = SLICE * WIDE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE * WIDE
     item = tl.program_id(0)
-    rank, token = _locate(item // SLICES, count, token_tiles, GROUP)
+    part = item % SPLIT
+    place = item // SPLIT
+    rank, token = _locate(place // SLICES, count, token_tiles, GROUP)
     token *= TILE
-    piece = item % SLICES
+    piece = place % SLICES
     record = records + rank * width
     row = tl.load(record)
     start = tl.load(record + 1)
     middle = tl.load(record + 2)
     end = tl.load(record + 3)
+    if CLEARS:
+        clear(to_clear, clear_count, CLEARS)
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
     if FOLLOWS:
         tl.extra.cuda.gdc_wait()
-    w_row = start * STRIDE + piece * SLICE * WIDE
-    gates = middle - start
+    w_row = piece * SLICE * WIDE
+    out_column = row * B_OUT + piece * SLICE
+    columns = record + 4
+    first = start
+    last = end
+    if SPLIT > 1:
+        share = tl.cdiv(end - start, SPLIT)
+        first = tl.minimum(start + part * share, end)
+        last = tl.minimum(first + share, end)
+    # In a gated front with masks of their own, the part of the list before `border` is the gate's.
+    border = tl.minimum(tl.maximum(middle, first), last) if GATE == "untied" else last
     total = tl.zeros((ROWS, COLS), dtype=tl.float32)
     total = _accumulate(
-        total, x_descriptor, w_descriptor, record + 4, token, w_row, gates, STRIDE, B_IN, K, WEIGHTS_FIRST, STAGES
-    )
-    if GATE == "untied":
+        total, x_descriptor, w_descriptor, scales, columns + (first - start), token, w_row, first, border - first,
+        STRIDE, B_IN, K, HAS_SCALES, WEIGHTS_FIRST, STAGES,
+    )  # fmt: skip
+    if SPLIT > 1:
+        STEP: tl.constexpr = 2 if GATE == "untied" else 1
+        slot = (place * SPLIT + part) * STEP
+        keep(partials, slot, total, ROWS, COLS)
+    elif GATE == "untied":
         held = hold(activate(total, ACTIVATION), y_descriptor.dtype, OPAQUE)
+    if GATE == "untied":
         total = tl.zeros((ROWS, COLS), dtype=tl.float32)
         total = _accumulate(
-            total,
-            x_descriptor,
-            w_descriptor,
-            record + 4 + gates,
-            token,
-            w_row + gates * STRIDE,
-            end - middle,
-            STRIDE,
-            B_IN,
-            K,
-            WEIGHTS_FIRST,
-            STAGES,
-        )
-        out = held.to(tl.float32) * total
-    elif GATE == "tied":
-        if WEIGHTS_FIRST:
-            gate, up = split_rows(total, SLICE, TILE)
-        else:
-            gate, up = split_columns(total, TILE, SLICE)
-        out = activate(gate, ACTIVATION) * up
+            total, x_descriptor, w_descriptor, scales, columns + (border - start), token, w_row, border, last - border,
+            STRIDE, B_IN, K, HAS_SCALES, WEIGHTS_FIRST, STAGES,
+        )  # fmt: skip
+    if SPLIT > 1:
+        if GATE == "untied":
+            keep(partials, slot + 1, total, ROWS, COLS)
+        if is_last(counters + place, SPLIT):
+            slot = place * SPLIT * STEP
+            total = summed(partials, slot, STEP, SPLIT, ROWS, COLS)
+            if GATE == "untied":
+                out = activate(total, ACTIVATION) * summed(partials, slot + 1, STEP, SPLIT, ROWS, COLS)
+            else:
+                out = _finish(total, bias, out_column, SLICE, TILE, GATE, ACTIVATION, HAS_BIAS, WEIGHTS_FIRST)
+            out = out.to(y_descriptor.dtype)
+            y_descriptor.store([token, out_column], out.T if WEIGHTS_FIRST else out)
     else:
-        if HAS_BIAS:
-            offset = tl.load(bias + row * B_OUT + piece * SLICE + tl.arange(0, SLICE)).to(tl.float32)
-            total += offset[:, None] if WEIGHTS_FIRST else offset[None, :]
-        out = activate(total, ACTIVATION)
-    out = out.to(y_descriptor.dtype)
-    if WEIGHTS_FIRST:
-        out = out.T
-    y_descriptor.store([token, row * B_OUT + piece * SLICE], out)
+        if GATE == "untied":
+            out = held.to(tl.float32) * total
+        else:
+            out = _finish(total, bias, out_column, SLICE, TILE, GATE, ACTIVATION, HAS_BIAS, WEIGHTS_FIRST)
+        out = out.to(y_descriptor.dtype)
+        y_descriptor.store([token, out_column], out.T if WEIGHTS_FIRST else out)

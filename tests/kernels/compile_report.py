@@ -21,7 +21,8 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {"x", "values", "bias", "y", "grad", "out"}
-INDICES = {"records", "offsets", "indices", "order", "rows", "columns"}
+FLOATS = {"scales", "partials"}
+INDICES = {"counters", "to_clear", "records", "offsets", "indices", "order", "rows", "columns"}
 
 
 def compile_one(kernel, constants: dict, warps: int, capability: int, registers: int | None, tile_types: dict) -> dict:
@@ -34,7 +35,8 @@ def compile_one(kernel, constants: dict, warps: int, capability: int, registers:
         elif name in tile_types:
             signature[name] = tile_types[name]
         else:
-            signature[name] = "*bf16" if name in POINTERS else "*i32" if name in INDICES else "i32"
+            kinds = (POINTERS, "*bf16"), (FLOATS, "*fp32"), (INDICES, "*i32")
+            signature[name] = next((kind for names_of, kind in kinds if name in names_of), "i32")
     aligned = [n for n in names if signature[n].startswith("*") or n in ("width", "in_features", "out_features")]
     source = ASTSource(
         kernel,
@@ -71,7 +73,7 @@ def count_spills(code: str) -> tuple[int, int]:
     return len(spills), sum(any(to <= at <= end for to, end in loops) for at in spills)
 
 
-def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int) -> dict:
+def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int, scaled: bool = False) -> dict:
     """Compiles the kernel of a plan."""
     activation = "none" if gate == "none" else "silu"
     constants = {
@@ -82,18 +84,22 @@ def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int) 
         "GATE": gate,
         "ACTIVATION": activation,
         "HAS_BIAS": gate == "none",
+        "HAS_SCALES": scaled,
+        "SPLIT": plan.split,
+        "CLEARS": 0,
         "STAGES": plan.stages,
         "LEADS": False,
         "FOLLOWS": False,
     }
     wide = 2 if gate == "tied" else 1
+    stored = "fp8e4nv" if scaled else "bf16"
     if plan.kernel == "stream":
         constants |= {"BLOCKS": max(1, plan.k // b_in), "PRECISION": "tf32"}
-        return compile_one(stream, constants, plan.warps, capability, plan.registers, {})
+        return compile_one(stream, constants, plan.warps, capability, plan.registers, {"values": f"*{stored}"})
     constants |= {"K": plan.k, "WEIGHTS_FIRST": plan.weights_first, "OPAQUE": True}
     tile_types = {
         "x_descriptor": f"tensordesc<bf16[{plan.tile}, {plan.k}]>",
-        "w_descriptor": f"tensordesc<bf16[{plan.slice * wide}, {plan.k}]>",
+        "w_descriptor": f"tensordesc<{stored}[{plan.slice * wide}, {plan.k}]>",
         "y_descriptor": f"tensordesc<bf16[{plan.tile}, {plan.slice}]>",
     }
     return compile_one(tiles, constants, plan.warps, capability, plan.registers, tile_types)
@@ -110,6 +116,10 @@ def main() -> None:
         plan = plan_for(tokens, 200, b_out, b_in, gate, has_tma=capability >= 90)
         report = compile_plan(plan, b_out, b_in, gate, capability)
         reports.append({"case": f"sm_{capability} {b_out}x{b_in} {gate}", "plan": plan, **report})
+    several = [Plan("tiles", 64, 64, 64, 4, 4, split=2), Plan("stream", 16, 64, 128, 4, 4, split=2)]
+    for plan, gate, scaled in [(p, g, s) for p in several for g in ("none", "untied", "tied") for s in (False, True)]:
+        report = compile_plan(plan, 128, 128, gate, 90, scaled)
+        reports.append({"case": f"sm_90 {gate} split {'scaled' * scaled}", "plan": plan, **report})
     product = {"HAS_BIAS": True, "HAS_ORDER": True, "OUT_SIDE": 128, "IN_SIDE": 128, "OUT_STRIDE": 1, "IN_STRIDE": 128}
     tiling = {"PRECISION": "tf32"}
     for name, kernel, constants in (

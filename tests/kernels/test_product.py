@@ -6,7 +6,7 @@ import pytest
 import torch
 from blast_kernels import reference
 from blast_kernels.plan import Plan, plan_for
-from blast_kernels.product import product
+from blast_kernels.product import Chain, counters_needed, product
 from kernel_cases import PATTERNS, Front, dense_front, front_of, mask_of, relative_error
 
 # float16 and bfloat16 round a held gate once and the result once.
@@ -78,10 +78,27 @@ def test_bias_and_activation_of_a_plain_front(tokens, activation, device):
         Plan("tiles", 32, 128, 128, 3, 4),
         Plan("stream", 16, 128, 128, 3, 8),
         Plan("stream", 64, 32, 128, 3, 4),
+        Plan("stream", 16, 64, 128, 3, 4, split=3),
+        Plan("tiles", 64, 64, 64, 3, 4, split=2),
+        Plan("tiles", 128, 64, 64, 3, 4, False, 2, split=4),
     ],
 )
 def test_plans_differ_in_speed_alone(plan, gate, device):
     check(front_of(gate, masks_of("uniform", 3, 4), 128, 128, torch.float16, device), 163, gate, device, plan=plan)
+
+
+@pytest.mark.parametrize("before", [Plan("stream", 16, 64, 128, 3, 4), Plan("tiles", 64, 64, 64, 3, 4)])
+def test_the_kernel_in_front_clears_the_counters_of_a_split_product(before, device):
+    front = front_of("none", masks_of("skewed_rows", 3, 4), 128, 128, torch.float16, device)
+    split = Plan("tiles", 64, 64, 64, 3, 4, split=2)
+    x = torch.randn(70, 512).to(device, torch.float16)
+    counters = torch.full((counters_needed(split, 70, 3, 128),), 99, dtype=torch.int32, device=device)
+    y = torch.empty(70, 384, dtype=torch.float16, device=device)
+    for plan, chain in ((before, Chain(clears=counters)), (split, Chain(counters=counters))):
+        y.fill_(float("nan"))
+        product(x, front.values, front.records, None, y, "none", "none", plan, chain=chain)
+        assert relative_error(y, x.float() @ front.dense[0].float().t()) < 1e-3
+    assert (counters == 2).all()
 
 
 @pytest.mark.parametrize("tokens", [4, 150])
