@@ -27,7 +27,7 @@ def imagine_gpu(monkeypatch):
     monkeypatch.setattr(kernels, "this_machine", lambda dtype: machine)
     monkeypatch.setattr(kernels, "capture", lambda candidate: candidate.call(candidate.sets - 1))
     monkeypatch.setattr(kernels, "time_in_turn", clock)
-    monkeypatch.setattr(kernels, "mlp_size", lambda name, block, dtype: SMALL["llama" in name]._replace(block=block))
+    monkeypatch.setattr(kernels, "mlp_size", lambda name, block, *_: SMALL["llama" in name]._replace(block=block))
 
 
 def measure(architecture="llama-nano", sparsity=0.8, **more):
@@ -40,5 +40,5 @@ def latencies(metrics):
 
 def masks_of(size, tied=False, kind="uniform", sparsity=0.7, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shape = (size.hidden, size.ffn, size.gated, tied, sparsity, size.block)
+    shape = (size.hidden, size.ffn, size.gated, tied, sparsity, size.block, size.down_block)
     return kernel_masks.random_masks(kind, *shape, generator), generator

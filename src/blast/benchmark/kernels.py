@@ -29,6 +29,7 @@ from blast.benchmark.kernel_weights import MlpSize
 from blast.benchmark.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
 
+DOWN_BLOCKS = ("same", "transposed")
 SETTINGS = {
     "masks": ["uniform"],
     "tied": [False],
@@ -37,6 +38,7 @@ SETTINGS = {
     "seconds": 180.0,
     "tuning_seconds": 60.0,
     "masks_folder": "results/recorded/masks",
+    "down_block": "same",
 }
 
 
@@ -53,7 +55,8 @@ def measure(
         settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, `skewed`, `trained`), `tied`
             (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `compiled`
             (whether dense is timed under torch.compile too), `seconds` (the longest a point may take),
-            `tuning_seconds` (of a peer, for each number of tokens), `masks_folder`.
+            `tuning_seconds` (of a peer, for each number of tokens), `masks_folder`, `down_block` (`same`, or
+            `transposed`: blocks of the down projection are `[in, out]`).
 
     Returns:
         By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says
@@ -66,7 +69,7 @@ def measure(
     if settings["dtype"] not in ERROR_BOUND:
         raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)
     started = time.monotonic()
-    size = mlp_size(architecture, block, settings["dtype"])
+    size = mlp_size(architecture, block, settings["dtype"], settings["down_block"])
     machine = this_machine(size.dtype)
     metrics: list[dict[str, Any]] = []
     with torch.inference_mode(), plain_memory():
@@ -77,14 +80,21 @@ def measure(
     return metrics
 
 
-def mlp_size(architecture: str, block: tuple[int, int], dtype: str) -> MlpSize:
+def mlp_size(architecture: str, block: tuple[int, int], dtype: str, down_block: str = "same") -> MlpSize:
     """The MLP of an architecture: gated ones with SiLU and no bias, plain ones with GELU (its tanh form in language
-    models) and biases."""
+    models) and biases.
+
+    Raises:
+        BlastError: if `down_block` is neither `same` nor `transposed`.
+    """
+    if down_block not in DOWN_BLOCKS:
+        raise unknown_name("down_block", down_block, DOWN_BLOCKS)
     known = architectures.get(architecture)
     shape = known.shape
     activation = "silu" if shape.gated else "gelu_tanh" if known.modality == "language" else "gelu"
     sides = (block[0], block[1])
-    return MlpSize(shape.hidden, shape.ffn, shape.gated, activation, not shape.gated, sides, getattr(torch, dtype))
+    size = MlpSize(shape.hidden, shape.ffn, shape.gated, activation, not shape.gated, sides, getattr(torch, dtype))
+    return size._replace(transposed_down=down_block == "transposed")
 
 
 def this_machine(dtype: torch.dtype) -> Machine:
