@@ -7,10 +7,41 @@ import time
 
 import pytest
 import torch
-from kernel_suite_case import SETTINGS, imagine_gpu, latencies, measure
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_suite_case import SETTINGS, SMALL, imagine_gpu, latencies, masks_of, measure
 
-from blast.benchmark import kernel_peers, kernels
+from blast.benchmark import bsr_tuning, kernel_peers, kernels
+from blast.benchmark.kernel_weights import sparse_weights
 from blast.errors import BlastError
+
+
+class Plain:
+    """A peer that multiplies with dense matrices."""
+
+    ADDS_BIAS, tuned = False, None
+
+    def __init__(self, size, tokens, seconds):
+        self.padded = tokens
+
+    @staticmethod
+    def refusal(size):
+        return None
+
+    def matrix(self, matrix):
+        return matrix.dense()
+
+    def bias(self, bias):
+        return bias[:, None]
+
+    def activations(self, x):
+        return x
+
+    def product(self, matrix, h, bias):
+        return matrix @ h
+
+    def dense(self, h):
+        return h
 
 
 @pytest.fixture
@@ -29,34 +60,33 @@ def test_a_peer_that_is_not_installed_has_a_row_that_says_so(imaginary_gpu, monk
 
 
 def test_a_peer_that_is_wrong_or_breaks_has_a_row_that_says_so(imaginary_gpu, monkeypatch):
-    class Wrong(kernel_peers.Peer):
-        NAME = "wrong"
+    class Wrong(Plain):
+        def product(self, matrix, h, bias):
+            return super().product(matrix, h, bias).roll(1, 0)
 
-        def matrix(self, matrix):
-            return matrix.dense()
-
-        def product(self, matrix, h):
-            return (matrix @ h).roll(1, 0)
-
-    class Broken(Wrong):
-        NAME = "broken"
-
-        def product(self, matrix, h):
+    class Broken(Plain):
+        def product(self, matrix, h, bias):
             raise RuntimeError("no kernel image\nand more")
 
-    class Right(Wrong):
-        NAME, MULTIPLE = "right", 16
+    class Padding(Plain):
+        def __init__(self, size, tokens, seconds):
+            self.padded = kernel_peers.round_up(tokens, 16)
 
-        def product(self, matrix, h):
-            return matrix @ h
+    class OwnBias(Plain):
+        ADDS_BIAS = True
 
-    monkeypatch.setattr(kernel_peers, "PEERS", {"wrong": Wrong, "broken": Broken, "right": Right})
-    metrics = latencies(measure("gpt2-nano", peers=["wrong", "broken", "right"]))
+        def product(self, matrix, h, bias):
+            assert bias is not None
+            return matrix @ h + bias
+
+    peers = {"wrong": Wrong, "broken": Broken, "padding": Padding, "own_bias": OwnBias}
+    monkeypatch.setattr(kernel_peers, "PEERS", peers)
+    metrics = latencies(measure("gpt2-nano", peers=list(peers)))
     at = {entry["provider"]: entry for entry in metrics if entry["tokens"] == 3}
     assert at["wrong"]["status"] == "failed"
     assert "off by" in at["wrong"]["setting"]["cause"]
     assert at["broken"]["setting"]["cause"] == "RuntimeError: no kernel image"
-    assert at["right"]["value"] == 10.0
+    assert at["padding"]["value"] == at["own_bias"]["value"] == 10.0
 
 
 def test_an_unknown_peer_names_the_nearest(imaginary_gpu):
@@ -77,27 +107,83 @@ def test_a_tuner_that_takes_too_long_is_stopped_and_its_best_try_is_taken(monkey
     monkeypatch.setattr(tuner, "minimize", slow)
     monkeypatch.setattr(tuner, "get_meta", lambda *a, **k: None)
     matrix = torch.eye(32).to_sparse_bsr((16, 16))
-    found = kernel_peers.tuned_parameters(matrix, torch.ones(32, 16), 0.2)
+    found = bsr_tuning.tuned_parameters(matrix, torch.ones(32, 16), None, 0.2)
     assert found == ({"GROUP_SIZE_ROW": 1, "SPLIT_N": 4, "num_stages": 2, "num_warps": 8}, False)
     assert tuner.minimize is slow
 
 
+def test_tries_of_the_tuner_are_short_and_one_that_finds_nothing_gives_none(monkeypatch):
+    import triton.testing
+    from torch.sparse import _triton_ops_meta as tuner
+
+    asked = []
+
+    def bench(function, **options):
+        asked.append(options)
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr(triton.testing, "do_bench", bench)
+    monkeypatch.setattr(tuner, "get_meta", lambda *a, **k: None)
+    matrix, bias = torch.eye(32).to_sparse_bsr((16, 16)), torch.zeros(32, 1).expand(-1, 16)
+    assert bsr_tuning.tuned_parameters(matrix, torch.ones(32, 16), bias, 5) == (None, True)
+    assert asked
+    assert all(options == {"warmup": bsr_tuning.WARM_UP, "rep": bsr_tuning.TIMED} for options in asked)
+    assert triton.testing.do_bench is bench
+
+
+@given(st.integers(1, 9000), st.sampled_from([16, 32, 64, 128]), st.sampled_from([16, 32, 64, 128]), st.booleans())
+def test_torch_bsr_is_given_tokens_that_its_first_tiles_divide(tokens, b_out, b_in, transposed):
+    size = SMALL[True]._replace(block=(b_out, b_in), transposed_down=transposed)
+    padded = kernel_peers.TorchBsr(size, tokens, 1.0).padded
+    assert tokens <= padded < max(16, 2 * tokens, tokens + 128)
+    for rows in (size.block[0], size.down_block[0]):
+        split = max(padded // rows, 1)
+        tile = padded // split
+        assert tile * split == padded
+        assert tile >= 16
+        assert tile & (tile - 1) == 0
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_torch_bsr_holds_the_same_matrices_rectangles_included(transposed):
+    size = SMALL[False]._replace(block=(32, 16), transposed_down=transposed)
+    masks, generator = masks_of(size)
+    peer = kernel_peers.TorchBsr(size, 5, 1.0)
+    for matrix in sparse_weights(size, masks, False, generator).matrices:
+        assert torch.equal(peer.matrix(matrix).to_dense(), matrix.dense())
+
+
+@pytest.mark.parametrize(
+    ("block", "transposed", "able"),
+    [
+        ((128, 128), False, {"torch_bsr", "stk", "blksprs"}),
+        ((64, 64), False, {"torch_bsr", "blksprs"}),
+        ((128, 64), True, {"torch_bsr"}),
+    ],
+)
+def test_a_peer_refuses_blocks_that_it_does_not_know(block, transposed, able, monkeypatch):
+    monkeypatch.setattr(kernel_peers, "find_spec", lambda name: True)
+    size = SMALL[True]._replace(block=block, dtype=torch.bfloat16, transposed_down=transposed)
+    assert {name for name, peer in kernel_peers.PEERS.items() if peer.refusal(size) is None} == able
+
+
+def test_a_bias_in_compressed_form_is_added_to_its_own_rows():
+    size = SMALL[False]
+    peer = object.__new__(kernel_peers.Blksprs)
+    peer.side, peer.padded = 16, 48
+    bias = torch.randn(size.ffn)
+    blocks = torch.zeros(size.ffn // 16 * 3, 16, 16) + peer.bias(bias)
+    rows = blocks.view(-1, 3, 16, 16).permute(0, 2, 1, 3).reshape(size.ffn, 48)
+    assert torch.equal(rows, bias[:, None].expand(-1, 48))
+
+
 def test_a_peer_that_no_graph_can_hold_is_timed_with_its_launches_and_says_so(imaginary_gpu, monkeypatch):
-    class Synchronising(kernel_peers.Peer):
-        NAME = "synchronising"
-
-        def matrix(self, matrix):
-            return matrix.dense()
-
-        def product(self, matrix, h):
-            return matrix @ h
-
     def capture(candidate):
         if candidate.graph and getattr(candidate.call, "__self__", None):
             raise RuntimeError("operation not permitted when stream is capturing")
         return candidate.call
 
-    monkeypatch.setattr(kernel_peers, "PEERS", {"synchronising": Synchronising})
+    monkeypatch.setattr(kernel_peers, "PEERS", {"synchronising": Plain})
     monkeypatch.setattr(kernels, "capture", capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     metrics = latencies(measure("gpt2-nano", peers=["synchronising"]))

@@ -197,6 +197,8 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
 
 def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) -> list[Provider]:
     """The peers asked for, on uniform masks without ties; those that cannot run with the reason."""
+    # What lies between their products is compiled, and the compiler gives up after eight shapes.
+    torch.compiler.reset()
     x, made = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
     for name in names:
