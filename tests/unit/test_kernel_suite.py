@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kernel_suite_case import SETTINGS, imagine_gpu, latencies, measure
 
-from blast.benchmark import graph_timing, kernel_providers
+from blast.benchmark import graph_timing, kernel_providers, kernels
 from blast.errors import BlastError
 from blast.experiment.benchmark_point import run_benchmark_point
 from blast.experiment.point import Point
@@ -125,3 +126,17 @@ def test_a_benchmark_point_becomes_rows_with_ties_masks_and_missing_providers(im
     assert (ours["ratio"] == 10).all()
     assert set(table.loc[table["provider"] == "stk", "status"]) == {"not run"}
     assert headline(record) == "1 ms"
+
+
+def test_a_point_that_ran_out_of_time_says_so_beside_what_it_measured(imaginary_gpu, monkeypatch):
+    ticks = iter([0.0, 1.0, 200.0])
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    point = Point(
+        id="kernels-llama-nano.float32.s80.b16.seed0", grid="invented", stage="benchmark", architecture="llama-nano",
+        method="blast", sparsity=0.8, block=(16, 16), benchmark=SETTINGS | {"suite": "kernels"},
+    )  # fmt: skip
+    result = run_benchmark_point(point, None)
+    timed = {entry["tokens"] for entry in latencies(result["metrics"]) if entry["value"]}
+    assert timed == {3}
+    assert result["unfinished"].startswith("its time was over before 40 tokens were timed; run again")
+    assert "\n" not in result["unfinished"]

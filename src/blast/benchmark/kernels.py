@@ -119,7 +119,8 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
     """Entries of one number of tokens, ours first."""
     asked = Asked(case, tokens, settings["dtype"])
     if left <= 0:
-        return [missing_entry(asked, "ours", "the seconds of this point were over; raise 'seconds' or split the point")]
+        cause = "the seconds of this point were over; raise 'seconds' or split the point"
+        return [missing_entry(asked, "ours", cause) | {"unfinished": True}]
     made = our_providers(case, tokens, settings["masks"], settings["tied"])
     made += dense_providers(case, tokens, settings["compiled"])
     made += peer_providers(case, tokens, settings["peers"], settings["tuning_seconds"])
