@@ -27,7 +27,11 @@ def imagine_gpu(monkeypatch):
     monkeypatch.setattr(kernels, "this_machine", lambda dtype: machine)
     monkeypatch.setattr(kernels, "capture", lambda candidate: candidate.call(candidate.sets - 1))
     monkeypatch.setattr(kernels, "time_in_turn", clock)
-    monkeypatch.setattr(kernels, "mlp_size", lambda name, block, *_: SMALL["llama" in name]._replace(block=block))
+
+    def small(name, block, dtype, down_block):
+        return SMALL["llama" in name]._replace(block=block, transposed_down=down_block == "transposed")
+
+    monkeypatch.setattr(kernels, "mlp_size", small)
 
 
 def measure(architecture="llama-nano", sparsity=0.8, **more):

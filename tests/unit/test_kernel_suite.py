@@ -140,3 +140,29 @@ def test_a_point_that_ran_out_of_time_says_so_beside_what_it_measured(imaginary_
     assert timed == {3}
     assert result["unfinished"].startswith("its time was over before 40 tokens were timed; run again")
     assert "\n" not in result["unfinished"]
+
+
+@pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
+def test_rectangles_are_measured_and_dead_hidden_blocks_left_out_where_both_matrices_cut_them_alike(
+    imaginary_gpu, architecture
+):
+    settings = SETTINGS | {"masks": ["uniform"], "tied": [False, True]}
+    metrics = {
+        form: latencies(kernels.measure(architecture, 0.7, (32, 16), 0, settings | {"down_block": form}))
+        for form in ("same", "transposed")
+    }
+    skipped = {form: [e for e in found if e["provider"] == "ours_skipped"] for form, found in metrics.items()}
+    assert not skipped["same"]
+    assert skipped["transposed"]
+    assert all(
+        entry["setting"]["error"] < 2e-5
+        for entry in (*metrics["same"], *metrics["transposed"])
+        if entry["provider"].startswith("ours")
+    )
+    assert {entry["setting"].get("down_block") for entry in metrics["same"]} == {None}
+    assert {entry["setting"].get("down_block") for entry in metrics["transposed"]} == {"transposed"}
+
+
+def test_an_unknown_form_of_the_down_block_names_the_nearest():
+    with pytest.raises(BlastError, match="did you mean 'transposed'"):
+        kernels.mlp_size("gpt2-xl", (128, 64), "bfloat16", "transpose")
