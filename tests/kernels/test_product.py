@@ -12,7 +12,7 @@ from kernel_cases import PATTERNS, Front, dense_front, front_of, mask_of, relati
 # float16 and bfloat16 round a held gate once and the result once.
 BOUND = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 GATES = ("none", "untied", "tied")
-BLOCKS = [(16, 16), (32, 32), (64, 64), (128, 128), (32, 128), (64, 128), (128, 32)]
+BLOCKS = [(16, 16), (32, 32), (64, 64), (128, 128), (32, 128), (64, 128), (128, 32), (128, 64)]
 
 
 def masks_of(pattern: str, rows: int, cols: int) -> list[torch.Tensor]:
