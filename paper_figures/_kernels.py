@@ -18,7 +18,10 @@ KEY = ["model", "block", "sparsity", "tokens"]
 
 
 def kernel_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the suite measured on the GPU that has most of them, local ones first; never two machines."""
+    """Rows of the suite measured on the GPU that has most of them, local ones first; never two machines.
+
+    Where the blocks of the down projection are transposed, `block` gives both: `128x64/64x128`.
+    """
     rows = table[table["suite"] == SUITE]
     on_one = pd.Series([on_gpu(row) for row in rows.itertuples(index=False)], index=rows.index, dtype=bool)
     timed = rows[(rows["status"] == "ok") & on_one]
@@ -27,7 +30,18 @@ def kernel_rows(table: pd.DataFrame) -> pd.DataFrame:
     local = (timed["source"] == "local").groupby(timed["hardware"]).sum()
     ranked = pd.DataFrame({"local": local, "rows": timed.groupby("hardware").size()}).reset_index()
     best = ranked.sort_values(["local", "rows", "hardware"], ascending=[False, False, True]).iloc[0]["hardware"]
-    return rows[rows["hardware"] == best]
+    rows = rows[rows["hardware"] == best]
+    transposed = [json.loads(setting).get("down_block") == "transposed" for setting in rows["setting"]]
+    blocks = [
+        f"{block}/{'x'.join(reversed(block.split('x')))}" if flag else block
+        for block, flag in zip(rows["block"], transposed, strict=True)
+    ]
+    return rows.assign(block=pd.Series(blocks, index=rows.index, dtype=object))
+
+
+def front(block: str) -> str:
+    """The block of the front."""
+    return block.partition("/")[0]
 
 
 def speed_ups(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,16 +83,16 @@ def by_area(blocks: Any) -> list[str]:
     """Blocks from the largest to the smallest, squares before rectangles of the same area."""
 
     def size(block: str) -> tuple[int, int]:
-        rows, cols = map(int, block.split("x"))
+        rows, cols = map(int, front(block).split("x"))
         return -rows * cols, -rows
 
     return sorted(set(blocks), key=size)
 
 
 def block_label(block: str) -> str:
-    """`64 × 128`, or `64` for a square."""
-    rows, _, cols = str(block).partition("x")
-    return rows if rows == cols else f"{rows} × {cols}"
+    """`64` for a square, `64 × 128`, or `64 × 128 / 128 × 64` for those of the front and of the down projection."""
+    sides = [part.partition("x")[::2] for part in str(block).split("/")]
+    return " / ".join(rows if rows == cols else f"{rows} × {cols}" for rows, cols in sides)
 
 
 def lost_points(table: pd.DataFrame, shown: int = 4) -> str:

@@ -111,7 +111,7 @@ def sparsity_axis(axes: Axes, sparsities: Iterable[float], right: float = 0.3) -
 def model_label(model: str) -> str:
     """`GPT-2 nano` for `gpt2-nano`."""
     words = [_WORDS.get(word, word) for word in str(model).split("-")]
-    return re.sub(r"b\b", "B", " ".join(words)) if "llama" in str(model) else " ".join(words)
+    return re.sub(r"(\d)b\b", r"\1B", " ".join(words))
 
 
 def method_label(method: str) -> str:
@@ -170,8 +170,10 @@ def seed_handle() -> Line2D:
 
 
 def legend_above(figure: Figure, handles: list[Line2D]) -> None:
-    """One legend for the whole figure, above the panels, in as many columns as fit."""
+    """One legend for the whole figure, above the panels, in as few lines as fit."""
     columns = next(count for count in range(len(handles), 0, -1) if count == 1 or _fits(figure, handles, count))
+    lines = -(-len(handles) // columns)
+    columns = -(-len(handles) // lines)
     figure.legend(
         handles=handles, loc="outside upper left", ncols=columns, borderaxespad=0.1, handletextpad=0.4,
         columnspacing=1.2, handlelength=1.6, labelspacing=0.3,
@@ -218,7 +220,7 @@ def footer(figure: Figure, shown: pd.DataFrame, *remarks: str) -> None:
         lines.append(f"Measured on {machines}; grid {grids}{seeds}; {sources} results.")
     lines += [remark for remark in remarks if remark]
     width, height = figure.get_size_inches()
-    wrapped = textwrap.wrap(" ".join(lines), int(width * 25))
+    wrapped = textwrap.wrap(" ".join(lines), int(width * 24))
     share = (0.115 * len(wrapped) + 0.05) / height
     if figure.get_layout_engine() is not None:
         figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))

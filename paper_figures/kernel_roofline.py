@@ -38,13 +38,13 @@ def draw(table: pd.DataFrame) -> Figure:
     models, tokens = kernels.by_size(found["model"]), sorted(set(found["tokens"]))
     columns = min(COLUMNS, len(models))
     lines = -(-len(models) // columns)
-    figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 1.45 * lines + 0.7)
+    figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 1.5 * lines + 0.7)
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes, model in zip(panels.ravel(), models, strict=False):
         rows = found[found["model"] == model]
         block = kernels.by_area(rows["block"])[0]
         _panel(axes, rows[rows["block"] == block], tokens)
-        axes.set_title(f"{style.model_label(model)}, block {kernels.block_label(block)}", fontsize=6.5)
+        axes.set_title(f"{style.model_label(model)}\nblock {kernels.block_label(block)}", fontsize=6.5)
     for axes in panels.ravel()[len(models) :]:
         axes.set_visible(False)
     for axes in panels[:, 0]:

@@ -49,37 +49,53 @@ def draw(table: pd.DataFrame) -> Figure:
     found = kernels.plain(kernels.speed_ups(table))
     if found.empty:
         return style.not_run(TITLE, kernels.why_empty(table))
-    models, blocks = kernels.by_size(found["model"]), kernels.by_area(found["block"])
+    found = _one_cut_a_panel(found)
+    models, blocks = kernels.by_size(found["model"]), kernels.by_area(found["column"])
     columns = [(block, False) for block in blocks]
     tied = found[found["tied"]]
     if not tied.empty:
-        columns.insert(1, (kernels.by_area(tied["block"])[0], True))
+        columns.insert(1, (kernels.by_area(tied["column"])[0], True))
     sparsities, tokens = sorted(set(found["sparsity"])), sorted(set(found["tokens"]))
     width = max(style.COLUMN, min(style.DOUBLE, 0.55 + (0.26 * len(sparsities) + 0.12) * len(columns)))
     figure = style.new_figure(width, 0.75 + len(models) * (0.13 * len(tokens) + 0.12))
     panels = figure.subplots(len(models), len(columns), squeeze=False, sharex=True, sharey=True)
-    lowest: dict[tuple[str, bool], Axes] = {}
     for model, line in zip(models, panels, strict=True):
         for (block, is_tied), axes in zip(columns, line, strict=True):
             if model == models[0]:
-                axes.set_title(f"block {kernels.block_label(block)}" + (", tied" if is_tied else ""), fontsize=6.5)
-            same = (found["model"] == model) & (found["block"] == block) & (found["tied"] == is_tied)
+                axes.set_title(kernels.block_label(block) + (", tied" if is_tied else ""), fontsize=6.5, loc="center")
+            same = (found["model"] == model) & (found["column"] == block) & (found["tied"] == is_tied)
             if found[same].empty:
-                axes.set_axis_off()
+                # The last line bears the labels of its column even where it is empty.
+                axes.set_axis_off() if model != models[-1] else axes.spines[:].set_visible(False)
+                axes.grid(False)
                 continue
             _panel(axes, found[same], sparsities, tokens)
-            lowest[block, is_tied] = axes
-        next(axes for axes in line if axes.axison).tick_params(labelleft=True)
+            if found[same]["block"].iloc[0] != block:
+                axes.text(1.02, 1, "*", ha="left", va="top", fontsize=7, transform=axes.transAxes)
+        first = next(axes for axes in line if axes.patches)
+        for axes in line:
+            axes.tick_params(labelleft=axes is first, left=False)
         name = style.model_label(model).replace(" ", "\n", 1)
         line[0].text(-0.36, 0.5, name, ha="right", va="center", fontsize=6, transform=line[0].transAxes)
-    for axes in lowest.values():
-        axes.tick_params(labelbottom=True)
+    for axes in panels[-1]:
+        axes.set_xticks(range(len(sparsities)), [f"{100 * value:g}" for value in sparsities])
+        axes.tick_params(length=0, pad=2, labelsize=5.5, labelbottom=True)
         axes.set_xlabel("sparsity (%)", fontsize=6)
+    figure.suptitle("blocks, out × in", fontsize=7, fontweight="bold")
     style.footer(
         figure,
         found,
         "Times faster than eager cuBLAS with dense random weights, same run; uniform random masks; tied: gate and up "
-        "share a mask. Lines of a panel: tokens. Blue is faster, red slower; – was not run.",
+        "share a mask; *: blocks of the down projection are in × out. Lines of a panel: tokens. Blue is faster, red "
+        "slower; – was not run.",
         kernels.lost_points(table),
     )
     return figure
+
+
+def _one_cut_a_panel(found: pd.DataFrame) -> pd.DataFrame:
+    """Adds the `column` of each row: a model has transposed blocks in it only where the plain ones were not timed."""
+    found = found.assign(column=[kernels.front(block) for block in found["block"]])
+    plain = found["column"] == found["block"]
+    place = pd.MultiIndex.from_frame(found[["model", "column"]])
+    return found[plain | ~place.isin(place[plain])]

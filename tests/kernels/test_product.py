@@ -12,7 +12,7 @@ from kernel_cases import PATTERNS, Front, dense_front, front_of, mask_of, relati
 # float16 and bfloat16 round a held gate once and the result once.
 BOUND = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 GATES = ("none", "untied", "tied")
-BLOCKS = [(16, 16), (32, 32), (64, 64), (128, 128), (32, 128), (64, 128), (128, 32)]
+BLOCKS = [(16, 16), (32, 32), (64, 64), (128, 128), (32, 128), (64, 128), (128, 32), (128, 64)]
 
 
 def masks_of(pattern: str, rows: int, cols: int) -> list[torch.Tensor]:
@@ -75,7 +75,7 @@ def test_bias_and_activation_of_a_plain_front(tokens, activation, device):
     [
         Plan("tiles", 128, 64, 64, 3, 4, True, 2),
         Plan("tiles", 64, 64, 64, 2, 4, False, 3),
-        Plan("tiles", 32, 128, 128, 4, 4),
+        Plan("tiles", 32, 128, 128, 3, 4),
         Plan("stream", 16, 128, 128, 3, 8),
         Plan("stream", 64, 32, 128, 3, 4),
         Plan("stream", 16, 64, 128, 3, 4, split=3),

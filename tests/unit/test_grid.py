@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blast.experiment.config import Config, parse
+from blast.benchmark.kernels import mlp_size
+from blast.errors import BlastError
+from blast.experiment.config import Config, parse, read_config
 from blast.experiment.grid import block_label, expand, share_label
 
 TRAINING = {
@@ -78,3 +81,36 @@ def test_the_digest_of_a_point_moves_with_its_settings_and_not_with_the_name_of_
         assert other.points[name].digest == point.digest
     dense, pruned = plan.points.values()
     assert dense.digest != pruned.digest
+
+
+def benchmark(shape: str, block: list[int], **suite) -> Config:
+    values = {
+        "suite": "kernels",
+        "shapes": [shape],
+        "sparsity": [0.9],
+        "blocks": [block],
+        "tokens": [1],
+        "settings": suite,
+    }
+    return parse({"name": "t2", "benchmarks": [values]}, Path("t.yaml"))
+
+
+def test_a_rectangle_that_only_fits_transposed_in_the_down_projection_is_refused_without_that():
+    with pytest.raises(BlastError, match=r"block 128x64 does not divide the 'fc2' matrix 1600x6400 of 'gpt2-xl'"):
+        expand(benchmark("gpt2-xl", [128, 64]))
+    assert expand(benchmark("gpt2-xl", [128, 64], down_block="transposed")).points
+    with pytest.raises(BlastError, match=r"block 64x128 does not divide the 'fc1' matrix 6400x1600 of 'gpt2-xl'"):
+        expand(benchmark("gpt2-xl", [64, 128], down_block="transposed"))
+
+
+def test_every_benchmark_of_the_h100_tiles_each_matrix_of_its_mlp():
+    file = Path(__file__).resolve().parents[2] / "config" / "h100.yaml"
+    planned = [point for point in expand(read_config(file), file).points.values() if point.stage == "benchmark"]
+    assert {(128, 64), (128, 32), (64, 128), (32, 128)} < {point.block for point in planned}
+    for point in planned:
+        size = mlp_size(point.architecture, point.block, "bfloat16", point.benchmark.get("down_block", "same"))
+        for (rows, cols), (b_out, b_in) in (
+            ((size.ffn, size.hidden), size.block),
+            ((size.hidden, size.ffn), size.down_block),
+        ):
+            assert rows % b_out == cols % b_in == 0, point.id

@@ -9,7 +9,7 @@ import torch
 
 import blast
 from blast import architectures
-from blast.benchmark import kernels, suites
+from blast.benchmark import kernel_peers, kernels, suites
 from blast.layers.recognise import find_linears
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -38,6 +38,30 @@ def test_every_kind_of_mlp_is_right_and_timed(architecture):
     settings = SETTINGS | {"tokens": [1, 200], "compiled": False}
     metrics = kernels.measure(architecture, 0.8, (64, 64), 0, settings)
     assert {entry["tokens"] for entry in metrics if entry["provider"] == "ours" and entry["value"]} == {1, 200}
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "block", "down_block"),
+    [
+        ("torch_bsr", "llama-3.2-1b", (128, 128), "same"),
+        ("torch_bsr", "gpt2", (64, 64), "same"),
+        ("torch_bsr", "gpt2-xl", (128, 64), "transposed"),
+        ("stk", "llama-3.2-1b", (128, 128), "same"),
+        ("stk", "gpt2", (128, 128), "same"),
+        ("blksprs", "llama-3.2-1b", (128, 128), "same"),
+        ("blksprs", "gpt2", (64, 64), "same"),
+    ],
+)
+def test_every_peer_is_right_and_timed(name, architecture, block, down_block):
+    size = kernels.mlp_size(architecture, block, "bfloat16", down_block)
+    if cause := kernel_peers.peer_of(name).refusal(size):
+        pytest.skip(cause)
+    settings = SETTINGS | {"tokens": [16, 200], "compiled": False, "peers": [name], "down_block": down_block}
+    metrics = kernels.measure(architecture, 0.9, block, 0, settings)
+    found = [entry for entry in metrics if entry["provider"] == name]
+    assert [entry["setting"].get("cause") for entry in found] == [None, None]
+    # All of them can be held by a graph, so that none is timed with its launches.
+    assert [entry["setting"].get("graph", True) for entry in found] == [True, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

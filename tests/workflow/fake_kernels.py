@@ -64,12 +64,15 @@ def make_record_of(point: Point, hardware: str = GPU) -> dict[str, Any]:
             metrics.append(_entry("latency", "ms", 0.4 * dense, "stk", tokens, setting={"mask": "uniform"}))
             cause = {"setting": {"mask": "uniform", "cause": "the package blksprs is not installed"}}
             metrics.append(_entry("latency", "ms", None, "blksprs", tokens, status="not run", **cause))
+    if point.benchmark["down_block"] == "transposed":
+        for entry in metrics:
+            entry["setting"] = entry.get("setting", {}) | {"down_block": "transposed"}
     result = {"metrics": metrics, "curves": {}, "sparsity": {"target": point.sparsity, "achieved": point.sparsity}}
     return make_record(point, status="ok", result=result, run=run_part(hardware, point.id, gpu="Imaginary"))
 
 
 def points() -> list[Point]:
-    """Four models with all sparsities and their legal blocks, and two points with peers."""
+    """Four models with all sparsities and their legal blocks, two points of transposed ones, and two with peers."""
     made = []
     for model in MODELS:
         blocks = (
@@ -78,6 +81,7 @@ def points() -> list[Point]:
             else [(128, 128), (64, 128), (64, 64), (32, 128), (32, 32)]
         )
         made += [make_point(model, sparsity, block) for sparsity in (0.7, 0.8, 0.9, 0.95) for block in blocks]
+    made += [make_point("gpt2-xl", s, (128, 64), ".transposed", down_block="transposed") for s in (0.7, 0.95)]
     peers = ["torch_bsr", "stk", "blksprs"]
     made += [make_point("llama-3.1-8b", s, (128, 128), ".peers", peers=peers) for s in (0.8, 0.95)]
     return made

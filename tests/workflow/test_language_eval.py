@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+from language_case import REQUESTS, WINDOW, trained_model, trained_tokenizer, write_documents, write_lines
 
 from blast.errors import BlastError
 from blast.evaluation.requests import read_requests
@@ -19,75 +18,21 @@ from blast.experiment import language_tasks
 from blast.experiment.language_eval import Replay, build_requests, replay, task_names
 
 TASKS = ["pystdlib_heldout", "pystdlib_next_line"]
-WINDOW = 48
-REQUESTS = 200
-LETTERS = "abcdefghij"
-
-
-def _write_lines(file: Path, rows: list[dict]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _pieces_of_the_standard_library() -> tuple[list[str], list[dict]]:
-    """200 texts of 1 to 40 lines, and 50 questions for the next line, 200 answers in all."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    lines = [
-        line for name in ("ast.py", "bisect.py", "heapq.py") for line in (folder / name).read_text().splitlines(True)
-    ]
-    texts = ["".join(lines[5 * i : 5 * i + 1 + i % 40]) for i in range(REQUESTS)]
-    full = [line for line in lines if line.strip() and len(line) < WINDOW]
-    questions = [
-        {"context": "".join(full[i * 9 : i * 9 + 6]), "choices": full[i * 9 + 6 : i * 9 + 10], "label": i % 4}
-        for i in range(REQUESTS // 4 - 10)
-    ]
-    # The model learns to repeat a letter: some answers that greedy decoding gives.
-    questions += [
-        {"context": f"{x} {x} {x} {x}", "choices": [f" {y}" for y in "abcd"], "label": 0} for x in "abcdefghij"
-    ]
-    return texts, questions
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    texts, questions = _pieces_of_the_standard_library()
-    _write_lines(folder / "heldout.jsonl", [{"text": text} for text in texts])
-    _write_lines(folder / "next_line.jsonl", questions)
-    return folder
+    return write_documents(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(data):
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = ByteLevelBPETokenizer()
-    texts, _ = _pieces_of_the_standard_library()
-    bpe.train_from_iterator(texts, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
-    end = "<|endoftext|>"
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end)
-    wrapped.save_pretrained(data / "tokenizer")
-    return wrapped
+    return trained_tokenizer(data)
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=1, n_embd=32, n_head=2, vocab_size=len(tokenizer), n_positions=WINDOW, initializer_range=0.1,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    repeats = [torch.tensor([tokenizer.encode(f"{x} {x} {x} {x} {x}")]) for x in LETTERS]
-    for _ in range(10):
-        for ids in repeats:
-            optimizer.zero_grad()
-            model(ids, labels=ids).loss.backward()
-            optimizer.step()
-    return model.eval()
+    return trained_model(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +187,8 @@ def test_a_task_with_examples_is_added_by_one_file_and_replays_again_and_again(
     own_tasks, data, model, tmp_path
 ) -> None:
     (own_tasks / "last_word.yaml").write_text(FEW_SHOT)
-    _write_lines(data / "words.jsonl", [{"text": f"{w} {w} {w}", "word": w} for w in "abcdefgh"])
-    _write_lines(data / "examples.jsonl", [{"text": f"{w} {w}", "word": w} for w in "stuvwxyz"])
+    write_lines(data / "words.jsonl", [{"text": f"{w} {w} {w}", "word": w} for w in "abcdefgh"])
+    write_lines(data / "examples.jsonl", [{"text": f"{w} {w}", "word": w} for w in "stuvwxyz"])
     assert "last_word" in task_names()
     requests, scores = tmp_path / "r.jsonl.gz", tmp_path / "s.json"
     build_requests(data, ["last_word"], data / "tokenizer", requests)
@@ -268,8 +213,8 @@ def test_a_task_that_asks_for_text_is_refused(own_tasks, data, tmp_path) -> None
     text = text.replace("metric: perplexity, aggregation: perplexity", "metric: exact_match, aggregation: mean")
     text = text.replace("  - {metric: acc, aggregation: mean, higher_is_better: true}\n", "")
     (own_tasks / "writes.yaml").write_text(text.replace("num_fewshot: 2", "num_fewshot: 0"))
-    _write_lines(data / "words.jsonl", [{"text": "a", "word": "a"}])
-    _write_lines(data / "examples.jsonl", [{"text": "a", "word": "a"}])
+    write_lines(data / "words.jsonl", [{"text": "a", "word": "a"}])
+    write_lines(data / "examples.jsonl", [{"text": "a", "word": "a"}])
     with pytest.raises(BlastError, match="'writes' asks for generate_until"):
         build_requests(data, ["writes"], data / "tokenizer", tmp_path / "r.jsonl.gz")
 
@@ -308,7 +253,7 @@ def test_a_missing_tokenizer_is_named(data, tmp_path) -> None:
 
 def test_an_answer_without_a_token_is_named(data, tokenizer, tmp_path) -> None:
     rows = [{"context": "a", "choices": ["b", answer], "label": 0} for answer in ("c", "")]
-    _write_lines(tmp_path / "next_line.jsonl", rows)
+    write_lines(tmp_path / "next_line.jsonl", rows)
     with pytest.raises(BlastError, match=r"number 1\) whose answer '' has no token of its own"):
         build_requests(tmp_path, ["pystdlib_next_line"], data / "tokenizer", tmp_path / "r.jsonl.gz")
 
@@ -323,19 +268,19 @@ def test_write_scores_needs_nothing_but_requests_and_scores(built, tmp_path) -> 
 @pytest.mark.parametrize("label", [2, -1])
 def test_an_answer_that_is_none_of_the_choices_is_named(label, data, tokenizer, tmp_path) -> None:
     row = {"context": "a", "choices": ["b", "c"]}
-    _write_lines(tmp_path / "next_line.jsonl", [{**row, "label": 0}, {**row, "label": label}])
+    write_lines(tmp_path / "next_line.jsonl", [{**row, "label": 0}, {**row, "label": label}])
     with pytest.raises(BlastError, match=rf"number 1\) whose answer {label} is none of its 2 choices"):
         build_requests(tmp_path, ["pystdlib_next_line"], data / "tokenizer", tmp_path / "r.jsonl.gz")
 
 
 def test_documents_that_do_not_fit_their_task_are_named(data, tokenizer, tmp_path) -> None:
-    _write_lines(tmp_path / "next_line.jsonl", [{"context": ["a"], "choices": ["b", "c"], "label": 0}])
+    write_lines(tmp_path / "next_line.jsonl", [{"context": ["a"], "choices": ["b", "c"], "label": 0}])
     with pytest.raises(BlastError, match=r"cannot build the requests of pystdlib_next_line .*next_line\.jsonl"):
         build_requests(tmp_path, ["pystdlib_next_line"], data / "tokenizer", tmp_path / "r.jsonl.gz")
     assert not (tmp_path / "r.jsonl.gz").exists()
 
 
 def test_documents_without_an_answer_are_named(data, tokenizer, tmp_path) -> None:
-    _write_lines(tmp_path / "next_line.jsonl", [{"context": "a", "choices": ["b", "c"]}])
+    write_lines(tmp_path / "next_line.jsonl", [{"context": "a", "choices": ["b", "c"]}])
     with pytest.raises(BlastError, match=r"number 0\) whose answer 'label' is none of its 2 choices"):
         build_requests(tmp_path, ["pystdlib_next_line"], data / "tokenizer", tmp_path / "r.jsonl.gz")

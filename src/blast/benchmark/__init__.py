@@ -1,7 +1,8 @@
 """All timing. A suite is one file of this folder with `measure(architecture, sparsity, block, seed, settings)`.
 
 It is found by its file name. Settings of its own are listed, with their defaults, in a literal `SETTINGS` of the file;
-`measure` returns the entries of a record's `metrics`.
+`measure` returns the entries of a record's `metrics`. An
+entry with `unfinished: True` was to be timed and the time for it ran out: its point is tried again by the next run.
 """
 
 from __future__ import annotations

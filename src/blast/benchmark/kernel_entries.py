@@ -22,6 +22,8 @@ class Asked(NamedTuple):
 def _entry(asked: Asked, provider: Provider, metric: str, unit: str, value: float | None, better: str, **more) -> Entry:
     size = asked.case.size
     setting = {"hidden": size.hidden, "ffn": size.ffn, "gated": size.gated, **provider.setting}
+    if size.transposed_down:
+        setting["down_block"] = "transposed"
     entry = {"metric": metric, "task": None, "unit": unit, "value": value, "low": None, "high": None, "spread": None,
              "n": None, "better": better, "provider": provider.name, "tokens": asked.tokens,
              "dtype": asked.dtype}  # fmt: skip

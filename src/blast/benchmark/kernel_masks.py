@@ -32,6 +32,7 @@ def random_masks(
     tied: bool,
     sparsity: float,
     block: tuple[int, int],
+    down_block: tuple[int, int],
     generator: torch.Generator,
 ) -> MlpMasks:
     """Masks of one MLP with exactly the budget of each matrix, drawn on the device of the generator.
@@ -43,16 +44,17 @@ def random_masks(
         gated: Whether there is a gate.
         tied: Whether gate and up share a mask.
         sparsity: Share of empty blocks.
-        block: `[out, in]` of every matrix.
+        block: `[out, in]` of up and gate.
+        down_block: `[out, in]` of the down projection.
         generator: Its state decides the masks.
     """
 
-    def draw(out: int, into: int) -> Tensor:
-        return _draw(kind, out // block[0], into // block[1], sparsity, generator)
+    def draw(out: int, into: int, sides: tuple[int, int]) -> Tensor:
+        return _draw(kind, out // sides[0], into // sides[1], sparsity, generator)
 
-    up = draw(ffn, hidden)
-    gate = (up if tied else draw(ffn, hidden)) if gated else None
-    return MlpMasks(up, draw(hidden, ffn), gate)
+    up = draw(ffn, hidden, block)
+    gate = (up if tied else draw(ffn, hidden, block)) if gated else None
+    return MlpMasks(up, draw(hidden, ffn, down_block), gate)
 
 
 def _draw(kind: str, rows: int, cols: int, sparsity: float, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blast.benchmark.graph_timing import Candidate, error_of, sampled_rows
 from blast.benchmark.kernel_masks import MlpMasks, random_masks, trained_masks
-from blast.benchmark.kernel_peers import peer_of
+from blast.benchmark.kernel_peers import PeerMlp, peer_of
 from blast.benchmark.kernel_weights import (
     MlpSize,
     Weights,
@@ -140,9 +140,12 @@ class Case:
         size, block = self.size, self.size.block
         if kind == "trained":
             device = self.machine.device
+            # Training has one block for all matrices.
+            if size.transposed_down and block[0] != block[1]:
+                return []
             found = trained_masks(self.masks_folder, self.architecture, self.sparsity, block, tied, device)
             return [found[number % len(found)] for number in range(count)] if found else []
-        arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, generator)
+        arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, size.down_block, generator)
         return [random_masks(*arguments) for _ in range(count)]
 
     def _generator(self, purpose: int) -> torch.Generator:
@@ -212,6 +215,8 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
 
 def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) -> list[Provider]:
     """The peers asked for, on uniform masks without ties; those that cannot run with the reason."""
+    # What lies between their products is compiled, and the compiler gives up after eight shapes.
+    torch.compiler.reset()
     x, made = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
     for name in names:
@@ -224,17 +229,18 @@ def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) ->
             continue
         weights = case.sparse("uniform", False)
         try:
-            peer = kind(case.size, weights, x, seconds)
+            peer = kind(case.size, tokens, seconds)
+            mlp = PeerMlp(peer, case.size, weights, x)
         except torch.OutOfMemoryError:
             raise
         except Exception as fault:  # a peer may raise anything
             made.append(provider.without(first_line(fault), "failed"))
             continue
-        if peer.TUNED is not None:
-            facts = facts | {"tuned": peer.TUNED}
+        if peer.tuned is not None:
+            facts = facts | {"tuned": peer.tuned}
         expected = expected_output(x[rows], weights[0], case.size.activation)
-        candidate = Candidate(peer.run, len(weights))
-        made.append(provider._replace(candidate=candidate, check=_check(peer.output, expected, rows), setting=facts))
+        candidate = Candidate(mlp.run, len(weights))
+        made.append(provider._replace(candidate=candidate, check=_check(mlp.output, expected, rows), setting=facts))
     return made
 
 

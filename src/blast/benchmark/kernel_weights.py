@@ -36,8 +36,10 @@ class MlpSize(NamedTuple):
         gated: Whether it has a gate.
         activation: `silu`, `gelu` or `gelu_tanh`.
         bias: Whether both layers have a bias.
-        block: `[out, in]` of a block of every matrix.
+        block: `[out, in]` of a block of the front, and of the down projection unless `transposed_down`.
         dtype: Of weights and activations.
+        transposed_down: Whether blocks of the down projection are `[in, out]`, so that the hidden activations are cut
+            alike by both.
     """
 
     hidden: int
@@ -47,6 +49,12 @@ class MlpSize(NamedTuple):
     bias: bool
     block: tuple[int, int]
     dtype: torch.dtype
+    transposed_down: bool = False
+
+    @property
+    def down_block(self) -> tuple[int, int]:
+        """`[out, in]` of a block of the down projection."""
+        return self.block[::-1] if self.transposed_down else self.block
 
 
 class Csr(NamedTuple):
@@ -84,7 +92,8 @@ def sets_needed(bytes_of_one: float, cache: int) -> int:
 def sparse_weights(size: MlpSize, masks: MlpMasks, tied: bool, generator: torch.Generator) -> Weights:
     """Random values on the live blocks of masks, scaled so that outputs stay near one."""
     parts = [masks.up, masks.down] if masks.gate is None else [masks.gate, masks.up, masks.down]
-    matrices = tuple(_matrix(mask, size, generator) for mask in parts)
+    blocks = [size.block] * (len(parts) - 1) + [size.down_block]
+    matrices = tuple(_matrix(*pair, size.dtype, generator) for pair in zip(parts, blocks, strict=True))
     biases = _biases(size, generator)
     gate = "none" if masks.gate is None else "tied" if tied else "untied"
     *parts, down = matrices
@@ -100,9 +109,11 @@ def sparse_weights(size: MlpSize, masks: MlpMasks, tied: bool, generator: torch.
 def without_dead(weights: Weights) -> tuple[Weights, float]:
     """The same MLP without hidden blocks that are provably zero or that nobody reads, and which share of them that is.
 
-    The sides of the blocks of the front have to be those of the columns of the down projection.
+    Where front and down projection cut the hidden activations differently, nothing is left out.
     """
     *front, down = weights.matrices
+    if front[0].values.shape[1] != down.values.shape[2]:
+        return weights, 0.0
     if weights.gate == "none":
         live = torch.zeros(front[0].offsets.numel() - 1, dtype=torch.bool, device=down.values.device)
         live[down.indices.long()] = True
@@ -199,13 +210,13 @@ def _biases(size: MlpSize, generator: torch.Generator) -> tuple[Tensor | None, T
     return first, second
 
 
-def _matrix(mask: Tensor, size: MlpSize, generator: torch.Generator) -> Csr:
-    b_out, b_in = size.block
+def _matrix(mask: Tensor, block: tuple[int, int], dtype: torch.dtype, generator: torch.Generator) -> Csr:
+    b_out, b_in = block
     offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
     offsets[1:] = mask.sum(1).cumsum(0)
     indices = mask.nonzero()[:, 1].int()
     spread = max(1.0, indices.numel() / mask.shape[0] * b_in) ** -0.5
-    values = torch.empty(indices.numel(), b_out, b_in, device=mask.device, dtype=size.dtype)
+    values = torch.empty(indices.numel(), b_out, b_in, device=mask.device, dtype=dtype)
     return Csr(values.normal_(0, spread, generator=generator), offsets, indices, mask.shape[1])
 
 

@@ -29,6 +29,7 @@ from blast.benchmark.kernel_weights import MlpSize
 from blast.benchmark.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
 
+DOWN_BLOCKS = ("same", "transposed")
 SETTINGS = {
     "masks": ["uniform"],
     "tied": [False],
@@ -39,6 +40,7 @@ SETTINGS = {
     "seconds": 180.0,
     "tuning_seconds": 60.0,
     "masks_folder": "results/recorded/masks",
+    "down_block": "same",
 }
 
 
@@ -56,7 +58,8 @@ def measure(
             (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `fp8` (whether
             ours is timed with fp8 weights too, at up to `fp8_tokens`), `compiled` (whether dense is timed under
             torch.compile too), `seconds` (the longest a point may take), `tuning_seconds` (of a peer, for each number
-            of tokens), `masks_folder`.
+            of tokens), `masks_folder`, `down_block` (`same`, or `transposed`: blocks of the down projection are
+            `[in, out]`).
 
     Returns:
         By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says
@@ -69,7 +72,7 @@ def measure(
     if settings["dtype"] not in ERROR_BOUND:
         raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)
     started = time.monotonic()
-    size = mlp_size(architecture, block, settings["dtype"])
+    size = mlp_size(architecture, block, settings["dtype"], settings["down_block"])
     machine = this_machine(size.dtype)
     metrics: list[dict[str, Any]] = []
     with torch.inference_mode(), plain_memory():
@@ -80,14 +83,21 @@ def measure(
     return metrics
 
 
-def mlp_size(architecture: str, block: tuple[int, int], dtype: str) -> MlpSize:
+def mlp_size(architecture: str, block: tuple[int, int], dtype: str, down_block: str = "same") -> MlpSize:
     """The MLP of an architecture: gated ones with SiLU and no bias, plain ones with GELU (its tanh form in language
-    models) and biases."""
+    models) and biases.
+
+    Raises:
+        BlastError: if `down_block` is neither `same` nor `transposed`.
+    """
+    if down_block not in DOWN_BLOCKS:
+        raise unknown_name("down_block", down_block, DOWN_BLOCKS)
     known = architectures.get(architecture)
     shape = known.shape
     activation = "silu" if shape.gated else "gelu_tanh" if known.modality == "language" else "gelu"
     sides = (block[0], block[1])
-    return MlpSize(shape.hidden, shape.ffn, shape.gated, activation, not shape.gated, sides, getattr(torch, dtype))
+    size = MlpSize(shape.hidden, shape.ffn, shape.gated, activation, not shape.gated, sides, getattr(torch, dtype))
+    return size._replace(transposed_down=down_block == "transposed")
 
 
 def this_machine(dtype: torch.dtype) -> Machine:
@@ -112,7 +122,8 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
     """Entries of one number of tokens, ours first."""
     asked = Asked(case, tokens, settings["dtype"])
     if left <= 0:
-        return [missing_entry(asked, "ours", "the seconds of this point were over; raise 'seconds' or split the point")]
+        cause = "the seconds of this point were over; raise 'seconds' or split the point"
+        return [missing_entry(asked, "ours", cause) | {"unfinished": True}]
     fp8 = settings["fp8"] and tokens <= settings["fp8_tokens"]
     made = our_providers(case, tokens, settings["masks"], settings["tied"], fp8)
     made += dense_providers(case, tokens, settings["compiled"])

@@ -70,7 +70,8 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = Tr
     item, weight_item = torch.empty(0, dtype=size.dtype).element_size(), weights.front.element_size()
     front_rows = 2 * size.block[0] if weights.gate == "tied" else size.block[0]
     front_blocks, down_blocks = _blocks(weights.front_records), _blocks(weights.down_records)
-    weight_elements = (front_blocks * front_rows + down_blocks * size.block[0]) * size.block[1]
+    down_elements = down_blocks * size.down_block[0] * size.down_block[1]
+    weight_elements = front_blocks * front_rows * size.block[1] + down_elements
     index = 4.0 * (weights.front_records.numel() + weights.down_records.numel())
     if weights.front_scales is not None:
         index += 4.0 * (front_blocks + down_blocks)
@@ -78,15 +79,15 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = Tr
     # The hidden activations are written and read, the outer ones touched once.
     moved = weight_item * weight_elements + item * tokens * (2 * size.hidden + 2 * computed) + index
     l2 = 0.0
-    for blocks, gate, count in (
-        (front_blocks, weights.gate, weights.front_records.shape[0]),
-        (down_blocks, "none", weights.down_records.shape[0]),
+    for blocks, gate, count, (b_out, b_in) in (
+        (front_blocks, weights.gate, weights.front_records.shape[0], size.block),
+        (down_blocks, "none", weights.down_records.shape[0], size.down_block),
     ):
-        plan = plan_for(tokens, count, *size.block, gate, size.dtype == torch.float32, has_tma)
+        plan = plan_for(tokens, count, b_out, b_in, gate, size.dtype == torch.float32, has_tma)
         wide = 2 if gate == "tied" else 1
-        programs = -(-tokens // plan.tile) * (size.block[0] // plan.slice)
+        programs = -(-tokens // plan.tile) * (b_out // plan.slice)
         column = item * min(plan.tile, tokens) + weight_item * plan.slice * wide
-        l2 += blocks * programs * column * size.block[1]
+        l2 += blocks * programs * column * b_in
     return Work(2.0 * tokens * weight_elements, moved, l2, 2)
 
 

@@ -13,8 +13,14 @@ def run_benchmark_point(point: Point, folder: GridFolder) -> dict[str, Any]:
     """Runs `blast.benchmark.<suite>`; `folder` is not used, as a benchmark leaves nothing but numbers."""
     suite = importlib.import_module(f"blast.benchmark.{point.benchmark['suite']}")
     metrics = suite.measure(point.architecture, point.sparsity, point.block, point.seed, point.benchmark)
-    return {
+    result = {
         "metrics": metrics,
         "curves": {},
         "sparsity": {"target": point.sparsity, "achieved": point.sparsity, "matrices": {}},
     }
+    if lost := [str(entry["tokens"]) for entry in metrics if entry.get("unfinished")]:
+        result["unfinished"] = (
+            f"its time was over before {', '.join(lost)} tokens were timed; "
+            "run again, as compiled kernels are kept, or raise 'seconds' in the config."
+        )
+    return result

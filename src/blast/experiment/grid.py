@@ -73,17 +73,24 @@ def _as_pair(block: int | tuple[int, int]) -> tuple[int, int]:
     return (block, block) if isinstance(block, int) else (block[0], block[1])
 
 
-def check_block(architecture: str, block: tuple[int, int]) -> None:
+def check_block(architecture: str, block: tuple[int, int], transposed_down: bool = False) -> None:
     """Refuses a block that does not tile the MLP matrices.
+
+    Args:
+        architecture: Whose matrices.
+        block: `[out, in]`.
+        transposed_down: Whether blocks of the down projection are `[in, out]`.
 
     Raises:
         BlastError: naming a matrix, its shape, and the square blocks that would do.
     """
-    for role, rows, cols in architectures.prunable(architecture):
-        if rows % block[0] or cols % block[1]:
+    matrices = architectures.prunable(architecture)
+    for number, (role, rows, cols) in enumerate(matrices):
+        sides = block[::-1] if transposed_down and number == len(matrices) - 1 else block
+        if rows % sides[0] or cols % sides[1]:
             legal = ", ".join(map(str, architectures.legal_blocks(architecture))) or "none"
             raise BlastError(
-                f"block {block[0]}x{block[1]} does not divide the '{role}' matrix {rows}x{cols} of '{architecture}'; "
+                f"block {sides[0]}x{sides[1]} does not divide the '{role}' matrix {rows}x{cols} of '{architecture}'; "
                 f"square blocks that do: {legal}."
             )
 
@@ -173,7 +180,7 @@ def _benchmark_points(config: Config, suite: Benchmark) -> Iterator[Point]:
     suffix = f".{suite.variant}" if suite.variant else ""
     for name, seed, sparsity, side in itertools.product(suite.shapes, suite.seeds, suite.sparsity, suite.blocks):
         shape = _as_pair(side)
-        check_block(name, shape)
+        check_block(name, shape, settings.get("down_block") == "transposed")
         yield Point(
             id=f"{suite.suite}-{name}.{suite.dtype}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}{suffix}",
             grid=config.name,

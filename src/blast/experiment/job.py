@@ -23,11 +23,11 @@ from blast.experiment.layout import OUTCOME, TRAINING_STATE, GridFolder
 from blast.experiment.locks import points_held
 from blast.experiment.point import Point
 from blast.experiment.progress import progress_line
-from blast.experiment.record import make_record, read_record, write_json
+from blast.experiment.record import make_record, read_record, shortcoming, write_json
 
 
 def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
-    """The record of a point that was already run with these settings and this code, if there is one."""
+    """The record of a point that was already run, whole, with these settings and this code, if there is one."""
     file = folder.record(point.id)
     if not file.is_file():
         return None
@@ -38,7 +38,7 @@ def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
     same = record["point_digest"] == point.digest and record["run"].get("fingerprint") == provenance.fingerprint(
         point.stage
     )
-    return record if same and record["status"] == "ok" else None
+    return record if same and shortcoming(record) is None else None
 
 
 def _cause_of_death(returncode: int) -> str:
@@ -77,7 +77,7 @@ def run_points(points: Sequence[Point], folder: GridFolder, log: Path, total: in
         total: Points of the whole grid, for the progress line.
 
     Returns:
-        How many of them failed; each has a record either way.
+        How many of them failed or were not finished; each has a record either way.
     """
     with points_held(folder, [point.id for point in points]):
         return _run_held(points, folder, log, total)
@@ -95,7 +95,7 @@ def _run_held(points: Sequence[Point], folder: GridFolder, log: Path, total: int
     with log.open("w") as stream:
         while waiting:
             done = _run_child(waiting, folder, log, stream, total)
-            failures += sum(record["status"] == "failed" for record in done)
+            failures += sum(shortcoming(record) is not None for record in done)
             waiting = waiting[len(done) :]
     return failures
 
@@ -147,6 +147,7 @@ def _run_child(
             )
             write_json(folder.record(point.id), record)
             outcome_file.unlink(missing_ok=True)
+            folder.retry(point.id).unlink(missing_ok=True)
             if record["status"] == "ok":
                 (folder.work(point.id) / TRAINING_STATE).unlink(missing_ok=True)
             records.append(record)

@@ -45,6 +45,10 @@ class GridFolder:
         """Where the verdict puts the record of a failed point."""
         return self.root / "failed" / f"{point}.json"
 
+    def retry(self, point: str) -> Path:
+        """Says that a point whose record stays is to be tried again."""
+        return self.root / "retry" / point
+
     def log(self, job: str) -> Path:
         """Log of a job."""
         return self.root / "logs" / f"{job}.log"

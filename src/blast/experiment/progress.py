@@ -23,11 +23,13 @@ def headline(record: dict[str, Any]) -> str:
     """The number that speaks for a point, or why there is none."""
     if record["status"] != "ok":
         return f"FAILED: {record['cause']}"
+    unfinished = record["result"].get("unfinished")
+    more = f", UNFINISHED: {unfinished}" if unfinished else ""
     for name, scale, unit in HEADLINES:
         for metric in record["result"].get("metrics", []):
             if metric["metric"] == name and metric["value"] is not None:
-                return f"{metric['value'] * scale:.4g}{unit}"
-    return "done"
+                return f"{metric['value'] * scale:.4g}{unit}{more}"
+    return f"done{more}"
 
 
 def progress_line(folder: GridFolder, record: dict[str, Any], total: int | None, again: bool = False) -> str:

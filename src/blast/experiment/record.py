@@ -87,6 +87,13 @@ def make_record(
     }
 
 
+def shortcoming(record: dict[str, Any]) -> str | None:
+    """Why the next run should try a point again, in one sentence: it failed, or measured less than it was asked."""
+    if record["status"] != "ok":
+        return record["cause"]
+    return record["result"].get("unfinished")
+
+
 def read_record(file: Path) -> dict[str, Any]:
     """Reads a record and checks it against its own digest.
 

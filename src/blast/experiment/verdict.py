@@ -8,19 +8,20 @@ from pathlib import Path
 from blast.experiment.grid import Plan
 from blast.experiment.layout import GridFolder
 from blast.experiment.point import Point
-from blast.experiment.record import read_json
+from blast.experiment.record import read_json, write_atomically
 
 # What a stamp of the MLflow stage begins with when the import has to be tried again.
 NOT_IMPORTED = "not imported"
 
 
 def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
-    """Removes the stamp of each job that lacks one of its files, so that only what is missing is done again."""
+    """Removes the stamp of each job that lacks one of its files or is to try a point again: only that is done again."""
     dropped = []
     for job in plan.jobs:
         for stage, file_of in ((job.stage, folder.record), ("language", folder.language)):
             stamp = folder.stamp(stage, job.name)
-            if stamp.is_file() and not all(file_of(name).is_file() for name in job.ids):
+            again = any(not file_of(name).is_file() or folder.retry(name).is_file() for name in job.ids)
+            if stamp.is_file() and again:
                 stamp.unlink()
                 dropped.append(stamp)
     return dropped
@@ -29,6 +30,8 @@ def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
 def _status(file: Path) -> tuple[str, str | None]:
     try:
         values = json.loads(file.read_text())
+        if values["status"] == "ok" and (unfinished := values.get("result", {}).get("unfinished")):
+            return "unfinished", unfinished
         return values["status"], values.get("cause")
     except FileNotFoundError:
         return "missing", "there is no record; run again."
@@ -41,7 +44,8 @@ def settle(folder: GridFolder) -> tuple[int, list[str]]:
 
     Returns:
         How many points there are, and a sentence for each failure. The failed files are moved to `failed/` (records)
-        or removed (dataset facts, language metrics, stamps), so that the next run redoes them and nothing else.
+        or removed (dataset facts, language metrics, stamps), so that the next run redoes them and nothing else. The
+        record of a point that was not finished stays, with what it measured, until the next run has replaced it.
     """
     points = [
         Point.from_dict(values) for values in read_json(folder.root / "plan.json", "plan", "run the workflow again.")
@@ -58,7 +62,10 @@ def settle(folder: GridFolder) -> tuple[int, list[str]]:
         status, cause = _status(folder.record(point.id))
         if status != "ok":
             sentences.append(f"point {point.id}: {cause}")
-            _move_aside(folder, point.id)
+            if status == "unfinished":
+                write_atomically(folder.retry(point.id), f"{cause}\n")
+            else:
+                _move_aside(folder, point.id)
         elif folder.language(point.id).is_file():
             status, cause = _status(folder.language(point.id))
             if status != "ok":
