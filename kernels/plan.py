@@ -52,7 +52,8 @@ class Plan(NamedTuple):
 def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> int:
     """Bytes of shared memory of a program on compute capability 9.
 
-    Exact for `tiles`; `stream` takes at most this: one stage less where its product is too small for wgmma, and where a
+    Exact for `tiles` with weights as wide as activations; narrower ones are fetched with more barriers, and take at
+    most this. So does `stream`: one stage less where its product is too small for wgmma, and where a
     step spans several blocks its loads are not pipelined to the full depth.
 
     Args:
@@ -63,9 +64,12 @@ def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> in
     """
     rows = plan.slice * (2 if gate == "tied" else 1)
     step = plan.k * (rows * w_item + plan.tile * x_item)
+    # Narrower weights are widened on their way to the product, and pass through memory once more.
+    widened = plan.k * rows * x_item if w_item < x_item else 0
     # Once the loop is done with it, the result passes through, or the float32 part of a split.
     after = plan.tile * (plan.slice * x_item if plan.split == 1 else rows * 4)
-    return max(plan.stages * (step + BARRIER), after)
+    barriers = BARRIER * (1 if w_item == x_item else 2)
+    return max(plan.stages * (step + barriers) + widened, after)
 
 
 def plan_for(

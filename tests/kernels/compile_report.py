@@ -116,6 +116,16 @@ def main() -> None:
         plan = plan_for(tokens, 200, b_out, b_in, gate, has_tma=capability >= 90)
         report = compile_plan(plan, b_out, b_in, gate, capability)
         reports.append({"case": f"sm_{capability} {b_out}x{b_in} {gate}", "plan": plan, **report})
+    # What the memory of a plan is reckoned by: wide tiles, deep pipelines, weights on either side.
+    for plan, gate in (
+        (Plan("tiles", 256, 64, 64, 3, 8, False, 4), "tied"),
+        (Plan("tiles", 128, 64, 64, 3, 4, False, 16), "untied"),
+        (Plan("tiles", 32, 64, 128, 6, 4), "none"),
+        (Plan("stream", 16, 128, 128, 6, 4), "none"),
+        (Plan("stream", 64, 64, 128, 4, 4), "tied"),
+    ):
+        report = compile_plan(plan, 128, 128, gate, 90)
+        reports.append({"case": f"sm_90 {gate} memory", "plan": plan, **report})
     several = [Plan("tiles", 64, 64, 64, 4, 4, split=2), Plan("stream", 16, 64, 128, 4, 4, split=2)]
     for plan, gate, scaled in [(p, g, s) for p in several for g in ("none", "untied", "tied") for s in (False, True)]:
         report = compile_plan(plan, 128, 128, gate, 90, scaled)

@@ -24,7 +24,7 @@ def is_power_of_two(number: int) -> bool:
 
 @given(places, lengths, st.sampled_from([(2, 2), (2, 1), (4, 4)]))
 def test_every_candidate_fits_its_block_and_the_device(place, row_blocks, items):
-    tokens, records, b_out, b_in, gate = place
+    tokens, _, b_out, b_in, gate = place
     found = candidates(*place, row_blocks, *items)
     assert 1 <= len(found) <= 40
     assert len(set(found)) == len(found)
