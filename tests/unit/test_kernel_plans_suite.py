@@ -43,7 +43,11 @@ def imaginary_gpu(monkeypatch):
     monkeypatch.setattr(kernel_plans, "capture", lambda candidate: candidate.call(candidate.sets - 1))
     monkeypatch.setattr(kernel_plans, "time_rounds", clock)
     monkeypatch.setattr(kernel_plans, "compile_all", lambda jobs: dict.fromkeys(jobs))
-    monkeypatch.setattr(kernel_plans, "mlp_size", lambda name, block, dtype: SMALL["llama" in name])
+    monkeypatch.setattr(
+        kernel_plans,
+        "mlp_size",
+        lambda name, block, dtype, down: SMALL["llama" in name]._replace(block=block, transposed_down=down != "same"),
+    )
     monkeypatch.setattr(plan_products.fast, "product", through_the_twin)
 
 
@@ -129,6 +133,13 @@ def test_a_plan_that_is_wrong_breaks_or_does_not_compile_has_an_entry_that_says_
     lost = [entry for entry in of(metrics, "pick_cost") if Plan(*entry["setting"]["plan"]).k == 128]
     assert lost
     assert all(entry["status"] == "failed" and entry["value"] is None for entry in lost)
+
+
+def test_the_down_projection_may_have_its_blocks_turned(imaginary_gpu):
+    metrics = kernel_plans.measure("llama-nano", 0.5, (32, 64), 0, SETTINGS | {"down_block": "transposed"})
+    blocks = {(entry["setting"]["part"], *entry["setting"]["block"]) for entry in metrics}
+    assert blocks == {("front", 32, 64), ("down", 64, 32)}
+    assert all(entry["setting"]["error"] < 2e-3 for entry in of(metrics, "latency"))
 
 
 def test_what_is_left_when_the_seconds_are_over_is_said(imaginary_gpu):

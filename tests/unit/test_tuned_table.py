@@ -25,7 +25,7 @@ RULES, OTHER, THIRD = (
 
 
 def record(times: dict[Plan, float | None], triton="3.6.0", hardware=GPU, status="ok", **facts):
-    fixed = {"part": "down", "gate": "none", "records": 32, "row_blocks": 5.5} | facts
+    fixed = {"part": "down", "gate": "none", "block": [128, 128], "records": 32, "row_blocks": 5.5} | facts
     entry = {"metric": "latency", "tokens": 128, "dtype": "bfloat16", "provider": "ours"}
     metrics = [
         entry | {"value": time, "setting": fixed | {"plan": list(plan), "picked": False, "rules": plan == RULES}}

@@ -27,7 +27,7 @@ from blast.benchmark.plan_products import Product, products_of
 from blast.benchmark.timing import Timing
 from blast.errors import BlastError, unknown_name
 
-SETTINGS = {"tied": [False], "seconds": 60.0}
+SETTINGS = {"tied": [False], "seconds": 60.0, "down_block": "same"}
 
 # Tokens that are compared with the reference, and seconds of timing of all plans of one product at most.
 CHECKED_TOKENS = 64
@@ -65,20 +65,21 @@ def measure(
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
         settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `tied` (list; true is left out where there is no
-            gate), `seconds` (the longest the timing of a point may take; kernels are compiled before).
+            gate), `seconds` (the longest the timing of a point may take; kernels are compiled before), `down_block` (as
+            in the suite `kernels`).
 
     Returns:
         For each product and number of tokens the `latency` of each plan in ms, with 20 % and 80 % quantiles; its
-        `setting` says which plan (`plan`), of what (`part`, `gate`, `records`, `row_blocks`), whether the kernels run
-        it (`picked`) and whether the rules alone would (`rules`). A plan that does not run has no value, and status
-        and cause say why. `pick_cost` is how much slower the pick is than the best plan, by `rules` and by `table`.
+        `setting` says which plan (`plan`), of what (`part`, `gate`, `block`, `records`, `row_blocks`), whether the
+        kernels run it (`picked`) and whether the rules alone would (`rules`). A plan that does not run has no value,
+        and status and cause say why. `pick_cost` is how much slower the pick is than the best plan, by `rules` and by `table`.
 
     Raises:
         BlastError: without a GPU, for an unknown dtype, or if a plan left the GPU unusable.
     """
     if settings["dtype"] not in ERROR_BOUND:
         raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)
-    size = mlp_size(architecture, block, settings["dtype"])
+    size = mlp_size(architecture, block, settings["dtype"], settings["down_block"])
     device, cache = this_gpu()
     generator = torch.Generator(device).manual_seed(10_000 * seed)
     ties = sorted({tied and size.gated for tied in settings["tied"]})
@@ -121,7 +122,7 @@ def this_gpu() -> tuple[torch.device, int]:
 
 def _jobs(asked: Asked) -> dict[Plan, Job]:
     """What has to be compiled for each plan that is tried; the picks come first."""
-    product, block, dtype = asked.product, asked.size.block, asked.size.dtype
+    product, block, dtype = asked.product, asked.product.block, asked.size.dtype
     item = torch.empty(0, dtype=dtype).element_size()
     tried = candidates(asked.tokens, product.records, *block, product.gate, product.row_blocks, item, item)
     plans = dict.fromkeys([*_picks(asked).values(), *tried])
@@ -130,7 +131,7 @@ def _jobs(asked: Asked) -> dict[Plan, Job]:
 
 def _picks(asked: Asked) -> dict[str, Plan]:
     """The plan that the kernels run, `table`, and the one they would run without a table, `rules`."""
-    product, block = asked.product, asked.size.block
+    product, block = asked.product, asked.product.block
     place = (asked.tokens, product.records)
     values = product.sets[0][0]
     wide = values.dtype == torch.float32
@@ -145,7 +146,7 @@ def _measure_product(
 ) -> list[Entry]:
     if left <= 0:
         cause = "the seconds of this point were over; raise 'seconds' or split the point"
-        return [_entry(asked, "latency", "ms", None, {"cause": cause}, status="not run")]
+        return [_entry(asked, "latency", "ms", None, {"cause": cause}, status="not run", unfinished=True)]
     product = asked.product
     x = product.input(asked.tokens, generator)
     y = x.new_empty(asked.tokens, product.out_features)
@@ -219,7 +220,8 @@ def _entry(asked: Asked, metric: str, unit: str, value: float | None, facts: dic
     size, product = asked.size, asked.product
     setting = {
         "hidden": size.hidden, "ffn": size.ffn, "gated": size.gated, "mask": "uniform", "part": product.part,
-        "gate": product.gate, "records": product.records, "row_blocks": round(product.row_blocks, 4),
+        "gate": product.gate, "block": list(product.block), "records": product.records,
+        "row_blocks": round(product.row_blocks, 4),
     }  # fmt: skip
     entry = {"metric": metric, "task": None, "unit": unit, "value": value, "low": None, "high": None, "spread": None,
              "n": None, "better": "lower", "provider": "ours", "tokens": asked.tokens,

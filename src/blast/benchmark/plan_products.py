@@ -44,6 +44,12 @@ class Product(NamedTuple):
     out_features: int
 
     @property
+    def block(self) -> tuple[int, int]:
+        """`[out, in]` of a block."""
+        _, b_out, b_in = self.matrices[0].values.shape
+        return b_out, b_in
+
+    @property
     def records(self) -> int:
         """Block rows that are computed."""
         return self.sets[0][1].shape[0]
@@ -75,7 +81,7 @@ class Product(NamedTuple):
         """
         counters = None
         if self.part == "down" and plan.split > 1:
-            needed = fast.counters_needed(plan, x.shape[0], self.records, self.sets[0][0].shape[1])
+            needed = fast.counters_needed(plan, x.shape[0], self.records, self.block[0])
             # Sets start at multiples of 128 bytes, as a tensor of their own would.
             counters = torch.zeros(len(self.sets), -(-needed // 32) * 32, dtype=torch.int32, device=x.device)
 
@@ -102,8 +108,11 @@ def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Gen
         generator: Its state decides masks and weights; they are made on its device.
         cache: Bytes of the cache that weights have to be rotated past.
     """
-    arguments = ("uniform", size.hidden, size.ffn, size.gated, tied, sparsity, size.block, generator)
-    drawn = [sparse_weights(size, random_masks(*arguments), tied, generator) for _ in range(MASKS)]
+    arguments = ("uniform", size.hidden, size.ffn, size.gated, tied, sparsity)
+    drawn = [
+        sparse_weights(size, random_masks(*arguments, size.block, size.down_block, generator), tied, generator)
+        for _ in range(MASKS)
+    ]
     first, made = drawn[0], []
     for part in ("front", "down"):
         is_front = part == "front"

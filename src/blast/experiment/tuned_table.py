@@ -30,12 +30,18 @@ def plan_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     seen: dict[tuple, int] = defaultdict(int)
     ruled: dict[tuple, tuple] = {}
     for record in records:
-        block = tuple(record["point"]["block"])
         for entry in record["result"]["metrics"]:
             facts = entry["setting"]
             if entry["metric"] != "latency" or entry["value"] is None:
                 continue
-            place = (*block, facts["gate"], entry["dtype"], entry["tokens"], facts["records"], facts["row_blocks"])
+            place = (
+                *facts["block"],
+                facts["gate"],
+                entry["dtype"],
+                entry["tokens"],
+                facts["records"],
+                facts["row_blocks"],
+            )
             plan = tuple(facts["plan"])
             times[place][plan].append(entry["value"])
             if facts["rules"]:
