@@ -72,7 +72,8 @@ def measure(
         For each product and number of tokens the `latency` of each plan in ms, with 20 % and 80 % quantiles; its
         `setting` says which plan (`plan`), of what (`part`, `gate`, `block`, `records`, `row_blocks`), whether the
         kernels run it (`picked`) and whether the rules alone would (`rules`). A plan that does not run has no value,
-        and status and cause say why. `pick_cost` is how much slower the pick is than the best plan, by `rules` and by `table`.
+        and status and cause say why. `pick_cost` is how much slower the pick is than the best plan, by `rules` and by
+        `table`.
 
     Raises:
         BlastError: without a GPU, for an unknown dtype, or if a plan left the GPU unusable.
