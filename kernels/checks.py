@@ -6,6 +6,7 @@ The indices themselves (order, range, offsets that end at `nnz`) are checked onc
 from __future__ import annotations
 
 import torch
+from blast_kernels.quantize import FP8, HALVES
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -36,7 +37,9 @@ def check_product(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: T
         raise ValueError(f"col_indices has {col_indices.numel()} entries for {values.shape[0]} blocks in values")
 
 
-def check_records(x: Tensor, values: Tensor, records: Tensor, out_features: int, b_out: int) -> None:
+def check_records(
+    x: Tensor, values: Tensor, records: Tensor, out_features: int, b_out: int, scales: Tensor | None = None
+) -> None:
     """Checks the operands of a product that is described by records.
 
     Args:
@@ -45,11 +48,12 @@ def check_records(x: Tensor, values: Tensor, records: Tensor, out_features: int,
         records: int32 `[records, width]`.
         out_features: Columns of the result.
         b_out: Rows of a block of the result.
+        scales: float32 `[nnz]` if the values are fp8, else None.
 
     Raises:
         ValueError: in one sentence with the values found.
     """
-    _check_values(x, values)
+    _check_values(x, values, scales)
     if records.dtype != torch.int32 or records.dim() != 2 or not records.is_contiguous():
         raise ValueError(
             f"records must be a contiguous int32 matrix made by blast_kernels.records, "
@@ -63,17 +67,34 @@ def check_records(x: Tensor, values: Tensor, records: Tensor, out_features: int,
         raise ValueError(f"{records.shape[0]} records of {b_out} rows do not fit {out_features} output features")
 
 
-def _check_values(x: Tensor, values: Tensor) -> None:
+def _check_values(x: Tensor, values: Tensor, scales: Tensor | None = None) -> None:
     if values.dim() != 3:
         raise ValueError(f"values must be [nnz, b_out, b_in], not {list(values.shape)}")
-    if values.dtype not in DTYPES:
+    if scales is not None:
+        _check_scales(x, values, scales)
+    elif values.dtype == FP8:
+        raise ValueError("values are torch.float8_e4m3fn and have no scales; pass those that quantize_blocks gave")
+    elif values.dtype not in DTYPES:
         raise ValueError(f"values are {values.dtype}; use one of float32, float16, bfloat16, float64")
-    if x.dtype != values.dtype:
+    elif x.dtype != values.dtype:
         raise ValueError(f"x is {x.dtype} and values are {values.dtype}; convert one of them so that they agree")
     if not values.is_contiguous():
         raise ValueError("values must be contiguous; call values.contiguous() once, when the matrix is built")
     if x.device != values.device:
         raise ValueError(f"x is on {x.device} and values are on {values.device}; move one of them")
+
+
+def _check_scales(x: Tensor, values: Tensor, scales: Tensor) -> None:
+    if values.dtype != FP8:
+        raise ValueError(f"values are {values.dtype}; scales belong to torch.float8_e4m3fn values, leave them out")
+    if x.dtype not in HALVES:
+        raise ValueError(f"x is {x.dtype}; torch.float8_e4m3fn values are multiplied with float16 or bfloat16")
+    fits = list(scales.shape) == [values.shape[0]] and scales.dtype == torch.float32 and scales.is_contiguous()
+    if not fits or scales.device != values.device:
+        raise ValueError(
+            f"scales must be a contiguous float32 vector of {values.shape[0]} entries on {values.device}, "
+            f"not {scales.dtype} {list(scales.shape)} on {scales.device}"
+        )
 
 
 def check_index(name: str, index: Tensor, values: Tensor) -> None:

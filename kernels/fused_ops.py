@@ -1,13 +1,14 @@
 """Custom operators of the fast inference kernels: one product with its epilogue, and a whole MLP.
 
-    h = torch.ops.blast.block_sparse_product(x, values, records, bias, out_features, activation, gate)
+    h = torch.ops.blast.block_sparse_product(x, values, records, bias, out_features, activation, gate, scales)
     y = torch.ops.blast.block_sparse_mlp(x, front, front_records, front_bias, down, down_records, down_bias,
-                                         hidden_features, out_features, activation, gate)
+                                         hidden_features, out_features, activation, gate, front_scales, down_scales)
 
 `records` come from `blast_kernels.records`, built once with the matrix. `gate` is `none` (GPT-2, ViT: the front is
 `act(x · Wᵀ + bias)`), `untied` (`act(x · Gᵀ) · (x · Uᵀ)`, blocks stored in the order `gated_records` returns) or `tied`
-(gate and up share a mask: blocks stored by `pack_tied`). For inference: no gradients; train through
-`torch.ops.blast.block_sparse_linear`.
+(gate and up share a mask: blocks stored by `pack_tied`). Values are of the dtype of `x`, or fp8 with the scales that
+`quantize.quantize_blocks` gave for the blocks as they are stored (`x` in float16 or bfloat16). For inference: no
+gradients; train through `torch.ops.blast.block_sparse_linear`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from blast_kernels import reference
 from blast_kernels.checks import check_bias, check_records
 from blast_kernels.plan import ACTIVATIONS, GATES
+from blast_kernels.quantize import dequantize
 from torch import Tensor
 
 try:
@@ -30,28 +32,36 @@ OVERLAP_TOKENS = 64
 
 @torch.library.custom_op("blast::block_sparse_product", mutates_args=())
 def block_sparse_product(
-    x: Tensor, values: Tensor, records: Tensor, bias: Tensor | None, out_features: int, activation: str, gate: str
+    x: Tensor,
+    values: Tensor,
+    records: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    activation: str,
+    gate: str,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """`act(x · Wᵀ + bias)` or a gated front; arguments as `reference.product`, `x [..., in]`.
 
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
-    _check(x, values, records, bias, out_features, activation, gate)
+    _check(x, values, records, bias, out_features, activation, gate, scales)
     flat = x.reshape(-1, x.shape[-1]).contiguous()
+    values, scales = _readable(flat, values, scales)
     if _runs_on_triton(flat, values, gate):
         # Block rows without a record are zero; with all of them recorded nothing is written twice.
         complete = records.shape[0] * _block_rows(values, gate) == out_features
         make = torch.empty if complete else torch.zeros
         out = make(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
-        triton_product.product(flat, values, records, bias, out, activation, gate)
+        triton_product.product(flat, values, records, bias, out, activation, gate, scales=scales)
     else:
-        out = reference.product(flat, values, records, bias, out_features, activation, gate)
+        out = reference.product(flat, values, records, bias, out_features, activation, gate, scales)
     return out.view(*x.shape[:-1], out_features)
 
 
 @block_sparse_product.register_fake
-def _(x, values, records, bias, out_features, activation, gate):
+def _(x, values, records, bias, out_features, activation, gate, scales=None):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -68,6 +78,8 @@ def block_sparse_mlp(
     out_features: int,
     activation: str,
     gate: str,
+    front_scales: Tensor | None = None,
+    down_scales: Tensor | None = None,
 ) -> Tensor:
     """A whole MLP in two kernels; hidden blocks without a record are neither written nor may `down` read them.
 
@@ -83,6 +95,8 @@ def block_sparse_mlp(
         out_features: Width of the result.
         activation: `silu`, `gelu`, `gelu_tanh` or `none`.
         gate: `none`, `untied` or `tied`.
+        front_scales: One for each block of `front` if that is fp8, else None.
+        down_scales: One for each block of `down` if that is fp8, else None.
 
     Returns:
         `[..., out_features]` in the dtype of `x`.
@@ -90,17 +104,21 @@ def block_sparse_mlp(
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
-    _check(x, front, front_records, front_bias, hidden_features, activation, gate)
-    _check(x.new_empty(0, hidden_features), down, down_records, down_bias, out_features, "none", "none")
+    _check(x, front, front_records, front_bias, hidden_features, activation, gate, front_scales)
+    _check(x.new_empty(0, hidden_features), down, down_records, down_bias, out_features, "none", "none", down_scales)
     if down_records.shape[0] * down.shape[1] != out_features:
         raise ValueError(
             f"down_records hold {down_records.shape[0]} of {out_features // down.shape[1]} block rows; "
             f"build them without live_rows"
         )
     flat = x.reshape(-1, x.shape[-1]).contiguous()
+    front, front_scales = _readable(flat, front, front_scales)
+    down, down_scales = _readable(flat, down, down_scales)
     if not (_runs_on_triton(flat, front, gate) and _runs_on_triton(flat, down, "none")):
-        hidden = reference.product(flat, front, front_records, front_bias, hidden_features, activation, gate)
-        out = reference.product(hidden, down, down_records, down_bias, out_features, "none", "none")
+        hidden = reference.product(
+            flat, front, front_records, front_bias, hidden_features, activation, gate, front_scales
+        )
+        out = reference.product(hidden, down, down_records, down_bias, out_features, "none", "none", down_scales)
         return out.view(*x.shape[:-1], out_features)
     hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
     out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
@@ -114,9 +132,13 @@ def block_sparse_mlp(
         # The front clears them: no launch of their own.
         counters = torch.empty(needed, dtype=torch.int32, device=x.device)
     leads = triton_product.Chain(leads=overlap, clears=counters)
-    triton_product.product(flat, front, front_records, front_bias, hidden, activation, gate, chain=leads)
+    triton_product.product(
+        flat, front, front_records, front_bias, hidden, activation, gate, scales=front_scales, chain=leads
+    )
     follows = triton_product.Chain(follows=overlap, counters=counters)
-    triton_product.product(hidden, down, down_records, down_bias, out, "none", "none", plan, chain=follows)
+    triton_product.product(
+        hidden, down, down_records, down_bias, out, "none", "none", plan, scales=down_scales, chain=follows
+    )
     return out.view(*x.shape[:-1], out_features)
 
 
@@ -133,23 +155,32 @@ def _(
     out_features,
     activation,
     gate,
+    front_scales=None,
+    down_scales=None,
 ):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-def _check(x, values, records, bias, out_features, activation, gate) -> None:
+def _check(x, values, records, bias, out_features, activation, gate, scales) -> None:
     if gate not in GATES:
         raise ValueError(f"gate {gate!r} is unknown; use one of {', '.join(GATES)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
     if gate != "none" and bias is not None:
         raise ValueError("a gated front takes no bias; pass None")
-    check_records(x, values, records, out_features, _block_rows(values, gate))
+    check_records(x, values, records, out_features, _block_rows(values, gate), scales)
     check_bias(bias, out_features, x)
 
 
 def _block_rows(values: Tensor, gate: str) -> int:
     return values.shape[1] // 2 if gate == "tied" else values.shape[1]
+
+
+def _readable(x: Tensor, values: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    # Triton converts e4m3 from compute capability 8.9 on; older GPUs get the values back in the dtype of x, each call.
+    if scales is None or not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 9):
+        return values, scales
+    return dequantize(values, scales, x.dtype), None
 
 
 def _runs_on_triton(x: Tensor, values: Tensor, gate: str) -> bool:

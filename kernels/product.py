@@ -7,10 +7,15 @@ from typing import NamedTuple
 import torch
 import triton
 from blast_kernels.combine import CLEARED_BY_ONE
+from blast_kernels.persistent import persistent
 from blast_kernels.plan import BLOCK_SIDES, Plan, plan_for
 from blast_kernels.stream import stream
 from blast_kernels.tiles import tiles
 from torch import Tensor
+from triton.experimental.gluon.language import NVMMASharedLayout
+from triton.experimental.gluon.language import bfloat16 as gluon_bfloat16
+from triton.experimental.gluon.language import float16 as gluon_float16
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -128,7 +133,7 @@ def product(
         common["maxnreg"] = plan.registers
     bias = x if bias is None else bias
     scales = x if scales is None else scales
-    launch = _launch_stream if plan.kernel == "stream" else _launch_tiles
+    launch = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[plan.kernel]
     # The launch goes to the current device, which need not be that of the tensors.
     with torch.cuda.device_of(x):
         try:
@@ -197,11 +202,44 @@ def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clear
     )
 
 
+def _launch_persistent(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+    b_out, b_in = common["B_OUT"], common["B_IN"]
+    if x.data_ptr() % 16:
+        x = x.clone()
+    _clearing(clears, 0, records)
+    rows = plan.slice * (2 if gate == "tied" else 1)
+    token_tiles = triton.cdiv(x.shape[0], plan.tile)
+    programs = torch.cuda.get_device_properties(x.device).multi_processor_count
+    tiles_in_all = records.shape[0] * token_tiles * (b_out // plan.slice)
+    persistent[(min(programs, tiles_in_all),)](
+        _gluon_descriptor(x, [plan.tile // 2, plan.k]),
+        _gluon_descriptor(values.view(-1, b_in), [rows, plan.k]),
+        _gluon_descriptor(y, [plan.tile // 2, plan.slice]),
+        records,
+        bias,
+        records.shape[0],
+        token_tiles,
+        min(plan.group, token_tiles),
+        records.shape[1],
+        K=plan.k,
+        # Twelve warps share the registers of a multiprocessor.
+        maxnreg=168,
+        **{name: common[name] for name in ("B_OUT", "B_IN", "SLICE", "GATE", "ACTIVATION", "HAS_BIAS", "STAGES")},
+        num_warps=4,
+    )
+
+
+def _gluon_descriptor(matrix: Tensor, box: list[int]) -> GluonDescriptor:
+    element = gluon_bfloat16 if matrix.dtype == torch.bfloat16 else gluon_float16
+    return GluonDescriptor.from_tensor(matrix, box, NVMMASharedLayout.get_default_for(box, element))
+
+
 def _clearing(clears: Tensor | None, programs: int, otherwise: Tensor) -> tuple[Tensor, int, int]:
     """The counters to clear, how many, and how many a program (0: none)."""
     if clears is None or clears.numel() == 0:
         return otherwise, 0, 0
     if programs * CLEARED_BY_ONE < clears.numel():
+        # Too few programs (or a kernel that does not do it).
         clears.zero_()
         return otherwise, 0, 0
     return clears, clears.numel(), CLEARED_BY_ONE

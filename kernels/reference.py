@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from blast_kernels.quantize import dequantize
 from blast_kernels.records import unpack_tied
 from torch import Tensor
 
@@ -102,7 +103,14 @@ def to_dense(values: Tensor, row_offsets: Tensor, col_indices: Tensor, cols: int
 
 
 def product(
-    x: Tensor, values: Tensor, records: Tensor, bias: Tensor | None, out_features: int, activation: str, gate: str
+    x: Tensor,
+    values: Tensor,
+    records: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    activation: str,
+    gate: str,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """One product with its epilogue, from the records the fast kernels read (see `records`).
 
@@ -114,11 +122,14 @@ def product(
         out_features: Columns of the result.
         activation: `none`, `silu`, `gelu` or `gelu_tanh`.
         gate: `none`: `act(x · Wᵀ + bias)`; `untied` or `tied`: `act(x · Gᵀ) · (x · Uᵀ)`.
+        scales: `[nnz]`, one for each block of `values` in fp8 (see `quantize`); None for values in the dtype of `x`.
 
     Returns:
         `[tokens, out_features]` in the dtype of `x`; zero at block rows without a record.
     """
     compute = _compute_dtype(x.dtype)
+    if scales is not None:
+        values = dequantize(values, scales, compute)
     gate_values, up_values = unpack_tied(values) if gate == "tied" else (values, values)
     gate_blocks, up_blocks = gate_values.to(compute).transpose(1, 2), up_values.to(compute).transpose(1, 2)
     b_in, b_out = gate_blocks.shape[1:]

@@ -15,7 +15,8 @@ TITLE = "Kernel benchmarks"
 NEEDS = ["benchmark", "latency", "roofline_fraction"]
 COLUMNS = (
     "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "dtype", "provider", "dense_us", "compiled_us",
-    "us", "us_q20", "us_q80", "speed_up", "bound", "bound_us", "bound_fraction", "dead_hidden", "status", "note",
+    "us", "us_q20", "us_q80", "speed_up", "bound", "bound_us", "bound_fraction", "dead_hidden", "quantization_error",
+    "status", "note",
 )  # fmt: skip
 DENSE = ("dense_eager", "dense_compiled")
 
@@ -68,7 +69,7 @@ def _line(row: Any, dense: dict, bound: tuple[float, dict] | None) -> dict[str, 
         "tokens": row.tokens, "tied": row.tied, "mask": row.mask, "dtype": row.dtype, "provider": row.provider,
         "dense_us": 1e3 * eager, "compiled_us": 1e3 * compiled, "us": 1e3 * value, "us_q20": 1e3 * row.low,
         "us_q80": 1e3 * row.high, "speed_up": eager / value, "dead_hidden": setting.get("dead_hidden", math.nan),
-        "status": row.status,
+        "quantization_error": setting.get("quantization_error", math.nan), "status": row.status,
         "note": row.cause or ("" if setting.get("tuned", True) else "its tuner was stopped early"),
     }  # fmt: skip
     if bound is not None:
@@ -98,6 +99,7 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             "time (µs)": number(row.us, ".1f"),
             "speed-up": number(row.speed_up, ".2f", "×"),
             "bound": f"{row.bound}, {100 * row.bound_fraction:.0f} %" if isinstance(row.bound, str) else "",
+            "weights off": "" if pd.isna(row.quantization_error) else f"{100 * row.quantization_error:.1f} %",
             "dead": "" if pd.isna(row.dead_hidden) else f"{100 * row.dead_hidden:.0f} %",
             "note": row.note if row.status == "ok" else f"{row.status}: {row.note}".removesuffix(": "),
         })  # fmt: skip

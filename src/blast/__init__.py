@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blast.layers.block_linear import BlockLinear
     from blast.layers.checkpoint import load, save
     from blast.layers.convert import masks_of, to_dense, to_sparse
-    from blast.layers.fuse import fuse, unfuse
+    from blast.layers.fuse import fuse, quantization_errors, unfuse
     from blast.layers.memory import model_bytes
     from blast.layers.recognise import find_mlps
     from blast.sparsity.config import METHODS, SparsifyConfig
@@ -42,6 +42,7 @@ _HOME = {
     "load": "blast.layers.checkpoint",
     "masks_of": "blast.layers.convert",
     "model_bytes": "blast.layers.memory",
+    "quantization_errors": "blast.layers.fuse",
     "save": "blast.layers.checkpoint",
     "to_dense": "blast.layers.convert",
     "to_sparse": "blast.layers.convert",
@@ -57,6 +58,7 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "masks_of",
     "fuse",
     "unfuse",
+    "quantization_errors",
     "save",
     "load",
     "find_mlps",

@@ -17,12 +17,15 @@ SETTINGS = {**suites()["kernels"], "dtype": "bfloat16", "repeats": 10, "seconds"
 
 
 def test_a_point_of_the_suite_is_measured_whole():
-    settings = SETTINGS | {"tokens": [1, 64, 512], "tied": [False, True], "masks": ["uniform", "skewed"]}
+    settings = SETTINGS | {"tokens": [1, 64, 512], "tied": [False, True], "masks": ["uniform", "skewed"], "fp8": True}
     metrics = kernels.measure("llama-3.2-1b", 0.9, (128, 128), 0, settings | {"peers": ["torch_bsr"]})
     timed = [entry for entry in metrics if entry["metric"] == "latency" and entry["value"] is not None]
     ours = [entry for entry in timed if entry["provider"] == "ours"]
     assert len(ours) == 3 * 2 * 2
-    assert all(entry["setting"]["error"] < 1.2e-2 for entry in ours)
+    rounded = [entry for entry in timed if entry["provider"] == "ours_fp8"]
+    assert len(rounded) == 2 * 2 * 2
+    assert all(entry["setting"]["error"] < 1.2e-2 for entry in ours + rounded)
+    assert all(0.02 < entry["setting"]["quantization_error"] < 0.07 for entry in rounded)
     assert all(0 < entry["low"] <= entry["value"] <= entry["high"] for entry in timed)
     assert {"dense_eager", "dense_compiled"} <= {entry["provider"] for entry in timed}
     shares = [entry for entry in metrics if entry["metric"] == "roofline_fraction" and entry["provider"] == "ours"]

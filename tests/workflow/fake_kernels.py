@@ -53,6 +53,9 @@ def make_record_of(point: Point, hardware: str = GPU) -> dict[str, Any]:
             metrics.append(_entry("roofline_fraction", "fraction", share, "ours", tokens, **(more | facts)))
             skipped = {"setting": {"mask": "uniform", "dead_hidden": 0.12}}
             metrics.append(_entry("latency", "ms", 0.8 * ours, "ours_skipped", tokens, **(more | skipped)))
+            if tokens <= 64:
+                rounded = {"setting": {"mask": "uniform", "quantization_error": 0.0421}}
+                metrics.append(_entry("latency", "ms", 0.625 * ours, "ours_fp8", tokens, **(more | rounded)))
         metrics.append(_entry("latency", "ms", dense, "dense_eager", tokens))
         metrics.append(_entry("latency", "ms", 0.95 * dense, "dense_compiled", tokens))
         if point.benchmark["peers"] and tokens in (16, 2048):

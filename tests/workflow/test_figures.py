@@ -244,6 +244,23 @@ def test_the_kernel_table_gives_the_bound_and_its_share_and_lists_dead_blocks_on
     assert "memory, 72 %" in set(shown["bound"])
 
 
+def test_fp8_weights_have_lines_of_their_own_with_their_error_and_enter_no_picture_of_ours(kernels):
+    module = paper_figures.load("kernel_table")
+    frame = module.rows(kernels)
+    rounded = frame["provider"] == "ours_fp8"
+    assert set(frame.loc[rounded, "quantization_error"]) == {0.0421}
+    assert frame.loc[~rounded, "quantization_error"].isna().all()
+    shown = module.printed(frame)
+    assert set(shown.loc[rounded, "kernel"]) == {"ours fp8", "ours fp8, tied"}
+    assert set(shown.loc[rounded, "weights off"]) == {"4.2 %"}
+    assert set(shown.loc[~rounded, "weights off"]) == {""}
+    assert "32.00×" in set(shown.loc[rounded, "speed-up"])
+    for name in ("kernel_speedup", "kernel_peers", "kernel_roofline"):
+        drawn = paper_figures.load(name).draw(kernels)
+        assert "32" not in [text.get_text() for axes in drawn.axes for text in axes.texts]
+        assert "fp8" not in words(drawn)
+
+
 def test_a_kernel_point_that_was_not_run_is_named(tmp_path):
     skipped = fake_kernels.points()[0].id
     table = load_table(fake_kernels.write_kernels(tmp_path / "default", skip=skipped), tmp_path)

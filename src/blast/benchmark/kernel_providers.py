@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 import blast_kernels.ops  # noqa: F401  (registers torch.ops.blast.*)
 import torch
 from blast_kernels.break_even import dense_ranges, dense_wins, gpu_name
+from blast_kernels.quantize import HALVES
 from torch import Tensor
 
 from blast.benchmark.graph_timing import Candidate, error_of, sampled_rows
 from blast.benchmark.kernel_masks import MlpMasks, random_masks, trained_masks
-from blast.benchmark.kernel_peers import PeerMlp, peer_of
 from blast.benchmark.kernel_weights import (
     MlpSize,
     Weights,
     dense_mlp,
     dense_weights,
+    elsewhere,
     expected_output,
+    from_fp8,
+    in_fp8,
     sets_needed,
     sparse_weights,
     without_dead,
@@ -83,6 +86,7 @@ class Case:
         self.seed, self.machine, self.masks_folder = seed, machine, masks_folder
         self._sparse: dict[tuple[str, bool], list[Weights]] = {}
         self._skipped: dict[tuple[str, bool], tuple[list[Weights], float]] = {}
+        self._fp8: dict[tuple[str, bool], list[Weights]] = {}
         self._dense: list[tuple[list[Tensor], tuple]] = []
 
     def input(self, tokens: int) -> Tensor:
@@ -107,6 +111,16 @@ class Case:
             self._skipped[kind, tied] = [weights for weights, _ in made], sum(dead for _, dead in made) / len(made)
         return self._skipped[kind, tied]
 
+    def fp8(self, kind: str, tied: bool) -> list[Weights]:
+        """The same in fp8; more sets, as each is half as large."""
+        if (kind, tied) not in self._fp8:
+            made = [in_fp8(weights) for weights in self.sparse(kind, tied)]
+            size = made[0].front.nbytes + made[0].down.nbytes
+            more = sets_needed(size, self.machine.l2_bytes) - len(made)
+            copies = [elsewhere(made[number % len(made)]) for number in range(more)]
+            self._fp8[kind, tied] = made + copies
+        return self._fp8[kind, tied]
+
     @property
     def dense(self) -> list[tuple[list[Tensor], tuple]]:
         """Sets of dense weights and biases."""
@@ -130,15 +144,16 @@ class Case:
                 return []
             found = trained_masks(self.masks_folder, self.architecture, self.sparsity, block, tied, device)
             return [found[number % len(found)] for number in range(count)] if found else []
-        arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, size.down_block, generator)
+        arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, generator, size.down_block)
         return [random_masks(*arguments) for _ in range(count)]
 
     def _generator(self, purpose: int) -> torch.Generator:
         return torch.Generator(self.machine.device).manual_seed(10_000 * self.seed + purpose)
 
 
-def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool]) -> list[Provider]:
-    """`ours`; `ours_skipped` where hidden blocks are dead; `ours_dense_fallback` where the table calls for dense."""
+def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], fp8: bool = False) -> list[Provider]:
+    """`ours`; `ours_skipped` where hidden blocks are dead; `ours_fp8` if asked for; `ours_dense_fallback` where the
+    table calls for dense."""
     x, made = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
     for kind in kinds:
@@ -159,13 +174,15 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool]) -
             ) -> Provider:
                 call = _fused_call(x, sets, case.size)
                 work = sparse_work(tokens, case.size, sets[0], case.machine.has_tma)
-                check = _check(call, expected, rows)
+                check = check_of(call, expected, rows)
                 return Provider(name, f"{name} {key}", Candidate(call, len(sets)), check, work, flag, facts)
 
             made.append(provider("ours", weights, facts))
             smaller, dead = case.skipped(kind, tied)
             if dead > 0:
                 made.append(provider("ours_skipped", smaller, facts | {"dead_hidden": round(dead, 6)}))
+            if fp8:
+                made.append(_fp8_provider(case, x, rows, (kind, tied), expected, facts))
             gpu = gpu_name(case.machine.device)
             ranges = dense_ranges(case.sparsity, case.size.block, weights[0].gate, case.size.dtype, gpu)
             if dense_wins(tokens, ranges):
@@ -190,39 +207,8 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
             return function(x, *sets[number], size.activation)
 
         rows = torch.arange(tokens, device=x.device)
-        check = _check(call, reference.float(), rows, poison=False) if name == "dense_compiled" else None
+        check = check_of(call, reference.float(), rows, poison=False) if name == "dense_compiled" else None
         made.append(Provider(name, name, Candidate(call, len(sets)), check, work))
-    return made
-
-
-def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) -> list[Provider]:
-    """The peers asked for, on uniform masks without ties; those that cannot run with the reason."""
-    # What lies between their products is compiled, and the compiler gives up after eight shapes.
-    torch.compiler.reset()
-    x, made = case.input(tokens), []
-    rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
-    for name in names:
-        kind = peer_of(name)
-        facts = {"mask": "uniform"}
-        provider = Provider(name, name, tied=False if case.size.gated else None, setting=facts, peer=True)
-        cause = kind.refusal(case.size)
-        if cause is not None:
-            made.append(provider.without(cause))
-            continue
-        weights = case.sparse("uniform", False)
-        try:
-            peer = kind(case.size, tokens, seconds)
-            mlp = PeerMlp(peer, case.size, weights, x)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as fault:  # a peer may raise anything
-            made.append(provider.without(first_line(fault), "failed"))
-            continue
-        if peer.tuned is not None:
-            facts = facts | {"tuned": peer.tuned}
-        expected = expected_output(x[rows], weights[0], case.size.activation)
-        candidate = Candidate(mlp.run, len(weights))
-        made.append(provider._replace(candidate=candidate, check=_check(mlp.output, expected, rows), setting=facts))
     return made
 
 
@@ -236,10 +222,29 @@ def _fused_call(x: Tensor, sets: list[Weights], size: MlpSize) -> Callable[[int]
         w = sets[number]
         return torch.ops.blast.block_sparse_mlp(
             x, w.front, w.front_records, w.biases[0], w.down, w.down_records, w.biases[1],
-            size.ffn, size.hidden, size.activation, w.gate,
+            size.ffn, size.hidden, size.activation, w.gate, w.front_scales, w.down_scales,
         )  # fmt: skip
 
     return call
+
+
+def _fp8_provider(case: Case, x: Tensor, rows: Tensor, which: tuple[str, bool], full: Tensor, facts: dict) -> Provider:
+    """Weights in fp8: checked against what these stand for, and off from the full weights as its row says."""
+    name, (kind, tied) = "ours_fp8", which
+    flag = tied if case.size.gated else None
+    provider = Provider(name, f"{name} {kind} {'tied' if tied else 'untied'}", tied=flag, setting=facts)
+    if case.size.dtype not in HALVES:
+        return provider.without("fp8 weights are multiplied with float16 or bfloat16 only")
+    sets = case.fp8(kind, tied)
+    expected = expected_output(x[rows], from_fp8(sets[0]), case.size.activation)
+    off = ((expected - full).norm() / full.norm()).item()
+    call = _fused_call(x, sets, case.size)
+    return provider._replace(
+        candidate=Candidate(call, len(sets)),
+        check=check_of(call, expected, rows),
+        work=sparse_work(x.shape[0], case.size, sets[0], case.machine.has_tma),
+        setting=facts | {"quantization_error": off},
+    )
 
 
 def _fallback(
@@ -261,8 +266,9 @@ def _fallback(
 
     work = dense_work(x.shape[0], case.size)
     name = "ours_dense_fallback"
-    return Provider(name, f"{name} {key}", Candidate(call, count), _check(call, expected, rows), work, tied, facts)
+    return Provider(name, f"{name} {key}", Candidate(call, count), check_of(call, expected, rows), work, tied, facts)
 
 
-def _check(call: Callable[[int], Tensor], expected: Tensor, rows: Tensor, poison: bool = True) -> Callable[[], float]:
+def check_of(call: Callable[[int], Tensor], expected: Tensor, rows: Tensor, poison: bool = True) -> Callable[[], float]:
+    """What gives the error of a call against the reference on some rows."""
     return lambda: error_of(call, expected, rows, poison)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from blast_kernels.records import drop_columns, gated_records, live_hidden_rows, pack_tied, plain_records
+from blast_kernels.quantize import dequantize, quantize_blocks
+from blast_kernels.records import (
+    drop_columns,
+    gated_records,
+    live_hidden_rows,
+    pack_tied,
+    plain_records,
+    unpack_tied,
+)
 from blast_kernels.reference import apply_activation, to_dense
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,7 +71,7 @@ class Csr(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """One set of sparse weights: the matrices, and what the fused kernels read of them."""
+    """One set of sparse weights: the matrices, and what the fused kernels read of them; scales are those of fp8."""
 
     matrices: tuple[Csr, ...]  # gate (if any), up, down
     biases: tuple[Tensor | None, Tensor | None]
@@ -72,6 +80,8 @@ class Weights(NamedTuple):
     down: Tensor
     down_records: Tensor
     gate: str
+    front_scales: Tensor | None = None
+    down_scales: Tensor | None = None
 
 
 def sets_needed(bytes_of_one: float, cache: int) -> int:
@@ -116,6 +126,43 @@ def without_dead(weights: Weights) -> tuple[Weights, float]:
         down_records=plain_records(offsets, indices),
     )
     return small, 1 - live.float().mean().item()
+
+
+def in_fp8(weights: Weights) -> Weights:
+    """The same MLP as the fused kernels read it in fp8; its matrices stay the ones that were quantised."""
+    front, front_scales = quantize_blocks(weights.front)
+    down, down_scales = quantize_blocks(weights.down)
+    return weights._replace(front=front, down=down, front_scales=front_scales, down_scales=down_scales)
+
+
+def from_fp8(weights: Weights) -> Weights:
+    """What fp8 weights stand for, in the dtype they were made from (exact); its matrices are what is computed with."""
+    dtype = weights.matrices[0].values.dtype
+    front = dequantize(weights.front, weights.front_scales, dtype)
+    down = dequantize(weights.down, weights.down_scales, dtype)
+    parts = [front]
+    if weights.gate == "tied":
+        parts = list(unpack_tied(front))
+    elif weights.gate == "untied":
+        order = _front_records(weights.matrices[:2], "untied")[1]
+        stored = torch.empty_like(front)
+        stored[order] = front
+        parts = list(stored.split([matrix.values.shape[0] for matrix in weights.matrices[:2]]))
+    matrices = zip(weights.matrices, [*parts, down], strict=True)
+    return weights._replace(
+        matrices=tuple(matrix._replace(values=values) for matrix, values in matrices),
+        front=front, down=down, front_scales=None, down_scales=None,
+    )  # fmt: skip
+
+
+def elsewhere(weights: Weights) -> Weights:
+    """A copy of what the kernels read, in other memory: to a cache these are other weights."""
+    return weights._replace(
+        front=weights.front.clone(), front_records=weights.front_records.clone(),
+        down=weights.down.clone(), down_records=weights.down_records.clone(),
+        front_scales=None if weights.front_scales is None else weights.front_scales.clone(),
+        down_scales=None if weights.down_scales is None else weights.down_scales.clone(),
+    )  # fmt: skip
 
 
 def dense_weights(size: MlpSize, generator: torch.Generator) -> tuple[list[Tensor], tuple]:

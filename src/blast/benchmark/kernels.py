@@ -23,9 +23,9 @@ from blast.benchmark.kernel_providers import (
     dense_providers,
     first_line,
     our_providers,
-    peer_providers,
 )
 from blast.benchmark.kernel_weights import MlpSize
+from blast.benchmark.peer_providers import peer_providers
 from blast.benchmark.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
 
@@ -34,6 +34,8 @@ SETTINGS = {
     "masks": ["uniform"],
     "tied": [False],
     "peers": [],
+    "fp8": False,
+    "fp8_tokens": 64,
     "compiled": True,
     "seconds": 180.0,
     "tuning_seconds": 60.0,
@@ -53,10 +55,11 @@ def measure(
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
         settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, `skewed`, `trained`), `tied`
-            (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `compiled`
-            (whether dense is timed under torch.compile too), `seconds` (the longest a point may take),
-            `tuning_seconds` (of a peer, for each number of tokens), `masks_folder`, `down_block` (`same`, or
-            `transposed`: blocks of the down projection are `[in, out]`).
+            (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `fp8` (whether
+            ours is timed with fp8 weights too, at up to `fp8_tokens`), `compiled` (whether dense is timed under
+            torch.compile too), `seconds` (the longest a point may take), `tuning_seconds` (of a peer, for each number
+            of tokens), `masks_folder`, `down_block` (`same`, or `transposed`: blocks of the down projection are
+            `[in, out]`).
 
     Returns:
         By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says
@@ -121,7 +124,8 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
     if left <= 0:
         cause = "the seconds of this point were over; raise 'seconds' or split the point"
         return [missing_entry(asked, "ours", cause) | {"unfinished": True}]
-    made = our_providers(case, tokens, settings["masks"], settings["tied"])
+    fp8 = settings["fp8"] and tokens <= settings["fp8_tokens"]
+    made = our_providers(case, tokens, settings["masks"], settings["tied"], fp8)
     made += dense_providers(case, tokens, settings["compiled"])
     made += peer_providers(case, tokens, settings["peers"], settings["tuning_seconds"])
     rounds, runnable, lost = {}, {}, []

@@ -58,7 +58,8 @@ def bound_of(work: Work, ceilings: Ceilings) -> Bound:
 def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = True) -> Work:
     """The work of the fused block-sparse MLP with the tiles that its plan chooses.
 
-    Each of a block's slices is multiplied with each tile of tokens, and both operands come from the L2 cache.
+    Each of a block's slices is multiplied with each tile of tokens, and both operands come from the L2 cache. Weights
+    in fp8 are a byte each, and four for the scale of a block.
 
     Args:
         tokens: Rows of the activations.
@@ -66,15 +67,17 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = Tr
         weights: What is live; hidden blocks left out do not count.
         has_tma: Whether the device has a tensor memory accelerator; decides the plan.
     """
-    item = torch.empty(0, dtype=size.dtype).element_size()
+    item, weight_item = torch.empty(0, dtype=size.dtype).element_size(), weights.front.element_size()
     front_rows = 2 * size.block[0] if weights.gate == "tied" else size.block[0]
     front_blocks, down_blocks = _blocks(weights.front_records), _blocks(weights.down_records)
     down_elements = down_blocks * size.down_block[0] * size.down_block[1]
     weight_elements = front_blocks * front_rows * size.block[1] + down_elements
-    records = 4.0 * (weights.front_records.numel() + weights.down_records.numel())
+    index = 4.0 * (weights.front_records.numel() + weights.down_records.numel())
+    if weights.front_scales is not None:
+        index += 4.0 * (front_blocks + down_blocks)
     computed = weights.front_records.shape[0] * size.block[0]
     # The hidden activations are written and read, the outer ones touched once.
-    moved = item * (weight_elements + tokens * (2 * size.hidden + 2 * computed)) + records
+    moved = weight_item * weight_elements + item * tokens * (2 * size.hidden + 2 * computed) + index
     l2 = 0.0
     for blocks, gate, count, (b_out, b_in) in (
         (front_blocks, weights.gate, weights.front_records.shape[0], size.block),
@@ -83,7 +86,8 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = Tr
         plan = plan_for(tokens, count, b_out, b_in, gate, size.dtype == torch.float32, has_tma)
         wide = 2 if gate == "tied" else 1
         programs = -(-tokens // plan.tile) * (b_out // plan.slice)
-        l2 += item * blocks * programs * (min(plan.tile, tokens) + plan.slice * wide) * b_in
+        column = item * min(plan.tile, tokens) + weight_item * plan.slice * wide
+        l2 += blocks * programs * column * b_in
     return Work(2.0 * tokens * weight_elements, moved, l2, 2)
 
 

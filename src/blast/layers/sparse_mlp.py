@@ -7,20 +7,32 @@ from typing import NamedTuple
 import blast_kernels.ops  # noqa: F401  (registers torch.ops.blast.*)
 import torch
 from blast_kernels.break_even import Ranges, dense_ranges, dense_wins, gpu_name
+from blast_kernels.quantize import HALVES, quantize_blocks
 from blast_kernels.records import drop_columns, gated_records, live_hidden_rows, pack_tied, plain_records
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
+
+# How the fused kernels hold the weights: in the dtype of the model, or in fp8 with a scale for each block.
+WEIGHTS = ("same", "fp8")
+# Tokens of random input that the error of fp8 weights is stated for.
+ERROR_TOKENS = 64
 
 
 class Packed(NamedTuple):
-    """What the fused kernels read; made from the blocks of an MLP, and made anew when they change."""
+    """What the fused kernels read; made from the blocks of an MLP, and made anew when they change.
+
+    The scales are those of fp8 blocks, else None.
+    """
 
     front: Tensor
     front_records: Tensor
     down: Tensor
     down_records: Tensor
+    front_scales: Tensor | None = None
+    down_scales: Tensor | None = None
 
 
 class Roles(NamedTuple):
@@ -37,7 +49,7 @@ class SparseMlp(nn.Module):
     Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. Where a gradient is needed, under
     autocast and with active dropout the MLP it replaces runs as before, layer by layer. The parameters of the layers
     stay the only truth (state dict, checkpoints, optimizer); the packed blocks of the front are a copy of them, made
-    again whenever they were changed, moved or loaded.
+    again whenever they were changed, moved or loaded. So are fp8 weights: these are held besides the layers' own.
 
     Args:
         original: The MLP; its children are shared, not copied.
@@ -47,14 +59,22 @@ class SparseMlp(nn.Module):
             same for finite inputs.
         dense_fallback: Whether to run dense where `blast_kernels.break_even` says that dense is faster for so many
             tokens. Holds the dense weights as well.
+        weights: `same`, or `fp8`: half the bytes to read, at the price that `quantization_error` states. An MLP that is
+            cast to float32 or float64 runs with its own weights.
     """
 
     def __init__(
-        self, original: nn.Module, roles: Roles, activation: str, skip_dead: bool = True, dense_fallback: bool = False
+        self,
+        original: nn.Module,
+        roles: Roles,
+        activation: str,
+        skip_dead: bool = True,
+        dense_fallback: bool = False,
+        weights: str = "same",
     ) -> None:
         super().__init__()
         self.roles, self.activation, self.skip_dead = roles, activation, skip_dead
-        self.dense_fallback = dense_fallback
+        self.dense_fallback, self.weights = dense_fallback, weights
         # Around torch's own setattr: what it replaces is no child, but both have the same children.
         object.__setattr__(self, "original", original)
         self._modules = original._modules
@@ -83,7 +103,7 @@ class SparseMlp(nn.Module):
     @property
     def held(self) -> list[Tensor]:
         """Tensors that it holds besides those of its layers, some of which may be the layers' own."""
-        return [*(self._packed or ()), *(self._dense or ())]
+        return [tensor for tensor in (*(self._packed or ()), *(self._dense or ())) if tensor is not None]
 
     @property
     def packed(self) -> Packed:
@@ -99,19 +119,48 @@ class SparseMlp(nn.Module):
                 self._packed = self._dense = None
                 return
             self._packed = _pack(self.layers, self.gate, self.skip_dead)
+            if self.weights == "fp8" and self._packed.front.dtype in HALVES:
+                self._packed = _in_fp8(self._packed)
             self._dense = None
             if self.dense_fallback:
                 self._choose_dense()
         self._versions = self._current()
+
+    def quantization_error(self, x: Tensor | None = None) -> float:
+        """`‖out − full‖ / ‖full‖` of the fused kernels with the weights they hold, against those of the layers.
+
+        Args:
+            x: Activations `[..., in]` in the dtype of the MLP; normally distributed ones if left out.
+
+        Returns:
+            0 if the kernels hold the weights of the layers as they are.
+
+        Raises:
+            BlastError: if the weights are on the meta device.
+        """
+        packed, values = self.packed, self.layers[0].values
+        if packed is None:
+            raise BlastError("weights on the meta device have no values to compare; load the model first.")
+        if packed.front_scales is None:
+            return 0.0
+        if x is None:
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(ERROR_TOKENS, self.layers[0].in_features, generator=generator).to(values)
+        with torch.no_grad():
+            full = self._run(x, _pack(self.layers, self.gate, self.skip_dead)).float()
+            return ((self._run(x, packed).float() - full).norm() / full.norm()).item()
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces."""
         if not self._can_fuse(x):
             return self.original.forward(x)
         packed = self._packed if torch.compiler.is_compiling() else self.packed
-        up, down = self._layer(self.roles.up), self._layer(self.roles.down)
         if self._dense is not None and dense_wins(x.numel() // x.shape[-1], self._ranges):
             return self._run_dense(x)
+        return self._run(x, packed)
+
+    def _run(self, x: Tensor, packed: Packed) -> Tensor:
+        up, down = self._layer(self.roles.up), self._layer(self.roles.down)
         return torch.ops.blast.block_sparse_mlp(
             x,
             packed.front,
@@ -124,6 +173,8 @@ class SparseMlp(nn.Module):
             down.out_features,
             self.activation,
             self.gate,
+            packed.front_scales,
+            packed.down_scales,
         )
 
     def train(self, mode: bool = True) -> SparseMlp:
@@ -131,7 +182,7 @@ class SparseMlp(nn.Module):
         return super().train(mode)
 
     def extra_repr(self) -> str:
-        return f"gate={self.gate}, activation={self.activation}, skip_dead={self.skip_dead}"
+        return f"gate={self.gate}, activation={self.activation}, skip_dead={self.skip_dead}, weights={self.weights}"
 
     def _apply(self, function, recurse: bool = True) -> SparseMlp:
         super()._apply(function, recurse)
@@ -170,6 +221,12 @@ class SparseMlp(nn.Module):
         tensors = [tensor for layer in self.layers for tensor in (layer.values, layer.row_offsets, layer.col_indices)]
         # An inference tensor has no version: it cannot be changed in place outside inference mode.
         return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _in_fp8(packed: Packed) -> Packed:
+    front, front_scales = quantize_blocks(packed.front)
+    down, down_scales = quantize_blocks(packed.down)
+    return packed._replace(front=front, down=down, front_scales=front_scales, down_scales=down_scales)
 
 
 ACTIVATIONS = {

@@ -1,0 +1,189 @@
+"""fp8 weights of a fused model: the error is the one stated, and nothing but the kernels sees them."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from sparse_pairs import BLOCK, masked, random_masks
+from torch import nn
+
+import blast
+from blast import architectures
+from blast.errors import BlastError
+from blast.layers.sparse_mlp import SparseMlp
+
+MODELS = ("llama-nano", "gpt2-nano")
+VOCABULARY = 512
+# A weight is off by up to 1/16, evenly distributed up or down: about 2.5 % in the mean square. Two or three matrices.
+EXPECTED = (0.02, 0.07)
+
+
+def sparse_model(name: str, dtype: torch.dtype = torch.bfloat16, tied: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    model = architectures.build(name, vocab_size=VOCABULARY).eval()
+    masks = random_masks(model)
+    if tied:
+        masks = {key: masks[key.replace("up_proj", "gate_proj")] for key in masks}
+    return blast.to_sparse(masked(model, masks), masks).to(dtype)
+
+
+def prompt() -> torch.Tensor:
+    return torch.randint(VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def fused_of(model: nn.Module) -> dict[str, SparseMlp]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseMlp)}
+
+
+def distance(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((out.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "tied"), [("llama-nano", False), ("llama-nano", True), ("gpt2-nano", False)])
+def test_each_mlp_is_off_by_what_is_stated(name, tied, dtype) -> None:
+    sparse = sparse_model(name, dtype, tied)
+    fused = blast.fuse(copy.deepcopy(sparse), weights="fp8")
+    errors = blast.quantization_errors(fused)
+    assert list(errors) == list(fused_of(fused))
+    assert len(errors) == 2
+    assert all(mlp.packed.front.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
+    assert all(mlp.packed.down.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
+    x = torch.randn(300, 128, generator=torch.Generator().manual_seed(5)).to(dtype)
+    for place, mlp in fused_of(fused).items():
+        assert EXPECTED[0] < errors[place] < EXPECTED[1]
+        with torch.no_grad():
+            off = distance(mlp(x), sparse.get_submodule(place)(x))
+        # Other tokens, and half precision's own rounding: within a tenth of what is stated.
+        assert off == pytest.approx(errors[place], rel=0.1)
+        assert mlp.quantization_error(x) == pytest.approx(off, rel=0.03)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_fp8_agrees_within_the_error_of_its_mlps(name) -> None:
+    sparse = sparse_model(name)
+    fused = blast.fuse(copy.deepcopy(sparse), weights="fp8")
+    with torch.no_grad():
+        off = distance(fused(prompt()).logits, sparse(prompt()).logits)
+    # Errors of the layers add up like independent ones at most, and the residual stream makes less of them.
+    assert 0 < off < math.hypot(*blast.quantization_errors(fused).values()) + 5e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_fp8_generates(name) -> None:
+    model = blast.fuse(sparse_model(name), weights="fp8")
+    tokens = model.generate(
+        prompt(), attention_mask=torch.ones_like(prompt()), max_new_tokens=5, do_sample=False, pad_token_id=0,
+        eos_token_id=None,
+    )  # fmt: skip
+    assert tokens.shape == (2, 17)
+    assert torch.equal(tokens[:, :12], prompt())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_state_dict_the_checkpoint_and_the_way_back_are_those_of_the_sparse_model(name, tmp_path) -> None:
+    sparse = sparse_model(name)
+    digest = blast.save(sparse, tmp_path / "sparse")
+    before = {key: value.clone() for key, value in sparse.state_dict().items()}
+    modules = {place: id(module) for place, module in sparse.named_modules()}
+    with torch.no_grad():
+        expected = sparse(prompt()).logits
+    fused = blast.fuse(sparse, weights="fp8")
+    state = fused.state_dict()
+    assert list(state) == list(before)
+    assert all(torch.equal(state[key], before[key]) for key in before)
+    assert blast.save(fused, tmp_path / "fused") == digest
+    loaded = blast.load(tmp_path / "fused")
+    assert not fused_of(loaded)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(prompt()).logits, expected)
+        restored = blast.unfuse(fused)
+        assert torch.equal(restored(prompt()).logits, expected)
+    assert {place: id(module) for place, module in restored.named_modules()} == modules
+
+
+def test_training_goes_through_the_layers_own_weights() -> None:
+    sparse = sparse_model("llama-nano")
+    fused = blast.fuse(copy.deepcopy(sparse), weights="fp8")
+    out, expected = fused(prompt()).logits, sparse(prompt()).logits
+    assert torch.equal(out, expected)
+    out.float().sum().backward()
+    assert all(layer.values.grad is not None for mlp in fused_of(fused).values() for layer in mlp.layers)
+
+
+def test_weights_changed_after_fusing_are_quantised_again() -> None:
+    model = blast.fuse(sparse_model("gpt2-nano"), weights="fp8")
+    mlp = next(iter(fused_of(model).values()))
+    before = mlp.packed.front_scales.clone()
+    with torch.no_grad():
+        for layer in mlp.layers:
+            layer.values.mul_(4)
+    assert torch.equal(mlp.packed.front_scales, 4 * before)
+    assert EXPECTED[0] < mlp.quantization_error() < EXPECTED[1]
+
+
+def test_a_model_cast_to_float32_runs_with_its_own_weights_and_says_so() -> None:
+    sparse = sparse_model("llama-nano")
+    model = blast.fuse(copy.deepcopy(sparse), weights="fp8").float()
+    assert set(blast.quantization_errors(model).values()) == {0.0}
+    with torch.no_grad():
+        torch.testing.assert_close(model(prompt()).logits, sparse.float()(prompt()).logits, rtol=1e-4, atol=1e-5)
+    assert min(blast.quantization_errors(model.half()).values()) > 0
+
+
+def test_fusing_again_changes_the_form_of_the_weights_alone() -> None:
+    model = blast.fuse(sparse_model("llama-nano"))
+    plain = {place: mlp.packed.front for place, mlp in fused_of(model).items()}
+    assert set(blast.quantization_errors(model).values()) == {0.0}
+    blast.fuse(model, weights="fp8")
+    assert list(fused_of(model)) == list(plain)
+    assert min(blast.quantization_errors(model).values()) > EXPECTED[0]
+    blast.fuse(model)
+    assert all(torch.equal(mlp.packed.front, plain[place]) for place, mlp in fused_of(model).items())
+    assert not any(isinstance(mlp.original, SparseMlp) for mlp in fused_of(model).values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_memory_held_besides_is_a_byte_a_weight_and_four_a_block(name) -> None:
+    sparse = sparse_model(name)
+    before = blast.model_bytes(sparse)
+    fused = blast.fuse(sparse, skip_dead=False, weights="fp8")
+    layers = [layer for mlp in fused_of(fused).values() for layer in mlp.layers]
+    records = sum(4 * t.numel() for mlp in fused_of(fused).values() for t in (mlp.packed[1], mlp.packed[3]))
+    weights = sum(layer.values.numel() for layer in layers)
+    held = blast.model_bytes(fused).weights - before.weights
+    assert held == weights + 4 * weights // BLOCK**2 + records
+
+
+def test_a_model_in_fp8_is_one_graph_for_the_compiler() -> None:
+    model = blast.fuse(sparse_model("llama-nano"), weights="fp8")
+    with torch.no_grad():
+        expected = model(prompt()).logits
+        compiled = torch.compile(lambda x: model(x).logits, fullgraph=True, backend="aot_eager")
+        assert distance(compiled(prompt()), expected) < 1e-2
+
+
+def test_fp8_weights_can_be_copied() -> None:
+    model = blast.fuse(sparse_model("gpt2-nano"), weights="fp8")
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        assert torch.equal(copied(prompt()).logits, model(prompt()).logits)
+    assert blast.quantization_errors(copied) == blast.quantization_errors(model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights", "message"),
+    [
+        (torch.bfloat16, "fp4", r"^unknown form of weights 'fp4'; did you mean 'fp8'\?$"),
+        (torch.float32, "fp8", r"float16 or bfloat16, but 'model.layers.0.mlp' is float32; .*model.bfloat16\(\)\.$"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence_and_changes_nothing(dtype, weights, message) -> None:
+    model = sparse_model("llama-nano", dtype)
+    with pytest.raises(BlastError, match=message) as caught:
+        blast.fuse(model, weights=weights)
+    assert "\n" not in str(caught.value)
+    assert not fused_of(model)
