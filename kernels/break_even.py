@@ -1,6 +1,7 @@
 """From which sparsity on the sparse kernels beat dense cuBLAS: read from a table of the GPU, or judged without one.
 
-`tuned/<gpu>.json` holds `{"gpu": …, "versions": {…}, "break_even": [row, …]}`. A row
+`tuned/<gpu>.json` holds `{"gpu": …, "break_even_run": {…}, "break_even": [row, …]}`, and beside it what `tuned_plans`
+reads; either part may be missing. A row
 `{"block": [64, 64], "gate": "untied", "dtype": "bfloat16", "tokens": 16, "sparsity": 0.42}` says that at so many tokens
 sparse is faster from that sparsity on. Between listed numbers of tokens the nearer one, by ratio, counts.
 """
@@ -87,7 +88,7 @@ def read_table(gpu: str, folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
     if not file.is_file():
         return ()
     try:
-        rows = json.loads(file.read_text())["break_even"]
+        rows = json.loads(file.read_text()).get("break_even", [])
         complete = all(set(KEYS) <= row.keys() for row in rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: is no table of break-even points ({error}); measure it again or delete it") from None

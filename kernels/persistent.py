@@ -85,30 +85,34 @@ def _fetch(
         next_start = gl.load(next_record + 1)
         next_end = gl.load(next_record + 3)
         next_column = gl.load(next_record + 4)
+        # `blocks` also counts the steps below: Triton 3.6 drops a value carried by this loop that serves as the bound
+        # of the inner one alone, and takes that of the first tile throughout.
+        blocks = end - start
         w_row = start * STRIDE + piece * ROWS
-        for block in range(end - start):
+        for block in range(blocks):
             following = gl.load(record + 5 + block)
             for chunk in gl.static_range(CHUNKS):
-                stage = step % STAGES
+                at = step + block * CHUNKS + chunk
+                stage = at % STAGES
                 ready = full.index(stage)
-                mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+                mbarrier.wait(empty.index(stage), ((at // STAGES) & 1) ^ 1)
                 mbarrier.expect(ready, 2 * x_descriptor.block_type.nbytes + w_descriptor.block_type.nbytes)
                 k = column * B_IN + chunk * K
                 _copy_in(x_descriptor, [token, k], ready, x_first.index(stage))
                 _copy_in(x_descriptor, [token + HALF, k], ready, x_second.index(stage))
-                _copy_in(
-                    w_descriptor, [w_row + block * STRIDE, chunk * K], ready, w_ring.index(stage)
-                )
-                step += 1
+                _copy_in(w_descriptor, [w_row + block * STRIDE, chunk * K], ready, w_ring.index(stage))
             column = following
-        record, token, piece = next_record, next_token, next_piece
-        start, end, column = next_start, next_end, next_column
+        step += blocks * CHUNKS
+        record = next_record
+        token = next_token
+        piece = next_piece
+        start = next_start
+        end = next_end
+        column = next_column
 
 
 @gluon.jit
-def _multiply(
-    step, steps, x_ring, w_ring, full, empty, ROWS: gl.constexpr, STAGES: gl.constexpr, LAYOUT: gl.constexpr
-):
+def _multiply(step, steps, x_ring, w_ring, full, empty, ROWS: gl.constexpr, STAGES: gl.constexpr, LAYOUT: gl.constexpr):
     # `steps` stages of the ring from `step` on: [HALF, K] · [ROWS, K]ᵀ each. A stage is given back one step late, when
     # the product that read it has ended.
     total = gl.zeros([HALF, ROWS], gl.float32, LAYOUT)
@@ -173,8 +177,12 @@ def _consume(
         y_buffer.store(out.to(y_descriptor.dtype))
         fence_async_shared()
         _copy_out(y_descriptor, [token + WHICH * HALF, out_column], y_buffer)
-        token, piece = next_token, next_piece
-        row, start, middle, end = next_row, next_start, next_middle, next_end
+        token = next_token
+        piece = next_piece
+        row = next_row
+        start = next_start
+        middle = next_middle
+        end = next_end
     tma.store_wait(pendings=0)
 
 
@@ -216,15 +224,15 @@ def persistent(
             (
                 _consume,
                 (
-                    y_descriptor, x_first, w_ring, y_first, full, empty, records, bias, count, token_tiles, GROUP, width,
-                    0, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
+                    y_descriptor, x_first, w_ring, y_first, full, empty, records, bias, count, token_tiles, GROUP,
+                    width, 0, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
                 ),
             ),
             (
                 _consume,
                 (
-                    y_descriptor, x_second, w_ring, y_second, full, empty, records, bias, count, token_tiles, GROUP, width,
-                    1, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
+                    y_descriptor, x_second, w_ring, y_second, full, empty, records, bias, count, token_tiles, GROUP,
+                    width, 1, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
                 ),
             ),
             (

@@ -1,21 +1,31 @@
-"""Which kernel, with which tiles, for a product of a given shape: rules read off measurements (see NOTES.md)."""
+"""Which kernel, with which tiles, for a product of a given shape: rules read off measurements (see NOTES.md).
+
+The rules are what runs without a table of the GPU (`tuned_plans`). They were read off a sweep on an H100 with blocks of
+128, sparsity .95 (and .8 for 8192 tokens), shapes of Llama 1B to 405B and 16, 128 and 2048 tokens; everything else is
+an inference from that.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+KERNELS = ("stream", "tiles", "persistent")
 GATES = ("none", "untied", "tied")
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
 BLOCK_SIDES = (16, 32, 64, 128)
 # Multiprocessors of an H100 or H200; a plan wants two programs for each.
 MULTIPROCESSORS = 132
+# Bytes of shared memory that one program may have on an H100 or H200.
+SHARED_MEMORY = 232_448
+# Bytes of one barrier of a buffer that the tensor memory accelerator fills.
+BARRIER = 8
 
 
 class Plan(NamedTuple):
     """How one product is run.
 
     Attributes:
-        kernel: `stream` or `tiles`.
+        kernel: One of `KERNELS`.
         tile: Tokens a program.
         slice: Rows of a block that a program computes.
         k: Columns of a block a step (`tiles`), or columns a step over several small blocks (`stream`).
@@ -39,10 +49,36 @@ class Plan(NamedTuple):
     split: int = 1
 
 
+def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> int:
+    """Bytes of shared memory of a program on compute capability 9.
+
+    Exact for `tiles`; `stream` takes at most this: one stage less where its product is too small for wgmma, and where a
+    step spans several blocks its loads are not pipelined to the full depth.
+
+    Args:
+        plan: How the product is run.
+        gate: One of `GATES`.
+        x_item: Bytes of an activation.
+        w_item: Bytes of a weight.
+    """
+    rows = plan.slice * (2 if gate == "tied" else 1)
+    step = plan.k * (rows * w_item + plan.tile * x_item)
+    # Once the loop is done with it, the result passes through, or the float32 part of a split.
+    after = plan.tile * (plan.slice * x_item if plan.split == 1 else rows * 4)
+    return max(plan.stages * (step + BARRIER), after)
+
+
 def plan_for(
-    tokens: int, records: int, b_out: int, b_in: int, gate: str, wide_float: bool = False, has_tma: bool = True
+    tokens: int,
+    records: int,
+    b_out: int,
+    b_in: int,
+    gate: str,
+    wide_float: bool = False,
+    has_tma: bool = True,
+    row_blocks: float = 8.0,
 ) -> Plan:
-    """The plan for a product.
+    """The plan for a product by the rules alone.
 
     Args:
         tokens: Rows of the activations.
@@ -52,32 +88,62 @@ def plan_for(
         gate: One of `GATES`.
         wide_float: Whether the operands are float32 (IEEE dots: no tensor cores).
         has_tma: Whether the device has a tensor memory accelerator (compute capability 9).
+        row_blocks: Mean length of a block row: stored blocks by records.
 
     Returns:
         A plan that fits the block.
     """
     if wide_float:
-        return Plan("stream", 16, min(32, b_out), min(b_in, 32), 2, 4)
+        return Plan("stream", 16, min(32, b_out), b_in, 2, 4)
     half = min(64, b_out)
     # wgmma wants 64 rows on its M side: weights where a slice has them, otherwise tokens.
     weights_first = half * (2 if gate == "tied" else 1) >= 64
     few = tokens <= 16 or (tokens <= 32 and not weights_first)
     if few or not has_tma or max(b_out, b_in) < 32:
-        tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
-        return Plan("stream", tile, min(32 if gate == "tied" else 64, b_out), max(128, b_in), 4, 4)
-    k = min(64, b_in)
+        return _streamed(tokens, records, b_out, b_in, gate, row_blocks, has_tma)
+    programs = records * (b_out // half)
     if tokens <= 32:
-        return Plan("tiles", 32, half, min(128, b_in), 4, 4)
-    if tokens <= 128:
-        enough = records * (b_out // half) >= 2 * MULTIPROCESSORS
-        if tokens > 64 and enough:
-            return Plan("tiles", 128, half, k, 4, 4, weights_first)
-        return Plan("tiles", 64, half, k, 4 if enough else 6, 4, weights_first)
+        # The packed rows of tied weights are twice as many: a step of 64 columns keeps the pipeline deep.
+        return Plan("tiles", 32, half, min(64 if gate == "tied" else 128, b_in), 4, 4)
+    if tokens <= 256:
+        return _middling(tokens, programs, half, b_in, gate, weights_first)
+    k = min(64, b_in)
     if gate == "tied":
-        large = records >= 300
-        return Plan("tiles", 128, half, k, 3 if large else 2, 4, False, 8 if large else 16)
+        if row_blocks >= 16 and b_out == 128:
+            return Plan("tiles", 256, half, k, 3, 8, False, 4)
+        stages, group = (3, 8) if row_blocks >= 5 else (2, 16)
+        return Plan("tiles", 128, half, k, stages, 4, False, group)
     if b_out < 128:
         return Plan("tiles", 128, b_out, k, 3, 4, False, 8)
+    # A tile of few blocks is mostly start and end: smaller ones, three a multiprocessor, hide each other's.
+    if (gate == "untied" and row_blocks < 5) or records <= 16:
+        return Plan("tiles", 128, 64, k, 3, 4, False, 16)
     if gate == "untied":
-        return Plan("tiles", 128, 128, k, 3 if records >= 100 else 2, 4, True, 8)
-    return Plan("tiles", 128, 128, k, 3, 4, False, 8 if records > 32 else 16)
+        return Plan("tiles", 128, 128, k, 3, 4, True, 8)
+    return Plan("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if records <= 32 else 4)
+
+
+def _streamed(tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool) -> Plan:
+    tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+    wide = gate == "none" and min(b_out, b_in) == 128 and records >= 100 and row_blocks >= 16
+    if tile == 16 and has_tma and wide:
+        # Very wide activations: the tensor memory accelerator fetches them faster (405B: 37 µs, not 46).
+        return Plan("tiles", 16, 64, 128, 3, 4)
+    halves = records * max(1, b_out // 64)
+    narrow = gate == "tied" or (gate == "untied" and halves < MULTIPROCESSORS)
+    return Plan("stream", tile, min(32 if narrow else 64, b_out), max(128, b_in), 4, 4)
+
+
+def _middling(tokens: int, programs: int, half: int, b_in: int, gate: str, weights_first: bool) -> Plan:
+    """33 to 256 tokens: where programs are few, half a token tile each and deep steps."""
+    programs *= -(-tokens // 128)
+    deep, plain = min(128, b_in), min(64, b_in)
+    enough = programs > 64 if gate == "none" else programs >= 2 * MULTIPROCESSORS
+    tile = 128 if tokens > 64 and (enough or not weights_first) else 64
+    if gate == "none":
+        return Plan("tiles", tile, half, deep, 4, 4, weights_first)
+    if gate == "tied":
+        return Plan("tiles", tile, half, plain, 3, 4, weights_first)
+    if enough:
+        return Plan("tiles", tile, half, plain, 3 if programs >= 600 else 4, 4, weights_first)
+    return Plan("tiles", tile, half, deep, 3, 4, weights_first)

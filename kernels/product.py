@@ -127,6 +127,8 @@ def product(
         "FOLLOWS": chain.follows,
         "num_warps": plan.warps,
     }
+    if plan.kernel == "persistent" and (scales is not None or x.dtype == torch.float32 or INTERPRETED):
+        raise ValueError("the persistent kernel takes float16 and bfloat16 weights on a GPU; pass another plan or none")
     if chain.follows:
         common["launch_pdl"] = True
     if plan.registers is not None:

@@ -85,8 +85,11 @@ def stream(
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
     column = tl.load(columns + first)
-    if HAS_SCALES:
+    if HAS_SCALES and BLOCKS == 1:
+        # Loads of single numbers are not pipelined: each is asked for three steps before it is wanted.
         factor = tl.load(scales + start + first, mask=first < last, other=0.0)
+        second = tl.load(scales + start + first + 1, mask=first + 1 < last, other=0.0)
+        third = tl.load(scales + start + first + 2, mask=first + 2 < last, other=0.0)
     if FOLLOWS:
         # Everything above reads weights' indices alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()
@@ -100,7 +103,9 @@ def stream(
             w_pointers += BLOCK_SIZE
             if HAS_SCALES:
                 w = w.to(tile.dtype) * factor.to(tile.dtype)
-                factor = tl.load(scales + start + step + 1, mask=step + 1 < last, other=0.0)
+                factor = second
+                second = third
+                third = tl.load(scales + start + step + 3, mask=step + 3 < last, other=0.0)
         else:
             n = tl.where(in_gate, step * BLOCKS, gates + (step - gate_steps) * BLOCKS) + k_block
             live = n < tl.where(in_gate, gates, count)

@@ -48,17 +48,21 @@ def _accumulate(
     CHUNKS: tl.constexpr = B_IN // K
     column = tl.load(columns)
     if HAS_SCALES:
+        # Loads of single numbers are not pipelined: each is asked for three steps before it is wanted.
         factor = tl.load(scales + block, mask=blocks > 0, other=0.0)
+        second = tl.load(scales + block + 1 // CHUNKS, mask=blocks > 1 // CHUNKS, other=0.0)
+        third = tl.load(scales + block + 2 // CHUNKS, mask=blocks > 2 // CHUNKS, other=0.0)
     for step in tl.range(0, blocks * CHUNKS, num_stages=STAGES):
         k = (step % CHUNKS) * K
         w = w_descriptor.load([block * STRIDE + w_row + (step // CHUNKS) * STRIDE, k])
         x = x_descriptor.load([token, column * B_IN + k])
         # A scalar load inside the loop is not pipelined: fetched one step ahead; the record is one entry longer.
-        ahead = (step + 1) // CHUNKS
-        column = tl.load(columns + ahead)
+        column = tl.load(columns + (step + 1) // CHUNKS)
         if HAS_SCALES:
             w = w.to(x.dtype) * factor.to(x.dtype)
-            factor = tl.load(scales + block + ahead, mask=ahead < blocks, other=0.0)
+            factor = second
+            second = third
+            third = tl.load(scales + block + (step + 3) // CHUNKS, mask=(step + 3) // CHUNKS < blocks, other=0.0)
         total = tl.dot(w, x.T, total) if WEIGHTS_FIRST else tl.dot(x, w.T, total)
     return total
 

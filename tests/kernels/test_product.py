@@ -163,3 +163,20 @@ def test_more_elements_than_an_int32_counts(device):
         product(x, front.values, front.records, None, y, "none", "none", plan)
         assert relative_error(y[tail], expected) < BOUND[torch.bfloat16]
         assert not torch.isnan(y).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter: needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 300, 2048])
+@pytest.mark.parametrize("pattern", ["skewed_rows", "empty_rows", "full"])
+@pytest.mark.parametrize(
+    ("gate", "block", "stages"),
+    [("none", 128, 3), ("untied", 128, 3), ("tied", 128, 4), ("none", 64, 4), ("untied", 64, 3), ("tied", 64, 4)],
+)
+def test_the_persistent_kernel_on_a_gpu(gate, block, stages, pattern, tokens, dtype):
+    # Several tiles a program: that is where its warps could lose count of each other.
+    front = front_of(gate, masks_of(pattern, 61, 9), block, block, dtype, "cuda")
+    slice_ = 64 if gate == "tied" else block
+    plan = Plan("persistent", 256, slice_, 64, stages, 4, False, 2)
+    check(front, tokens, gate, "cuda", bias=gate == "none", plan=plan)

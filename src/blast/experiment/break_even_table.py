@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blast.errors import BlastError
-from blast.experiment.record import write_json
-from blast.experiment.rows import Record, describe_run
+from blast.experiment.gpu_table import good_records, run_of, update_table
+from blast.experiment.rows import Record
 
 PLACE = ("tokens", "dtype", "gate")
 
@@ -58,19 +57,5 @@ def write_table(records: Iterable[Record], folder: Path) -> Path:
     Raises:
         BlastError: if no good record of the suite was made on a GPU, or they come from several.
     """
-    good = [
-        record
-        for record in records
-        if record["status"] == "ok" and (record["point"].get("benchmark") or {}).get("suite") == "kernels"
-    ]
-    machines = sorted({record["run"]["hardware"] for record in good if record["run"].get("gpu")})
-    if len(machines) != 1:
-        found = f"come from {', '.join(machines)}" if machines else "are missing"
-        raise BlastError(
-            f"good kernel benchmarks of one GPU are needed, but they {found}; give the folder of one grid."
-        )
-    run = describe_run(good[0])
-    table = {"gpu": machines[0], "versions": run.get("versions"), "commit": run.get("commit"), "date": run["date"]}
-    file = Path(folder, f"{machines[0]}.json")
-    write_json(file, {**table, "break_even": break_even_rows(good)})
-    return file
+    gpu, good = good_records(records, "kernels")
+    return update_table(folder, gpu, {"break_even_run": run_of(good[0]), "break_even": break_even_rows(good)})

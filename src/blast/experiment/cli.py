@@ -58,6 +58,11 @@ def job(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """Runs the benchmark points of one suite of a config, those that are not done yet."""
+    return _bench(options)[0]
+
+
+def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
+    """The exit code, and the folder of the records if any were made."""
     from blast.errors import unknown_name
     from blast.experiment.job import run_points
     from blast.experiment.record import write_json
@@ -74,7 +79,7 @@ def bench(options: argparse.Namespace) -> int:
         for number, point in enumerate(points):
             write_json(options.plan / f"{number:04d}-{point.id}.json", point.to_dict())
         print(f"{len(points)} points written to {options.plan}; run them with `python -m blast job`")
-        return 0
+        return 0, None
     folder = GridFolder(options.out or Path("results") / points[0].grid)
     plan_file, plan_text = folder.root / "plan.json", [point.to_dict() for point in planned.values()]
     # A plan that is there already stays as it is: the workflow looks at its date.
@@ -82,7 +87,27 @@ def bench(options: argparse.Namespace) -> int:
         write_json(plan_file, plan_text)
     failures = run_points(points, folder, folder.log(f"bench-{options.suite}"), total=len(points))
     print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
-    return 1 if failures else 0
+    return 1 if failures else 0, folder
+
+
+def tune(options: argparse.Namespace) -> int:
+    """Times the plans of the kernels on this GPU and writes the table that they run with from then on."""
+    from blast.benchmark.kernel_plans import this_gpu
+
+    this_gpu()
+    code, folder = _bench(options)
+    options.grid_dir = folder.root
+    return tuned_plans(options) or code
+
+
+def tuned_plans(options: argparse.Namespace) -> int:
+    """Makes the table of the plans that the kernels run with, from the records of the suite kernel_plans of a grid."""
+    from blast.experiment.rows import read_grid
+    from blast.experiment.tuned_table import write_plans
+
+    file = write_plans([record for record, _ in read_grid(options.grid_dir)], options.tuned)
+    print(f"written: {file}")
+    return 0
 
 
 def break_even(options: argparse.Namespace) -> int:
@@ -210,15 +235,22 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--log", type=Path)
     made.add_argument("--total", type=int, help="points of the whole grid, for the progress line")
     made.add_argument("--strict", action="store_true", help="exit with 1 if a point failed")
-    made = verb("bench", bench)
-    made.add_argument("suite", help="file in src/blast/benchmark, for instance kernels")
-    made.add_argument("--config", type=Path, default=Path("config/h100.yaml"))
-    made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, for instance '*.s95.b128.*'")
-    made.add_argument("--out", type=Path, help="folder of the grid (default: results/<name>)")
-    made.add_argument("--plan", type=Path, help="write the points as files here, in order, and run none")
-    made = verb("break-even", break_even)
-    made.add_argument("--grid-dir", **grid_dir)
-    made.add_argument("--tuned", type=Path, default=Path("kernels/tuned"), help="folder of the tables")
+    tuned = {"type": Path, "default": Path("kernels/tuned"), "help": "folder of the tables"}
+    for name, function in (("bench", bench), ("tune", tune)):
+        made = verb(name, function)
+        made.add_argument("--config", type=Path, default=Path("config/h100.yaml"))
+        made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, for instance '*.s95.b128.*'")
+        made.add_argument("--out", type=Path, help="folder of the grid (default: results/<name>)")
+        if name == "tune":
+            made.add_argument("--tuned", **tuned)
+            made.set_defaults(suite="kernel_plans", plan=None)
+            continue
+        made.add_argument("suite", help="file in src/blast/benchmark, for instance kernels")
+        made.add_argument("--plan", type=Path, help="write the points as files here, in order, and run none")
+    for name, function in (("break-even", break_even), ("tuned-plans", tuned_plans)):
+        made = verb(name, function)
+        made.add_argument("--grid-dir", **grid_dir)
+        made.add_argument("--tuned", **tuned)
     made = verb("fetch", fetch)
     made.add_argument("dataset")
     made.add_argument("--out", type=Path, required=True, help="file that takes the facts, or why there are none")

@@ -1,0 +1,74 @@
+"""The table of a GPU, `kernels/tuned/<gpu>.json`: one file for all that was measured for it, each part with its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError
+from blast.experiment.record import write_atomically
+from blast.experiment.rows import Record, describe_run
+
+
+def good_records(records: Iterable[Record], suite: str) -> tuple[str, list[Record]]:
+    """The GPU that a suite was run on, and its good records.
+
+    Raises:
+        BlastError: if there are none of a GPU, or of several.
+    """
+    good = [
+        record
+        for record in records
+        if record["status"] == "ok" and (record["point"].get("benchmark") or {}).get("suite") == suite
+    ]
+    machines = sorted({record["run"]["hardware"] for record in good if record["run"].get("gpu")})
+    if len(machines) != 1:
+        found = f"come from {', '.join(machines)}" if machines else "are missing"
+        raise BlastError(
+            f"good records of the suite '{suite}' of one GPU are needed, but they {found}; give the folder of one grid."
+        )
+    return machines[0], good
+
+
+def run_of(record: Record) -> dict[str, Any]:
+    """With which versions and commit a record was made, and when."""
+    run = describe_run(record)
+    return {key: run.get(key) for key in ("versions", "commit", "date")}
+
+
+def update_table(folder: Path, gpu: str, parts: Mapping[str, Any]) -> Path:
+    """Replaces parts of a GPU's table and keeps the others.
+
+    Args:
+        folder: `kernels/tuned`.
+        gpu: Name of the GPU, and of the file.
+        parts: By name; a mapping takes the place of its own keys alone.
+
+    Returns:
+        The file.
+
+    Raises:
+        BlastError: if the file that is there is damaged.
+    """
+    file = Path(folder, f"{gpu}.json")
+    try:
+        table = json.loads(file.read_text()) if file.is_file() else {}
+        for name, part in parts.items():
+            table[name] = {**table.get(name, {}), **part} if isinstance(part, Mapping) else part
+    except (ValueError, TypeError) as error:
+        raise BlastError(f"{file}: is no table of a GPU ({error}); restore or delete it.") from None
+    write_atomically(file, _text({"gpu": gpu, **table}) + "\n")
+    return file
+
+
+def _text(value: Any, indent: str = "") -> str:
+    """JSON with one row a line, so that a change of a table can be read as a difference."""
+    deeper = indent + " "
+    if isinstance(value, Mapping) and value:
+        inside = [f"{deeper}{json.dumps(key)}: {_text(part, deeper)}" for key, part in value.items()]
+        return "{\n" + ",\n".join(inside) + f"\n{indent}}}"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return "[\n" + ",\n".join(f"{deeper}{json.dumps(row)}" for row in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,90 @@
+"""The plans worth trying: each fits its block and the device, and they differ in speed alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from blast_kernels import reference
+from blast_kernels.candidates import candidates, fits
+from blast_kernels.plan import BLOCK_SIDES, SHARED_MEMORY, Plan, plan_for, shared_memory
+from blast_kernels.product import product
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_cases import front_of, mask_of, relative_error
+
+GATES = ("none", "untied", "tied")
+sides = st.sampled_from(BLOCK_SIDES)
+places = st.tuples(st.integers(1, 20_000), st.integers(1, 2000), sides, sides, st.sampled_from(GATES))
+lengths = st.floats(0.05, 400)
+
+
+def is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+@given(places, lengths, st.sampled_from([(2, 2), (2, 1), (4, 4)]))
+def test_every_candidate_fits_its_block_and_the_device(place, row_blocks, items):
+    tokens, records, b_out, b_in, gate = place
+    found = candidates(*place, row_blocks, *items)
+    assert 1 <= len(found) <= 40
+    assert len(set(found)) == len(found)
+    for plan in found:
+        assert b_out % plan.slice == 0
+        assert plan.k <= b_in if plan.kernel == "tiles" else plan.k % b_in == 0
+        assert all(map(is_power_of_two, (plan.tile, plan.slice, plan.k, plan.warps, plan.split)))
+        assert plan.stages * plan.k * plan.slice * items[1] <= shared_memory(plan, gate, *items) <= SHARED_MEMORY
+        assert plan.split == 1 or tokens <= 256
+        if plan.kernel == "tiles":
+            rows = plan.slice * (2 if gate == "tied" else 1)
+            assert items[0] < 4
+            assert (rows if plan.weights_first else plan.tile) >= 64
+            assert max(rows, plan.tile) <= 256
+
+
+@given(places, lengths, st.booleans(), st.booleans())
+def test_the_rules_always_give_a_plan_that_fits(place, row_blocks, wide_float, has_tma):
+    plan = plan_for(*place, wide_float, has_tma, row_blocks)
+    item = 4 if wide_float else 2
+    assert fits(plan, *place[2:], item, item)
+    assert has_tma or plan.kernel == "stream"
+
+
+@given(places, lengths)
+def test_the_pick_of_the_rules_is_tried_first(place, row_blocks):
+    assert candidates(*place, row_blocks)[0] == plan_for(*place, row_blocks=row_blocks)
+
+
+def test_block_lists_are_split_where_programs_are_few_and_lists_long():
+    def splits(tokens: int, records: int, row_blocks: float) -> set[int]:
+        return {plan.split for plan in candidates(tokens, records, 128, 128, "none", row_blocks)}
+
+    assert splits(16, 16, 12) == splits(128, 64, 12) == {1, 2, 4}
+    assert splits(16, 16, 1) == {1}
+    assert splits(16, 1000, 50) == splits(2048, 16, 50) == {1}
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("tokens", "block"), [(9, (128, 128)), (100, (64, 64)), (300, (128, 128)), (20, (32, 32))])
+def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
+    masks = [mask_of("skewed_rows", 2, 5, seed) for seed in ((0, 1) if gate == "untied" else (0,))]
+    front = front_of(gate, masks, *block, torch.float16, device)
+    records = front.records.shape[0]
+    x = torch.randn(tokens, front.dense[0].shape[1]).to(device, torch.float16)
+    out_features = front.dense[0].shape[0]
+    expected = reference.product(x.float(), front.values.float(), front.records, None, out_features, "silu", gate)
+    found = candidates(tokens, records, *block, gate, front.values.shape[0] / records)
+    # One of each kernel, split and order of the operands is enough for the interpreter.
+    kinds = {(plan.kernel, plan.split, plan.weights_first, plan.tile): plan for plan in reversed(found)}
+    assert len(kinds) >= 2
+    for plan in found if x.is_cuda else kinds.values():
+        y = torch.full((tokens, out_features), float("nan"), dtype=torch.float16, device=device)
+        product(x, front.values, front.records, None, y, "silu", gate, plan)
+        assert relative_error(y, expected) < 1e-3, plan
+
+
+def test_a_plan_that_wants_more_memory_than_there_is_does_not_fit():
+    assert fits(Plan("tiles", 64, 64, 128, 4, 4), 128, 128, "tied")
+    assert not fits(Plan("tiles", 64, 64, 128, 6, 4), 128, 128, "tied")
+    assert not fits(Plan("tiles", 32, 64, 128, 6, 4), 128, 128, "tied")
+    assert not fits(Plan("tiles", 128, 128, 64, 3, 4), 64, 128, "none")
+    assert not fits(Plan("tiles", 64, 32, 64, 3, 4), 128, 128, "none")
