@@ -44,5 +44,5 @@ def latencies(metrics):
 
 def masks_of(size, tied=False, kind="uniform", sparsity=0.7, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shape = (size.hidden, size.ffn, size.gated, tied, sparsity, size.block, size.down_block)
-    return kernel_masks.random_masks(kind, *shape, generator), generator
+    shape = (size.hidden, size.ffn, size.gated, tied, sparsity, size.block)
+    return kernel_masks.random_masks(kind, *shape, generator, size.down_block), generator

@@ -32,7 +32,7 @@ def imaginary_gpu(monkeypatch):
     monkeypatch.setattr(kernels, "capture", lambda candidate: candidate.call(candidate.sets - 1))
     monkeypatch.setattr(kernels, "time_in_turn", lambda rounds, *_: dict.fromkeys(rounds, Timing(1.0, 1.0, 1.0, 3)))
 
-    def size(name, block, dtype):
+    def size(name, block, dtype, down_block):
         return SIZES["gated" if "llama" in name else "plain"]._replace(dtype=getattr(torch, dtype))
 
     monkeypatch.setattr(kernels, "mlp_size", size)

@@ -32,8 +32,8 @@ def random_masks(
     tied: bool,
     sparsity: float,
     block: tuple[int, int],
-    down_block: tuple[int, int],
     generator: torch.Generator,
+    down_block: tuple[int, int] | None = None,
 ) -> MlpMasks:
     """Masks of one MLP with exactly the budget of each matrix, drawn on the device of the generator.
 
@@ -45,8 +45,8 @@ def random_masks(
         tied: Whether gate and up share a mask.
         sparsity: Share of empty blocks.
         block: `[out, in]` of up and gate.
-        down_block: `[out, in]` of the down projection.
         generator: Its state decides the masks.
+        down_block: `[out, in]` of the down projection; None: as the others.
     """
 
     def draw(out: int, into: int, sides: tuple[int, int]) -> Tensor:
@@ -54,7 +54,7 @@ def random_masks(
 
     up = draw(ffn, hidden, block)
     gate = (up if tied else draw(ffn, hidden, block)) if gated else None
-    return MlpMasks(up, draw(hidden, ffn, down_block), gate)
+    return MlpMasks(up, draw(hidden, ffn, down_block or block), gate)
 
 
 def _draw(kind: str, rows: int, cols: int, sparsity: float, generator: torch.Generator) -> Tensor:

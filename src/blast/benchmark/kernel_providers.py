@@ -14,7 +14,6 @@ from torch import Tensor
 
 from blast.benchmark.graph_timing import Candidate, error_of, sampled_rows
 from blast.benchmark.kernel_masks import MlpMasks, random_masks, trained_masks
-from blast.benchmark.kernel_peers import PeerMlp, peer_of
 from blast.benchmark.kernel_weights import (
     MlpSize,
     Weights,
@@ -145,7 +144,7 @@ class Case:
                 return []
             found = trained_masks(self.masks_folder, self.architecture, self.sparsity, block, tied, device)
             return [found[number % len(found)] for number in range(count)] if found else []
-        arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, size.down_block, generator)
+        arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, generator, size.down_block)
         return [random_masks(*arguments) for _ in range(count)]
 
     def _generator(self, purpose: int) -> torch.Generator:
@@ -175,7 +174,7 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
             ) -> Provider:
                 call = _fused_call(x, sets, case.size)
                 work = sparse_work(tokens, case.size, sets[0], case.machine.has_tma)
-                check = _check(call, expected, rows)
+                check = check_of(call, expected, rows)
                 return Provider(name, f"{name} {key}", Candidate(call, len(sets)), check, work, flag, facts)
 
             made.append(provider("ours", weights, facts))
@@ -208,39 +207,8 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
             return function(x, *sets[number], size.activation)
 
         rows = torch.arange(tokens, device=x.device)
-        check = _check(call, reference.float(), rows, poison=False) if name == "dense_compiled" else None
+        check = check_of(call, reference.float(), rows, poison=False) if name == "dense_compiled" else None
         made.append(Provider(name, name, Candidate(call, len(sets)), check, work))
-    return made
-
-
-def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) -> list[Provider]:
-    """The peers asked for, on uniform masks without ties; those that cannot run with the reason."""
-    # What lies between their products is compiled, and the compiler gives up after eight shapes.
-    torch.compiler.reset()
-    x, made = case.input(tokens), []
-    rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
-    for name in names:
-        kind = peer_of(name)
-        facts = {"mask": "uniform"}
-        provider = Provider(name, name, tied=False if case.size.gated else None, setting=facts, peer=True)
-        cause = kind.refusal(case.size)
-        if cause is not None:
-            made.append(provider.without(cause))
-            continue
-        weights = case.sparse("uniform", False)
-        try:
-            peer = kind(case.size, tokens, seconds)
-            mlp = PeerMlp(peer, case.size, weights, x)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as fault:  # a peer may raise anything
-            made.append(provider.without(first_line(fault), "failed"))
-            continue
-        if peer.tuned is not None:
-            facts = facts | {"tuned": peer.tuned}
-        expected = expected_output(x[rows], weights[0], case.size.activation)
-        candidate = Candidate(mlp.run, len(weights))
-        made.append(provider._replace(candidate=candidate, check=_check(mlp.output, expected, rows), setting=facts))
     return made
 
 
@@ -273,7 +241,7 @@ def _fp8_provider(case: Case, x: Tensor, rows: Tensor, which: tuple[str, bool], 
     call = _fused_call(x, sets, case.size)
     return provider._replace(
         candidate=Candidate(call, len(sets)),
-        check=_check(call, expected, rows),
+        check=check_of(call, expected, rows),
         work=sparse_work(x.shape[0], case.size, sets[0], case.machine.has_tma),
         setting=facts | {"quantization_error": off},
     )
@@ -298,8 +266,9 @@ def _fallback(
 
     work = dense_work(x.shape[0], case.size)
     name = "ours_dense_fallback"
-    return Provider(name, f"{name} {key}", Candidate(call, count), _check(call, expected, rows), work, tied, facts)
+    return Provider(name, f"{name} {key}", Candidate(call, count), check_of(call, expected, rows), work, tied, facts)
 
 
-def _check(call: Callable[[int], Tensor], expected: Tensor, rows: Tensor, poison: bool = True) -> Callable[[], float]:
+def check_of(call: Callable[[int], Tensor], expected: Tensor, rows: Tensor, poison: bool = True) -> Callable[[], float]:
+    """What gives the error of a call against the reference on some rows."""
     return lambda: error_of(call, expected, rows, poison)

@@ -23,9 +23,9 @@ from blast.benchmark.kernel_providers import (
     dense_providers,
     first_line,
     our_providers,
-    peer_providers,
 )
 from blast.benchmark.kernel_weights import MlpSize
+from blast.benchmark.peer_providers import peer_providers
 from blast.benchmark.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
 
