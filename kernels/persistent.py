@@ -10,7 +10,6 @@ multiplies while the other is in its epilogue. Needs compute capability 9. Twin:
 from __future__ import annotations
 
 import triton.experimental.gluon.language as gl
-from blast_kernels.epilogue import activate
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
@@ -21,7 +20,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 HALF = gl.constexpr(128)
-_activate = gluon.jit(activate.fn)
 # Triton 3.9 has other names for the two copies of the tensor memory accelerator.
 _copy_in = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 _copy_out = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
@@ -128,6 +126,42 @@ def _multiply(step, steps, x_ring, w_ring, full, empty, ROWS: gl.constexpr, STAG
 
 
 @gluon.jit
+def _store(y_descriptor, out, y_buffer, token, column):
+    # What was in the buffer has to have left it.
+    tma.store_wait(pendings=0)
+    y_buffer.store(out)
+    fence_async_shared()
+    _copy_out(y_descriptor, [token, column], y_buffer)
+
+
+@gluon.jit
+def _halves(x, ROWS: gl.constexpr, COLS: gl.constexpr):
+    return x.reshape([ROWS, 2, COLS]).permute([0, 2, 1]).split()
+
+
+@gluon.jit
+def _logistic(x, FAST: gl.constexpr):
+    # As `epilogue.logistic`; functions of Triton cannot be called from Gluon.
+    if FAST:
+        tanh = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [0.5 * x], gl.float32, True, 1)
+        out = 0.5 * tanh + 0.5
+    else:
+        out = 1.0 / (1.0 + gl.exp(-x))
+    return out
+
+
+@gluon.jit
+def _activate(x, ACTIVATION: gl.constexpr, FAST: gl.constexpr):
+    if ACTIVATION == "silu":
+        x = x * _logistic(x, FAST)
+    elif ACTIVATION == "gelu_tanh":
+        x = x * _logistic(1.5957691216057308 * (x + 0.044715 * x * x * x), FAST)
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + gl.erf(x * 0.7071067811865476))
+    return x
+
+
+@gluon.jit
 def _split_columns(x, ROWS: gl.constexpr, COLS: gl.constexpr):
     gate, up = x.reshape([ROWS, COLS // 8, 2, 8]).permute([0, 1, 3, 2]).split()
     return gate.reshape([ROWS, COLS]), up.reshape([ROWS, COLS])
@@ -139,6 +173,7 @@ def _consume(
     WHICH: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, ROWS: gl.constexpr, B_OUT: gl.constexpr,
     CHUNKS: gl.constexpr, STAGES: gl.constexpr, GATE: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
 ):  # fmt: skip
+    FAST: gl.constexpr = y_descriptor.dtype == gl.bfloat16
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, ROWS, 16])
     step = 0
     total = count * token_tiles * SLICES
@@ -153,10 +188,10 @@ def _consume(
         if GATE == "untied":
             gates = (middle - start) * CHUNKS
             ups = (end - middle) * CHUNKS
-            gate = _activate(_multiply(step, gates, x_ring, w_ring, full, empty, ROWS, STAGES, LAYOUT), ACTIVATION)
+            gate = _multiply(step, gates, x_ring, w_ring, full, empty, ROWS, STAGES, LAYOUT)
             # Held in the buffer of the result: in registers it would not fit beside the accumulator.
             tma.store_wait(pendings=0)
-            y_buffer.store(gate.to(y_descriptor.dtype))
+            y_buffer.store(_activate(gate, ACTIVATION, FAST).to(y_descriptor.dtype))
             up = _multiply(step + gates, ups, x_ring, w_ring, full, empty, ROWS, STAGES, LAYOUT)
             out = y_buffer.load(LAYOUT).to(gl.float32) * up
             step += gates + ups
@@ -166,17 +201,21 @@ def _consume(
             step += steps
             if GATE == "tied":
                 gate, up = _split_columns(sums, HALF, SLICE)
-                out = _activate(gate, ACTIVATION) * up
+                out = _activate(gate, ACTIVATION, FAST) * up
             else:
                 if HAS_BIAS:
                     at = out_column + gl.arange(0, SLICE, layout=gl.SliceLayout(0, LAYOUT))
                     sums += gl.load(bias + at).to(gl.float32)[None, :]
-                out = _activate(sums, ACTIVATION)
-        # The store of the tile before has to have left the buffer.
-        tma.store_wait(pendings=0)
-        y_buffer.store(out.to(y_descriptor.dtype))
-        fence_async_shared()
-        _copy_out(y_descriptor, [token + WHICH * HALF, out_column], y_buffer)
+                out = _activate(sums, ACTIVATION, FAST)
+        out = out.to(y_descriptor.dtype)
+        STORED: gl.constexpr = y_descriptor.block_type.shape[1]
+        if SLICE > STORED:
+            # In two halves: a wider buffer would take room from the ring.
+            left, right = _halves(out, HALF, STORED)
+            _store(y_descriptor, left, y_buffer, token + WHICH * HALF, out_column)
+            _store(y_descriptor, right, y_buffer, token + WHICH * HALF, out_column + STORED)
+        else:
+            _store(y_descriptor, out, y_buffer, token + WHICH * HALF, out_column)
         token = next_token
         piece = next_piece
         row = next_row
@@ -212,8 +251,8 @@ def persistent(
     x_first = gl.allocate_shared_memory(x_descriptor.dtype, [STAGES, HALF, K], x_descriptor.layout)
     x_second = gl.allocate_shared_memory(x_descriptor.dtype, [STAGES, HALF, K], x_descriptor.layout)
     w_ring = gl.allocate_shared_memory(w_descriptor.dtype, [STAGES, ROWS, K], w_descriptor.layout)
-    y_first = gl.allocate_shared_memory(y_descriptor.dtype, [HALF, SLICE], y_descriptor.layout)
-    y_second = gl.allocate_shared_memory(y_descriptor.dtype, [HALF, SLICE], y_descriptor.layout)
+    y_first = gl.allocate_shared_memory(y_descriptor.dtype, y_descriptor.block_type.shape, y_descriptor.layout)
+    y_second = gl.allocate_shared_memory(y_descriptor.dtype, y_descriptor.block_type.shape, y_descriptor.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):

@@ -123,6 +123,8 @@ def product(
         "HAS_SCALES": scales is not None,
         "SPLIT": plan.split,
         "STAGES": plan.stages,
+        # The interpreter knows no assembly.
+        "OPAQUE": not INTERPRETED,
         "LEADS": chain.leads,
         "FOLLOWS": chain.follows,
         "num_warps": plan.warps,
@@ -199,7 +201,6 @@ def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clear
         K=plan.k,
         # Converted weights are in registers, where the product takes its first operand alone.
         WEIGHTS_FIRST=plan.weights_first or common["HAS_SCALES"],
-        OPAQUE=not INTERPRETED,
         **common,
     )
 
@@ -216,7 +217,8 @@ def _launch_persistent(x, values, scales, records, bias, y, partials, counters, 
     persistent[(min(programs, tiles_in_all),)](
         _gluon_descriptor(x, [plan.tile // 2, plan.k]),
         _gluon_descriptor(values.view(-1, b_in), [rows, plan.k]),
-        _gluon_descriptor(y, [plan.tile // 2, plan.slice]),
+        # A front with two masks holds its gate in the buffer of the result.
+        _gluon_descriptor(y, [plan.tile // 2, plan.slice if gate == "untied" else min(64, plan.slice)]),
         records,
         bias,
         records.shape[0],

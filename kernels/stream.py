@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from blast_kernels.combine import clear, is_last, keep, summed
 from blast_kernels.epilogue import activate, split_rows
+from blast_kernels.float8 import widen
 
 
 @triton.jit(do_not_specialize=["tokens", "clear_count"])
@@ -42,6 +43,7 @@ def stream(
     CLEARS: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    OPAQUE: tl.constexpr,
     LEADS: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
@@ -85,11 +87,8 @@ def stream(
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
     column = tl.load(columns + first)
-    if HAS_SCALES and BLOCKS == 1:
-        # Loads of single numbers are not pipelined: each is asked for three steps before it is wanted.
-        factor = tl.load(scales + start + first, mask=first < last, other=0.0)
-        second = tl.load(scales + start + first + 1, mask=first + 1 < last, other=0.0)
-        third = tl.load(scales + start + first + 2, mask=first + 2 < last, other=0.0)
+    # The scale of a block is fetched as a vector of equal numbers: those are pipelined, single numbers are not.
+    scale_pointers = scales + start + first + tl.zeros((K,), dtype=tl.int32)
     if FOLLOWS:
         # Everything above reads weights' indices alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()
@@ -102,10 +101,8 @@ def stream(
             column = tl.load(columns + step + 1)
             w_pointers += BLOCK_SIZE
             if HAS_SCALES:
-                w = w.to(tile.dtype) * factor.to(tile.dtype)
-                factor = second
-                second = third
-                third = tl.load(scales + start + step + 3, mask=step + 3 < last, other=0.0)
+                w = widen(w, tl.load(scale_pointers)[None, :], tile.dtype, OPAQUE)
+                scale_pointers += 1
         else:
             n = tl.where(in_gate, step * BLOCKS, gates + (step - gate_steps) * BLOCKS) + k_block
             live = n < tl.where(in_gate, gates, count)
@@ -115,7 +112,7 @@ def stream(
             tile = tl.load(x_pointers + shift[:, None], mask=live[:, None] & present[None, :], other=0.0)
             if HAS_SCALES:
                 factors = tl.load(scales + start + n, mask=live, other=0.0)
-                w = w.to(tile.dtype) * factors.to(tile.dtype)[None, :]
+                w = widen(w, factors[None, :], tile.dtype, OPAQUE)
         if GATE == "untied":
             partial = tl.dot(w, tile, input_precision=PRECISION)
             total += tl.where(in_gate, partial, 0.0)
@@ -138,14 +135,15 @@ def stream(
             if GATE == "untied":
                 up = summed(partials, place * SPLIT * STEP + 1, STEP, SPLIT, SLICE, TILE)
     if finishes:
+        FAST: tl.constexpr = OPAQUE and y.dtype.element_ty == tl.bfloat16
         if GATE == "tied":
             gate, up = split_rows(total, SLICE, TILE)
-            out = activate(gate, ACTIVATION) * up
+            out = activate(gate, ACTIVATION, FAST) * up
         elif GATE == "untied":
-            out = activate(total, ACTIVATION) * up
+            out = activate(total, ACTIVATION, FAST) * up
         else:
             if HAS_BIAS:
                 total += tl.load(bias + out_column).to(tl.float32)[:, None]
-            out = activate(total, ACTIVATION)
+            out = activate(total, ACTIVATION, FAST)
         target = y + token[None, :].to(tl.int64) * out_features + out_column[:, None]
         tl.store(target, out.to(y.dtype.element_ty), mask=present[None, :])

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from blast_kernels.combine import clear, is_last, keep, summed
 from blast_kernels.epilogue import activate, hold, split_columns, split_rows
+from blast_kernels.float8 import widen
 
 
 @triton.jit
@@ -43,15 +44,13 @@ def _accumulate(
     HAS_SCALES: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr,
     STAGES: tl.constexpr,
+    OPAQUE: tl.constexpr,
 ):
     # Blocks `block … block + blocks` of `values`, whose columns are listed from `columns` on.
     CHUNKS: tl.constexpr = B_IN // K
     column = tl.load(columns)
-    if HAS_SCALES:
-        # Loads of single numbers are not pipelined: each is asked for three steps before it is wanted.
-        factor = tl.load(scales + block, mask=blocks > 0, other=0.0)
-        second = tl.load(scales + block + 1 // CHUNKS, mask=blocks > 1 // CHUNKS, other=0.0)
-        third = tl.load(scales + block + 2 // CHUNKS, mask=blocks > 2 // CHUNKS, other=0.0)
+    # The scale of a block is fetched as a vector of equal numbers: those are pipelined, single numbers are not.
+    scale_pointers = scales + block + tl.zeros((K,), dtype=tl.int32)
     for step in tl.range(0, blocks * CHUNKS, num_stages=STAGES):
         k = (step % CHUNKS) * K
         w = w_descriptor.load([block * STRIDE + w_row + (step // CHUNKS) * STRIDE, k])
@@ -59,10 +58,7 @@ def _accumulate(
         # A scalar load inside the loop is not pipelined: fetched one step ahead; the record is one entry longer.
         column = tl.load(columns + (step + 1) // CHUNKS)
         if HAS_SCALES:
-            w = w.to(x.dtype) * factor.to(x.dtype)
-            factor = second
-            second = third
-            third = tl.load(scales + block + (step + 3) // CHUNKS, mask=(step + 3) // CHUNKS < blocks, other=0.0)
+            w = widen(w, tl.load(scale_pointers + step // CHUNKS)[None, :], x.dtype, OPAQUE)
         total = tl.dot(w, x.T, total) if WEIGHTS_FIRST else tl.dot(x, w.T, total)
     return total
 
@@ -70,7 +66,7 @@ def _accumulate(
 @triton.jit
 def _finish(
     total, bias, column, SLICE: tl.constexpr, TILE: tl.constexpr, GATE: tl.constexpr, ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr, WEIGHTS_FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WEIGHTS_FIRST: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     # The epilogue of one accumulator: gate and up side by side, or one matrix with its bias.
     if GATE == "tied":
@@ -78,12 +74,12 @@ def _finish(
             gate, up = split_rows(total, SLICE, TILE)
         else:
             gate, up = split_columns(total, TILE, SLICE)
-        out = activate(gate, ACTIVATION) * up
+        out = activate(gate, ACTIVATION, FAST) * up
     else:
         if HAS_BIAS:
             offset = tl.load(bias + column + tl.arange(0, SLICE)).to(tl.float32)
             total += offset[:, None] if WEIGHTS_FIRST else offset[None, :]
-        out = activate(total, ACTIVATION)
+        out = activate(total, ACTIVATION, FAST)
     return out
 
 
@@ -125,6 +121,7 @@ def tiles(
     STRIDE: tl.constexpr = WIDE * B_OUT
     ROWS: tl.constexpr = SLICE * WIDE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE * WIDE
+    FAST: tl.constexpr = OPAQUE and y_descriptor.dtype == tl.bfloat16
     item = tl.program_id(0)
     part = item % SPLIT
     place = item // SPLIT
@@ -156,19 +153,19 @@ def tiles(
     total = tl.zeros((ROWS, COLS), dtype=tl.float32)
     total = _accumulate(
         total, x_descriptor, w_descriptor, scales, columns + (first - start), token, w_row, first, border - first,
-        STRIDE, B_IN, K, HAS_SCALES, WEIGHTS_FIRST, STAGES,
+        STRIDE, B_IN, K, HAS_SCALES, WEIGHTS_FIRST, STAGES, OPAQUE,
     )  # fmt: skip
     if SPLIT > 1:
         STEP: tl.constexpr = 2 if GATE == "untied" else 1
         slot = (place * SPLIT + part) * STEP
         keep(partials, slot, total, ROWS, COLS)
     elif GATE == "untied":
-        held = hold(activate(total, ACTIVATION), y_descriptor.dtype, OPAQUE)
+        held = hold(activate(total, ACTIVATION, FAST), y_descriptor.dtype, OPAQUE)
     if GATE == "untied":
         total = tl.zeros((ROWS, COLS), dtype=tl.float32)
         total = _accumulate(
             total, x_descriptor, w_descriptor, scales, columns + (border - start), token, w_row, border, last - border,
-            STRIDE, B_IN, K, HAS_SCALES, WEIGHTS_FIRST, STAGES,
+            STRIDE, B_IN, K, HAS_SCALES, WEIGHTS_FIRST, STAGES, OPAQUE,
         )  # fmt: skip
     if SPLIT > 1:
         if GATE == "untied":
@@ -177,15 +174,15 @@ def tiles(
             slot = place * SPLIT * STEP
             total = summed(partials, slot, STEP, SPLIT, ROWS, COLS)
             if GATE == "untied":
-                out = activate(total, ACTIVATION) * summed(partials, slot + 1, STEP, SPLIT, ROWS, COLS)
+                out = activate(total, ACTIVATION, FAST) * summed(partials, slot + 1, STEP, SPLIT, ROWS, COLS)
             else:
-                out = _finish(total, bias, out_column, SLICE, TILE, GATE, ACTIVATION, HAS_BIAS, WEIGHTS_FIRST)
+                out = _finish(total, bias, out_column, SLICE, TILE, GATE, ACTIVATION, HAS_BIAS, WEIGHTS_FIRST, FAST)
             out = out.to(y_descriptor.dtype)
             y_descriptor.store([token, out_column], out.T if WEIGHTS_FIRST else out)
     else:
         if GATE == "untied":
             out = held.to(tl.float32) * total
         else:
-            out = _finish(total, bias, out_column, SLICE, TILE, GATE, ACTIVATION, HAS_BIAS, WEIGHTS_FIRST)
+            out = _finish(total, bias, out_column, SLICE, TILE, GATE, ACTIVATION, HAS_BIAS, WEIGHTS_FIRST, FAST)
         out = out.to(y_descriptor.dtype)
         y_descriptor.store([token, out_column], out.T if WEIGHTS_FIRST else out)

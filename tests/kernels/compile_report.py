@@ -88,6 +88,7 @@ def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int, 
         "SPLIT": plan.split,
         "CLEARS": 0,
         "STAGES": plan.stages,
+        "OPAQUE": True,
         "LEADS": False,
         "FOLLOWS": False,
     }
@@ -96,7 +97,7 @@ def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int, 
     if plan.kernel == "stream":
         constants |= {"BLOCKS": max(1, plan.k // b_in), "PRECISION": "tf32"}
         return compile_one(stream, constants, plan.warps, capability, plan.registers, {"values": f"*{stored}"})
-    constants |= {"K": plan.k, "WEIGHTS_FIRST": plan.weights_first, "OPAQUE": True}
+    constants |= {"K": plan.k, "WEIGHTS_FIRST": plan.weights_first}
     tile_types = {
         "x_descriptor": f"tensordesc<bf16[{plan.tile}, {plan.k}]>",
         "w_descriptor": f"tensordesc<{stored}[{plan.slice * wide}, {plan.k}]>",
