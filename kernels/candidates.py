@@ -8,7 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from blast_kernels.plan import MULTIPROCESSORS, SHARED_MEMORY, Plan, plan_for, shared_memory
+from blast_kernels.plan import (
+    MULTIPROCESSORS,
+    PERSISTENT_TOKENS,
+    SHARED_MEMORY,
+    Plan,
+    plan_for,
+    shared_memory,
+)
 
 # Block lists are split where even two programs a multiprocessor are not to be had without.
 SPLITS = (2, 4)
@@ -35,6 +42,8 @@ def fits(plan: Plan, b_out: int, b_in: int, gate: str, x_item: int = 2, w_item: 
     if plan.kernel == "stream":
         return plan.k % b_in == 0
     rows = plan.slice * (2 if gate == "tied" else 1)
+    if plan.kernel == "persistent":
+        return b_in % plan.k == 0 and rows in (64, 128) and plan.tile == PERSISTENT_TOKENS and x_item == w_item == 2
     m_side = rows if plan.weights_first else plan.tile
     # A warp group multiplies 64 rows; below, wgmma is not used.
     fast = m_side >= 16 * plan.warps and x_item < 4
@@ -128,6 +137,11 @@ def _many(b_out: int, b_in: int, gate: str) -> Iterator[Plan]:
     for group in groups:
         for stages in (2, 3) if gate == "tied" or group == 16 else (3,):
             yield Plan("tiles", 128, half, plain, stages, 4, False, group)
+    for group in (2, 4, 8):
+        for stages in (3, 4):
+            yield Plan(
+                "persistent", PERSISTENT_TOKENS, half if gate == "tied" else b_out, plain, stages, 4, False, group
+            )
     for group in (4, 8):
         yield Plan("tiles", 256, half, plain, 3, 8, False, group)
     yield Plan("tiles", 128, half, plain, 4, 4, False, 8)

@@ -17,6 +17,8 @@ BLOCK_SIDES = (16, 32, 64, 128)
 MULTIPROCESSORS = 132
 # Bytes of shared memory that one program may have on an H100 or H200.
 SHARED_MEMORY = 232_448
+# Tokens of a tile of `persistent`, columns of a result that it stores at once, and bytes it takes beside its buffers.
+PERSISTENT_TOKENS, PERSISTENT_STORE, PERSISTENT_STATE = 256, 64, 256
 # Bytes of one barrier of a buffer that the tensor memory accelerator fills.
 BARRIER = 8
 
@@ -26,13 +28,13 @@ class Plan(NamedTuple):
 
     Attributes:
         kernel: One of `KERNELS`.
-        tile: Tokens a program.
+        tile: Tokens a program (`persistent`: 256, half of them a warpgroup).
         slice: Rows of a block that a program computes.
-        k: Columns of a block a step (`tiles`), or columns a step over several small blocks (`stream`).
+        k: Columns of a block a step (`tiles`, `persistent`), or columns a step over several small blocks (`stream`).
         stages: Depth of the software pipeline.
-        warps: Warps a program.
+        warps: Warps a program (`persistent`: of each of its two warpgroups).
         weights_first: Weights on the M side of the product (`tiles`).
-        group: Token tiles that run side by side (`tiles`).
+        group: Token tiles that run side by side (`tiles`, `persistent`).
         registers: Cap on registers a thread, or None.
         split: Programs that share a block list (see `combine`).
     """
@@ -53,8 +55,8 @@ def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> in
     """Bytes of shared memory of a program on compute capability 9.
 
     Exact for `tiles` with weights as wide as activations; narrower ones are fetched with more barriers, and take at
-    most this. So does `stream`: one stage less where its product is too small for wgmma, and where a
-    step spans several blocks its loads are not pipelined to the full depth.
+    most this. So does `stream`: one stage less where its product is too small for wgmma, and where a step spans several
+    blocks its loads are not pipelined to the full depth. For `persistent` a few bytes too much.
 
     Args:
         plan: How the product is run.
@@ -64,6 +66,10 @@ def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> in
     """
     rows = plan.slice * (2 if gate == "tied" else 1)
     step = plan.k * (rows * w_item + plan.tile * x_item)
+    if plan.kernel == "persistent":
+        # A front with two masks holds its gate in the buffers of the result.
+        stored = plan.slice if gate == "untied" else min(PERSISTENT_STORE, plan.slice)
+        return plan.stages * step + plan.tile * stored * x_item + PERSISTENT_STATE
     # Narrower weights are widened on their way to the product, and pass through memory once more.
     widened = plan.k * rows * x_item if w_item < x_item else 0
     # Once the loop is done with it, the result passes through, or the float32 part of a split.

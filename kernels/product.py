@@ -11,6 +11,7 @@ from blast_kernels.persistent import persistent
 from blast_kernels.plan import BLOCK_SIDES, Plan, plan_for
 from blast_kernels.stream import stream
 from blast_kernels.tiles import tiles
+from blast_kernels.tuned_plans import plan_of
 from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.language import bfloat16 as gluon_bfloat16
@@ -50,12 +51,11 @@ def supports(values: Tensor, gate: str) -> bool:
 def choose(x: Tensor, values: Tensor, records: Tensor, gate: str) -> Plan:
     """The plan for a product of this shape on this device."""
     b_out, b_in = _rows_of_a_block(values, gate), values.shape[2]
-    wide = x.dtype == torch.float32
     if values.shape[0] == 0:
         # A descriptor cannot describe nothing; what is left to do is the epilogue.
-        return plan_for(1, records.shape[0], b_out, b_in, gate, wide)
-    has_tma = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 9
-    return plan_for(x.shape[0], records.shape[0], b_out, b_in, gate, wide, has_tma)
+        return plan_for(1, records.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
+    blocks = values.shape[0]
+    return plan_of(x.shape[0], records.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
 
 
 def counters_needed(plan: Plan, tokens: int, records: int, b_out: int) -> int:

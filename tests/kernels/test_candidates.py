@@ -30,7 +30,7 @@ def test_every_candidate_fits_its_block_and_the_device(place, row_blocks, items)
     assert len(set(found)) == len(found)
     for plan in found:
         assert b_out % plan.slice == 0
-        assert plan.k <= b_in if plan.kernel == "tiles" else plan.k % b_in == 0
+        assert plan.k % b_in == 0 if plan.kernel == "stream" else b_in % plan.k == 0
         assert all(map(is_power_of_two, (plan.tile, plan.slice, plan.k, plan.warps, plan.split)))
         assert plan.stages * plan.k * plan.slice * items[1] <= shared_memory(plan, gate, *items) <= SHARED_MEMORY
         assert plan.split == 1 or tokens <= 256
@@ -73,6 +73,9 @@ def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
     out_features = front.dense[0].shape[0]
     expected = reference.product(x.float(), front.values.float(), front.records, None, out_features, "silu", gate)
     found = candidates(tokens, records, *block, gate, front.values.shape[0] / records)
+    if device == "cpu":
+        # Gluon has no interpreter.
+        found = [plan for plan in found if plan.kernel != "persistent"]
     # One of each kernel, split and order of the operands is enough for the interpreter.
     kinds = {(plan.kernel, plan.split, plan.weights_first, plan.tile): plan for plan in reversed(found)}
     assert len(kinds) >= 2

@@ -90,12 +90,11 @@ def test_scales_are_powers_of_two_that_fill_the_format_and_overflow_nothing(dtyp
     assert dequantize(q, scales, dtype).isfinite().all()
 
 
-def test_what_is_no_number_stays_none_and_spoils_no_other_block():
+def test_a_block_with_something_that_is_no_number_has_none_and_spoils_no_other_block():
     values = torch.ones(3, 16, 16)
     values[0, 0, 0], values[1, 0, 0] = float("nan"), float("inf")
     restored = dequantize(*quantize_blocks(values))
-    assert restored[:2, 0, 0].isnan().all()
-    assert restored[:2].flatten(1)[:, 1:].isfinite().all()
+    assert restored[:2].isnan().all()
     assert torch.equal(restored[2], values[2])
 
 

@@ -19,7 +19,7 @@ SMALL = {
 
 def imagine_gpu(monkeypatch):
     """Puts the CPU in the place of a GPU, with an invented clock: a call of `ours` takes 1 ms, any other 10."""
-    machine = kernel_providers.Machine(torch.device("cpu"), 1000, True, CEILINGS)
+    machine = kernel_providers.Machine(torch.device("cpu"), 1000, CEILINGS)
 
     def clock(rounds, repeats, seconds):
         return {name: Timing(*[1.0 if name.startswith("ours ") else 10.0] * 3, repeats) for name in rounds}

@@ -27,7 +27,7 @@ SIZES = {
 @pytest.fixture
 def imaginary_gpu(monkeypatch):
     """The CPU in the place of a GPU, with an invented clock: every call takes 1 ms."""
-    machine = kernel_providers.Machine(torch.device("cpu"), 1000, True, CEILINGS)
+    machine = kernel_providers.Machine(torch.device("cpu"), 1000, CEILINGS)
     monkeypatch.setattr(kernels, "this_machine", lambda dtype: machine)
     monkeypatch.setattr(kernels, "capture", lambda candidate: candidate.call(candidate.sets - 1))
     monkeypatch.setattr(kernels, "time_in_turn", lambda rounds, *_: dict.fromkeys(rounds, Timing(1.0, 1.0, 1.0, 3)))
@@ -114,7 +114,7 @@ def test_the_matrices_of_the_reference_are_those_the_kernels_read(kind, tied, bl
 
 def test_weights_of_half_the_size_rotate_in_twice_as_many_sets_all_in_their_own_memory():
     size = SIZES["gated"]
-    machine = kernel_providers.Machine(torch.device("cpu"), 200_000, True, CEILINGS)
+    machine = kernel_providers.Machine(torch.device("cpu"), 200_000, CEILINGS)
     case = kernel_providers.Case("llama-nano", size, 0.5, 0, machine, None)
     plain, quantised = case.sparse("uniform", False), case.fp8("uniform", False)
     bytes_of = [sets[0].front.nbytes + sets[0].down.nbytes for sets in (plain, quantised)]

@@ -34,11 +34,10 @@ CHECKED_TOKENS = 128
 
 
 class Machine(NamedTuple):
-    """The GPU: its cache in bytes, whether it has a tensor memory accelerator, what it reaches."""
+    """The GPU: its cache in bytes, and what it reaches."""
 
     device: torch.device
     l2_bytes: int
-    has_tma: bool
     ceilings: Ceilings
 
 
@@ -173,7 +172,7 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
                 name: str, sets: list[Weights], facts: dict, expected=expected, flag=flag, key=key
             ) -> Provider:
                 call = _fused_call(x, sets, case.size)
-                work = sparse_work(tokens, case.size, sets[0], case.machine.has_tma)
+                work = sparse_work(tokens, case.size, sets[0])
                 check = check_of(call, expected, rows)
                 return Provider(name, f"{name} {key}", Candidate(call, len(sets)), check, work, flag, facts)
 
@@ -242,7 +241,7 @@ def _fp8_provider(case: Case, x: Tensor, rows: Tensor, which: tuple[str, bool], 
     return provider._replace(
         candidate=Candidate(call, len(sets)),
         check=check_of(call, expected, rows),
-        work=sparse_work(x.shape[0], case.size, sets[0], case.machine.has_tma),
+        work=sparse_work(x.shape[0], case.size, sets[0]),
         setting=facts | {"quantization_error": off},
     )
 

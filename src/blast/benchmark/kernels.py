@@ -115,7 +115,7 @@ def this_machine(dtype: torch.dtype) -> Machine:
     properties = torch.cuda.get_device_properties(device)
     with torch.inference_mode(), plain_memory():
         ceilings = measured_ceilings(device, dtype)
-    return Machine(device, properties.L2_cache_size, properties.major >= 9, ceilings)
+    return Machine(device, properties.L2_cache_size, ceilings)
 
 
 def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, Any]) -> list[dict[str, Any]]:

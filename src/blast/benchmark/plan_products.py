@@ -110,7 +110,7 @@ def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Gen
     """
     arguments = ("uniform", size.hidden, size.ffn, size.gated, tied, sparsity)
     drawn = [
-        sparse_weights(size, random_masks(*arguments, size.block, size.down_block, generator), tied, generator)
+        sparse_weights(size, random_masks(*arguments, size.block, generator, size.down_block), tied, generator)
         for _ in range(MASKS)
     ]
     first, made = drawn[0], []

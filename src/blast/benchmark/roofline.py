@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from blast_kernels.plan import plan_for
+from blast_kernels.tuned_plans import plan_of
 
 from blast.benchmark.kernel_weights import MlpSize, Weights
 
@@ -55,7 +55,7 @@ def bound_of(work: Work, ceilings: Ceilings) -> Bound:
     return Bound(name, 1e3 * seconds[name])
 
 
-def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = True) -> Work:
+def sparse_work(tokens: int, size: MlpSize, weights: Weights) -> Work:
     """The work of the fused block-sparse MLP with the tiles that its plan chooses.
 
     Each of a block's slices is multiplied with each tile of tokens, and both operands come from the L2 cache. Weights
@@ -65,7 +65,6 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = Tr
         tokens: Rows of the activations.
         size: The MLP.
         weights: What is live; hidden blocks left out do not count.
-        has_tma: Whether the device has a tensor memory accelerator; decides the plan.
     """
     item, weight_item = torch.empty(0, dtype=size.dtype).element_size(), weights.front.element_size()
     front_rows = 2 * size.block[0] if weights.gate == "tied" else size.block[0]
@@ -83,7 +82,7 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights, has_tma: bool = Tr
         (front_blocks, weights.gate, weights.front_records.shape[0], size.block),
         (down_blocks, "none", weights.down_records.shape[0], size.down_block),
     ):
-        plan = plan_for(tokens, count, b_out, b_in, gate, size.dtype == torch.float32, has_tma)
+        plan = plan_of(tokens, count, blocks, b_out, b_in, gate, weights.front.dtype, weights.front.device)
         wide = 2 if gate == "tied" else 1
         programs = -(-tokens // plan.tile) * (b_out // plan.slice)
         column = item * min(plan.tile, tokens) + weight_item * plan.slice * wide
