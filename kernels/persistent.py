@@ -140,22 +140,26 @@ def _halves(x, ROWS: gl.constexpr, COLS: gl.constexpr):
 
 
 @gluon.jit
-def _logistic(x, FAST: gl.constexpr):
-    # As `epilogue.logistic`; functions of Triton cannot be called from Gluon.
-    if FAST:
-        tanh = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [0.5 * x], gl.float32, True, 1)
-        out = 0.5 * tanh + 0.5
-    else:
-        out = 1.0 / (1.0 + gl.exp(-x))
-    return out
+def _quick_tanh(x):
+    return gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], gl.float32, True, 1)
 
 
 @gluon.jit
 def _activate(x, ACTIVATION: gl.constexpr, FAST: gl.constexpr):
+    # As `epilogue.activate`; functions of Triton cannot be called from Gluon.
     if ACTIVATION == "silu":
-        x = x * _logistic(x, FAST)
+        if FAST:
+            half = 0.5 * x
+            x = half * _quick_tanh(half) + half
+        else:
+            x = x / (1.0 + gl.exp(-x))
     elif ACTIVATION == "gelu_tanh":
-        x = x * _logistic(1.5957691216057308 * (x + 0.044715 * x * x * x), FAST)
+        u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        if FAST:
+            half = 0.5 * x
+            x = half * _quick_tanh(u) + half
+        else:
+            x = x / (1.0 + gl.exp(-2.0 * u))
     elif ACTIVATION == "gelu":
         x = 0.5 * x * (1.0 + gl.erf(x * 0.7071067811865476))
     return x
