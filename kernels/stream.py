@@ -82,8 +82,6 @@ def stream(
         last = tl.minimum(first + share, last)
     w_pointers = values + (start + first).to(tl.int64) * BLOCK_SIZE + w_rows[:, None] * B_IN + k_inside[None, :]
 
-    if CLEARS:
-        clear(to_clear, clear_count, CLEARS)
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
     column = tl.load(columns + first)
@@ -92,6 +90,8 @@ def stream(
     if FOLLOWS:
         # Everything above reads weights' indices alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()
+    if CLEARS:
+        clear(to_clear, clear_count, CLEARS)
     for step in tl.range(first, last, num_stages=STAGES):
         in_gate = step < gate_steps
         # The weights are asked for before the activations, whose address waits for a column.

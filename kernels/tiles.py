@@ -133,12 +133,12 @@ def tiles(
     start = tl.load(record + 1)
     middle = tl.load(record + 2)
     end = tl.load(record + 3)
-    if CLEARS:
-        clear(to_clear, clear_count, CLEARS)
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
     if FOLLOWS:
         tl.extra.cuda.gdc_wait()
+    if CLEARS:
+        clear(to_clear, clear_count, CLEARS)
     w_row = piece * SLICE * WIDE
     out_column = row * B_OUT + piece * SLICE
     columns = record + 4
