@@ -79,12 +79,8 @@ class HubFiles:
                 if not self._listing(cache).exists():
                     self._adopt(cache) or self._ask(cache)
         files = self.files(cache)
-        kind = "datasets/" if self.kind == "datasets" else ""
-        base = f"{hub_address()}/{kind}{self.repository}/resolve/{self.revision}/"
-        try:
-            fetch_files(self.name, files, [UrlSource(base, headers=_token())], self.folder(cache), progress)
-        except BlastError as fault:
-            raise self._with_gate(fault) from fault
+        if not self._checked_before(cache):
+            self._bring(cache, files, progress)
         return {
             "name": self.name,
             "repository": self.repository,
@@ -94,6 +90,31 @@ class HubFiles:
             "files": len(files),
             "bytes": self.size(cache),
         }
+
+    def _bring(self, cache: Path, files: Sequence[RemoteFile], progress: Progress | None) -> None:
+        kind = "datasets/" if self.kind == "datasets" else ""
+        base = f"{hub_address()}/{kind}{self.repository}/resolve/{self.revision}/"
+        try:
+            fetch_files(self.name, files, [UrlSource(base, headers=_token())], self.folder(cache), progress)
+        except BlastError as fault:
+            raise self._with_gate(fault) from fault
+        write_atomically(self._seen_file(cache), json.dumps(self._seen(cache)) + "\n")
+
+    def _seen_file(self, cache: Path) -> Path:
+        return self._listing(cache).with_suffix(".checked")
+
+    def _seen(self, cache: Path) -> dict[str, list[int] | None]:
+        """Size and time of each file as it lies there."""
+        found: dict[str, list[int] | None] = {}
+        for file in self.files(cache):
+            path = self.folder(cache) / file.name
+            found[file.name] = [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
+        return found
+
+    def _checked_before(self, cache: Path) -> bool:
+        """Whether no file has changed since all checksums were right: gigabytes are not read before each run."""
+        path = self._seen_file(cache)
+        return path.exists() and json.loads(path.read_text(encoding="utf-8")) == self._seen(cache)
 
     def files(self, cache: Path) -> list[RemoteFile]:
         """The wanted files with their checksums, as the hub listed them, in the order of their names."""

