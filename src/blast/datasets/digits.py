@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blast.datasets.download import Progress
-from blast.datasets.vision_data import VisionData, check_settings
+from blast.datasets.vision_data import VisionData, check_settings, shown_as
 from blast.errors import BlastError
 
 MODALITY = "vision"
@@ -60,5 +60,5 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         mean=MEAN,
         std=STD,
         digest=f"sha256:{digest}",
-        augment=filled["augment"],
+        **shown_as(filled),
     )

@@ -115,7 +115,7 @@ def requests(options: argparse.Namespace) -> int:
     """Builds lm-eval's requests for a dataset."""
     from blast.experiment.data_stage import build_dataset_requests
 
-    build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir))
+    build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir), options.items)
     return 0
 
 
@@ -230,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("requests", requests)
     made.add_argument("dataset")
     made.add_argument("--tasks", nargs="+", required=True)
+    made.add_argument("--items", type=int, help="items of each task, the first ones (default: all)")
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("language", language)
     made.add_argument("ids", nargs="+")
