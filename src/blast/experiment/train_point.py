@@ -189,11 +189,8 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
         model, masks = _prune_parent(point, folder, device)
         history = History(masks={point.training["steps"] - 1: masks})
     elif point.start == "published":
-        model, history, masks = (
-            _build(point, data, TrainingSettings.from_dict(point.training)).to(device),
-            History(),
-            {},
-        )
+        model = _build(point, data, TrainingSettings.from_dict(point.training)).to(device)
+        history, masks = History(), {}
     else:
         model, history, sparsifier = _train(point, folder, data, device)
         masks = sparsifier.masks if sparsifier else {}
