@@ -13,6 +13,7 @@ from blast.errors import BlastError
 MODALITY = "vision"
 LICENCE = "CC-BY-4.0"
 DESCRIPTION = "1437 training and 360 test images of handwritten digits, 8×8 grey, ten classes"
+BYTES = 0
 SOURCES = ("scikit-learn's own files",)
 EVALUATION: list[str] = []
 

@@ -18,6 +18,7 @@ from blast.errors import BlastError
 MODALITY = "vision"
 LICENCE = "ImageNet terms of access (research only)"
 DESCRIPTION = "1.28 million training and 50000 validation photographs, a thousand classes"
+BYTES = 0
 SOURCES = ("a folder that you supply: $BLAST_IMAGENET",)
 EVALUATION: list[str] = []
 

@@ -93,7 +93,7 @@ def prepare_text(
         Facts: digests, counts, `bytes_per_token`, `vocab_size`, and the paths of what was made.
     """
     described = {"format": FORMAT, "source": source_digest, "settings": settings}
-    ready = _tokenizer_of(settings.get(TOKENIZER), Path(cache))
+    ready = tokenizer_for(settings.get(TOKENIZER), Path(cache))
     if ready:
         described["tokenizer"] = ready.name
     key = settings_digest(described)
@@ -146,7 +146,7 @@ def open_text(facts: dict[str, Any]) -> LanguageData:
     )
 
 
-def _tokenizer_of(architecture: str | None, cache: Path) -> Path | None:
+def tokenizer_for(architecture: str | None, cache: Path) -> Path | None:
     """Folder of an architecture's own tokenizer, if one is asked for."""
     if not architecture:
         return None
