@@ -44,27 +44,45 @@ class DebianPackage:
     def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Downloads the package and copies its files out."""
         with tempfile.TemporaryDirectory(dir=folder, prefix=".apt-") as made:
-            work = Path(made)
-            options = ["-q"]
-            for option in (
-                "Acquire::Retries=0",
-                f"Acquire::http::Timeout={ANSWER_S:g}",
-                f"Acquire::https::Timeout={ANSWER_S:g}",
-            ):
-                options += ["-o", option]
-            try:
-                _run(["apt-get", *options, "download", self.package], work)
-            except SourceError as fault:
-                if "Unable to locate" not in str(fault):
-                    raise
-                # A slim image has no package lists: read them into a folder of our own, which needs no root.
-                (work / "lists" / "partial").mkdir(parents=True)
-                for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}", "APT::Sandbox::User="):
-                    options += ["-o", option]
-                _run(["apt-get", *options, "update"], work)
-                _run(["apt-get", *options, "download", self.package], work)
-            _run(["dpkg-deb", "-x", str(_only(work, "*.deb")), "unpacked"], work)
-            _hand_over(files, work / "unpacked" / self.folder.lstrip("/"), self.suffix, folder)
+            unpacked, _ = unpack_debian(self.package, Path(made))
+            _hand_over(files, unpacked / self.folder.lstrip("/"), self.suffix, folder)
+
+
+def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
+    """Downloads a Debian package and unpacks it, without root and without installing anything.
+
+    Args:
+        package: Its name; the version is the one that the machine's package lists have.
+        work: An empty folder.
+
+    Returns:
+        The folder it was unpacked to, and the name of the package's file, which holds the version.
+
+    Raises:
+        SourceError: if a program is missing or cannot get the package.
+    """
+    options = ["-q"]
+    for option in (
+        "Acquire::Retries=0",
+        f"Acquire::http::Timeout={ANSWER_S:g}",
+        f"Acquire::https::Timeout={ANSWER_S:g}",
+        "APT::Sandbox::User=",
+    ):
+        options += ["-o", option]
+    try:
+        _run(["apt-get", *options, "download", package], work)
+    except SourceError as fault:
+        if "Unable to locate" not in str(fault):
+            raise
+        # A slim image has no package lists: read them into a folder of our own, which needs no root.
+        (work / "lists" / "partial").mkdir(parents=True)
+        for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}"):
+            options += ["-o", option]
+        _run(["apt-get", *options, "update"], work)
+        _run(["apt-get", *options, "download", package], work)
+    archive = _only(work, "*.deb")
+    _run(["dpkg-deb", "-x", str(archive), "unpacked"], work)
+    return work / "unpacked", archive.name
 
 
 @dataclass(frozen=True)
