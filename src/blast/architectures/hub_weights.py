@@ -70,9 +70,10 @@ class HubWeights:
 
     def tokenizer(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> TokenizerFiles:
         """The repository's tokenizer, which is small: the weights are not fetched for it."""
-        if self.vocabulary:
-            return self.vocabulary.fetch(cache, progress)
         files = replace(self.files(name), name=f"the tokenizer of {name}", wanted=TOKENIZER)
+        brought = (files.folder(cache) / "tokenizer.json").is_file()
+        if self.vocabulary and not brought:
+            return self.vocabulary.fetch(cache, progress)
 
         def write(folder: Path) -> None:
             for path in files.paths(cache):

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,13 @@ ANSWER_S = 4.0
 # A transfer that brings nothing for this long is given up (and resumed by the next attempt).
 IDLE_S = 20.0
 ATTEMPTS = 3
+# A server that gave no answer is not waited for again for so long, as a machine without network should say so soon.
+SILENT_S = 60.0
 CHUNK = 1 << 18
 SHORTEST_CHECKSUM = 8
+
+
+_silent_until: dict[str, float] = {}
 
 
 class SourceError(Exception):
@@ -254,6 +260,9 @@ def _append(address: str, part: Path, progress: Progress, headers: Mapping[str, 
 
 def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
     """Opens an address; gives up after `ANSWER_S` seconds, name resolution and every address of the host included."""
+    server = urllib.parse.urlsplit(request.full_url).netloc
+    if time.monotonic() < _silent_until.get(server, 0.0):
+        raise SourceError("it gave no answer a moment ago")
     answer: queue.SimpleQueue = queue.SimpleQueue()
 
     def attempt() -> None:
@@ -267,6 +276,7 @@ def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
     try:
         got = answer.get(timeout=ANSWER_S)
     except queue.Empty:
+        _silent_until[server] = time.monotonic() + SILENT_S
         raise SourceError(f"no answer within {ANSWER_S:g} s") from None
     if isinstance(got, urllib.error.HTTPError):
         if got.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and request.get_header("Range") != "bytes=0-0":

@@ -23,6 +23,10 @@ SOURCES = ("a folder that you supply: $BLAST_IMAGENET",)
 EVALUATION: list[str] = []
 
 VARIABLE = "BLAST_IMAGENET"
+GATE = (
+    "its terms have to be accepted at image-net.org with an account of your own; then sort the photographs into "
+    f"train/<class>/ and val/<class>/ and point {VARIABLE} at that folder (about 150 GB)."
+)
 SPLITS = ("train", "val")
 
 
