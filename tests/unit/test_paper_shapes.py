@@ -68,7 +68,7 @@ def test_legal_blocks_divide_every_mlp_matrix(name):
 
 
 @pytest.mark.parametrize("name", NINE)
-@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize("block", [8, 16])
 def test_memory_is_what_a_sparse_model_of_that_shape_holds(name, block, monkeypatch):
     """The arithmetic for the large models, against bytes counted on the same architecture shrunk."""
     small = shrunk(name)
