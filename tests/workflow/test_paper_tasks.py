@@ -21,12 +21,13 @@ from blast.experiment.record import write_json
 from blast.experiment.rows import record_rows
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
+WRONG = ("distractor1", "distractor2", "distractor3")
 # Two documents a task: the first row, and the beginning of its first request and all its answers as lm-eval asks them.
 CASES = {
     "hellaswag": (
-        {"activity_label": "Tea", "ctx_a": "A man.", "ctx_b": "he", "endings": ["sits.", "runs.", "a", "b"], "label": "1"},
+        {"activity_label": "Tea", "ctx_a": "A man.", "ctx_b": "he", "endings": ["sits.", "runs."], "label": "1"},
         "Tea: A man. He",
-        [" sits.", " runs.", " a", " b"],
+        [" sits.", " runs."],
     ),
     "piqa": (
         {"goal": "Open it", "sol1": "turn", "sol2": "eat", "label": 0},
@@ -44,7 +45,7 @@ CASES = {
         [" x", " y"],
     ),
     "sciq": (
-        {"question": "Who?", "support": "Text.", "correct_answer": "d"} | {f"distractor{n}": "abc"[n - 1] for n in (1, 2, 3)},
+        {"question": "Who?", "support": "Text.", "correct_answer": "d", **dict(zip(WRONG, "abc", strict=True))},
         "Text.\nQuestion: Who?\nAnswer:",
         [" a", " b", " c", " d"],
     ),
