@@ -130,6 +130,8 @@ def fetch(name: str, cache: Path | None = None, progress: Progress | None = None
         BlastError: if it has none, or no source had them; one sentence with each source's reason.
     """
     weights = _published(name).weights
+    if progress:
+        progress(f"{name}: weights from {weights.label}, licence {weights.licence}")
     facts = weights.fetch(name, cache or cache_root(), progress)
     return facts | {"source": weights.label, "licence": weights.licence}
 

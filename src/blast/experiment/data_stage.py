@@ -30,7 +30,8 @@ def _facts_or_cause(work: Callable[[], dict[str, Any]], out: Path) -> None:
 def fetch_dataset(dataset: str, out: Path) -> None:
     """Brings the raw files of a dataset into the cache; `out` takes the facts or the cause of failure."""
     module = datasets.get(dataset)
-    _facts_or_cause(lambda: module.fetch(cache_root(), _say), out)
+    _say(f"{dataset}: licence {module.LICENCE}")
+    _facts_or_cause(lambda: {**module.fetch(cache_root(), _say), "licence": module.LICENCE}, out)
 
 
 def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None, out: Path) -> None:
