@@ -1,4 +1,4 @@
-"""lm-eval's ten tasks on our rows: stock prompts, right answers, a limit, and tasks whose rows no source has."""
+"""lm-eval's tasks on our rows: stock prompts, right answers, a limit, and tasks whose rows no source has."""
 
 from __future__ import annotations
 
@@ -71,6 +71,21 @@ CASES = {
         "g?\nA. 1\nB. 10\nC. 5\nD. 0\nAnswer:",
         [" A", " B", " C", " D"],
     ),
+    "sst2": (
+        {"sentence": "a fine film", "label": 1},
+        "a fine film\nQuestion: Is this sentence positive or negative?\nAnswer:",
+        [" negative", " positive"],
+    ),
+    "mrpc": (
+        {"sentence1": "It rains.", "sentence2": "Rain falls.", "label": 1},
+        "Sentence 1: It rains.\nSentence 2: Rain falls.\nQuestion: Do both sentences mean the same thing?\nAnswer:",
+        [" no", " yes"],
+    ),
+    "rte": (
+        {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0},
+        "It rains.\nQuestion: It is wet. True or False?\nAnswer:",
+        [" True", " False"],
+    ),
 }  # fmt: skip
 
 
@@ -91,7 +106,7 @@ def _text(data: Path, tokens: list[int]) -> str:
     return load_tokenizer(data / "tokenizer").decode(tokens)
 
 
-def test_all_ten_tasks_are_there_and_read_a_published_set():
+def test_all_tasks_are_there_and_read_a_published_set():
     assert set(CASES) < set(task_names())
     assert all(sets_of(name) == [name] for name in CASES)
     assert sets_of("text_heldout") == sets_of("pystdlib_next_line") == []
