@@ -15,7 +15,7 @@ import torch
 from hub_copies import VOCABULARY, copy_glue, copy_photographs, copy_texts, copy_weights, sentences, write_parquet
 
 from blast import architectures, datasets
-from blast.datasets import evaluation_sets, imagenet, mrpc, rte, sst2, wikitext103
+from blast.datasets import evaluation_sets, imagenet, mrpc, rte, sst2, text_shards, wikitext103
 from blast.datasets.digests import file_digest, settings_digest
 from blast.datasets.download import RemoteFile
 from blast.datasets.text_tokenizer import load_tokenizer
@@ -65,6 +65,14 @@ def test_a_text_in_the_tokens_of_a_published_model(cache):
     assert own["source_digest"] == theirs["source_digest"]
     data = module.load(cache, {})
     assert data.bytes_of(torch.from_numpy(data.validation.astype(np.int64))) == theirs["counts"]["validation_bytes"]
+
+
+def test_a_long_tokenisation_tells_how_far_it_is(cache, monkeypatch, capsys):
+    monkeypatch.setattr(text_shards, "TOLD_EVERY_S", 0.0)
+    datasets.get("wikitext103").prepare(cache, {"vocab_size": 290})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 10
+    assert all(line.startswith("wikitext103: ") and line.endswith(" MB of text tokenised") for line in lines)
 
 
 def test_a_tokenizer_that_an_image_dataset_cannot_have_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,8 @@ TOKENIZER_BYTES = 200_000_000
 EVALUATION_BYTES = 20_000_000
 ENCODED_AT_ONCE = 256
 BYTES_OF_VOCABULARY = 257
+# Gigabytes take an hour, and a line is told this often.
+TOLD_EVERY_S = 10.0
 # Every text dataset takes it: the architecture whose own tokenizer is used instead of one trained on the text.
 TOKENIZER = "tokenizer"
 
@@ -104,7 +108,7 @@ def prepare_text(
             tokenizer = copy_tokenizer(ready, aside / "tokenizer")
         else:
             tokenizer = train_tokenizer(_training_texts(documents()), settings["vocab_size"], aside / "tokenizer")
-        counts, held_out, shards = _write_tokens(documents(), tokenizer, aside)
+        counts, held_out, shards = _write_tokens(_told(dataset, documents()), tokenizer, aside)
         counts |= write_evaluation(held_out, aside)
         files = (f"tokenizer/{FILE}", *shards["train"], *shards["validation"], HELD_OUT_FILE, NEXT_LINE_FILE)
         digests = {file: "sha256:" + file_digest(aside / file) for file in files}
@@ -193,6 +197,17 @@ def _write_tokens(
         if not counts[f"{split}_documents"]:
             raise BlastError(f"no document is left for {split}; choose another held_out share.")
     return counts, kept, {"train": train.files, "validation": validation.files}
+
+
+def _told(dataset: str, documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, with a line about how far they are now and then."""
+    read, told = 0, time.monotonic()
+    for document in documents:
+        read += len(document.text)
+        if time.monotonic() - told > TOLD_EVERY_S:
+            told = time.monotonic()
+            print(f"{dataset}: {read / 1e6:.0f} MB of text tokenised", file=sys.stderr, flush=True)
+        yield document
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
