@@ -16,6 +16,7 @@ NANO_SIZES = {
     "llama-nano": {"vocab_size": 512},
     "vit-nano": {"num_classes": 10, "image_size": 28, "channels": 1},
 }
+PACKAGED = {"minilm", "smollm2-135m-q4"}
 # Parameter counts as published: the models' cards, and torchvision's documentation.
 PUBLISHED = {
     "gpt2": 124_439_808,
@@ -39,7 +40,7 @@ def _build(name: str, seed: int = 0) -> torch.nn.Module:
 
 
 def test_every_architecture_is_found_by_its_family_file():
-    assert set(architectures.names()) == set(PUBLISHED) | set(NANO_SIZES)
+    assert set(architectures.names()) == set(PUBLISHED) | set(NANO_SIZES) | PACKAGED
     assert architectures.get("smollm2-135m").family == "llama"
 
 

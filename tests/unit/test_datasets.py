@@ -36,8 +36,9 @@ def test_every_dataset_states_what_people_need_to_know():
     )
     for name in datasets.names():
         module = datasets.get(name)
-        assert module.MODALITY in ("language", "vision")
+        assert module.MODALITY in ("language", "classification", "vision")
         assert all((module.LICENCE, module.DESCRIPTION, module.SOURCES))
+        assert module.BYTES >= 0
         assert module.MODALITY == "language" or module.EVALUATION == []
         assert all(callable(getattr(module, stage)) for stage in ("fetch", "prepare", "load"))
 
@@ -111,6 +112,29 @@ def test_augmentation_moves_images_and_depends_on_seed_and_step_alone(augment):
     assert not torch.equal(first[0], plain.train_batch(5, 8, seed=0)[0])
     # What is left of a shifted image is one of its own windows.
     assert set(first[0].unique().tolist()) <= set(plain.train_batch(5, 8, seed=0)[0].unique().tolist()) | {-2.0}
+
+
+def test_images_are_brought_to_the_side_and_the_channels_that_a_model_wants():
+    ramp = torch.arange(8, dtype=torch.uint8).mul(30).expand(6, 1, 8, 8).contiguous()
+    labels = torch.arange(6) % 2
+    plain = VisionData(ramp, labels, ramp, labels, 2, (0.5,), (0.25,), "sha256:")
+    shown = VisionData(ramp, labels, ramp, labels, 2, (0.5,), (0.25,), "sha256:", resize=32, planes=3)
+    assert (shown.image_size, shown.channels) == (32, 3)
+    batch, small = shown.train_batch(0, 4, seed=0)[0], plain.train_batch(0, 4, seed=0)[0]
+    assert batch.shape == (4, 3, 32, 32)
+    assert torch.equal(batch[:, 0], batch[:, 2])
+    assert (batch.diff(dim=3) >= 0).all()
+    assert torch.allclose(batch.mean(), small.mean(), atol=1e-4)
+    assert torch.allclose(batch.amax(), small.amax(), atol=1e-4)
+    assert shown.test(2)[0].shape == (2, 3, 32, 32)
+
+
+def test_colour_images_cannot_be_shown_in_other_channels():
+    images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2)
+    with pytest.raises(BlastError, match="images of 3 channels cannot be shown as 1"):
+        VisionData(images, labels, images, labels, 2, (0.5,) * 3, (0.5,) * 3, "", planes=1)
+    with pytest.raises(BlastError, match="image_size is 0"):
+        check_settings({"image_size": 0})
 
 
 def test_settings_that_do_not_exist_are_refused():

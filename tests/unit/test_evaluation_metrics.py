@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -47,8 +48,11 @@ class Vision:
     labels: Tensor
     num_classes: int = 10
 
-    def test(self) -> tuple[Tensor, Tensor]:
-        return self.images, self.labels
+    def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if len(self.images) != len(self.labels):
+            yield self.images, self.labels
+            return
+        yield from zip(self.images.split(batch), self.labels.split(batch), strict=True)
 
 
 def language(n: int = 7, length: int = 5, vocabulary: int = 13) -> Language:

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from blast.datasets import download, hub_text, imagenet
+from blast.datasets import download, hub, imagenet
 from blast.datasets.download import RemoteFile, UrlSource, fetch_files
 from blast.datasets.hub_text import HubText
 from blast.datasets.packages import DebianPackage, NpmPackage
@@ -198,7 +198,7 @@ def test_a_missing_package_client_is_the_reason(tmp_path, monkeypatch):
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch, dead_address):
-    monkeypatch.setattr(hub_text, "HUB", dead_address.rstrip("/"))
+    monkeypatch.setattr(hub, "HUB", dead_address.rstrip("/"))
     with pytest.raises(BlastError, match=r"books could not be fetched .*refused.*; check the network"):
         HubText("books", "owner/books", "main", ("plain",)).fetch(tmp_path)
 

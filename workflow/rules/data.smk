@@ -49,6 +49,7 @@ rule requests:
         slots=1,
     params:
         tasks=lambda wildcards: PLAN.tasks(wildcards.dataset),
+        first=lambda wildcards: PLAN.items(wildcards.dataset),
         code=provenance.fingerprint("language"),
     shell:
-        "{PYTHON} -m blast requests {wildcards.dataset} --tasks {params.tasks} --grid-dir {FOLDER.root} 2> {log} && touch {output} || {{ tail -n 20 {log} >&2; exit 1; }}"
+        "{PYTHON} -m blast requests {wildcards.dataset} --tasks {params.tasks} {params.first} --grid-dir {FOLDER.root} 2> {log} && touch {output} || {{ tail -n 20 {log} >&2; exit 1; }}"

@@ -1,4 +1,4 @@
-"""Models by name: `names()`, `get(name)`, `build(name, …)`.
+"""Models by name: `names()`, `get(name)`, `build(name, …)`, and `load(name, …)` with published weights.
 
 A family is one file of this folder. It lists its models in `ARCHITECTURES` and makes one with
 `build(shape, …)`; dropping the file here is all it takes, as there is no list to extend. Family files import
@@ -11,16 +11,31 @@ import importlib
 import pkgutil
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from blast.architectures.architecture import Architecture
 from blast.architectures.shapes import SHAPES, ModelShape
+from blast.datasets.cache import build_once, cache_root
+from blast.datasets.download import Progress
 from blast.errors import BlastError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SHAPES", "Architecture", "ModelShape", "build", "get", "legal_blocks", "names", "prunable"]
+__all__ = [
+    "SHAPES",
+    "Architecture",
+    "ModelShape",
+    "build",
+    "fetch",
+    "get",
+    "legal_blocks",
+    "load",
+    "names",
+    "prunable",
+    "tokenizer_folder",
+]
 
 BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
 
@@ -74,7 +89,7 @@ def build(
         name: One of `names()`.
         vocab_size: Tokens of the tokenizer (language).
         context: Longest sequence in tokens (language).
-        num_classes: Classes to tell apart (vision).
+        num_classes: Classes to tell apart (vision; a language model becomes a classifier of sequences).
         image_size: Side of the square images in pixels (vision).
         channels: Channels of the images (vision).
 
@@ -90,11 +105,84 @@ def build(
         "channels": channels,
     }
     shape = replace(architecture.shape, **{key: value for key, value in given.items() if value is not None})
-    needed = ("vocab", "context") if architecture.modality == "language" else ("classes", "image", "channels")
+    needed = ("classes", "image", "channels") if architecture.modality == "vision" else ("vocab", "context")
     missing = [key for key in needed if getattr(shape, key) is None]
     if missing:
         raise BlastError(f"{name} has no size of its own for {', '.join(missing)}; give it from the dataset.")
     return importlib.import_module(f"{__name__}.{architecture.family}").build(shape)
+
+
+def _published(name: str) -> Architecture:
+    architecture = get(name)
+    if architecture.weights is None:
+        with_weights = ", ".join(other for other in names() if get(other).weights)
+        raise BlastError(f"{name} has no published weights; train it from scratch, or choose one of: {with_weights}.")
+    return architecture
+
+
+def fetch(name: str, cache: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Brings the published weights of an architecture into the cache.
+
+    Returns:
+        Facts: digest, folder, bytes, source and licence.
+
+    Raises:
+        BlastError: if it has none, or no source had them; one sentence with each source's reason.
+    """
+    weights = _published(name).weights
+    if progress:
+        progress(f"{name}: weights from {weights.label}, licence {weights.licence}")
+    facts = weights.fetch(name, cache or cache_root(), progress)
+    return facts | {"source": weights.label, "licence": weights.licence}
+
+
+def load(
+    name: str,
+    cache: Path | None = None,
+    *,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """An architecture with its published weights, in float32 and without dropout; fetched first if need be.
+
+    Args:
+        name: One of `names()` that has weights.
+        cache: Cache folder; by default the user's.
+        num_classes: Classes to tell apart, if others than the published ones: the head then starts fresh, so call
+            `torch.manual_seed` first. Makes a language model a classifier of sequences.
+        image_size: Side of the images in pixels, if another than the published one (vision).
+        channels: Channels of the images (vision).
+        progress: Called with one line of text now and then.
+
+    Raises:
+        BlastError: if there are no weights, no source had them, or the sizes do not fit.
+    """
+    architecture = _published(name)
+    fetch(name, cache, progress)
+    sizes = {"classes": num_classes, "image": image_size, "channels": channels}
+    return architecture.weights.open(name, architecture.shape, cache or cache_root(), **sizes)
+
+
+def tokenizer_folder(name: str, cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """Folder with the tokenizer of an architecture's published weights, as transformers reads it; made once.
+
+    Raises:
+        BlastError: if there are no weights, no source had them, or they come without a tokenizer.
+    """
+    weights, cache = _published(name).weights, cache or cache_root()
+    files = weights.tokenizer(name, cache, progress)
+
+    def build_tokenizer(aside: Path) -> dict[str, Any]:
+        files.write(aside)
+        if not (aside / "tokenizer.json").is_file():
+            raise BlastError(f"the weights of {name} come without a tokenizer.json; choose another architecture.")
+        return {"name": name, "source": files.digest}
+
+    folder = cache / "tokenizers" / f"{name}-{files.digest.removeprefix('sha256:')[:16]}"
+    build_once(folder, build_tokenizer)
+    return folder
 
 
 def prunable(name: str) -> list[tuple[str, int, int]]:

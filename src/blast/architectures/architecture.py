@@ -2,9 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from blast.architectures.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer that is in the cache.
+
+    Attributes:
+        digest: Of what it is made from.
+        write: Writes it to an empty folder as transformers saves it, `tokenizer.json` among the files.
+    """
+
+    digest: str
+    write: Callable[[Path], None]
+
+
+class Weights(Protocol):
+    """Published weights of one model: what they are, how they come into the cache, and how they are opened.
+
+    Attributes:
+        label: Where they come from, for people.
+        licence: Their licence.
+        gate: What has to be accepted before they are handed out, and how; empty where nothing has.
+        bytes: What is downloaded, as published.
+    """
+
+    label: str
+    licence: str
+    gate: str
+    bytes: int
+
+    def fetch(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """Brings them into the cache; returns facts (`digest`, `folder`, …) or raises one sentence."""
+
+    def open(self, name: str, shape: ModelShape, cache: Path, **sizes: int | None) -> nn.Module:
+        """The model with these weights, in float32, without dropout.
+
+        Args:
+            name: Name of the architecture.
+            shape: Its sizes.
+            cache: Cache that holds the weights.
+            sizes: `classes`, `image` and `channels` that differ from the published ones; a new head starts fresh.
+        """
+
+    def tokenizer(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> TokenizerFiles:
+        """The model's tokenizer; brings no more into the cache than it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +65,9 @@ class Architecture:
     Attributes:
         name: The name used in configs, e.g. `"gpt2-nano"`.
         family: The file that builds it, e.g. `"gpt2"`; filled in when the file is found.
-        modality: `"language"` or `"vision"`.
+        modality: `"language"`, `"encoder"` or `"vision"`.
         shape: Its sizes.
-        pretrained: Where published weights come from, or None.
+        weights: The published weights, or None.
         description: One line for people.
     """
 
@@ -24,5 +75,10 @@ class Architecture:
     modality: str
     shape: ModelShape
     family: str = ""
-    pretrained: str | None = None
+    weights: Weights | None = None
     description: str = ""
+
+    @property
+    def pretrained(self) -> str | None:
+        """Where published weights come from, or None."""
+        return self.weights.label if self.weights else None

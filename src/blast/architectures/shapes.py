@@ -187,6 +187,17 @@ SHAPES: Mapping[str, ModelShape] = MappingProxyType(
             norm_eps=1e-6,
             source="https://huggingface.co/Qwen/Qwen3-1.7B-Base",
         ),
+        "minilm": ModelShape(
+            layers=6,
+            hidden=384,
+            ffn=1536,
+            heads=12,
+            kv_heads=12,
+            vocab=30522,
+            context=512,
+            norm_eps=1e-12,
+            source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+        ),
         "vit-b-16": _vit16("vit_b_16", 12, 768, 12),
         "vit-l-16": _vit16("vit_l_16", 24, 1024, 16),
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from blast.architectures.architecture import Architecture
 from blast.architectures.shapes import SHAPES, ModelShape
+from blast.architectures.torchvision_weights import TorchvisionWeights
 from blast.errors import BlastError
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ ARCHITECTURES = (
         name="vit-b-16",
         modality="vision",
         shape=SHAPES["vit-b-16"],
-        pretrained="torchvision:ViT_B_16_Weights.IMAGENET1K_V1",
+        weights=TorchvisionWeights(model="vit_b_16", checksum="c867db91", bytes=round(330.285 * 2**20)),
         description="the published ViT-B/16",
     ),
     Architecture(
         name="vit-l-16",
         modality="vision",
         shape=SHAPES["vit-l-16"],
-        pretrained="torchvision:ViT_L_16_Weights.IMAGENET1K_V1",
+        weights=TorchvisionWeights(model="vit_l_16", checksum="852ce7e3", bytes=round(1161.023 * 2**20)),
         description="the published ViT-L/16",
     ),
 )

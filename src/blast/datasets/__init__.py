@@ -1,9 +1,10 @@
-"""Datasets by name: `names()`, `get(name)`.
+"""Datasets by name: `names()`, `get(name)`; `get("wikitext103@gpt2")` is the text in the tokens of GPT-2.
 
 A dataset is one file of this folder that defines
 
-- `MODALITY` (`"language"` or `"vision"`), `LICENCE`, `DESCRIPTION`, `SOURCES` (where the data come from, in the
-  order tried), `EVALUATION` (names of lm-eval tasks; empty for images);
+- `MODALITY` (`"language"`, `"classification"` of sentences, or `"vision"`), `LICENCE`, `DESCRIPTION`, `SOURCES` (where
+  the data come from, in the order tried), `BYTES` (what is downloaded), `EVALUATION` (names of lm-eval tasks; of texts
+  alone), and where it needs one `GATE` (what has to be accepted first, and how);
 - `fetch(cache, progress) -> dict`: brings the raw files into the cache, or raises one sentence;
 - `prepare(cache, settings) -> dict`: turns them into what training reads (tokens, evaluation documents) and returns
   the facts: digests and counts;
@@ -18,10 +19,13 @@ import importlib
 import pkgutil
 from functools import cache
 from types import ModuleType
+from typing import Any
 
-from blast.errors import unknown_name
+from blast.errors import BlastError, unknown_name
 
-__all__ = ["get", "names"]
+__all__ = ["base_name", "get", "names", "tokenizer_of", "with_tokenizer"]
+
+VARIANT = "@"
 
 
 @cache
@@ -38,12 +42,35 @@ def names() -> list[str]:
     return sorted(_found())
 
 
-def get(name: str) -> ModuleType:
-    """The module of the dataset called `name`.
+def base_name(name: str) -> str:
+    """The dataset's own name, without the tokenizer that may follow it."""
+    return name.partition(VARIANT)[0]
+
+
+def with_tokenizer(name: str, architecture: str) -> str:
+    """The name of a dataset in the tokens of an architecture's published tokenizer; images have none."""
+    return name if get(name).MODALITY == "vision" else f"{base_name(name)}{VARIANT}{architecture}"
+
+
+def tokenizer_of(name: str) -> str | None:
+    """The architecture whose tokenizer a name asks for, if it does."""
+    return name.partition(VARIANT)[2] or None
+
+
+def get(name: str) -> Any:
+    """The module of the dataset called `name`, or the like of it for a name with a tokenizer.
 
     Raises:
         BlastError: if there is none; the message gives the nearest name.
     """
-    if name not in _found():
-        raise unknown_name("dataset", name, _found())
-    return _found()[name]
+    base, tokenizer = base_name(name), tokenizer_of(name)
+    if base not in _found():
+        raise unknown_name("dataset", base, _found())
+    module = _found()[base]
+    if tokenizer is None:
+        return module
+    if module.MODALITY == "vision":
+        raise BlastError(f"'{base}' holds images, which take no tokenizer; write it without '{VARIANT}{tokenizer}'.")
+    from blast.datasets.variant import Variant
+
+    return Variant(name, module, tokenizer)

@@ -7,6 +7,7 @@ from blast.datasets.cifar_binary import CifarBinary
 MODALITY = "vision"
 LICENCE = "none stated; free for research, cite Krizhevsky 2009"
 DESCRIPTION = "50000 training and 10000 test images, 32×32 colour, ten classes"
+BYTES = 170_052_171
 SOURCES = ("the authors' binary archive",)
 EVALUATION: list[str] = []
 

@@ -7,6 +7,7 @@ from blast.datasets.cifar_binary import CifarBinary
 MODALITY = "vision"
 LICENCE = "none stated; free for research, cite Krizhevsky 2009"
 DESCRIPTION = "50000 training and 10000 test images, 32×32 colour, a hundred classes"
+BYTES = 168_513_733
 SOURCES = ("the authors' binary archive",)
 EVALUATION: list[str] = []
 

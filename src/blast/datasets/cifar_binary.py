@@ -10,7 +10,7 @@ from typing import Any
 
 from blast.datasets.digests import settings_digest
 from blast.datasets.download import Progress, RemoteFile, UrlSource, fetch_files
-from blast.datasets.vision_data import VisionData, check_settings
+from blast.datasets.vision_data import VisionData, check_settings, shown_as
 from blast.errors import BlastError
 
 AUTHORS = "https://www.cs.toronto.edu/~kriz/"
@@ -76,7 +76,7 @@ class CifarBinary:
             mean=self.mean,
             std=self.std,
             digest=self.digest,
-            augment=filled["augment"],
+            **shown_as(filled),
         )
 
     def _folder(self, cache: Path) -> Path:

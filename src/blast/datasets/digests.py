@@ -19,6 +19,15 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     return state.hexdigest()
 
 
+def git_digest(path: Path) -> str:
+    """What git calls a file of this content: the digest that hubs list small files with."""
+    state = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with open(path, "rb") as handle:
+        while chunk := handle.read(CHUNK):
+            state.update(chunk)
+    return state.hexdigest()
+
+
 def settings_digest(settings: Any) -> str:
     """Digest of anything JSON can hold, as `"sha256:…"`."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))

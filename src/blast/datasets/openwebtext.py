@@ -14,9 +14,10 @@ from blast.datasets.text_shards import Document, check_settings, is_held_out, op
 MODALITY = "language"
 LICENCE = "CC0-1.0 (the collection; the pages belong to their authors)"
 DESCRIPTION = "8 million web pages, about 40 GB of text"
+BYTES = 24_200_000_000
 SOURCES = ("the model hub: Skylion007/openwebtext",)
-# Measured by our own loss; an lm-eval task of its own comes with its loader.
-EVALUATION: list[str] = []
+
+EVALUATION = ["text_heldout"]
 
 # The share that nanoGPT holds out.
 SETTINGS: dict[str, Any] = {"vocab_size": 50257, "held_out": 0.0005}

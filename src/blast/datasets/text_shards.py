@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,15 @@ from blast.datasets.cache import build_once
 from blast.datasets.digests import digest_number, file_digest, settings_digest
 from blast.datasets.evaluation_documents import HELD_OUT_FILE, NEXT_LINE_FILE, write_evaluation
 from blast.datasets.language_data import LanguageData
-from blast.datasets.text_tokenizer import END_OF_TEXT, FILE, load_tokenizer, token_bytes, train_tokenizer
+from blast.datasets.text_tokenizer import (
+    FILE,
+    copy_tokenizer,
+    end_of_text,
+    load_tokenizer,
+    token_bytes,
+    train_tokenizer,
+)
+from blast.datasets.token_shards import ShardWriter, open_shards, token_type
 from blast.errors import BlastError, unknown_name
 
 if TYPE_CHECKING:
@@ -25,6 +35,10 @@ TOKENIZER_BYTES = 200_000_000
 EVALUATION_BYTES = 20_000_000
 ENCODED_AT_ONCE = 256
 BYTES_OF_VOCABULARY = 257
+# Gigabytes take an hour, and a line is told this often.
+TOLD_EVERY_S = 10.0
+# Every text dataset takes it: the architecture whose own tokenizer is used instead of one trained on the text.
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,12 @@ def check_settings(settings: dict[str, Any] | None, defaults: dict[str, Any]) ->
     """
     filled = defaults | (settings or {})
     for name in filled:
-        if name not in defaults:
-            raise unknown_name("setting of a text dataset", name, defaults)
-    if not isinstance(filled["vocab_size"], int) or filled["vocab_size"] < BYTES_OF_VOCABULARY:
+        if name not in defaults and name != TOKENIZER:
+            raise unknown_name("setting of a text dataset", name, [*defaults, TOKENIZER])
+    if filled.get(TOKENIZER):
+        # Its vocabulary is as large as it is.
+        del filled["vocab_size"]
+    elif not isinstance(filled["vocab_size"], int) or filled["vocab_size"] < BYTES_OF_VOCABULARY:
         raise BlastError(
             f"vocab_size is {filled['vocab_size']}; it must be a whole number from {BYTES_OF_VOCABULARY} on."
         )
@@ -79,14 +96,21 @@ def prepare_text(
     Returns:
         Facts: digests, counts, `bytes_per_token`, `vocab_size`, and the paths of what was made.
     """
-    key = settings_digest({"format": FORMAT, "source": source_digest, "settings": settings})
+    described = {"format": FORMAT, "source": source_digest, "settings": settings}
+    ready = tokenizer_for(settings.get(TOKENIZER), Path(cache))
+    if ready:
+        described["tokenizer"] = ready.name
+    key = settings_digest(described)
     folder = Path(cache) / "prepared" / dataset / key.partition(":")[2][:16]
 
     def build(aside: Path) -> dict[str, Any]:
-        tokenizer = train_tokenizer(_training_texts(documents()), settings["vocab_size"], aside / "tokenizer")
-        counts, held_out = _write_tokens(documents(), tokenizer, aside)
+        if ready:
+            tokenizer = copy_tokenizer(ready, aside / "tokenizer")
+        else:
+            tokenizer = train_tokenizer(_training_texts(documents()), settings["vocab_size"], aside / "tokenizer")
+        counts, held_out, shards = _write_tokens(_told(dataset, documents()), tokenizer, aside)
         counts |= write_evaluation(held_out, aside)
-        files = (f"tokenizer/{FILE}", "train.bin", "validation.bin", HELD_OUT_FILE, NEXT_LINE_FILE)
+        files = (f"tokenizer/{FILE}", *shards["train"], *shards["validation"], HELD_OUT_FILE, NEXT_LINE_FILE)
         digests = {file: "sha256:" + file_digest(aside / file) for file in files}
         return {
             "name": dataset,
@@ -95,7 +119,8 @@ def prepare_text(
             "digests": digests,
             "settings": settings,
             "counts": counts,
-            "vocab_size": tokenizer.get_vocab_size(),
+            "shards": shards,
+            "vocab_size": len(token_bytes(tokenizer)),
             "bytes_per_token": counts["validation_bytes"] / counts["validation_tokens"],
         }
 
@@ -109,14 +134,14 @@ def prepare_text(
 
 def open_text(facts: dict[str, Any]) -> LanguageData:
     """Opens what `prepare_text` made."""
-    import numpy as np
-
     folder = Path(facts["folder"])
     tokenizer = load_tokenizer(folder / "tokenizer")
-    kind = _kind(facts["vocab_size"])
+    kind = token_type(facts["vocab_size"])
+    # What was made before there were shards names none.
+    shards = facts.get("shards", {"train": ["train.bin"], "validation": ["validation.bin"]})
     return LanguageData(
-        train=np.memmap(folder / "train.bin", dtype=kind, mode="r"),
-        validation=np.memmap(folder / "validation.bin", dtype=kind, mode="r"),
+        train=open_shards(folder, shards["train"], kind),
+        validation=open_shards(folder, shards["validation"], kind),
         token_bytes=token_bytes(tokenizer),
         bytes_per_token=facts["bytes_per_token"],
         tokenizer_dir=folder / "tokenizer",
@@ -125,9 +150,13 @@ def open_text(facts: dict[str, Any]) -> LanguageData:
     )
 
 
-def _kind(vocab_size: int) -> str:
-    """Little-endian type of the tokens in a file."""
-    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+def tokenizer_for(architecture: str | None, cache: Path) -> Path | None:
+    """Folder of an architecture's own tokenizer, if one is asked for."""
+    if not architecture:
+        return None
+    from blast import architectures
+
+    return architectures.tokenizer_folder(architecture, cache)
 
 
 def _training_texts(documents: Iterable[Document]) -> Iterator[str]:
@@ -141,20 +170,22 @@ def _training_texts(documents: Iterable[Document]) -> Iterator[str]:
 
 def _write_tokens(
     documents: Iterable[Document], tokenizer: Tokenizer, folder: Path
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Writes both token files; returns counts, and held-out documents for the evaluation."""
+) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, list[str]]]:
+    """Writes the tokens of both splits; returns counts, held-out documents for the evaluation, and the files."""
     import numpy as np
 
-    kind, end = _kind(tokenizer.get_vocab_size()), tokenizer.token_to_id(END_OF_TEXT)
+    kind, end = token_type(len(token_bytes(tokenizer))), end_of_text(tokenizer, folder / "tokenizer")
     counts = {f"{split}_{what}": 0 for split in ("train", "validation") for what in ("documents", "bytes", "tokens")}
     kept: list[tuple[str, str]] = []
     kept_bytes = 0
-    with open(folder / "train.bin", "wb") as train, open(folder / "validation.bin", "wb") as validation:
+    with ShardWriter(folder, "train") as train, ShardWriter(folder, "validation") as validation:
         for group in _groups(documents):
-            for document, encoding in zip(group, tokenizer.encode_batch([d.text for d in group]), strict=True):
+            texts = [document.text for document in group]
+            encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+            for document, encoding in zip(group, encodings, strict=True):
                 split, target = ("validation", validation) if document.held_out else ("train", train)
                 tokens = np.array([*encoding.ids, end], dtype=kind)
-                target.write(tokens.tobytes())
+                target.write(tokens)
                 size = len(document.text.encode())
                 counts[f"{split}_documents"] += 1
                 counts[f"{split}_bytes"] += size
@@ -165,7 +196,18 @@ def _write_tokens(
     for split in ("train", "validation"):
         if not counts[f"{split}_documents"]:
             raise BlastError(f"no document is left for {split}; choose another held_out share.")
-    return counts, kept
+    return counts, kept, {"train": train.files, "validation": validation.files}
+
+
+def _told(dataset: str, documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, with a line about how far they are now and then."""
+    read, told = 0, time.monotonic()
+    for document in documents:
+        read += len(document.text)
+        if time.monotonic() - told > TOLD_EVERY_S:
+            told = time.monotonic()
+            print(f"{dataset}: {read / 1e6:.0f} MB of text tokenised", file=sys.stderr, flush=True)
+        yield document
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from blast.errors import BlastError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,14 +61,41 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(Path(folder) / FILE))
 
 
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text that each token stands for, int64 `[vocabulary]`; 0 for the end of text.
+def copy_tokenizer(source: Path, folder: Path) -> Tokenizer:
+    """Copies a saved tokenizer, so that prepared data keep theirs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(Path(source).iterdir()):
+        if path.suffix in (".json", ".jinja", ".txt") and path.name != "facts.json":
+            shutil.copyfile(path, folder / path.name)
+    return load_tokenizer(folder)
 
-    In a byte-level BPE each character of a token's spelling is one byte.
+
+def end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
+    """The token that ends a document: the tokenizer's own end-of-sequence token.
+
+    Raises:
+        BlastError: if the tokenizer names none.
+    """
+    config = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = config.get("eos_token") or config.get("sep_token")
+    text = named.get("content") if isinstance(named, dict) else named
+    found = tokenizer.token_to_id(text) if text else None
+    if found is None:
+        raise BlastError(f"the tokenizer in {folder} names no end-of-text token; choose another one.")
+    return found
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text that each token stands for, int64 `[vocabulary]`; 0 for the end of text and its like.
+
+    In a byte-level BPE each character of a token's spelling is one byte; tokens added to it are plain text.
     """
     import numpy as np
 
-    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
-    for token, index in tokenizer.get_vocab().items():
-        lengths[index] = 0 if token == END_OF_TEXT else len(token)
+    vocabulary = tokenizer.get_vocab()
+    lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for token, index in vocabulary.items():
+        lengths[index] = len(token)
+    for index, token in tokenizer.get_added_tokens_decoder().items():
+        lengths[index] = 0 if token.special else len(token.content.encode())
     return lengths

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 AUGMENTATIONS = ("none", "shift", "shift_flip")
 # Torchvision's usual padding for CIFAR is 4 pixels of 32.
 SHIFT_SHARE = 1 / 8
-SETTINGS: dict[str, Any] = {"augment": "none"}
+# `image_size` and `channels` bring images to what published weights have seen; None leaves them as they are.
+SETTINGS: dict[str, Any] = {"augment": "none", "image_size": None, "channels": None}
 
 
 def check_settings(settings: dict[str, Any] | None, defaults: Mapping[str, Any] = SETTINGS) -> dict[str, Any]:
@@ -31,7 +32,16 @@ def check_settings(settings: dict[str, Any] | None, defaults: Mapping[str, Any] 
             raise unknown_name("setting of an image dataset", name, defaults)
     if filled["augment"] not in AUGMENTATIONS:
         raise unknown_name("augmentation", str(filled["augment"]), AUGMENTATIONS)
+    for name in ("image_size", "channels"):
+        value = filled.get(name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise BlastError(f"{name} is {value!r}; it must be a whole number from 1 on.")
     return filled
+
+
+def shown_as(filled: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as `VisionData` takes them."""
+    return {"augment": filled["augment"], "resize": filled["image_size"], "planes": filled["channels"]}
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class VisionData:
         std: Likewise.
         digest: `"sha256:…"` of everything above that was read.
         augment: One of `AUGMENTATIONS`.
+        resize: Side that images are brought to when a batch needs them; None leaves them as they are.
+        planes: Channels that grey images are repeated to; None leaves them as they are.
     """
 
     train_images: Tensor
@@ -59,12 +71,15 @@ class VisionData:
     std: tuple[float, ...]
     digest: str
     augment: str = "none"
+    resize: int | None = None
+    planes: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise BlastError(
-                f"{self.channels} channels need as many means and deviations, not {self.mean}, {self.std}."
-            )
+        stored = self.train_images.shape[1]
+        if len(self.mean) != stored or len(self.std) != stored:
+            raise BlastError(f"{stored} channels need as many means and deviations, not {self.mean}, {self.std}.")
+        if stored != 1 and self.planes not in (None, stored):
+            raise BlastError(f"images of {stored} channels cannot be shown as {self.planes}; leave 'channels' out.")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -74,12 +89,12 @@ class VisionData:
     @property
     def image_size(self) -> int:
         """Side of the square images in pixels."""
-        return self.train_images.shape[-1]
+        return self.resize or self.train_images.shape[-1]
 
     @property
     def channels(self) -> int:
         """Colour channels."""
-        return self.train_images.shape[1]
+        return self.planes or self.train_images.shape[1]
 
     def train_batch(self, step: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:
         """The batch of one step: every epoch sees each image once, in an order of its own.
@@ -116,16 +131,20 @@ class VisionData:
             part = slice(start, start + batch)
             yield self._normalised(self.test_images[part]), self.test_labels[part]
 
-    def test(self) -> tuple[Tensor, Tensor]:
-        """All test images, normalised, and their labels."""
-        return self._normalised(self.test_images), self.test_labels
+    def test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """All test images or the first `limit`, normalised, and their labels."""
+        return self._normalised(self.test_images[:limit]), self.test_labels[:limit]
 
     def _normalised(self, images: Tensor) -> Tensor:
         import torch
 
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
-        return (images.float() / 255 - mean) / std
+        pixels = (images.float() / 255 - mean) / std
+        if self.resize and self.resize != pixels.shape[-1]:
+            side = (self.resize, self.resize)
+            pixels = torch.nn.functional.interpolate(pixels, side, mode="bilinear", antialias=True)
+        return pixels.expand(-1, self.planes, -1, -1) if self.planes else pixels
 
     def _augmented(self, images: Tensor, draw: Any) -> Tensor:
         import torch

@@ -15,9 +15,10 @@ from blast.datasets.text_shards import Document, check_settings, open_text, prep
 MODALITY = "language"
 LICENCE = "CC-BY-SA-3.0"
 DESCRIPTION = "articles of the English Wikipedia, about 100 million words"
+BYTES = 315_000_000
 SOURCES = ("the model hub: Salesforce/wikitext",)
-# Measured by our own loss; an lm-eval task of its own comes with its loader.
-EVALUATION: list[str] = []
+
+EVALUATION = ["text_heldout"]
 
 SETTINGS: dict[str, Any] = {"vocab_size": 32768}
 TITLE = re.compile(r"^ = [^=].* = \n$")

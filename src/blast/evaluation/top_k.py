@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
+from blast.evaluation.class_logits import class_logits
 from blast.evaluation.metric import metric
 from blast.evaluation.mode import evaluating
 from blast.evaluation.statistics import binomial_stderr
@@ -43,7 +44,7 @@ def top_k_hits(
     hits = dict.fromkeys(ks, 0)
     with evaluating(model):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            outputs = model(x.to(device)).float()  # [batch, classes]
+            outputs = class_logits(model, x.to(device))  # [batch, classes]
             if not torch.isfinite(outputs).all():
                 raise BlastError("the model gives outputs that are not finite; look at its training loss.")
             best = outputs.topk(min(max(ks), outputs.shape[1]), dim=1).indices  # [batch, k]
@@ -56,17 +57,22 @@ def top_k_hits(
 def evaluate_vision(
     model: nn.Module, data: Any, *, batch: int = 100, device: torch.device | str | None = None
 ) -> list[dict[str, Any]]:
-    """`top1` and `top5` on the test images of a vision dataset, with binomial standard errors.
+    """`top1` and `top5` on the test images (or sentences) of a dataset, with binomial standard errors.
 
     Args:
-        model: An image classifier.
-        data: A `VisionData` (`test`, `num_classes`).
+        model: A classifier.
+        data: A `VisionData` or its like (`test_batches`, `num_classes`); no more than a batch is in memory.
         batch: Images a batch.
         device: Where the model is.
     """
-    images, labels = data.test()
-    hits = top_k_hits(model, images, labels, batch_size=batch, device=device)
-    n = len(labels)
+    hits: dict[int, int] = {}
+    n = 0
+    for images, labels in data.test_batches(batch):
+        for k, count in top_k_hits(model, images, labels, batch_size=batch, device=device).items():
+            hits[k] = hits.get(k, 0) + count
+        n += len(labels)
+    if not n:
+        raise BlastError("there is no image to evaluate on; give at least one.")
     return [
         metric(
             f"top{k}",

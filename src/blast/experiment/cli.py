@@ -121,10 +121,16 @@ def break_even(options: argparse.Namespace) -> int:
 
 
 def fetch(options: argparse.Namespace) -> int:
-    """Brings the raw files of a dataset into the cache."""
+    """Brings a dataset, or everything that a config needs, into the cache, and says the sizes first."""
+    if options.what.endswith((".yaml", ".yml")):
+        from blast.experiment.fetch_stage import fetch_all
+
+        return 1 if fetch_all(_plan(Path(options.what)), options.sizes) else 0
+    if options.out is None:
+        raise BlastError("the facts of one dataset need a file: add --out FILE, or name a config.")
     from blast.experiment.data_stage import fetch_dataset
 
-    fetch_dataset(options.dataset, options.out)
+    fetch_dataset(options.what, options.out)
     return 0
 
 
@@ -140,7 +146,7 @@ def requests(options: argparse.Namespace) -> int:
     """Builds lm-eval's requests for a dataset."""
     from blast.experiment.data_stage import build_dataset_requests
 
-    build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir))
+    build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir), options.items)
     return 0
 
 
@@ -252,8 +258,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--grid-dir", **grid_dir)
         made.add_argument("--tuned", **tuned)
     made = verb("fetch", fetch)
-    made.add_argument("dataset")
-    made.add_argument("--out", type=Path, required=True, help="file that takes the facts, or why there are none")
+    made.add_argument("what", metavar="CONFIG.yaml|DATASET")
+    made.add_argument("--sizes", action="store_true", help="only say what a config needs")
+    made.add_argument("--out", type=Path, help="for a dataset: file that takes the facts, or why there are none")
     made = verb("prepare", prepare)
     made.add_argument("dataset")
     made.add_argument("--settings", default="{}", help="JSON")
@@ -262,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("requests", requests)
     made.add_argument("dataset")
     made.add_argument("--tasks", nargs="+", required=True)
+    made.add_argument("--items", type=int, help="items of each task, the first ones (default: all)")
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("language", language)
     made.add_argument("ids", nargs="+")

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -34,6 +34,10 @@ class GridBlock(Strict):
     sparsity: list[Sparsity] = Field(min_length=1, description="Shares of empty blocks; 0 is the dense model.")
     blocks: list[Block] = Field(default=[16], min_length=1, description="Block sides, or [out, in] pairs.")
     seeds: list[int] = Field(default=[0], min_length=1)
+    start: Literal["scratch", "pretrained", "published"] = Field(
+        default="scratch",
+        description="Fresh weights; published ones trained further; or published ones as they are, not trained.",
+    )
     variant: str | None = Field(default=None, description="A word added to the ids, for a block with other settings.")
     training: dict[str, Any] = Field(default={}, description="Training settings of this block alone.")
     sparsify: dict[str, Any] = Field(default={}, description="Settings of the pruning of this block alone.")
@@ -60,6 +64,7 @@ class Evaluation(Strict):
     tasks: dict[Name, list[Name]] = Field(default={}, description="lm-eval tasks by dataset; else the dataset's own.")
     batch: Side = Field(default=32, description="Fixed batch size; scores move with it in the last digits.")
     limit: Side = Field(default=384, description="Held-out sequences for our own loss; the first ones.")
+    items: Side | None = Field(default=None, description="Items of each lm-eval task; the first ones, or all.")
 
 
 class Config(Strict):

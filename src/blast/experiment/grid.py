@@ -17,6 +17,8 @@ from blast.training.settings import TrainingSettings
 
 # Methods that prune the trained dense model instead of training one of their own.
 FROM_PARENT = frozenset({"one_shot"})
+# Datasets by the architectures that can be trained on them.
+FITS = {"language": ("language", "classification"), "encoder": ("classification",), "vision": ("vision",)}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Plan:
         """lm-eval tasks of one dataset; none for images."""
         return next(point.evaluation.get("tasks", []) for point in self.points.values() if point.dataset == dataset)
 
+    def items(self, dataset: str) -> list[str]:
+        """The option of `blast requests` that limits the items of each task; none for all of them."""
+        found = next(point.evaluation.get("items") for point in self.points.values() if point.dataset == dataset)
+        return ["--items", str(found)] if found else []
+
 
 def share_label(sparsity: float) -> str:
     """`s95` for .95, `s97p5` for .975."""
@@ -97,7 +104,8 @@ def check_block(architecture: str, block: tuple[int, int], transposed_down: bool
 
 def _settings(config: Config, block: GridBlock, architecture: str, dataset: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
-    for key in ("default", dataset, architecture, f"{architecture}.{dataset}"):
+    base = datasets.base_name(dataset)
+    for key in ("default", base, architecture, f"{architecture}.{base}"):
         merged.update(config.training.get(key, {}))
     merged.update(block.training)
     return TrainingSettings.from_dict(merged).__dict__
@@ -113,15 +121,19 @@ def _sparsify(
 
 
 def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
-    tasks = config.evaluation.tasks.get(dataset, list(datasets.get(dataset).EVALUATION))
+    base = datasets.base_name(dataset)
+    tasks = config.evaluation.tasks.get(base, list(datasets.get(dataset).EVALUATION))
+    evaluation = {"tasks": tasks, "batch": config.evaluation.batch, "limit": config.evaluation.limit}
+    if config.evaluation.items and tasks:
+        evaluation["items"] = config.evaluation.items
     return {
         "grid": config.name,
         "stage": "train",
         "architecture": architecture,
         "dataset": dataset,
         "threads": config.threads,
-        "evaluation": {"tasks": tasks, "batch": config.evaluation.batch, "limit": config.evaluation.limit},
-        "data": dict(config.data.get(dataset, {})),
+        "evaluation": evaluation,
+        "data": dict(config.data.get(base, {})),
     }
 
 
@@ -131,11 +143,13 @@ def _check_names(config: Config, block: GridBlock) -> None:
             raise unknown_name("method", method, [*METHODS, "dense"])
     for architecture, dataset in itertools.product(block.architectures, block.datasets):
         wanted, given = architectures.get(architecture).modality, datasets.get(dataset).MODALITY
-        if wanted != given:
+        if given not in FITS[wanted]:
+            article = "an" if wanted[0] in "aeiou" else "a"
             raise BlastError(
-                f"'{architecture}' is a {wanted} model and '{dataset}' a {given} dataset; "
+                f"'{architecture}' is {article} {wanted} model and '{dataset}' a {given} dataset; "
                 "put them in different blocks of 'grid'."
             )
+        _check_start(block, architecture, dataset)
         if any(sparsity > 0 for sparsity in block.sparsity):
             for shape in block.blocks:
                 check_block(architecture, _as_pair(shape))
@@ -150,13 +164,37 @@ def _check_names(config: Config, block: GridBlock) -> None:
                 datasets.get(key)
 
 
+def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
+    """Refuses published weights that there are not, and training where none is wanted."""
+    if block.start == "scratch":
+        return
+    if architectures.get(architecture).weights is None:
+        raise BlastError(f"'{architecture}' has no published weights; write 'start: scratch' for it.")
+    tokens = datasets.tokenizer_of(dataset)
+    if tokens not in (None, architecture):
+        raise BlastError(
+            f"'{dataset}' is in the tokens of '{tokens}', which the published '{architecture}' does not know; "
+            f"write '{datasets.base_name(dataset)}'."
+        )
+    trained = [method for method in block.methods if method != "dense" and method not in FROM_PARENT]
+    if block.start == "published" and trained and any(block.sparsity):
+        raise BlastError(
+            f"'start: published' trains nothing, but the method '{trained[0]}' prunes while training; "
+            f"take 'start: pretrained', or one of: dense, {', '.join(sorted(FROM_PARENT))}."
+        )
+
+
 def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
     suffix = f".{block.variant}" if block.variant else ""
-    for architecture, dataset, seed in itertools.product(block.architectures, block.datasets, block.seeds):
+    if block.start != "scratch":
+        suffix = f".{block.start}{suffix}"
+    for architecture, named, seed in itertools.product(block.architectures, block.datasets, block.seeds):
+        # Published weights know the tokens of their own tokenizer alone.
+        dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
         common = _common(config, architecture, dataset) | {"seed": seed}
         training = _settings(config, block, architecture, dataset)
         dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix}"
-        yield Point(id=dense, training=training, **common)
+        yield Point(id=dense, training=training, start=block.start, **common)
         for method, sparsity, side in itertools.product(block.methods, block.sparsity, block.blocks):
             if sparsity == 0 or method == "dense":
                 continue
@@ -166,7 +204,7 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
                 method=method,
                 sparsity=sparsity,
                 block=shape,
-                start="parent" if method in FROM_PARENT else "scratch",
+                start="parent" if method in FROM_PARENT else block.start,
                 parent=dense,
                 training=training,
                 sparsify=_sparsify(config, block, method, sparsity, shape, training["steps"], seed),
@@ -232,7 +270,7 @@ def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
     for (stage, suite, architecture, dataset), members in groups.items():
         # Dense runs first, then what starts from them, so that both meet in one job where they can.
         members.sort(key=lambda point: (point.method != "dense", point.start != "parent"))
-        size = config.points_per_job.get(dataset or "", config.points_per_job.get("default", 1))
+        size = config.points_per_job.get(datasets.base_name(dataset or ""), config.points_per_job.get("default", 1))
         if stage == "benchmark":
             size = len(members)
         for number, first in enumerate(range(0, len(members), size)):

@@ -12,9 +12,15 @@ from blast.errors import BlastError
 from blast.experiment import provenance
 from blast.experiment.language_eval import Replay
 from blast.experiment.layout import GridFolder
-from blast.experiment.record import read_record, write_json
+from blast.experiment.record import read_json, read_record, write_json
 
 FORMAT = 1
+
+
+def _left_out(folder: GridFolder, dataset: str) -> dict[str, str]:
+    """Why tasks of a dataset have no requests, by task."""
+    file = folder.left_out(dataset)
+    return read_json(file, "list of tasks left out", "delete it and run again.") if file.is_file() else {}
 
 
 def make_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
@@ -31,9 +37,13 @@ def make_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
                 if record["status"] != "ok":
                     raise BlastError(f"the point failed: {record['cause']}")
                 dataset = record["point"]["dataset"]
+                missing = _left_out(folder, dataset)
+                if missing and not folder.requests(dataset).is_file():
+                    raise BlastError("; ".join(missing.values()))
                 if dataset not in replays:
                     replays[dataset] = open_replays.enter_context(Replay(folder.requests(dataset)))
                 entry["metrics"] = replays[dataset].metrics(folder.work(name) / "scores.json")
+                entry["left_out"] = missing
             except BlastError as error:
                 entry |= {"status": "failed", "cause": str(error)}
             except Exception as error:

@@ -1,7 +1,8 @@
 """Evaluation tasks: one lm-eval YAML file each in `tasks/`, found by its name.
 
 A task writes its data files as `@DATA@/<file>` and states `cache_dir: "@DATA@"`, where `@DATA@` stands for the folder
-that holds the documents while the task is loaded.
+that holds the documents while the task is loaded. A task of lm-eval's own is included as `@LM_EVAL@/<file>`, so that
+its prompts are the stock ones; only its data come from here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from blast.datasets import evaluation_sets
+from blast.datasets.cache import cache_root
 from blast.errors import BlastError, unknown_name
 
 Documents = dict[str, list[dict[str, Any]]]
@@ -41,21 +44,35 @@ def read_documents(folder: Path, tasks: Sequence[str]) -> Documents:
     """The documents that some tasks read, by file name.
 
     Args:
-        folder: Where the files (JSON lines) are.
+        folder: Where the files (JSON lines) of the dataset are; published evaluation sets come from the cache, fetched
+            if need be.
         tasks: Names of tasks.
 
     Raises:
-        BlastError: if no task is given, one is unknown, or a file is missing, damaged or empty.
+        BlastError: if no task is given, one is unknown, a file is missing, damaged or empty, or no source has a set.
     """
     if not tasks:
         raise BlastError(f"no evaluation task was given; name at least one of: {', '.join(task_names())}.")
-    return {name: _read_lines(Path(folder) / name) for task in tasks for name in _data_files(task)}
+    return {name: _read_lines(_place(Path(folder), name)) for task in tasks for name in _data_files(task)}
+
+
+def sets_of(task: str) -> list[str]:
+    """The published evaluation sets that a task reads."""
+    return [name for file in _data_files(task) if (name := file.removesuffix(".jsonl")) in evaluation_sets.BY_NAME]
+
+
+def _place(folder: Path, file: str) -> Path:
+    name = file.removesuffix(".jsonl")
+    if (folder / file).exists() or name not in evaluation_sets.BY_NAME:
+        return folder / file
+    return Path(evaluation_sets.prepare(name, cache_root())["file"])
 
 
 @contextmanager
 def loaded_tasks(tasks: Sequence[str], documents: Documents) -> Iterator[dict[str, Any]]:
     """lm-eval's task objects by name, with these documents; they are good for as long as the context lasts."""
     import datasets
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
     for task in tasks:
@@ -66,7 +83,9 @@ def loaded_tasks(tasks: Sequence[str], documents: Documents) -> Iterator[dict[st
             (Path(folder) / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         for file in _folder().iterdir():
             if file.is_file():
-                (Path(folder) / file.name).write_text(file.read_text().replace("@DATA@", folder))
+                text = file.read_text().replace("@DATA@", folder)
+                stock = str(Path(lm_eval.__file__).parent / "tasks")
+                (Path(folder) / file.name).write_text(text.replace("@LM_EVAL@", stock))
         yield TaskManager(include_path=folder, include_defaults=False).load(list(tasks))["tasks"]
 
 

@@ -41,6 +41,10 @@ class GridFolder:
         """lm-eval's requests for a dataset as token ids."""
         return self.root / "requests" / f"{dataset}.jsonl.gz"
 
+    def left_out(self, dataset: str) -> Path:
+        """Why lm-eval tasks of a dataset have no requests, by task."""
+        return self.root / "requests" / f"{dataset}.left_out.json"
+
     def failed(self, point: str) -> Path:
         """Where the verdict puts the record of a failed point."""
         return self.root / "failed" / f"{point}.json"

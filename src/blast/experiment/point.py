@@ -38,7 +38,8 @@ class Point:
         method: `dense` or a name in `blast.sparsity.METHODS`.
         sparsity: Share of empty blocks that is asked for, in [0, 1).
         block: Block shape `[out, in]`; None for a dense point.
-        start: `scratch`, or `parent`: from the checkpoint of the parent.
+        start: `scratch`; `pretrained`: trained further from the published weights; `published`: those weights as they
+            are, not trained; or `parent`: from the checkpoint of the parent.
         parent: Id of the dense run that this one is compared with.
         sparsify: Fields of `SparsifyConfig`; None for a dense point.
         training: Fields of `blast.training.settings.TrainingSettings`; None for a benchmark.

@@ -28,10 +28,21 @@ PACKAGES = (
 )
 # The parts of the library whose code decides what a stage measures.
 MODULES = {
-    "train": ("sparsity", "layers", "architectures", "datasets", "training", "evaluation", "experiment/train_point.py"),
+    "train": (
+        "sparsity",
+        "layers",
+        "architectures",
+        "datasets",
+        "training",
+        "evaluation",
+        "experiment/start_model.py",
+        "experiment/train_point.py",
+    ),
     "benchmark": ("benchmark", "layers", "sparsity", "architectures"),
     "language": (
         "evaluation",
+        "datasets/evaluation_catalogue.py",
+        "datasets/evaluation_sets.py",
         "experiment/language_eval.py",
         "experiment/language_tasks.py",
         "experiment/lm_eval_models.py",

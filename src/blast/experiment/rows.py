@@ -144,6 +144,8 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
     if language is not None and language.get("record_digest") == record["record_digest"]:
         if language.get("status") == "ok":
             rows += [_metric_row(common, setting, metric) for metric in language.get("metrics", ())]
+            # Tasks whose evaluation set no source had.
+            rows += [_failure(common, setting, cause, task) for task, cause in language.get("left_out", {}).items()]
         else:
             rows.append(_failure(common, setting, language.get("cause"), task="language"))
     for name, curve in (result.get("curves") or {}).items():

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import blast
-from blast import architectures, datasets
+from blast import datasets
 from blast.datasets.cache import cache_root
 from blast.errors import BlastError
 from blast.evaluation import evaluate_language, evaluate_vision, require_sparse_state, score_requests
+from blast.evaluation.class_logits import class_logits
 from blast.evaluation.metric import metric
 from blast.experiment.layout import TRAINING_STATE, GridFolder
 from blast.experiment.point import Point
 from blast.experiment.provenance import fingerprint
 from blast.experiment.record import read_json
+from blast.experiment.start_model import start_model, weights_of
 from blast.layers.memory import model_bytes
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
@@ -47,11 +49,7 @@ def _load_data(point: Point, folder: GridFolder) -> Any:
 
 def _build(point: Point, data: Any, settings: TrainingSettings) -> nn.Module:
     torch.manual_seed(point.seed)
-    if architectures.get(point.architecture).modality == "language":
-        return architectures.build(point.architecture, vocab_size=data.vocab_size, context=settings.length)
-    return architectures.build(
-        point.architecture, num_classes=data.num_classes, image_size=data.image_size, channels=data.channels
-    )
+    return start_model(point.architecture, point.start, data, settings.length)
 
 
 def _language_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -60,7 +58,7 @@ def _language_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _vision_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]).float(), batch[1])
+    return F.cross_entropy(class_logits(model, batch[0]), batch[1])
 
 
 def _train(
@@ -70,7 +68,7 @@ def _train(
     model = _build(point, data, settings).to(device)
     optimizer = make_optimizer(model, settings)
     sparsifier = Sparsifier(model, optimizer, SparsifyConfig.from_dict(point.sparsify)) if point.sparsify else None
-    language = architectures.get(point.architecture).modality == "language"
+    language = datasets.get(point.dataset).MODALITY == "language"
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         if language:
@@ -83,8 +81,8 @@ def _train(
         chunks = data.validation_chunks(settings.length, settings.evaluate_limit).to(device)
         held_out = (chunks[:, :-1], chunks[:, 1:])
     else:
-        images, labels = data.test()
-        held_out = (images[: settings.evaluate_limit].to(device), labels[: settings.evaluate_limit].to(device))
+        images, labels = data.test(settings.evaluate_limit)
+        held_out = (images.to(device), labels.to(device))
     loss_of = _language_loss if language else _vision_loss
 
     @torch.no_grad()
@@ -160,7 +158,7 @@ def _evaluate(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Metrics and artifacts of the model as it was saved and loaded."""
     work = folder.work(point.id)
-    language = architectures.get(point.architecture).modality == "language"
+    language = datasets.get(point.dataset).MODALITY == "language"
     batch = point.evaluation.get("batch", 32)
     artifacts: dict[str, Any] = {}
     if not language:
@@ -190,10 +188,13 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
     if point.start == "parent":
         model, masks = _prune_parent(point, folder, device)
         history = History(masks={point.training["steps"] - 1: masks})
+    elif point.start == "published":
+        model = _build(point, data, TrainingSettings.from_dict(point.training)).to(device)
+        history, masks = History(), {}
     else:
         model, history, sparsifier = _train(point, folder, data, device)
         masks = sparsifier.masks if sparsifier else {}
-    loss_unit = "nats/token" if architectures.get(point.architecture).modality == "language" else "nats"
+    loss_unit = "nats/token" if datasets.get(point.dataset).MODALITY == "language" else "nats"
     model.eval()
     sparsity = _sparsity(point, masks, model) if masks else None
     parameters = sum(p.numel() for p in model.parameters())
@@ -230,5 +231,6 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
         "sparsity": sparsity,
         "dataset": {"name": point.dataset, "digest": data.digest, "counts": data.counts},
         "parameters": {"total": parameters, "prunable": prunable, "live": live},
+        **weights_of(point),
         "artifacts": artifacts,
     }
