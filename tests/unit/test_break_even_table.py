@@ -33,6 +33,14 @@ def test_the_break_even_is_the_lowest_sparsity_from_which_ours_always_won():
     assert limit(record(0.9, 1.5)) == 1.0
 
 
+def test_where_ours_never_lost_live_blocks_may_grow_until_it_would():
+    # Twice as fast with a tenth of the blocks: as fast with a fifth of them.
+    assert limit(record(0.9, 0.5)) == 0.8
+    assert limit(record(0.8, 0.4), record(0.9, 0.1)) == 0.5
+    assert limit(record(0.8, 0.4), record(0.8, 0.8, "vit-b-16")) == 0.75
+    assert limit(record(0.5, 0.1)) == 0.0
+
+
 def test_the_slowest_shape_decides():
     assert limit(record(0.7, 0.9), record(0.9, 0.5), record(0.7, 1.1, "vit-b-16"), record(0.9, 0.6, "vit-b-16")) == 0.9
 

@@ -16,12 +16,14 @@ def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The sparsity from which on ours was faster than eager dense, by block, gate, dtype and number of tokens.
 
     It is the lowest measured one such that ours won there and at every higher one, in each shape that was measured;
-    below the lowest that was measured dense is taken, and where ours never won the break-even is 1.
+    where ours never won it is 1. Where ours never lost, it lies below all that was measured: there the time of sparse is
+    taken to grow in proportion to the live blocks. It grows less, launches being a part of it, so that ours wins from
+    that sparsity on; below, dense is taken.
 
     Args:
         records: Good records of the suite `kernels`, of one GPU; uniform masks are looked at.
     """
-    won: dict[tuple, dict[float, list[bool]]] = {}
+    ratios: dict[tuple, dict[float, list[float]]] = {}
     for record in records:
         point, metrics = record["point"], record["result"]["metrics"]
         latency = [entry for entry in metrics if entry["metric"] == "latency" and entry["value"] is not None]
@@ -31,15 +33,17 @@ def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
                 continue
             gate = {None: "none", False: "untied", True: "tied"}[entry.get("tied")]
             place = (tuple(point["block"]), gate, entry["dtype"], entry["tokens"])
-            results = won.setdefault(place, {}).setdefault(point["sparsity"], [])
-            results.append(entry["value"] < dense[entry["tokens"]])
+            results = ratios.setdefault(place, {}).setdefault(point["sparsity"], [])
+            results.append(dense[entry["tokens"]] / entry["value"])
     rows = []
-    for (block, gate, dtype, tokens), results in sorted(won.items()):
+    for (block, gate, dtype, tokens), results in sorted(ratios.items()):
         limit = 1.0
         for sparsity in sorted(results, reverse=True):
-            if not all(results[sparsity]):
+            if min(results[sparsity]) <= 1:
                 break
             limit = sparsity
+        else:
+            limit = round(max(0.0, 1 - min(results[limit]) * (1 - limit)), 4)
         rows.append({"block": list(block), "gate": gate, "dtype": dtype, "tokens": tokens, "sparsity": limit})
     return rows
 

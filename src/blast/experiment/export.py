@@ -43,6 +43,21 @@ def _thin(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["step"] is None or row["step"] in kept[row["metric"]]]
 
 
+def _without_losers(rows: list[Row]) -> list[Row]:
+    """Of the plans of a product, those that are picked and the fastest: a sweep has thousands of rows."""
+    plans = [row for row in rows if row["suite"] == "kernel_plans" and row["metric"] == "latency"]
+    fastest: dict[tuple, Row] = {}
+    for row in plans:
+        setting = json.loads(row["setting"])
+        place = setting.get("point"), setting.get("part"), setting.get("gate"), row["tokens"]
+        if row["value"] is not None and (place not in fastest or row["value"] < fastest[place]["value"]):
+            fastest[place] = row
+    kept = {id(row) for row in fastest.values()}
+    kept |= {id(row) for row in plans if {True} & {json.loads(row["setting"]).get(key) for key in ("picked", "rules")}}
+    dropped = {id(row) for row in plans} - kept
+    return [row for row in rows if id(row) not in dropped]
+
+
 def _identity(row: Row) -> tuple[str, str]:
     setting = json.loads(row["setting"] or "{}")
     return setting.get("grid", ""), setting.get("point", "")
@@ -75,7 +90,7 @@ def _merge(folder: Path, entries: list[tuple[Record, Record | None]]) -> list[Pa
         # A failure is news, but no reason to throw away what was once measured.
         if record["status"] != "ok" and identity in kept:
             continue
-        fresh[identity] = _thin(record_rows(record, language))
+        fresh[identity] = _without_losers(_thin(record_rows(record, language)))
         runs[run_id(record)] = describe_run(record)
 
     written, used = [], set()
