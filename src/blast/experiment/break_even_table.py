@@ -16,9 +16,9 @@ def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The sparsity from which on ours was faster than eager dense, by block, gate, dtype and number of tokens.
 
     It is the lowest measured one such that ours won there and at every higher one, in each shape that was measured;
-    where ours never won it is 1. Where ours never lost, it lies below all that was measured: there the time of sparse is
-    taken to grow in proportion to the live blocks. It grows less, launches being a part of it, so that ours wins from
-    that sparsity on; below, dense is taken.
+    where ours never won it is 1. Where ours never lost, it lies below all that was measured: there the time of sparse
+    is taken to grow in proportion to the live blocks. It grows less, launches being a part of it, so that ours wins
+    from that sparsity on; below, dense is taken.
 
     Args:
         records: Good records of the suite `kernels`, of one GPU; uniform masks are looked at.
