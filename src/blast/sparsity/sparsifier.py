@@ -3,7 +3,8 @@
 This is our reading of the method ("iteratively sparsifies weight matrices into a block sparsity pattern"): Zhu &
 Gupta's cubic schedule decides how much is empty, RigL's drop and grow decide which blocks, and both see whole blocks.
 At first the model keeps its own modules: dead blocks hold exact zeros, so that its dense forward is the masked forward
-and its dense gradient is there to grow by. From the break-even on (`SparsifyConfig.execution`) it holds live blocks only.
+and its dense gradient is there to grow by. From the break-even on (`SparsifyConfig.execution`) it holds live blocks
+alone.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Sparsifier:
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
-        self._settle()
+        self._execution.settle(self._on_devices(), self.sparsity_achieved)
         self._execution.watch(0, self.finished)
 
     @property
@@ -117,20 +118,19 @@ class Sparsifier:
                 micro-batches; or if the matrices were replaced.
         """
         check_modules(self.model, self._units)
-        due = not self.finished and (
-            self.step_count >= self.config.final_step or self.step_count % self.config.update_every == 0
-        )
+        last = self.step_count >= self.config.final_step
+        due = not self.finished and (last or self.step_count % self.config.update_every == 0)
         if due:
             self._accumulation.before_update(self._units, self.step_count)
             self._execution.before_update(self.step_count)
-            if self.step_count >= self.config.final_step:
+            if last:
                 self._trim()
             else:
                 self._update(self.step_count)
         self._clear_dead()
         self.step_count += 1
         if due:
-            self._settle()
+            self._execution.settle(self._on_devices(), self.sparsity_achieved)
         self._execution.watch(self.step_count, self.finished)
         self._accumulation.after_step(self._units)
 
@@ -139,7 +139,7 @@ class Sparsifier:
         if not self.finished:
             self._trim()
             self._clear_dead()
-            self._settle()
+            self._execution.settle(self._on_devices(), self.sparsity_achieved)
 
     def to_sparse(self) -> None:
         """Hold and train live blocks alone from now on.
@@ -300,9 +300,6 @@ class Sparsifier:
 
     def _on_devices(self) -> list[Tensor]:
         return [self._mask_on_device(unit) for unit in self._units]
-
-    def _settle(self) -> None:
-        self._execution.settle(self._on_devices(), self.sparsity_achieved)
 
     def _after_optimizer(self) -> None:
         self._accumulation.after_optimizer()
