@@ -17,6 +17,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_first_rank() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return world_size() == 1 or dist.get_rank() == 0
+
+
 def mean_over_ranks_(tensor: Tensor) -> Tensor:
     """The mean of a tensor over all processes, in place; the same bits in each of them."""
     if world_size() > 1:
@@ -41,9 +46,9 @@ def average_gradients(model: nn.Module) -> None:
 
     For data-parallel training without a wrapper: parameters may come and go at mask updates, which
     `DistributedDataParallel` does not allow. Every process has to start from the same weights, and to use every
-    parameter in each step. Nothing happens in a single process.
+    parameter in each step. Nothing happens in a single process, or inside that wrapper.
     """
-    if world_size() == 1:
+    if world_size() == 1 or isinstance(model, nn.parallel.DistributedDataParallel):
         return
     gradients: dict[torch.dtype, list[Tensor]] = {}
     for parameter in model.parameters():
