@@ -52,9 +52,8 @@ class LossGuard:
             self._bad += 1
             if self._bad == PATIENCE:
                 usual = statistics.median(self._good)
-                raise self._stop(
-                    f"the loss is {loss:.3g} nats at step {step}, after {usual:.3g} before step {step - 9}"
-                )
+                first = step - PATIENCE + 1
+                raise self._stop(f"the loss is {loss:.3g} nats at step {step}, after {usual:.3g} before step {first}")
         else:
             self._good.append(loss)
             self._bad = 0
