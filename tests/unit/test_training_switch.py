@@ -133,3 +133,28 @@ def test_the_dense_gradient_is_made_at_mask_updates_alone():
         watched = [m.watch is not None for m in ours.model.modules() if isinstance(m, BlockLinear)]
         assert all(watched) == any(watched) == (step % 3 == 0 and step < 9)
         steps(ours, step + 1)
+
+
+@pytest.mark.parametrize(("settings", "settled"), [({}, False), ({"schedule": "constant", "grow": "none"}, True)])
+def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_update(settings, settled):
+    masked = sparsify("llama-nano", execution="masked", **settings)
+    expected = steps(masked)
+    torch._dynamo.reset()
+    ours = sparsify("llama-nano", execution="sparse", **settings)
+    module = ours.model
+    layers = [layer for layer in module.modules() if isinstance(layer, BlockLinear)]
+    assert all(layer.settled == settled for layer in layers)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    ours.model = torch.compile(module, backend=count)
+    losses = steps(ours, 3)
+    compiled = len(graphs)
+    losses += steps(ours)
+    assert len(graphs) == compiled
+    ours.model = module
+    same(ours, masked, losses, expected)
+    assert any("sparse_mlp_train" in graph.print_readable(False) for graph in graphs) == settled

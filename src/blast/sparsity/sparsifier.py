@@ -47,6 +47,7 @@ class Sparsifier:
     In the sparse state (`execution`) matrices are `BlockLinear`, whose parameters are replaced at mask updates, also in
     the optimizer: take them from `model.parameters()` where they are needed, as for clipping. In data-parallel training
     that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel`, which stays masked-dense.
+    A compiled model calls its sparse MLPs outside its graphs as long as masks change, and is not compiled anew then.
 
     Args:
         model: Any model; its matrices are found by structure (see `blast.layers.recognise`).
@@ -86,7 +87,7 @@ class Sparsifier:
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
-        self._execution.settle(self._on_devices(), self.sparsity_achieved)
+        self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
         self._execution.watch(0, self.finished)
 
     @property
@@ -128,7 +129,7 @@ class Sparsifier:
         self._clear_dead()
         self.step_count += 1
         if due:
-            self._execution.settle(self._on_devices(), self.sparsity_achieved)
+            self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
         self._execution.watch(self.step_count, self.finished)
         self._accumulation.after_step(self._units)
 
@@ -137,7 +138,7 @@ class Sparsifier:
         if not self.finished:
             self._trim()
             self._clear_dead()
-            self._execution.settle(self._on_devices(), self.sparsity_achieved)
+            self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
 
     def to_sparse(self) -> None:
         """Hold and train live blocks alone from now on; to be called between two steps, not after `backward()`.
@@ -145,7 +146,7 @@ class Sparsifier:
         Raises:
             BlastError: if the optimizer cannot take the parameters; nothing is changed then.
         """
-        self._execution.enter(self._on_devices())
+        self._execution.enter(self._on_devices(), self.finished)
         self._execution.watch(self.step_count, self.finished)
 
     def to_masked(self) -> None:
@@ -211,7 +212,7 @@ class Sparsifier:
         elif self.execution == "sparse":
             self._execution.repack(self._on_devices())
         else:
-            self._execution.enter(self._on_devices())
+            self._execution.enter(self._on_devices(), self.finished)
         self._execution.watch(self.step_count, self.finished)
         self._changed = self.execution == "masked"
 
