@@ -158,3 +158,22 @@ def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_upda
     ours.model = module
     same(ours, masked, losses, expected)
     assert any("sparse_mlp_train" in graph.print_readable(False) for graph in graphs) == settled
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_grows_the_same_blocks(reentrant):
+    masked, ours = sparsify("llama-nano", execution="masked"), sparsify("llama-nano", **WAYS["switching"])
+    for sparsifier in (masked, ours):
+        sparsifier.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        sparsifier.model.train()
+    same(ours, masked, steps(ours), steps(masked))
+    assert ours.execution == "sparse"
+
+
+def test_under_autocast_the_state_stays_float32_and_the_curves_agree_within_bfloat16():
+    masked, ours = sparsify("llama-nano", execution="masked"), sparsify("llama-nano", **WAYS["switching"])
+    expected, losses = steps(masked, autocast=True), steps(ours, autocast=True)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-2, atol=0)
+    layer = ours.model.model.layers[0].mlp.down_proj
+    tensors = [layer.values, layer.values.grad, *ours.optimizer.state[layer.values].values()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
