@@ -7,10 +7,13 @@ import weakref
 
 import pytest
 import torch
-from switch_cases import OPTIMIZERS, STEPS, dense_weights, nano_loss, sparsify, steps
+from switch_cases import OPTIMIZERS, SETTINGS, STEPS, dense_weights, nano, nano_loss, sparsify, steps
 
 from blast.layers.block_linear import BlockLinear
 from blast.layers.sparse_mlp import TrainedMlp
+from blast.sparsity import execution
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.sparsifier import Sparsifier
 
 MODELS = ("llama-nano", "gpt2-nano")
 WAYS = {
@@ -109,6 +112,23 @@ def test_without_a_gpu_auto_stays_masked():
     ours = sparsify("gpt2-nano", execution="auto")
     steps(ours)
     assert ours.execution == "masked"
+
+
+def test_auto_switches_only_where_every_matrix_trains_by_the_operator(monkeypatch):
+    asked = []
+    monkeypatch.setattr(execution, "training_break_even", lambda *of: asked.append(of) or 0.6)
+    ours = sparsify("llama-nano", execution="auto")
+    steps(ours)
+    assert ours.execution == "sparse"
+    assert {(gate, shape) for _, _, gate, shape in asked} == {("untied", (384, 128))}
+    attention = sparsify("llama-nano", execution="auto", targets=("mlp", "*.o_proj"))
+    steps(attention)
+    model = nano("gpt2-nano")
+    model.transformer.h[1].mlp.dropout.p = 0.1
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    dropping = Sparsifier(model, optimizer, SparsifyConfig(**SETTINGS, execution="auto"))
+    steps(dropping)
+    assert attention.execution == dropping.execution == "masked"
 
 
 def test_a_run_can_go_to_sparse_and_back_by_hand():

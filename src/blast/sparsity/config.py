@@ -60,7 +60,8 @@ class SparsifyConfig:
         seed: Seed of the random scores.
         execution: How the model runs while it trains; the result is the same but for rounding. `masked`: dense, with
             zeros in dead blocks. `sparse`: only live blocks are held, trained and computed with, from `break_even`
-            on. `auto`: the same, from where the GPU is faster so (see `sparsity.break_even`); masked without a GPU.
+            on. `auto`: the same, from where the GPU is faster so (see `sparsity.break_even`); masked without a GPU, in
+            `DistributedDataParallel`, and where a matrix is outside an MLP or its MLP has active dropout.
         break_even: Achieved sparsity from which to run sparse. None: 0 with `sparse`, measured or judged with `auto`.
 
     Raises:

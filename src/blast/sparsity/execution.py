@@ -112,6 +112,8 @@ class Execution:
             return config.break_even
         if config.execution == "sparse":
             return 0.0
+        if not self._runs_by_operator():
+            return NEVER
         gated = {target.mlp for unit in self._units for target in unit.targets if target.role == "gate"}
         limits = []
         for unit in self._units:
@@ -120,3 +122,13 @@ class Execution:
                 shape = (max(unit.shape), min(unit.shape))
                 limits.append(training_break_even(unit.device, unit.block, gate, shape))
         return max(limits)
+
+    def _runs_by_operator(self) -> bool:
+        """Whether every matrix is one of an MLP that trains in one call: layer by layer is not always faster."""
+        for target in (target for unit in self._units for target in unit.targets):
+            if target.mlp is None or target.name.rpartition(".")[0] != target.mlp:
+                return False
+            children = self._model.get_submodule(target.mlp).children()
+            if any(isinstance(child, nn.Dropout) and child.p > 0 for child in children):
+                return False
+        return True

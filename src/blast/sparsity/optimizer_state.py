@@ -19,7 +19,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[nn.Parame
     Raises:
         BlastError: if its state of a parameter is no tensor of the parameter's shape, nor one number.
     """
-    name = type(optimizer).__name__
+    # A wrapper (that of accelerate) passes state and groups on, but has a name of its own.
+    name = type(getattr(optimizer, "optimizer", optimizer)).__name__
     remedy = 'use AdamW, SGD or another that treats each element alone, or execution="masked"'
     if name in MIXING:
         raise BlastError(f"{name} cannot train live blocks alone, since its update mixes elements; {remedy}.")
