@@ -105,8 +105,8 @@ class KilledError(Exception):
     """Ends a run between two steps."""
 
 
-@pytest.mark.parametrize(("cut", "autocast"), [(3, None), (8, None), (10, None), (8, torch.bfloat16)])
-def test_the_training_loop_goes_on_from_its_file_in_either_state(tmp_path, cut, autocast):
+@pytest.mark.parametrize("cut", [3, 8, 10])
+def test_the_training_loop_goes_on_from_its_file_in_either_state(tmp_path, cut):
     def trained(state_file, stop_at=None):
         def batch_at(step):
             if step == stop_at:
@@ -114,22 +114,16 @@ def test_the_training_loop_goes_on_from_its_file_in_either_state(tmp_path, cut, 
             tokens = torch.randint(8, (2, 24), generator=torch.Generator().manual_seed(step))
             return tokens, tokens
 
-        def loss_of(model, batch):
-            out = model(input_ids=batch[0], labels=batch[1])
-            assert out.logits.dtype == (autocast or torch.float32)
-            return out.loss
-
         ours = sparsify("llama-nano", **SWITCHING)
         history = train(
             ours.model,
             TrainingSettings(steps=STEPS, batch=2, learning_rate=2e-3, checkpoint_seconds=0, evaluate_every=4),
             batch_at=batch_at,
-            loss_of=loss_of,
+            loss_of=lambda model, batch: model(input_ids=batch[0], labels=batch[1]).loss,
             evaluate=lambda model: model(input_ids=torch.arange(24)[None]).logits.square().mean().item(),
             optimizer=ours.optimizer,
             sparsifier=ours,
             state_file=state_file,
-            autocast=autocast,
             say=lambda line: None,
         )
         return ours, history
@@ -140,6 +134,5 @@ def test_the_training_loop_goes_on_from_its_file_in_either_state(tmp_path, cut, 
     ours, history = trained(tmp_path / "state.pt")
     assert history.curves == expected.curves
     assert len(history.curves["train_loss"]["step"]) == STEPS
-    assert {parameter.dtype for parameter in ours.model.parameters()} == {torch.float32}
     state = whole.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in ours.model.state_dict().items())

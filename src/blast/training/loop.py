@@ -64,7 +64,6 @@ def train(
     sparsifier: Sparsifier | None = None,
     state_file: Path | None = None,
     key: str = "",
-    autocast: torch.dtype | None = None,
     say: Callable[[str], Any] = print,
 ) -> History:
     """Trains a model in place.
@@ -80,7 +79,6 @@ def train(
         sparsifier: Prunes while training; None trains dense.
         state_file: Where the training state is kept while the run goes on; None keeps none.
         key: Digest of everything that decides the run; a state with another key is not used.
-        autocast: Dtype of the products, `torch.bfloat16`; weights, gradients and optimizer state stay as they are.
         say: Takes one line of progress now and then.
 
     Raises:
@@ -97,14 +95,12 @@ def train(
     every = max(1, settings.steps // CURVE_POINTS)
     pictures = {round(i * (settings.steps - 1) / (MASK_PICTURES - 1)) for i in range(MASK_PICTURES)}
     saved = spoken = time.monotonic()
-    place = next(model.parameters()).device.type
     model.train()
     for step in range(first, settings.steps):
         rate = settings.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(place, autocast, enabled=autocast is not None):
-            loss = loss_of(model, batch_at(step))
+        loss = loss_of(model, batch_at(step))
         value = loss.item()
         guard.check(step, value)
         optimizer.zero_grad(set_to_none=True)
