@@ -27,7 +27,7 @@ def _panel(axes: Axes, times: training.StepTimes, colour: str) -> None:
         axes.plot(places, found, color=colour, linestyle=line, zorder=3)
         passed = training.passed_at(times, growth)
         notes.append(
-            f"{growth} {found[-1]:.2f}×, " + ("never 1.11×" if passed is None else f"1.11× at {100 * passed:g} %")
+            f"{growth} {found[-1]:.2f}×, " + ("never 1.11×" if passed is None else f"1.11× from {100 * passed:g} %")
         )
     steps = {sparsity: times.dense / value for sparsity, value in times.sparse.items()}
     places = [style.sparsity_place(sparsity) for sparsity in steps]

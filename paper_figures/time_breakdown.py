@@ -42,6 +42,7 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.grid(False)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
     axes.set_xlabel("ms a step")
 

@@ -42,7 +42,7 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
         peak = training.values(rows, "peak_bytes", provider)[sparsity] / GIGABYTE
         axes.plot([place - 0.4, place + 0.4], [peak, peak], color=style.INK, linewidth=1.1, zorder=4)
         axes.text(place, max(peak, foot), f"{peak:.3g}", ha="center", va="bottom", fontsize=5.5)
-    axes.set_xticks(range(len(bars)), [label for label, _, _ in bars], fontsize=5.5)
+    axes.set_xticks(range(len(bars)), [label for label, _, _ in bars], fontsize=5)
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
 

@@ -114,7 +114,7 @@ def test_the_table_and_the_figure_say_where_the_paper_is_passed(steps):
     assert training.pretraining(times, passed, "swap").speed_up >= 1.11
     assert training.pretraining(times, passed - 0.01, "swap").speed_up < 1.11
     text = words(paper_figures.load("pretraining_speedup").draw(steps))
-    assert f"swap {row['swap_speed_up']:.2f}×, 1.11× at {100 * passed:g} %" in text
+    assert f"swap {row['swap_speed_up']:.2f}×, 1.11× from {100 * passed:g} %" in text
     slow = training.StepTimes(100.0, 100.0, 0.0, {0.8: 99.0, 0.9: 98.0})
     assert training.passed_at(slow, "swap") is None
 
