@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blast.layers.memory import model_bytes
     from blast.layers.recognise import find_mlps
     from blast.sparsity.config import METHODS, SparsifyConfig
+    from blast.sparsity.ranks import average_gradients
     from blast.sparsity.sparsifier import Sparsifier
 
     __version__: str
@@ -37,6 +38,7 @@ _HOME = {
     "METHODS": "blast.sparsity.config",
     "Sparsifier": "blast.sparsity.sparsifier",
     "SparsifyConfig": "blast.sparsity.config",
+    "average_gradients": "blast.sparsity.ranks",
     "find_mlps": "blast.layers.recognise",
     "fuse": "blast.layers.fuse",
     "load": "blast.layers.checkpoint",
@@ -53,6 +55,7 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "Sparsifier",
     "SparsifyConfig",
     "METHODS",
+    "average_gradients",
     "to_sparse",
     "to_dense",
     "masks_of",

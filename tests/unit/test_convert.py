@@ -201,10 +201,13 @@ def test_a_mask_that_does_not_fit_is_refused_with_the_name(name, mask, block, me
         to_sparse(model, {name: torch.ones(mask, dtype=torch.bool)}, block)
 
 
-def test_a_model_that_is_sparse_already_is_refused() -> None:
+def test_a_matrix_that_is_sparse_already_stays_or_is_refused_under_another_mask() -> None:
     _, sparse, masks = pair("vit")
-    with pytest.raises(BlastError, match=r"is block-sparse already; call blast.to_dense\(model\)"):
-        to_sparse(sparse, masks)
+    before = {name: id(parameter) for name, parameter in sparse.named_parameters()}
+    to_sparse(sparse, masks)
+    assert {name: id(parameter) for name, parameter in sparse.named_parameters()} == before
+    with pytest.raises(BlastError, match=r"already, under another mask; call blast.to_dense\(model\)"):
+        to_sparse(sparse, {name: ~mask for name, mask in masks.items()})
 
 
 def test_save_pretrained_of_a_sparse_model_names_what_to_use(tmp_path) -> None:

@@ -101,7 +101,8 @@ def _train(
         # What other settings, data or code had begun is not gone on with.
         key=" ".join((point.digest, data.digest, fingerprint("train"))),
     )
-    return model, history, sparsifier
+    # What is counted and saved below starts from the dense state, whichever the run ended in.
+    return blast.to_dense(model), history, sparsifier
 
 
 def _prune_parent(point: Point, folder: GridFolder, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:

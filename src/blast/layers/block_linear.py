@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blast.errors import BlastError
 from blast.layers.block_csr import BlockCSR, BlockIndex
+from blast.layers.dense_gradient import DenseGradient
 from blast.layers.target import is_conv1d
 from blast.sparsity.blocks import BlockShape
 
@@ -79,6 +80,8 @@ class BlockLinear(nn.Module):
         self.index = IndexBuffers(matrix.index) if index is None else index
         # Whether the dense layer stores its weight as [in, out] (transformers Conv1D).
         self.transposed = False
+        # Takes the dense gradient of the next backward passes, at mask updates alone.
+        self.watch: DenseGradient | None = None
         self._template: nn.Module | None = None
 
     @classmethod
@@ -156,9 +159,10 @@ class BlockLinear(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
         index = self.index
-        return torch.ops.blast.block_sparse_linear(
+        y = torch.ops.blast.block_sparse_linear(
             x, values, index.row_offsets, index.col_indices, index.t_offsets, index.t_indices, index.t_order, bias
         )
+        return y if self.watch is None else self.watch.passed(x, y)
 
     def extra_repr(self) -> str:
         rows, cols = self.out_features // self.block.rows, self.in_features // self.block.cols

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_csr import BlockCSR, BlockIndex, block_of
 from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.layers.sparse_mlp import TrainedMlp
 from blast.layers.target import is_conv1d
 from blast.sparsity.blocks import BlockShape, as_block, tiles
 
@@ -28,8 +29,9 @@ def to_sparse(
 ) -> nn.Module:
     """Replaces the matrices named by `masks` by block-sparse ones that hold their live blocks alone.
 
-    Matrices with equal masks share one index. The optimizer of a model that is trained on has to be made anew, since
-    the weights are other parameters now.
+    Matrices with equal masks share one index. A matrix that is block-sparse under that very mask already stays as it is
+    (after training in the sparse state), and MLPs in training are put back as they were. The optimizer of a model that
+    is trained on has to be made anew, since the weights are other parameters now.
 
     Args:
         model: Any model; changed in place.
@@ -65,7 +67,8 @@ def to_sparse(
             values[id(parameter)] = nn.Parameter(live, requires_grad=parameter.requires_grad)
         csr = BlockCSR(index, values[id(parameter)])
         replacements[id(matrix.module)] = BlockLinear.replacing(matrix.module, csr, shared)
-    replace_modules(model, replacements)
+    trained = {id(module): module.original for module in model.modules() if isinstance(module, TrainedMlp)}
+    replace_modules(model, {**replacements, **trained})
     refuse_save_pretrained(model)
     return whole
 
@@ -163,7 +166,12 @@ def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
             raise unknown_name("matrix", name, (key for key, module in modules.items() if is_dense(module)))
         module = modules[name]
         if isinstance(module, BlockLinear):
-            raise BlastError(f"'{name}' is block-sparse already; call blast.to_dense(model) before giving new masks.")
+            if torch.equal(module.mask().cpu(), mask.cpu()):
+                continue
+            raise BlastError(
+                f"'{name}' is block-sparse already, under another mask; call blast.to_dense(model) before giving new "
+                "masks."
+            )
         if not is_dense(module):
             raise BlastError(
                 f"'{name}' is a {type(module).__name__}, which cannot be made block-sparse; "

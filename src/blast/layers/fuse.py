@@ -17,8 +17,9 @@ from torch import nn
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_linear import HOOKS, BlockLinear
 from blast.layers.convert import replace_modules, unwrapped
+from blast.layers.mlp_training import can_train
 from blast.layers.recognise import find_mlps
-from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp
+from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp, TrainedMlp
 from blast.layers.target import Mlp
 
 # Largest ‖fused − unfused‖ / ‖unfused‖ by dtype: both round the hidden activations, but sum in another order.
@@ -56,7 +57,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     for mlp in _sparse_mlps(model):
         place = module = model.get_submodule(mlp.name)
         if isinstance(place, SparseMlp):
-            if place.weights == weights:
+            if place.weights == weights and not isinstance(place, TrainedMlp):
                 continue
             module = place.original
         reason = _reason_against(module, mlp)
@@ -103,6 +104,34 @@ def unfuse(model: nn.Module) -> nn.Module:
     return whole
 
 
+def fuse_for_training(model: nn.Module) -> nn.Module:
+    """Replaces each block-sparse MLP that the training operator takes by a `TrainedMlp`; the others are left alone.
+
+    Args:
+        model: A model in its sparse state; changed in place. `unfuse` takes it back.
+
+    Returns:
+        The same model.
+    """
+    whole, model = model, unwrapped(model)
+    replacements: dict[int, TrainedMlp] = {}
+    trusted: dict[tuple, bool] = {}
+    for mlp in _sparse_mlps(model):
+        module = model.get_submodule(mlp.name)
+        if isinstance(module, SparseMlp) or module is model or _reason_against(module, mlp) is not None:
+            continue
+        made = TrainedMlp(module, _roles(mlp), _activation(module))
+        kind = (type(module), made.activation, made.gate)
+        if not can_train(made.layers):
+            continue
+        if kind not in trusted:
+            trusted[kind] = _agrees(made)
+        if trusted[kind]:
+            replacements[id(module)] = made
+    replace_modules(model, replacements)
+    return whole
+
+
 def quantization_errors(model: nn.Module) -> dict[str, float]:
     """What fp8 weights cost: the relative error of the output of each fused MLP, by name.
 
@@ -112,7 +141,7 @@ def quantization_errors(model: nn.Module) -> dict[str, float]:
         model: A model that `fuse` was given; MLPs with weights as they were have an error of 0.
     """
     fused = {name: module for name, module in unwrapped(model).named_modules() if isinstance(module, SparseMlp)}
-    return {name: mlp.quantization_error() for name, mlp in fused.items()}
+    return {name: 0.0 if isinstance(mlp, TrainedMlp) else mlp.quantization_error() for name, mlp in fused.items()}
 
 
 def _sparse_mlps(model: nn.Module) -> Iterator[Mlp]:

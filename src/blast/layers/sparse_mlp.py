@@ -1,4 +1,4 @@
-"""A whole MLP in its sparse state, run by the fused inference kernels wherever no gradient is asked for."""
+"""A whole MLP in its sparse state: fused inference kernels where no gradient is asked for, else those for training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
+from blast.layers.mlp_training import MlpLists, can_train, run_training
 
 # How the fused kernels hold the weights: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
@@ -46,8 +47,9 @@ class Roles(NamedTuple):
 class SparseMlp(nn.Module):
     """Takes the place of an MLP whose matrices are `BlockLinear`; it has the same children under the same names.
 
-    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. Where a gradient is needed, under
-    autocast and with active dropout the MLP it replaces runs as before, layer by layer. The parameters of the layers
+    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`; with gradients or under autocast
+    it is one of `sparse_mlp_train`. With active dropout, or where hidden blocks of the up projection are not those of
+    the down projection, the MLP it replaces runs as before, layer by layer. The parameters of the layers
     stay the only truth (state dict, checkpoints, optimizer); the packed blocks of the front are a copy of them, made
     again whenever they were changed, moved or loaded. So are fp8 weights: these are held besides the layers' own.
 
@@ -82,6 +84,7 @@ class SparseMlp(nn.Module):
         for hooks in HOOKS:
             setattr(self, hooks, getattr(original, hooks))
         self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
+        self._lists = MlpLists()
         self._packed: Packed | None = None
         self._dense: list[Tensor] | None = None
         self._ranges: Ranges = ()
@@ -103,7 +106,8 @@ class SparseMlp(nn.Module):
     @property
     def held(self) -> list[Tensor]:
         """Tensors that it holds besides those of its layers, some of which may be the layers' own."""
-        return [tensor for tensor in (*(self._packed or ()), *(self._dense or ())) if tensor is not None]
+        own = (*(self._packed or ()), *(self._dense or ()), *self._lists.tensors)
+        return [tensor for tensor in own if tensor is not None]
 
     @property
     def packed(self) -> Packed:
@@ -152,12 +156,20 @@ class SparseMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces."""
-        if not self._can_fuse(x):
+        if self.training and self._dropout:
             return self.original.forward(x)
+        if not self._can_fuse(x):
+            return self._train(x)
         packed = self._packed if torch.compiler.is_compiling() else self.packed
         if self._dense is not None and dense_wins(x.numel() // x.shape[-1], self._ranges):
             return self._run_dense(x)
         return self._run(x, packed)
+
+    def _train(self, x: Tensor) -> Tensor:
+        layers = self.layers
+        if not can_train(layers):
+            return self.original.forward(x)
+        return run_training(x, layers, self._lists, self.activation)
 
     def _run(self, x: Tensor, packed: Packed) -> Tensor:
         up, down = self._layer(self.roles.up), self._layer(self.roles.down)
@@ -193,7 +205,7 @@ class SparseMlp(nn.Module):
         return self._modules[name]
 
     def _can_fuse(self, x: Tensor) -> bool:
-        if torch.is_autocast_enabled(x.device.type) or (self.training and self._dropout):
+        if torch.is_autocast_enabled(x.device.type):
             return False
         if not torch.is_grad_enabled():
             return True
@@ -258,3 +270,18 @@ def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
         # Of the same number, nothing was dropped, and the layer's own values serve.
         values = values if kept.numel() == values.shape[0] else values[kept]
     return Packed(front.detach().contiguous(), front_records, values.detach(), plain_records(offsets, columns))
+
+
+class TrainedMlp(SparseMlp):
+    """A `SparseMlp` of a model in training: it holds no packed copy, and runs by the training operator always."""
+
+    def pack(self) -> None:
+        """Makes the lists of the present masks; to be called when an index was replaced."""
+        self._packed = self._dense = None
+        layers = self.layers
+        if can_train(layers) and not layers[0].values.is_meta:
+            self._lists.make(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`, as the MLP it replaces."""
+        return self.original.forward(x) if self.training and self._dropout else self._train(x)

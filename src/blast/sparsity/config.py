@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "grow_score": ("gradient", "random"),
     "swap_decay": ("cosine", "constant"),
     "ranking": ("matrix", "layer", "model"),
+    "execution": ("auto", "masked", "sparse"),
 }
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -57,6 +58,10 @@ class SparsifyConfig:
         targets: `"mlp"`, `"attention"`, shell-style patterns of module names (`"*.q_proj"`), or `"re:"` + a regex.
         tie_gate_up: Whether the gate and up matrices of one MLP share a mask.
         seed: Seed of the random scores.
+        execution: How the model runs while it trains; the result is the same but for rounding. `masked`: dense, with
+            zeros in dead blocks. `sparse`: only live blocks are held, trained and computed with, from `break_even`
+            on. `auto`: the same, from where the GPU is faster so (see `sparsity.break_even`); masked without a GPU.
+        break_even: Achieved sparsity from which to run sparse. None: 0 with `sparse`, measured or judged with `auto`.
 
     Raises:
         BlastError: if a value is out of its range.
@@ -80,6 +85,8 @@ class SparsifyConfig:
     targets: tuple[str, ...] = ("mlp",)
     tie_gate_up: bool = False
     seed: int = 0
+    execution: str = "auto"
+    break_even: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block", as_block(self.block))
@@ -98,7 +105,7 @@ class SparsifyConfig:
             value = self._check_number(name)
             if not 0 <= value < 1:
                 raise BlastError(f"{name} is {value:g}; give a share of empty blocks from 0 up to but not including 1.")
-        for name in ("hold", "swap_share"):
+        for name in ("hold", "swap_share", *(["break_even"] if self.break_even is not None else [])):
             value = self._check_number(name)
             if not 0 <= value <= 1:
                 raise BlastError(f"{name} is {value:g}; give a share between 0 and 1.")

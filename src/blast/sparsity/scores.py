@@ -42,9 +42,12 @@ def joint_norms(weights: Sequence[Tensor], block: BlockShape, name: str = "the w
     Returns:
         Norms `[out / b_out, in / b_in]`, float32.
     """
-    if len(weights) == 1:
-        return block_norms(weights[0], block, name)
-    return torch.stack([block_norms(weight, block, name).square() for weight in weights]).mean(0).sqrt()
+    return mean_norms([block_norms(weight, block, name) for weight in weights])
+
+
+def mean_norms(norms: Sequence[Tensor]) -> Tensor:
+    """Root of the mean square of the norms of several matrices `[rows, cols]`; those of a single one as they are."""
+    return norms[0] if len(norms) == 1 else torch.stack([norm.square() for norm in norms]).mean(0).sqrt()
 
 
 def random_scores(grid: tuple[int, int], *seeds: int | str, device: torch.device | str = "cpu") -> Tensor:

@@ -2,8 +2,9 @@
 
 This is our reading of the method ("iteratively sparsifies weight matrices into a block sparsity pattern"): Zhu &
 Gupta's cubic schedule decides how much is empty, RigL's drop and grow decide which blocks, and both see whole blocks.
-The model keeps its own modules: dead blocks hold exact zeros, so that its dense forward is the masked forward and its
-dense gradient is there to grow by.
+At first the model keeps its own modules: dead blocks hold exact zeros, so that its dense forward is the masked forward
+and its dense gradient is there to grow by. From the break-even on (`SparsifyConfig.execution`) it holds live blocks
+alone.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 from blast.errors import BlastError
 from blast.sparsity.blocks import clear_dead_
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.execution import Execution
+from blast.sparsity.loop_checks import AccumulationCheck, check_held, check_modules
 from blast.sparsity.mask import block_budget, live_cost
 from blast.sparsity.one_shot import best_masks, full_mask
 from blast.sparsity.prune_and_grow import prune_and_grow
+from blast.sparsity.ranks import refuse_sharded, world_size
 from blast.sparsity.schedule import swap_limit, target_sparsity
 from blast.sparsity.units import Unit, groups_of, units_of
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 class Sparsifier:
@@ -39,7 +43,12 @@ class Sparsifier:
     ```
 
     After every optimizer step the weights in dead blocks are exactly zero, whatever the optimizer. With a schedule that
-    starts sparse the first mask is applied when the object is made: to resume, make it first, then load all states.
+    starts sparse the first mask is applied when the object is made: to resume, make it first, then load its own state,
+    then those of the model and the optimizer.
+
+    In the sparse state (`execution`) matrices are `BlockLinear`, whose parameters are replaced at mask updates, also in
+    the optimizer: take them from `model.parameters()` where they are needed, as for clipping. In data-parallel training
+    that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel`, which stays masked-dense.
 
     Args:
         model: Any model; its matrices are found by structure (see `blast.layers.recognise`).
@@ -48,20 +57,23 @@ class Sparsifier:
 
     Raises:
         BlastError: if a target matches nothing, a block does not divide a matrix, or the optimizer holds none of the
-            matrices.
+            matrices; if a model sharded by `fully_shard` is given, or sparse execution is asked for with an optimizer
+            or a wrapper that does not allow it.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: SparsifyConfig) -> None:
         # The wrappers of torch.compile and of data-parallel training would put themselves before every name.
         model = getattr(model, "_orig_mod", model)
-        if isinstance(model, nn.parallel.DistributedDataParallel):
+        wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+        if wrapped:
             model = model.module
+        refuse_sharded(model)
         self.model = model
         self.optimizer = optimizer
         self.config = config
         self._units, dense = units_of(model, config)
         self._groups = groups_of(self._units, config.ranking)
-        self._check_optimizer()
+        check_held(optimizer, self._units)
         self.dense_targets = [target.name for target in dense]
         self.step_count = 0
         self.finished = False
@@ -70,15 +82,24 @@ class Sparsifier:
         if self.sparsity_target > 0:
             self._masks = best_masks(self._units, self._masks, config, self.sparsity_target, step=0)
         self._changed = True
+        self._execution = Execution(model, optimizer, self._units, config, wrapped)
         self._clear_weights()
+        self._accumulation = AccumulationCheck()
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
-            optimizer.register_step_post_hook(lambda *_: self._clear_weights())
+            optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
+        self._execution.settle(self._on_devices(), self.sparsity_achieved)
+        self._execution.watch(0, self.finished)
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """The live blocks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor."""
         return {target.name: self._masks[unit.index] for unit in self._units for target in unit.targets}
+
+    @property
+    def execution(self) -> str:
+        """How the model runs now: `masked` or `sparse`."""
+        return self._execution.state
 
     @property
     def sparsity_achieved(self) -> float:
@@ -93,22 +114,45 @@ class Sparsifier:
         Call it once per optimization step, after `backward()` and before clipping and `optimizer.step()`.
 
         Raises:
-            BlastError: at a mask update, if a gradient is missing, NaN or infinite; or if the matrices were replaced.
+            BlastError: at a mask update, if a gradient is missing, NaN or infinite, or still being summed up over
+                micro-batches; or if the matrices were replaced.
         """
-        self._check_modules()
-        if not self.finished:
-            if self.step_count >= self.config.final_step:
+        check_modules(self.model, self._units)
+        last = self.step_count >= self.config.final_step
+        due = not self.finished and (last or self.step_count % self.config.update_every == 0)
+        if due:
+            self._accumulation.before_update(self._units, self.step_count)
+            self._execution.before_update(self.step_count)
+            if last:
                 self._trim()
-            elif self.step_count % self.config.update_every == 0:
+            else:
                 self._update(self.step_count)
         self._clear_dead()
         self.step_count += 1
+        if due:
+            self._execution.settle(self._on_devices(), self.sparsity_achieved)
+        self._execution.watch(self.step_count, self.finished)
+        self._accumulation.after_step(self._units)
 
     def finish(self) -> None:
         """Trim the mask to the exact final budget now, if the schedule has not done so yet, and fix it."""
         if not self.finished:
             self._trim()
             self._clear_dead()
+            self._execution.settle(self._on_devices(), self.sparsity_achieved)
+
+    def to_sparse(self) -> None:
+        """Hold and train live blocks alone from now on.
+
+        Raises:
+            BlastError: if the optimizer cannot take the parameters; nothing is changed then.
+        """
+        self._execution.enter(self._on_devices())
+        self._execution.watch(self.step_count, self.finished)
+
+    def to_masked(self) -> None:
+        """Hold dense matrices again, with zeros in dead blocks; beyond the break-even until the next mask update."""
+        self._execution.leave()
 
     def report(self) -> dict[str, Any]:
         """What was pruned, as plain JSON values.
@@ -123,7 +167,7 @@ class Sparsifier:
             for target in unit.targets:
                 matrices[target.name] = {
                     "role": target.role,
-                    "shape": list(target.shape),
+                    "shape": list(unit.shape),
                     "block": list(unit.block),
                     "blocks": unit.blocks,
                     "live": live,
@@ -144,15 +188,18 @@ class Sparsifier:
             "config": self.config.to_dict(),
             "step_count": self.step_count,
             "finished": self.finished,
+            "execution": self.execution,
+            "world_size": world_size(),
             "sparsity_target": self.sparsity_target,
             "masks": {name: mask.detach().cpu().clone() for name, mask in self.masks.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state; load the model and the optimizer as well, in any order after this object is made.
+        """Take up a saved state; then load those of the model and of the optimizer, which are in that state's form.
 
         Raises:
-            BlastError: if the state was saved under another config or for other matrices.
+            BlastError: if the state was saved under another config, by another number of processes, or for other
+                matrices.
         """
         if state.get("format") != STATE_FORMAT:
             raise BlastError(
@@ -163,6 +210,11 @@ class Sparsifier:
         if keys:
             differ = ", ".join(f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}" for key in keys)
             raise BlastError(f"the saved sparsifier has another config ({differ}); resume with the saved one.")
+        if state["world_size"] != world_size():
+            raise BlastError(
+                f"the saved sparsifier is that of {state['world_size']} processes and this run has {world_size()}; "
+                "resume with as many, since each has its share of the data."
+            )
         masks = {name: mask.shape for name, mask in self.masks.items()}
         if masks != {name: mask.shape for name, mask in state["masks"].items()}:
             raise BlastError("the saved masks are of other matrices than this model's; resume with the saved model.")
@@ -172,7 +224,14 @@ class Sparsifier:
         self.step_count = int(state["step_count"])
         self.finished = bool(state["finished"])
         self.sparsity_target = float(state["sparsity_target"])
-        self._changed = True
+        if state["execution"] == "masked":
+            self._execution.leave()
+        elif self.execution == "sparse":
+            self._execution.repack(self._on_devices())
+        else:
+            self._execution.enter(self._on_devices())
+        self._execution.watch(self.step_count, self.finished)
+        self._changed = self.execution == "masked"
 
     def _update(self, step: int) -> None:
         """Choose new masks for a step, group by group."""
@@ -206,6 +265,11 @@ class Sparsifier:
     @torch.no_grad()
     def _clear_dead(self) -> None:
         """Clear gradients in every step; state and weights only after the mask changed, since nothing revives them."""
+        if self.execution == "sparse":
+            if self._changed:
+                self._execution.repack(self._on_devices())
+            self._changed = False
+            return
         for unit in self._units:
             mask = self._mask_on_device(unit)
             for target in unit.matrices:
@@ -222,29 +286,21 @@ class Sparsifier:
 
     @torch.no_grad()
     def _clear_weights(self) -> None:
+        if self.execution == "sparse":
+            return
         for unit in self._units:
             unit.clear_dead(self._mask_on_device(unit))
 
     def _mask_on_device(self, unit: Unit) -> Tensor:
         """The unit's mask, moved along if the model was moved."""
-        device = unit.matrices[0].weight.device
+        device = unit.device
         if self._masks[unit.index].device != device:
             self._masks[unit.index] = self._masks[unit.index].to(device)
         return self._masks[unit.index]
 
-    def _check_optimizer(self) -> None:
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        if not any(id(target.parameter) in held for unit in self._units for target in unit.matrices):
-            raise BlastError(
-                "the optimizer holds none of the matrices to prune; make it from this model's parameters(), "
-                "after any change of the model's layers."
-            )
+    def _on_devices(self) -> list[Tensor]:
+        return [self._mask_on_device(unit) for unit in self._units]
 
-    def _check_modules(self) -> None:
-        for unit in self._units:
-            for target in unit.targets:
-                if self.model.get_submodule(target.name) is not target.module:
-                    raise BlastError(
-                        f"'{target.name}' was replaced after the Sparsifier was made (by blast.to_sparse?); "
-                        "finish the training before converting, or make a new Sparsifier and optimizer."
-                    )
+    def _after_optimizer(self) -> None:
+        self._accumulation.after_optimizer()
+        self._clear_weights()

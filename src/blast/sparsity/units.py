@@ -9,30 +9,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
+from blast.layers.block_linear import BlockLinear
 from blast.layers.recognise import Target, match_linears, split_dense
+from blast.layers.repack import norms_of
 from blast.sparsity.blocks import BlockShape, block_grid, clear_dead_
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.scores import check_finite, joint_norms, random_scores
+from blast.sparsity.ranks import mean_over_ranks_
+from blast.sparsity.scores import block_norms, check_finite, mean_norms, random_scores
 
 
 @dataclass
 class Unit:
-    """One mask and the matrices under it.
+    """One mask and the matrices under it, dense or (see `SparseState`) block-sparse.
 
     Attributes:
         index: Its place in the model's order; seeds its random scores.
         block: Shape of a block.
         targets: All names the mask serves.
         matrices: Those with a parameter of their own, so that nothing is counted or cleared twice.
+        shape: `(out, in)` of each.
     """
 
     index: int
     block: BlockShape
     targets: list[Target]
     matrices: list[Target] = field(default_factory=list)
+    shape: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         self.matrices = list({id(target.parameter): target for target in reversed(self.targets)}.values())[::-1]
@@ -40,6 +46,7 @@ class Unit:
         if len(set(grids.values())) > 1:
             shapes = " and ".join(f"'{target.name}' {target.shape}" for target in self.targets)
             raise BlastError(f"{shapes} cannot share one mask since their shapes differ; set tie_gate_up to false.")
+        self.shape = self.targets[0].shape
 
     @property
     def name(self) -> str:
@@ -49,7 +56,7 @@ class Unit:
     @property
     def grid(self) -> tuple[int, int]:
         """Blocks each way."""
-        return block_grid(self.targets[0].shape, self.block, self.targets[0].name)
+        return block_grid(self.shape, self.block, self.targets[0].name)
 
     @property
     def blocks(self) -> int:
@@ -61,30 +68,56 @@ class Unit:
         """Matrices that each block of the mask stands for."""
         return len(self.matrices)
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameter of each matrix: its weight, or the values of its live blocks."""
+        return [parameter_of(target) for target in self.matrices]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its matrices are."""
+        return self.parameters[0].device
+
     def keep_scores(self, config: SparsifyConfig, step: int) -> Tensor:
         """Scores `[rows, cols]` to keep blocks by; a random order is drawn once, so that such masks are nested."""
-        weights = [target.weight for target in self.matrices]
         if config.keep_score == "random":
-            return random_scores(self.grid, config.seed, "keep", self.index, device=weights[0].device)
-        return check_finite(joint_norms(weights, self.block), f"the weight of {self.name}", step)
+            return random_scores(self.grid, config.seed, "keep", self.index, device=self.device)
+        norms = mean_over_ranks_(mean_norms([self._weight_norms(target) for target in self.matrices]))
+        return check_finite(norms, f"the weight of {self.name}", step)
 
     def grow_scores(self, config: SparsifyConfig, step: int) -> Tensor:
         """Scores `[rows, cols]` to grow blocks by; a random order is drawn anew in each step."""
         if config.grow_score == "random":
-            device = self.matrices[0].weight.device
-            return random_scores(self.grid, config.seed, "grow", step, self.index, device=device)
-        gradients = [target.gradient for target in self.matrices]
+            return random_scores(self.grid, config.seed, "grow", step, self.index, device=self.device)
+        gradients = [self.dense_gradient(target) for target in self.matrices]
         if any(gradient is None for gradient in gradients):
             raise BlastError(
                 f"{self.name} has no gradient at the mask update of step {step}; "
                 "call sparsifier.step() after backward() and before zero_grad(), and leave its weight trainable."
             )
-        return check_finite(joint_norms(gradients, self.block), f"the gradient of {self.name}", step)
+        norms = mean_over_ranks_(mean_norms([block_norms(gradient, self.block) for gradient in gradients]))
+        return check_finite(norms, f"the gradient of {self.name}", step)
+
+    def dense_gradient(self, target: Target) -> Tensor | None:
+        """The gradient `[out, in]` of a matrix; in the sparse state it is there at mask updates alone."""
+        if not isinstance(target.module, BlockLinear):
+            return target.gradient
+        return None if target.module.watch is None else target.module.watch.total
+
+    def _weight_norms(self, target: Target) -> Tensor:
+        if isinstance(target.module, BlockLinear):
+            return norms_of(target.module.values.detach(), target.module.index.index)
+        return block_norms(target.weight, self.block)
 
     def clear_dead(self, mask: Tensor) -> None:
         """Set the weights in dead blocks to zero."""
         for target in self.matrices:
             clear_dead_(target.weight, mask, self.block)
+
+
+def parameter_of(target: Target) -> nn.Parameter:
+    """What the optimizer holds of a matrix."""
+    return target.module.values if isinstance(target.module, BlockLinear) else target.parameter
 
 
 def units_of(model: nn.Module, config: SparsifyConfig) -> tuple[list[Unit], list[Target]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast.errors import BlastError
+from blast.sparsity.ranks import average_gradients, is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.guard import LossGuard
 from blast.training.resume import TrainingState
 from blast.training.settings import TrainingSettings
 
@@ -81,12 +81,15 @@ def train(
         say: Takes one line of progress now and then.
 
     Raises:
-        BlastError: if the loss is not finite, or the state file is damaged.
+        BlastError: if the loss or the gradient is not finite, or the loss jumps up and stays there (the message names
+            the last good state); if the state file is damaged.
     """
     history = History()
     state = TrainingState(state_file, key) if state_file else None
     first = state.restore(model, optimizer, sparsifier, history) if state else 0
+    guard = LossGuard(settings.spike, state_file)
     if first:
+        guard.saved(first)
         say(f"going on with step {first + 1} of {settings.steps}")
     every = max(1, settings.steps // CURVE_POINTS)
     pictures = {round(i * (settings.steps - 1) / (MASK_PICTURES - 1)) for i in range(MASK_PICTURES)}
@@ -98,16 +101,14 @@ def train(
             group["lr"] = rate
         loss = loss_of(model, batch_at(step))
         value = loss.item()
-        if not math.isfinite(value):
-            raise BlastError(
-                f"the loss is {value} at step {step} of {settings.steps}; lower 'learning_rate' "
-                f"(now {settings.learning_rate:g}) or 'clip' (now {settings.clip:g}) under 'training' in the config."
-            )
+        guard.check(step, value)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(model)
         if sparsifier is not None:
             sparsifier.step()
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        guard.check_gradient(step, norm.item())
         optimizer.step()
 
         last = step == settings.steps - 1
@@ -123,8 +124,9 @@ def train(
             history.add("validation_loss", step, evaluate(model))
             model.train()
         now = time.monotonic()
-        if state and not last and now - saved >= settings.checkpoint_seconds:
+        if state and is_first_rank() and not last and guard.calm and now - saved >= settings.checkpoint_seconds:
             state.save(step + 1, model, optimizer, sparsifier, history)
+            guard.saved(step + 1)
             saved = now
         if now - spoken >= 5 or last:
             say(f"step {step + 1} of {settings.steps}, loss {value:.4f}")

@@ -88,10 +88,11 @@ class TrainingState:
             ) from error
         if key != self.key:
             return 0
+        if sparsifier is not None:
+            # First: it decides whether the model and the optimizer hold dense matrices or live blocks.
+            sparsifier.load_state_dict(values["sparsifier"])
         model.load_state_dict(values["model"])
         optimizer.load_state_dict(values["optimizer"])
-        if sparsifier is not None:
-            sparsifier.load_state_dict(values["sparsifier"])
         history.curves, history.masks = values["curves"], values["masks"]
         return values["step"]
 

@@ -25,6 +25,7 @@ class TrainingSettings:
         clip: Largest norm of the gradient.
         evaluate_every: Steps between two evaluations for the learning curve.
         evaluate_limit: Sequences or images of such an evaluation.
+        spike: Nats above the usual loss from which ten losses in a row stop the run; 0 never does.
         checkpoint_seconds: Seconds between two savings of the training state; changes no result.
     """
 
@@ -38,6 +39,7 @@ class TrainingSettings:
     clip: float = 1.0
     evaluate_every: int = 100
     evaluate_limit: int = 64
+    spike: float = 3.0
     checkpoint_seconds: float = 20.0
 
     @classmethod

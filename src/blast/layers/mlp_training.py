@@ -1,0 +1,92 @@
+"""The training path of a sparse MLP: `torch.ops.blast.sparse_mlp_train` and its lists."""
+
+from __future__ import annotations
+
+import blast_kernels.train_ops  # noqa: F401  (registers torch.ops.blast.sparse_mlp_train)
+import torch
+from blast_kernels.train_records import train_lists
+from torch import Tensor
+
+from blast.layers.block_linear import BlockLinear
+
+
+class MlpLists:
+    """What the training kernels read of the masks of an MLP: int32 tensors that follow from them and are never saved.
+
+    Made when they are first asked for, and anew when the index of a layer was replaced, moved or loaded.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._made_of: list[Tensor] = []
+        self._versions: list[int] = []
+
+    def of(self, layers: list[BlockLinear]) -> list[Tensor]:
+        """The lists of an MLP.
+
+        Args:
+            layers: Gate (if any), up, down.
+        """
+        # A compiled graph takes them as they are: whoever replaces an index makes the lists anew.
+        if not torch.compiler.is_compiling() or not self.tensors:
+            self.make(layers)
+        return self.tensors
+
+    @torch.compiler.disable
+    def make(self, layers: list[BlockLinear]) -> None:
+        """Makes the lists if they are not those of the present masks."""
+        indices = [tensor for layer in layers for tensor in (layer.row_offsets, layer.col_indices)]
+        versions = [-1 if tensor.is_inference() else tensor._version for tensor in indices]
+        # The tensors themselves, not their ids: those of freed ones are given again.
+        same = len(indices) == len(self._made_of) and all(a is b for a, b in zip(indices, self._made_of, strict=True))
+        if same and versions == self._versions:
+            return
+        *front, down = layers
+        tied = len(front) == 2 and front[0].index is front[1].index
+        with torch.inference_mode(False), torch.no_grad():
+            self.tensors = list(
+                train_lists(
+                    [(layer.row_offsets, layer.col_indices) for layer in front],
+                    (down.row_offsets, down.col_indices),
+                    front[0].in_features // front[0].block.cols,
+                    tied,
+                )
+            )
+        self._made_of, self._versions = indices, versions
+
+
+def can_train(layers: list[BlockLinear]) -> bool:
+    """Whether the operator takes an MLP of these layers (gate, if any, up, down), now.
+
+    Its hidden blocks have to be those that the down projection reads; and at a mask update each layer runs by itself,
+    since its dense gradient is looked at.
+    """
+    *front, down = layers
+    if any(layer.watch is not None for layer in layers):
+        return False
+    return all(layer.block == front[0].block for layer in front) and front[0].block.rows == down.block.cols
+
+
+def run_training(x: Tensor, layers: list[BlockLinear], lists: MlpLists, activation: str) -> Tensor:
+    """The MLP through the training operator, under autocast in the autocast dtype.
+
+    Args:
+        x: `[..., in]`.
+        layers: Gate (if any), up, down.
+        lists: Of these layers.
+        activation: Name of the activation.
+
+    Returns:
+        `[..., out]`.
+    """
+    *front, down = layers
+    values, biases = [layer.values for layer in layers], [front[-1].bias, down.bias]
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, values = x.to(dtype), [tensor.to(dtype) for tensor in values]
+        biases = [None if bias is None else bias.to(dtype) for bias in biases]
+    gate = "none" if len(front) == 1 else "tied" if front[0].index is front[1].index else "untied"
+    y, _ = torch.ops.blast.sparse_mlp_train(
+        x, values[:-1], values[-1], biases[0], biases[1], lists.of(layers), activation, gate
+    )
+    return y

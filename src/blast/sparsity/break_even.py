@@ -1,0 +1,72 @@
+"""From which sparsity on a model is trained in its sparse state: read from a table of the GPU, or judged without one.
+
+The table is `blast_kernels/tuned/<gpu>.json`, its part `train_break_even`: rows `{"block": [64, 64], "gate": "untied",
+"in": 2048, "hidden": 8192, "sparsity": 0.5}`, each measured as forward and backward of one MLP in bfloat16 on 8192
+tokens against the compiled dense one. Of a block and gate the shape nearest by its number of weights counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from blast_kernels.break_even import TUNED, gpu_name
+
+from blast.sparsity.blocks import BlockShape
+
+# Without a table, by the shorter side of a block. Judged, on the safe side: an H100 reached 2.5x and more at 0.8 with
+# blocks of 128, and 4x at 0.95 with blocks of 64 (GPT-2 XL); smaller ones were not measured.
+JUDGED = {128: 0.6, 64: 0.7, 32: 0.85, 16: 0.95}
+NEVER = 1.0
+KEYS = ("block", "gate", "in", "hidden", "sparsity")
+
+
+def training_break_even(
+    device: torch.device, block: BlockShape, gate: str, shape: tuple[int, int], folder: Path = TUNED
+) -> float:
+    """The sparsity from which sparse training is faster.
+
+    Args:
+        device: Where the model is.
+        block: Of the matrices.
+        gate: `none`, `untied` or `tied`.
+        shape: `(hidden, in)` of the up projection.
+        folder: Where the tables are.
+
+    Returns:
+        A sparsity; 1, which none reaches, on a device that is no GPU.
+
+    Raises:
+        ValueError: if the table of this GPU is damaged.
+    """
+    gpu = gpu_name(device)
+    if gpu is None:
+        return NEVER
+    rows = [row for row in read_rows(gpu, folder) if row["block"] == list(block) and row["gate"] == gate]
+    if not rows:
+        return JUDGED.get(max((known for known in JUDGED if known <= min(block)), default=0), NEVER)
+    return min(rows, key=lambda row: abs(math.log(row["in"] * row["hidden"] / (shape[0] * shape[1]))))["sparsity"]
+
+
+@cache
+def read_rows(gpu: str, folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
+    """The rows of a GPU; none if its training was never measured.
+
+    Raises:
+        ValueError: if the file is no such table; one sentence with its name.
+    """
+    file = folder / f"{gpu}.json"
+    if not file.is_file():
+        return ()
+    try:
+        rows = json.loads(file.read_text()).get("train_break_even", [])
+        complete = all(set(KEYS) <= row.keys() for row in rows)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: is no table of break-even points ({error}); measure it again or delete it") from None
+    if not complete:
+        raise ValueError(f"{file}: a row lacks one of {', '.join(KEYS)}; measure it again or delete it")
+    return tuple(rows)

@@ -1,0 +1,119 @@
+"""When a model in training runs masked-dense and when sparse, and when its dense gradient is watched."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from blast.errors import BlastError
+from blast.sparsity import sparse_state
+from blast.sparsity.break_even import NEVER, training_break_even
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.optimizer_state import check_optimizer
+from blast.sparsity.units import Unit
+
+
+class Execution:
+    """How a model runs now: `state` is `masked` or `sparse`.
+
+    Args:
+        model: The model, not wrapped.
+        optimizer: Over its parameters.
+        units: Its matrices.
+        config: Of it: `execution`, `break_even`, and what says when masks are updated.
+        wrapped: Whether the model is inside a `DistributedDataParallel`.
+
+    Raises:
+        BlastError: if sparse execution is asked for and the wrapper or the optimizer does not allow it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        units: Sequence[Unit],
+        config: SparsifyConfig,
+        wrapped: bool,
+    ) -> None:
+        self.state = "masked"
+        self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
+        self._break_even = self._choose(wrapped)
+
+    def settle(self, masks: Sequence[Tensor], achieved: float) -> None:
+        """Switches to sparse if it is time.
+
+        Args:
+            masks: Of each unit.
+            achieved: Their sparsity.
+
+        Raises:
+            BlastError: if the optimizer cannot take the parameters and `execution` is `sparse`; with `auto` that is a
+                warning.
+        """
+        if self.state == "masked" and achieved >= self._break_even and achieved > 0:
+            try:
+                self.enter(masks)
+            except BlastError as error:
+                if self._config.execution == "sparse":
+                    raise
+                warnings.warn(f"training stays masked-dense: {error}", stacklevel=4)
+                self._break_even = NEVER
+
+    def enter(self, masks: Sequence[Tensor]) -> None:
+        """From masked to sparse."""
+        if self.state == "masked":
+            sparse_state.enter(self._model, self._optimizer, self._units, masks)
+            self.state = "sparse"
+
+    def leave(self) -> None:
+        """From sparse to masked."""
+        if self.state == "sparse":
+            sparse_state.end_watch(self._units)
+            sparse_state.leave(self._model, self._optimizer, self._units)
+            self.state = "masked"
+
+    def repack(self, masks: Sequence[Tensor]) -> None:
+        """Takes new masks in the sparse state."""
+        sparse_state.repack(self._model, self._optimizer, self._units, masks)
+
+    def watch(self, step: int, finished: bool) -> None:
+        """Watches the dense gradient if this coming step grows blocks by it, and else does not."""
+        if self.state == "masked":
+            return
+        due = not finished and step < self._config.final_step and step % self._config.update_every == 0
+        if due and self._config.grow != "none":
+            sparse_state.watch_gradients(self._units)
+        else:
+            sparse_state.end_watch(self._units)
+
+    def before_update(self, step: int) -> None:
+        """Brings the watched gradients together over all processes, and checks them."""
+        if self.state == "sparse":
+            sparse_state.finish_gradients(self._units, step)
+
+    def _choose(self, wrapped: bool) -> float:
+        config = self._config
+        if config.execution == "masked" or (config.execution == "auto" and wrapped):
+            return NEVER
+        if config.execution == "sparse":
+            if wrapped:
+                raise BlastError(
+                    'execution="sparse" replaces parameters, which DistributedDataParallel does not allow; '
+                    'give the model itself and call blast.average_gradients(model), or set execution="masked".'
+                )
+            check_optimizer(self._optimizer, [])
+        if config.break_even is not None:
+            return config.break_even
+        if config.execution == "sparse":
+            return 0.0
+        gated = {target.mlp for unit in self._units for target in unit.targets if target.role == "gate"}
+        limits = []
+        for unit in self._units:
+            for target in unit.targets:
+                gate = "none" if target.mlp not in gated else "tied" if config.tie_gate_up else "untied"
+                shape = (max(unit.shape), min(unit.shape))
+                limits.append(training_break_even(unit.device, unit.block, gate, shape))
+        return max(limits)

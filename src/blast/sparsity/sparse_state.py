@@ -1,0 +1,157 @@
+"""The sparse state of a model in training: parameters, gradients and optimizer state are those of live blocks alone.
+
+Entered from the masked-dense state and left for it at any step, without a change of what is trained: values, moments
+and the gradient of the step are cut into blocks or put together, and the parameters are replaced in their groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from blast.errors import BlastError
+from blast.layers.block_csr import BlockIndex
+from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.layers.convert import to_dense, to_sparse
+from blast.layers.dense_gradient import DenseGradient
+from blast.layers.fuse import fuse_for_training
+from blast.layers.repack import Moves, gathered, scattered
+from blast.layers.sparse_mlp import TrainedMlp
+from blast.layers.target import Target
+from blast.sparsity.optimizer_state import check_optimizer, replace_parameter
+from blast.sparsity.ranks import mean_over_ranks_
+from blast.sparsity.units import Unit, parameter_of
+
+# Largest relative difference of the two ways to the gradient of live blocks, both rounded in half precision.
+SAME_GRADIENT = 0.1
+
+
+@torch.no_grad()
+def enter(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]) -> None:
+    """Takes a model from its masked-dense to its sparse state, in place.
+
+    Args:
+        model: Its dead blocks are given up, whatever they hold.
+        optimizer: Holds its parameters.
+        units: The matrices; they stand for the block-sparse ones afterwards.
+        masks: Of each unit, bool `[rows, cols]`.
+
+    Raises:
+        BlastError: if the optimizer cannot take the parameters; nothing is changed then.
+    """
+    check_optimizer(optimizer, [parameter for unit in units for parameter in unit.parameters])
+    to_sparse(model, {t.name: mask for unit, mask in zip(units, masks, strict=True) for t in unit.targets}, drop=True)
+    for unit in units:
+        old = list(unit.matrices)
+        _point_at(unit, model)
+        # One index a unit, whichever masks happen to be equal now: a resumed run has to share the same ones.
+        shared = IndexBuffers(unit.targets[0].module.index.index)
+        for target in unit.targets:
+            target.module.index = shared
+        for before, after in zip(old, unit.matrices, strict=True):
+            weight, values = before.parameter, after.module.values
+
+            def cut(tensor: Tensor, target: Target = before, index: BlockIndex = shared.index) -> Tensor:
+                return gathered(target.as_out_in(tensor), index)
+
+            values.grad = None if weight.grad is None else cut(weight.grad)
+            replace_parameter(optimizer, weight, values, cut)
+    fuse_for_training(model)
+
+
+@torch.no_grad()
+def leave(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit]) -> None:
+    """Takes a model back to its masked-dense state, in place; arguments as for `enter`."""
+    old = {unit.index: [target.module for target in unit.matrices] for unit in units}
+    to_dense(model)
+    for unit in units:
+        _point_at(unit, model)
+        for layer, target in zip(old[unit.index], unit.matrices, strict=True):
+
+            def whole(blocks: Tensor, target: Target = target, index: BlockIndex = layer.index.index) -> Tensor:
+                return target.as_out_in(scattered(blocks, index)).contiguous()
+
+            values, weight = layer.values, target.parameter
+            weight.grad = None if values.grad is None else whole(values.grad)
+            replace_parameter(optimizer, values, weight, whole)
+
+
+@torch.no_grad()
+def repack(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]) -> None:
+    """Gives a model in its sparse state new masks: grown blocks and their moments are zero, dropped ones are gone.
+
+    Grown blocks get their gradient of this step, if it was watched; the watch ends.
+    """
+    for unit, mask in zip(units, masks, strict=True):
+        before = unit.targets[0].module.index.index
+        if torch.equal(before.mask(), mask):
+            continue
+        moves = Moves.between(before, BlockIndex.from_mask(mask, unit.shape))
+        shared = IndexBuffers(moves.index)
+        new: dict[int, nn.Parameter] = {}
+        for target in unit.matrices:
+            values, dense = target.module.values, unit.dense_gradient(target)
+            made = nn.Parameter(moves.carry(values), requires_grad=values.requires_grad)
+            if values.grad is not None:
+                made.grad = moves.carry(values.grad) if dense is None else moves.carry_with(values.grad, dense)
+            replace_parameter(optimizer, values, made, moves.carry)
+            new[id(values)] = made
+        for target in unit.targets:
+            layer = target.module
+            layer._parameters["values"] = new[id(layer.values)]
+            layer.index = shared
+    end_watch(units)
+    for module in model.modules():
+        if isinstance(module, TrainedMlp):
+            module.pack()
+
+
+def watch_gradients(units: Sequence[Unit]) -> None:
+    """Has the next backward passes make the dense gradient, for a mask update."""
+    for unit in units:
+        watches: dict[int, DenseGradient] = {}
+        for target in unit.targets:
+            layer = target.module
+            if layer.watch is None:
+                layer.watch = watches.setdefault(id(layer.values), DenseGradient(layer.values))
+
+
+def finish_gradients(units: Sequence[Unit], step: int) -> None:
+    """Brings the watched gradients together over all processes, and checks that they belong to the step.
+
+    Raises:
+        BlastError: if the gradients of live blocks were changed since `backward()`.
+    """
+    for unit in units:
+        for target in unit.matrices:
+            layer = target.module
+            if layer.watch is None or layer.watch.total is None or layer.values.grad is None:
+                continue
+            total = mean_over_ranks_(layer.watch.total)
+            given, ours = layer.values.grad, gathered(total, layer.index.index)
+            difference, size = (given.float() - ours.float()).norm(), given.float().norm()
+            # Written so that a gradient that is not finite passes: the choice of the mask names it.
+            if bool(difference > SAME_GRADIENT * size):
+                raise BlastError(
+                    f"at the mask update of step {step} the gradient of '{target.name}' is not that of the backward "
+                    "passes before it; call sparsifier.step() right after backward(), before scaling or clipping."
+                )
+
+
+def end_watch(units: Sequence[Unit]) -> None:
+    """Gives the watched gradients up."""
+    for unit in units:
+        for target in unit.targets:
+            layer = target.module
+            if isinstance(layer, BlockLinear) and layer.watch is not None:
+                layer.watch.close()
+                layer.watch = None
+
+
+def _point_at(unit: Unit, model: nn.Module) -> None:
+    """Lets a unit stand for the modules that are in the model now under its names."""
+    unit.targets = [replace(target, module=model.get_submodule(target.name)) for target in unit.targets]
+    unit.matrices = list({id(parameter_of(target)): target for target in reversed(unit.targets)}.values())[::-1]

@@ -1,0 +1,135 @@
+"""Masked-dense, sparse, and one after the other: the same training but for rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from switch_cases import OPTIMIZERS, STEPS, dense_weights, sparsify, steps
+
+from blast.layers.block_linear import BlockLinear
+from blast.layers.sparse_mlp import TrainedMlp
+
+MODELS = ("llama-nano", "gpt2-nano")
+WAYS = {
+    "sparse": {"execution": "sparse"},
+    "switching": {"execution": "sparse", "break_even": 0.6},
+}
+
+
+def same(ours, theirs, losses, expected) -> None:
+    """Both runs saw the same losses and ended with the same masks and weights, within float32 rounding."""
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=2e-5, atol=0)
+    assert all(torch.equal(mask, theirs.masks[name]) for name, mask in ours.masks.items())
+    for name, weight in dense_weights(ours.model).items():
+        torch.testing.assert_close(weight, dense_weights(theirs.model)[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def run(name, way, optimizer="adamw", accumulate=1, clip=0.5, **settings):
+    masked = sparsify(name, optimizer, execution="masked", **settings)
+    expected = steps(masked, accumulate=accumulate, clip=clip)
+    ours = sparsify(name, optimizer, **WAYS[way], **settings)
+    losses = steps(ours, accumulate=accumulate, clip=clip)
+    assert masked.execution == "masked"
+    assert ours.execution == "sparse"
+    assert expected[0] - expected[-1] > 0.01  # it does train
+    same(ours, masked, losses, expected)
+    return ours
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_curves_agree_across_the_ways_of_execution(name, way):
+    ours = run(name, way)
+    assert any(isinstance(module, TrainedMlp) for module in ours.model.modules())
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])
+@pytest.mark.parametrize("name", MODELS)
+def test_moments_of_any_optimizer_are_carried_over(name, optimizer):
+    run(name, "switching", optimizer, clip=None)
+
+
+@pytest.mark.parametrize("grow", ["swap", "none"])
+def test_every_kind_of_mask_update_is_the_same(grow):
+    run("gpt2-nano", "sparse", grow=grow)
+
+
+def test_gradients_accumulated_over_two_passes_grow_the_same_blocks():
+    run("llama-nano", "switching", accumulate=2)
+
+
+def test_gate_and_up_with_one_mask_share_their_index():
+    ours = run("llama-nano", "switching", tie_gate_up=True)
+    mlp = ours.model.model.layers[0].mlp
+    assert mlp.gate_proj.index is mlp.up_proj.index
+    assert mlp.gate == "tied"
+
+
+@pytest.mark.parametrize("ranking", ["layer", "model"])
+def test_masks_that_compete_over_matrices_are_the_same(ranking):
+    run("llama-nano", "switching", ranking=ranking)
+
+
+def test_the_switch_happens_at_the_break_even_and_holds_live_blocks_alone():
+    ours = sparsify("gpt2-nano", execution="auto", break_even=0.6)
+    while ours.execution == "masked":
+        assert ours.sparsity_achieved < 0.6
+        assert not any(isinstance(module, BlockLinear) for module in ours.model.modules())
+        steps(ours, ours.step_count + 1)
+    assert ours.sparsity_achieved >= 0.6
+    for name, mask in ours.masks.items():
+        layer = ours.model.get_submodule(name)
+        assert layer.values.shape == (int(mask.sum()), 32, 32)
+        state = ours.optimizer.state[layer.values]
+        assert state["exp_avg"].shape == state["exp_avg_sq"].shape == layer.values.shape
+        assert state["exp_avg"].count_nonzero() > 0
+    held = [id(p) for group in ours.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in ours.model.parameters())
+    assert len(ours.optimizer.state) == len(held)
+
+
+def test_without_a_gpu_auto_stays_masked():
+    ours = sparsify("gpt2-nano", execution="auto")
+    steps(ours)
+    assert ours.execution == "masked"
+
+
+def test_a_run_can_go_to_sparse_and_back_by_hand():
+    masked = sparsify("llama-nano", execution="masked")
+    expected = steps(masked)
+    ours = sparsify("llama-nano", execution="masked")
+    losses = steps(ours, 3)
+    ours.to_sparse()
+    losses += steps(ours, 7)
+    ours.to_masked()
+    losses += steps(ours, STEPS)
+    same(ours, masked, losses, expected)
+
+
+def test_grown_blocks_start_with_empty_moments_and_their_gradient_of_the_step():
+    ours = sparsify("gpt2-nano", execution="sparse", grow="swap", initial_sparsity=0.5, sparsity=0.5, hold=0.0)
+    steps(ours, 2)
+    before = {name: mask.clone() for name, mask in ours.masks.items()}
+    from switch_cases import nano_loss
+
+    ours.optimizer.zero_grad()
+    nano_loss(ours.model, 2).backward()
+    ours.step()
+    seen = 0
+    for name, mask in ours.masks.items():
+        layer = ours.model.get_submodule(name)
+        grown = (mask & ~before[name])[layer.index.index.row_indices(), layer.col_indices.long()]
+        seen += int(grown.sum())
+        assert layer.values[grown].count_nonzero() == 0
+        assert ours.optimizer.state[layer.values]["exp_avg"][grown].count_nonzero() == 0
+        assert not grown.any() or layer.values.grad[grown].count_nonzero() > 0
+        assert layer.values[~grown].count_nonzero() > 0
+    assert seen > 0
+
+
+def test_the_dense_gradient_is_made_at_mask_updates_alone():
+    ours = sparsify("llama-nano", execution="sparse", update_every=3)
+    for step in range(STEPS):
+        watched = [m.watch is not None for m in ours.model.modules() if isinstance(m, BlockLinear)]
+        assert all(watched) == any(watched) == (step % 3 == 0 and step < 9)
+        steps(ours, step + 1)
