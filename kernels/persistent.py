@@ -10,6 +10,7 @@ multiplies while the other is in its epilogue. Needs compute capability 9. Twin:
 from __future__ import annotations
 
 import triton.experimental.gluon.language as gl
+from blast_kernels.epilogue import GELU_A, GELU_B, GELU_C, GELU_END
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
@@ -161,7 +162,12 @@ def _activate(x, ACTIVATION: gl.constexpr, FAST: gl.constexpr):
         else:
             x = x / (1.0 + gl.exp(-2.0 * u))
     elif ACTIVATION == "gelu":
-        x = 0.5 * x * (1.0 + gl.erf(x * 0.7071067811865476))
+        half = 0.5 * x
+        if FAST:
+            square = gl.minimum(x * x, GELU_END)
+            x = half * _quick_tanh(x * (GELU_A + square * (GELU_B + square * GELU_C))) + half
+        else:
+            x = half * (1.0 + gl.erf(x * 0.7071067811865476))
     return x
 
 
