@@ -2,7 +2,7 @@
 
 A tile is 256 tokens times the rows of one record (128 of weights: a block row, or 64 rows each of a gate and an up
 projection that share a mask). Each warpgroup takes 128 of the tokens; both read the same weights from shared memory,
-87 flop a byte of the L2 cache instead of 64. The fetching warp runs ahead over the borders of tiles, so that neither
+85 flop a byte of the L2 cache instead of 64. The fetching warp runs ahead over the borders of tiles, so that neither
 the start of a tile nor its epilogue leaves the memory idle; and since the warpgroups do not wait for each other, one
 multiplies while the other is in its epilogue. Needs compute capability 9. Twin: `reference.product`.
 """

@@ -95,7 +95,7 @@ def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int, 
         "STAGES": plan.stages,
         "OPAQUE": True,
         "LEADS": False,
-        "FOLLOWS": False,
+        "WAITS": "never",
     }
     wide = 2 if gate == "tied" else 1
     stored = "fp8e4nv" if scaled else "bf16"
