@@ -64,12 +64,21 @@ def values(rows: pd.DataFrame, metric: str, provider: str) -> dict[float, float]
 
 
 class StepTimes(NamedTuple):
-    """Milliseconds of one case; `sparse` by the sparsity of a point, the others are medians over all points."""
+    """Milliseconds of one case; `sparse` by the sparsity of a point, the others are medians over all points.
+
+    Attributes:
+        dense: A dense step.
+        masked: A masked-dense step without a mask update.
+        update: What a mask update adds to it.
+        sparse: Steps in the sparse state.
+        sparse_update: What a mask update adds to one; None: what makes it a masked-dense step with an update.
+    """
 
     dense: float
     masked: float
     update: float
     sparse: Mapping[float, float]
+    sparse_update: float | None = None
 
     def sparse_at(self, live: float) -> float:
         """A step with this share of blocks live: between the measured ones and beyond them along straight lines."""
@@ -92,12 +101,20 @@ def step_times(rows: pd.DataFrame) -> StepTimes | None:
         return None
     middle = float(pd.Series(dense).median())
     masked, update = values(rows, "step_time", MASKED), values(rows, "time_mask_update", MASKED)
+    dearer = values(rows, "time_mask_update", OURS)
     return StepTimes(
         dense=middle,
         masked=float(pd.Series(masked).median()) if masked else middle,
         update=float(pd.Series(update).median()) if update else 0.0,
         sparse=sparse,
+        sparse_update=float(pd.Series(dearer).median()) if dearer else None,
     )
+
+
+def update_share(times: StepTimes, sparse: float) -> float:
+    """What mask updates add to the time of such sparse steps, one in every `UPDATE_EVERY`."""
+    whole = times.masked - sparse + times.update
+    return (whole if times.sparse_update is None else times.sparse_update) / UPDATE_EVERY / sparse
 
 
 class Pretraining(NamedTuple):
@@ -124,9 +141,12 @@ def pretraining(times: StepTimes, final: float, growth: str) -> Pretraining:
             live = min(1.0, 2 * live)
         sparse = times.sparse_at(live)
         masked += times.masked <= sparse
-        took = min(times.masked, sparse)
-        # A mask update needs the dense gradient: its step is a masked-dense one in both states.
-        total += took + ((times.masked - took + times.update) / UPDATE_EVERY if growing else 0.0)
+        took, dearer = times.masked, times.update
+        if sparse < took:
+            # A mask update needs the dense gradient: its step is at worst a masked-dense one.
+            whole = times.masked - sparse + times.update
+            took, dearer = sparse, whole if times.sparse_update is None else times.sparse_update
+        total += took + (dearer / UPDATE_EVERY if growing else 0.0)
     return Pretraining(SAMPLES * times.dense / total, masked / SAMPLES)
 
 

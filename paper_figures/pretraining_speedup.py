@@ -67,8 +67,8 @@ def draw(table: pd.DataFrame) -> Figure:
         figure,
         rows[rows["metric"] == "step_time"],
         "Derived: as many steps as dense; cubic schedule, mask fixed for the last fifth; each step the faster of "
-        "masked-dense and sparse, every 100th masked-dense with a mask update. Union is taken to keep twice its budget "
-        "until the trim.",
+        "masked-dense and sparse, a mask update in every 100th. Union is taken to keep twice its budget until the "
+        "trim.",
         training.lost_points(table),
     )
     return figure

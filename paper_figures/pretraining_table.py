@@ -33,7 +33,7 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
             line = dict(zip(("model", "block", "tokens"), case, strict=True))
             line |= {"hardware": own["hardware"].iloc[0], "sparsity": sparsity, "dense_ms": times.dense}
             line |= {"masked_ms": times.masked, "sparse_ms": sparse, "step_speed_up": times.dense / sparse}
-            line |= {"update_share": times.update / training.UPDATE_EVERY / times.masked, "status": "ok"}
+            line |= {"update_share": training.update_share(times, sparse), "status": "ok"}
             for growth in training.GROWTH:
                 run = training.pretraining(times, sparsity, growth)
                 line[f"{growth}_speed_up"], line[f"{growth}_masked_share"] = run.speed_up, run.masked_share

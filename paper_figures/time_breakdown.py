@@ -23,7 +23,7 @@ UPDATES = ("mask updates, a hundredth of one", "#CC79A7")
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     sparse = training.values(rows, "step_time", training.OURS)
     dense = training.values(rows, "time_mlp", training.DENSE)
-    updates = training.values(rows, "time_mask_update", training.MASKED)
+    updates = training.values(rows, "time_mask_update", training.OURS)
     bars = [("dense", training.DENSE, max(dense))] if dense else []
     bars += [(f"{100 * sparsity:g} %", training.OURS, sparsity) for sparsity in sorted(sparse)]
     for place, (_, provider, sparsity) in enumerate(bars):

@@ -9,6 +9,8 @@ from training_step_case import SETTINGS, imagine_gpu, measure, values
 from blast.benchmark import training_data, training_parts, training_step, training_trainee
 from blast.errors import BlastError
 from blast.layers.convert import masks_of, sparse_layers
+from blast.sparsity.blocks import BlockShape
+from blast.sparsity.sparsifier import Sparsifier
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def test_dense_ours_and_masked_dense_are_timed_with_their_memory_and_parts(imagi
     # Two layers: 2 of attention, 3 of MLP and half of the optimizer leave 4.5 of 10.
     assert values(metrics, "time_other") == {"dense_compiled": 4.5, "ours": 0.0}
     assert values(metrics, "time_attention") == {"dense_compiled": 2.0, "ours": 2.0}
-    assert values(metrics, "time_mask_update") == {"masked_dense": 1.75}
+    updates = values(metrics, "time_mask_update")
+    assert set(updates) == {"masked_dense", "ours"}
     for metric in ("peak_bytes", "activation_bytes"):
         assert set(values(metrics, metric)) == {"dense_compiled", "ours", "masked_dense"}
     entry = metrics[0]
@@ -75,7 +78,7 @@ def test_models_that_do_not_fit_beside_each_other_are_timed_one_after_the_other(
         return right(run, name)
 
     monkeypatch.setattr(training_step.StepRun, "_bring_up", full)
-    metrics = measure(masked=False)
+    metrics = measure(masked=False, updates=False)
     assert seen == ["dense_compiled", "ours"]
     steps = [entry for entry in metrics if entry["metric"] == "step_time"]
     assert {entry["provider"]: entry["setting"]["interleaved"] for entry in steps} == {
@@ -89,7 +92,7 @@ def test_a_model_that_fits_not_at_all_is_one_entry_with_the_reason(imaginary_gpu
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(training_step.StepRun, "_bring_up", full)
-    metrics = measure(masked=False)
+    metrics = measure(masked=False, updates=False)
     assert [(entry["provider"], entry["status"], entry["value"]) for entry in metrics] == [
         ("dense_compiled", "not run", None),
         ("ours", "not run", None),
@@ -125,6 +128,25 @@ def test_a_step_changes_live_blocks_and_no_mask(imaginary_gpu):
     assert all(not torch.equal(before[name], layer.values) for name, layer in sparse_layers(model).items())
 
 
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_a_mask_update_is_timed_on_steps_that_update(imaginary_gpu, monkeypatch, execution):
+    """Each reading of the clock is a second later, and eleven if the mask was updated in between."""
+    seconds, updated = [0.0], Sparsifier._update
+
+    def update(sparsifier, step):
+        seconds[0] += 10
+        updated(sparsifier, step)
+
+    def clock():
+        seconds[0] += 1
+        return seconds[0]
+
+    monkeypatch.setattr(Sparsifier, "_update", update)
+    monkeypatch.setattr(training_parts.time, "perf_counter", clock)
+    work = training_trainee.workload_of("gpt2-tiny", 64, 16, "bfloat16", torch.device("cpu"), True)
+    assert training_parts.update_time(work, 0.5, BlockShape(16, 16), 0, execution) == 10_000
+
+
 def test_parts_are_those_of_the_model_and_their_gradients_reach_the_weights(imaginary_gpu):
     work = training_trainee.workload_of("vit-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
     trainee = training_trainee.Trainee(work, training_trainee.fresh_model(work, 0))
@@ -143,12 +165,13 @@ def test_tokens_are_words_of_real_text_within_the_vocabulary():
 
 
 def test_time_that_is_over_leaves_unfinished_entries(imaginary_gpu):
-    metrics = measure(seconds=0)
-    assert [entry["provider"] for entry in metrics if entry.get("unfinished")] == [
+    late = [entry for entry in measure(seconds=0) if entry.get("unfinished")]
+    assert [entry["provider"] for entry in late if entry["metric"] == "step_time"] == [
         "dense_compiled",
         "ours",
         "masked_dense",
     ]
+    assert {entry["provider"] for entry in late if entry["metric"] == "time_mask_update"} == {"masked_dense", "ours"}
 
 
 def test_fewer_tokens_than_a_sequence_are_refused(imaginary_gpu):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from blast.benchmark.training_trainee import Trainee
+from blast.benchmark.training_trainee import Trainee, Workload, fresh_model
 from blast.layers.recognise import find_mlps
+from blast.sparsity.blocks import BlockShape
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.sparsifier import Sparsifier
+
+# Mask updates that are timed, and the steps between two of them.
+UPDATES, UPDATE_EVERY = 4, 4
 
 
 class Memory(NamedTuple):
@@ -166,6 +174,43 @@ def largest_batch(trainee: Trainee, most_trials: int, left: Callable[[], float])
     return good, bad is not None and bad - good <= max(1, good // 4)
 
 
+def update_time(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> float:
+    """What a mask update adds to its step, in ms: the choice; in the sparse state dense gradient and re-packing too.
+
+    Whole steps between synchronisations, not compiled, as new parameters would be compiled for anew; `swap`, which
+    holds the budget. The median of steps with an update less that of the others.
+
+    Args:
+        work: What a step is of.
+        sparsity: From the first step on.
+        block: Block shape.
+        seed: Seed of the weights.
+        execution: `masked` or `sparse`.
+    """
+    trainee = Trainee(work._replace(compiled=False), fresh_model(work, seed))
+    config = SparsifyConfig(
+        sparsity=sparsity, block=block, steps=10 * UPDATES * UPDATE_EVERY, schedule="constant", hold=0.0,
+        update_every=UPDATE_EVERY, grow="swap", execution=execution,
+    )  # fmt: skip
+    trainee.between = Sparsifier(trainee.model, trainee.optimizer, config).step
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for step in range((UPDATES + 1) * UPDATE_EVERY):
+        wait(work.device)
+        started = time.perf_counter()
+        trainee.step()
+        wait(work.device)
+        # The first round compiles kernels and fills the allocator.
+        if step >= UPDATE_EVERY:
+            took[step % UPDATE_EVERY == 0].append(1000 * (time.perf_counter() - started))
+    return max(0.0, statistics.median(took[True]) - statistics.median(took[False]))
+
+
+def wait(device: torch.device) -> None:
+    """Until the GPU has done all it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _fits(trainee: Trainee, batch: int) -> bool:
     try:
         trainee.take(batch)
@@ -176,9 +221,8 @@ def _fits(trainee: Trainee, batch: int) -> bool:
         fits = True
     trainee.clear()
     gc.collect()
-    if trainee.workload.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+    wait(trainee.workload.device)
+    torch.cuda.empty_cache()
     return fits
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch
 from blast.benchmark.gpu_needed import gpu_for
 from blast.benchmark.graph_timing import plain_memory, time_in_turn
 from blast.benchmark.timing import Timing
-from blast.benchmark.training_parts import Meter, largest_batch, memory_of, part_calls
+from blast.benchmark.training_parts import Meter, largest_batch, memory_of, part_calls, update_time
 from blast.benchmark.training_trainee import (
     Trainee,
     Workload,
@@ -39,6 +38,7 @@ SETTINGS = {
     "fused": True,
     "compiled": True,
     "masked": True,
+    "updates": True,
     "parts": True,
     "largest_batch": False,
     "seconds": 400.0,
@@ -63,14 +63,14 @@ def measure(
         seed: Seed of weights and masks.
         settings: `tokens` (list; a batch holds as many sequences or images as they carry), `dtype` (of autocast),
             `repeats`, and `SETTINGS`: `length` (tokens a sequence), `mask` (`uniform` or `every_hidden_live`), `fused`
-            (whole MLPs in one operator), `compiled`, `masked` (whether masked-dense and its mask updates are timed),
-            `parts` (whether attention, MLP and optimizer are timed on their own), `largest_batch` (whether the largest
-            batch is searched, and nothing else measured), `seconds` (the longest a point may take, about).
+            (whole MLPs in one operator), `compiled`, `masked` (whether masked-dense is timed), `updates` (whether mask
+            updates are), `parts` (whether attention, MLP and optimizer are, alone), `largest_batch` (whether the
+            largest batch is searched, and nothing else measured), `seconds` (the longest a point may take, about).
 
     Returns:
-        By provider: `step_time` and `throughput`; `time_attention`, `time_mlp`, `time_optimizer` and what is left of a
-        step, `time_other`; `time_clear` and `time_mask_update` of masked-dense; `peak_bytes`, `parameter_bytes`,
-        `gradient_bytes`, `optimizer_bytes`, `activation_bytes`; or `largest_batch`.
+        By provider: `step_time` and `throughput`; `time_attention`, `time_mlp`, `time_optimizer` and `time_other`, what
+        they leave of a step; `time_mask_update`; `peak_bytes`, `parameter_bytes`, `gradient_bytes`, `optimizer_bytes`,
+        `activation_bytes`; or `largest_batch`.
 
     Raises:
         BlastError: without a GPU, for an unknown mask, or if a gradient of ours is off.
@@ -129,6 +129,8 @@ class StepRun:
         self._time_resident()
         if self.settings["masked"] and not self._late(MASKED):
             self._masked()
+        if self.settings["updates"]:
+            self._updates()
         self.resident.clear()
         return self.metrics
 
@@ -212,36 +214,34 @@ class StepRun:
             self._add_step(name, timing, together=len(rounds) > 1)
 
     def _masked(self) -> None:
-        """The dense model with the sparsifier as it prunes: every step clears what is dead, some update the mask."""
-        before = 0
+        """The dense model with the sparsifier as it prunes: every step clears what is dead."""
         trainee = self.resident.pop(DENSE, None)
         self.resident.clear()
         gc.collect()
         if trainee is None:
             trainee = self._make(DENSE)
         config = SparsifyConfig(
-            sparsity=self.sparsity, block=self.block, steps=1000, schedule="constant", hold=0.0, update_every=100
-        )
-        sparsifier = Sparsifier(trainee.model, trainee.optimizer, config)
-
-        def at(step: int) -> Callable[[], None]:
-            def prune() -> None:
-                sparsifier.step_count = step
-                sparsifier.step()
-
-            return prune
-
-        trainee.between = at(1)
+            sparsity=self.sparsity, block=self.block, steps=10**5, schedule="constant", hold=0.0, update_every=10**4,
+            execution="masked",
+        )  # fmt: skip
+        # Only its first step updates the mask.
+        trainee.between = Sparsifier(trainee.model, trainee.optimizer, config).step
         for _ in range(2):
             trainee.step()
-        self._add_memory(MASKED, trainee, before)
+        self._add_memory(MASKED, trainee, 0)
         share = max(1.0, min(8.0, 0.3 * self._left()))
-        rounds = {"step": (trainee.step, 1), "clear": (at(1), 1), "update": (at(100), 1)}
-        timings = time_in_turn(rounds, self.settings["repeats"], share)
-        self._add_step(MASKED, timings["step"], together=False)
-        clear, update = timings["clear"].median, timings["update"].median
-        self.metrics.append(self._entry(MASKED, "time_clear", "ms", clear, "lower"))
-        self.metrics.append(self._entry(MASKED, "time_mask_update", "ms", max(0.0, update - clear), "lower"))
+        timing = time_in_turn({MASKED: (trainee.step, 1)}, self.settings["repeats"], share)[MASKED]
+        self._add_step(MASKED, timing, together=False)
+
+    def _updates(self) -> None:
+        """What a mask update costs in either state, nothing beside it on the GPU."""
+        self.resident.clear()
+        for name, execution in ((MASKED, "masked"), (OURS, "sparse")):
+            if self._late(name, "time_mask_update"):
+                continue
+            self.meter.restart()
+            took = update_time(self.work, self.sparsity, self.block, self.seed, execution)
+            self.metrics.append(self._entry(name, "time_mask_update", "ms", took, "lower", compiled=False))
 
     def _add_step(self, name: str, timing: Timing, together: bool) -> None:
         entry = self._entry(name, "step_time", "ms", timing.median, "lower", interleaved=together)

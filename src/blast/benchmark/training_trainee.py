@@ -17,6 +17,7 @@ from blast.benchmark.training_masks import training_masks
 from blast.errors import BlastError
 from blast.layers.block_csr import BlockCSR
 from blast.layers.block_linear import BlockLinear
+from blast.layers.fuse import fuse_for_training
 from blast.layers.recognise import find_mlps
 from blast.layers.target import is_conv1d
 
@@ -95,7 +96,6 @@ class Trainee:
 
     def __init__(self, workload: Workload, model: nn.Module) -> None:
         self.workload, self.model = workload, model
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in self.parameters if p.dim() >= 2]
         vectors = [p for p in self.parameters if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -104,6 +104,11 @@ class Trainee:
         self.inputs, self.targets = workload.inputs()
         loss = _image_loss if workload.vision else _token_loss
         self._loss = torch.compile(loss) if workload.compiled else loss
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained; taken anew each time, as a mask update in the sparse state replaces parameters."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def forward(self) -> Tensor:
         """The loss, under autocast."""
@@ -178,7 +183,7 @@ def random_model_masks(
 def sparse_state(model: nn.Module, masks: Mapping[str, Tensor], fused: bool) -> nn.Module:
     """The model as it is trained sparse: values of live blocks alone; whole MLPs in one operator if `fused`."""
     blast.to_sparse(model, masks, drop=True)
-    return blast.fuse(model) if fused else model
+    return fuse_for_training(model) if fused else model
 
 
 def live_gradients(trainee: Trainee, masks: Mapping[str, Tensor]) -> list[Tensor]:
