@@ -77,10 +77,15 @@ def tuned_plans(options: argparse.Namespace) -> int:
 
 
 def break_even(options: argparse.Namespace) -> int:
-    """Makes the table that tells the kernels where dense is faster, from the kernel benchmarks of a grid."""
+    """Makes the tables that say where dense is faster, from the benchmarks of kernels and of training of a grid."""
     from blast.experiment.break_even_table import write_table
     from blast.experiment.rows import read_grid
+    from blast.experiment.train_break_even_table import SUITE, write_train_table
 
-    file = write_table([record for record, _ in read_grid(options.grid_dir)], options.tuned)
-    print(f"written: {file}")
+    records = [record for record, _ in read_grid(options.grid_dir)]
+    suites = {(record["point"].get("benchmark") or {}).get("suite") for record in records}
+    if SUITE in suites:
+        print(f"written: {write_train_table(records, options.tuned)}")
+    if "kernels" in suites or SUITE not in suites:
+        print(f"written: {write_table(records, options.tuned)}")
     return 0
