@@ -36,13 +36,16 @@ def sparsify(name: str, optimizer: str = "adamw", **settings) -> Sparsifier:
     return Sparsifier(model, OPTIMIZERS[optimizer](model.parameters()), SparsifyConfig(**{**SETTINGS, **settings}))
 
 
-def steps(sparsifier: Sparsifier, last: int = STEPS, accumulate: int = 1, clip: float | None = 0.5) -> list[float]:
+def steps(
+    sparsifier: Sparsifier, last: int = STEPS, accumulate: int = 1, clip: float | None = 0.5, autocast: bool = False
+) -> list[float]:
     """Trains up to a step and returns the losses."""
     losses = []
     while sparsifier.step_count < last:
         sparsifier.optimizer.zero_grad()
         for part in range(accumulate):
-            loss = nano_loss(sparsifier.model, 100 * part + sparsifier.step_count)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = nano_loss(sparsifier.model, 100 * part + sparsifier.step_count)
             (loss / accumulate).backward()
             losses.append(loss.item())
         sparsifier.step()

@@ -133,3 +133,47 @@ def test_the_dense_gradient_is_made_at_mask_updates_alone():
         watched = [m.watch is not None for m in ours.model.modules() if isinstance(m, BlockLinear)]
         assert all(watched) == any(watched) == (step % 3 == 0 and step < 9)
         steps(ours, step + 1)
+
+
+@pytest.mark.parametrize(("settings", "settled"), [({}, False), ({"schedule": "constant", "grow": "none"}, True)])
+def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_update(settings, settled):
+    masked = sparsify("llama-nano", execution="masked", **settings)
+    expected = steps(masked)
+    torch._dynamo.reset()
+    ours = sparsify("llama-nano", execution="sparse", **settings)
+    module = ours.model
+    layers = [layer for layer in module.modules() if isinstance(layer, BlockLinear)]
+    assert all(layer.settled == settled for layer in layers)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    ours.model = torch.compile(module, backend=count)
+    losses = steps(ours, 3)
+    compiled = len(graphs)
+    losses += steps(ours)
+    assert len(graphs) == compiled
+    ours.model = module
+    same(ours, masked, losses, expected)
+    assert any("sparse_mlp_train" in graph.print_readable(False) for graph in graphs) == settled
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_grows_the_same_blocks(reentrant):
+    masked, ours = sparsify("llama-nano", execution="masked"), sparsify("llama-nano", **WAYS["switching"])
+    for sparsifier in (masked, ours):
+        sparsifier.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        sparsifier.model.train()
+    same(ours, masked, steps(ours), steps(masked))
+    assert ours.execution == "sparse"
+
+
+def test_under_autocast_the_state_stays_float32_and_the_curves_agree_within_bfloat16():
+    masked, ours = sparsify("llama-nano", execution="masked"), sparsify("llama-nano", **WAYS["switching"])
+    expected, losses = steps(masked, autocast=True), steps(ours, autocast=True)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-2, atol=0)
+    layer = ours.model.model.layers[0].mlp.down_proj
+    tensors = [layer.values, layer.values.grad, *ours.optimizer.state[layer.values].values()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}

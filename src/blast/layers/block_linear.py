@@ -82,6 +82,9 @@ class BlockLinear(nn.Module):
         self.transposed = False
         # Takes the dense gradient of the next backward passes, at mask updates alone.
         self.watch: DenseGradient | None = None
+        # False while mask updates replace the values: a compiled graph then calls this layer, so that a new number of
+        # blocks does not have it compiled anew.
+        self.settled = True
         self._template: nn.Module | None = None
 
     @classmethod
@@ -154,6 +157,15 @@ class BlockLinear(nn.Module):
         Raises:
             ValueError: if the dtype, device or last dimension of `x` does not fit.
         """
+        if torch.compiler.is_compiling() and not self.settled:
+            return self._outside_graph(x)
+        return self._product(x)
+
+    @torch.compiler.disable
+    def _outside_graph(self, x: Tensor) -> Tensor:
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         values, bias = self.values, self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)

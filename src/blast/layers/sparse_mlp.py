@@ -166,10 +166,16 @@ class SparseMlp(nn.Module):
         return self._run(x, packed)
 
     def _train(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and not self._layer(self.roles.down).settled:
+            return self._train_outside_graph(x)
         layers = self.layers
         if not can_train(layers):
             return self.original.forward(x)
         return run_training(x, layers, self._lists, self.activation)
+
+    @torch.compiler.disable
+    def _train_outside_graph(self, x: Tensor) -> Tensor:
+        return self._train(x)
 
     def _run(self, x: Tensor, packed: Packed) -> Tensor:
         up, down = self._layer(self.roles.up), self._layer(self.roles.down)

@@ -42,12 +42,13 @@ class Execution:
         self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
         self._break_even = self._choose(wrapped)
 
-    def settle(self, masks: Sequence[Tensor], achieved: float) -> None:
+    def settle(self, masks: Sequence[Tensor], achieved: float, finished: bool) -> None:
         """Switches to sparse if it is time.
 
         Args:
             masks: Of each unit.
             achieved: Their sparsity.
+            finished: Whether they stay as they are.
 
         Raises:
             BlastError: if the optimizer cannot take the parameters and `execution` is `sparse`; with `auto` that is a
@@ -55,17 +56,19 @@ class Execution:
         """
         if self.state == "masked" and achieved >= self._break_even and achieved > 0:
             try:
-                self.enter(masks)
+                self.enter(masks, finished)
             except BlastError as error:
                 if self._config.execution == "sparse":
                     raise
                 warnings.warn(f"training stays masked-dense: {error}", stacklevel=4)
                 self._break_even = NEVER
 
-    def enter(self, masks: Sequence[Tensor]) -> None:
-        """From masked to sparse."""
+    def enter(self, masks: Sequence[Tensor], finished: bool) -> None:
+        """From masked to sparse; arguments as for `settle`."""
         if self.state == "masked":
             sparse_state.enter(self._model, self._optimizer, self._units, masks)
+            fixed = self._config.grow == "none" and self._config.schedule == "constant"
+            sparse_state.settle(self._units, finished or fixed)
             self.state = "sparse"
 
     def leave(self) -> None:

@@ -109,6 +109,16 @@ def repack(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[U
             module.pack()
 
 
+def settle(units: Sequence[Unit], settled: bool) -> None:
+    """Says whether the masks will stay as they are, so that compiled graphs can hold the products.
+
+    Said once: a graph that was compiled around them would not take them in later, but compile each layer by itself.
+    """
+    for unit in units:
+        for target in unit.targets:
+            target.module.settled = settled
+
+
 def watch_gradients(units: Sequence[Unit]) -> None:
     """Has the next backward passes make the dense gradient, for a mask update."""
     for unit in units:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast.errors import BlastError
 from blast.sparsity.blocks import clear_dead_
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import Execution
@@ -23,10 +22,9 @@ from blast.sparsity.mask import block_budget, live_cost
 from blast.sparsity.one_shot import best_masks, full_mask
 from blast.sparsity.prune_and_grow import prune_and_grow
 from blast.sparsity.ranks import refuse_sharded, world_size
+from blast.sparsity.saved_state import STATE_FORMAT, check_state
 from blast.sparsity.schedule import swap_limit, target_sparsity
 from blast.sparsity.units import Unit, groups_of, units_of
-
-STATE_FORMAT = 2
 
 
 class Sparsifier:
@@ -49,6 +47,7 @@ class Sparsifier:
     In the sparse state (`execution`) matrices are `BlockLinear`, whose parameters are replaced at mask updates, also in
     the optimizer: take them from `model.parameters()` where they are needed, as for clipping. In data-parallel training
     that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel`, which stays masked-dense.
+    A compiled model calls its sparse MLPs outside its graphs as long as masks change, and is not compiled anew then.
 
     Args:
         model: Any model; its matrices are found by structure (see `blast.layers.recognise`).
@@ -88,7 +87,7 @@ class Sparsifier:
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
-        self._execution.settle(self._on_devices(), self.sparsity_achieved)
+        self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
         self._execution.watch(0, self.finished)
 
     @property
@@ -130,7 +129,7 @@ class Sparsifier:
         self._clear_dead()
         self.step_count += 1
         if due:
-            self._execution.settle(self._on_devices(), self.sparsity_achieved)
+            self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
         self._execution.watch(self.step_count, self.finished)
         self._accumulation.after_step(self._units)
 
@@ -139,15 +138,15 @@ class Sparsifier:
         if not self.finished:
             self._trim()
             self._clear_dead()
-            self._execution.settle(self._on_devices(), self.sparsity_achieved)
+            self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
 
     def to_sparse(self) -> None:
-        """Hold and train live blocks alone from now on.
+        """Hold and train live blocks alone from now on; to be called between two steps, not after `backward()`.
 
         Raises:
             BlastError: if the optimizer cannot take the parameters; nothing is changed then.
         """
-        self._execution.enter(self._on_devices())
+        self._execution.enter(self._on_devices(), self.finished)
         self._execution.watch(self.step_count, self.finished)
 
     def to_masked(self) -> None:
@@ -201,23 +200,7 @@ class Sparsifier:
             BlastError: if the state was saved under another config, by another number of processes, or for other
                 matrices.
         """
-        if state.get("format") != STATE_FORMAT:
-            raise BlastError(
-                f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start afresh."
-            )
-        ours, theirs = self.config.to_dict(), state["config"]
-        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-        if keys:
-            differ = ", ".join(f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}" for key in keys)
-            raise BlastError(f"the saved sparsifier has another config ({differ}); resume with the saved one.")
-        if state["world_size"] != world_size():
-            raise BlastError(
-                f"the saved sparsifier is that of {state['world_size']} processes and this run has {world_size()}; "
-                "resume with as many, since each has its share of the data."
-            )
-        masks = {name: mask.shape for name, mask in self.masks.items()}
-        if masks != {name: mask.shape for name, mask in state["masks"].items()}:
-            raise BlastError("the saved masks are of other matrices than this model's; resume with the saved model.")
+        check_state(state, self.config, self.masks)
         for unit in self._units:
             old = self._masks[unit.index]
             self._masks[unit.index] = state["masks"][unit.targets[0].name].to(old.device, torch.bool, copy=True)
@@ -229,7 +212,7 @@ class Sparsifier:
         elif self.execution == "sparse":
             self._execution.repack(self._on_devices())
         else:
-            self._execution.enter(self._on_devices())
+            self._execution.enter(self._on_devices(), self.finished)
         self._execution.watch(self.step_count, self.finished)
         self._changed = self.execution == "masked"
 

@@ -43,13 +43,14 @@ class History:
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and leaves vectors (biases, norms) alone."""
+    """AdamW that decays matrices and leaves vectors (biases, norms) alone; on a GPU in one kernel for all of them."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+    fused = all(p.is_cuda for p in parameters)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=fused)
 
 
 def train(
