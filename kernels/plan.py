@@ -111,10 +111,11 @@ def plan_for(
     # wgmma wants 64 rows on its M side: weights where a slice has them, otherwise tokens.
     weights_first = half * (2 if gate == "tied" else 1) >= 64
     few = tokens <= 16 or (tokens <= 32 and not weights_first)
-    if (few and not float8) or not has_tma or max(b_out, b_in) < 32:
+    bytewise = float8 and min(b_out, b_in) >= 32
+    if (few and not bytewise) or not has_tma or max(b_out, b_in) < 32:
         return _streamed(tokens, records, b_out, b_in, gate, row_blocks, has_tma)
     programs = records * (b_out // half)
-    if float8 and tokens <= 64 and min(b_out, b_in) >= 32:
+    if bytewise and tokens <= 64:
         return _float8(tokens, records, b_out, b_in, gate)
     if tokens <= 32:
         # The packed rows of tied weights are twice as many: a step of 64 columns keeps the pipeline deep.
