@@ -77,3 +77,25 @@ def write_training(folder: Path, skip: str | None = None) -> Path:
         if point.id != skip:
             write_json(folder / "records" / f"{point.id}.json", make_record_of(point))
     return folder
+
+
+def mlp_record(sparsity: float, hardware: str = GPU) -> dict[str, Any]:
+    """A point of the suite `training_mlp`: ours takes 10 ms, compiled dense 40, eager 50, stk 15."""
+    point = Point(
+        id=f"training_mlp-llama-3.1-8b.bfloat16.s{100 * sparsity:g}.b128.seed0", grid=GRID, stage="benchmark",
+        architecture="llama-3.1-8b", method="blast", sparsity=sparsity, block=(128, 128),
+        benchmark={**suites()["training_mlp"], "suite": "training_mlp", "tokens": [8192], "dtype": "bfloat16",
+                   "repeats": 20},
+    )  # fmt: skip
+    entry = {"metric": "latency", "task": None, "unit": "ms", "low": None, "high": None, "spread": None, "n": 20,
+             "better": "lower", "tokens": 8192, "dtype": "bfloat16", "tied": False}  # fmt: skip
+    facts = {"mask": "uniform", "live_hidden": 0.55}
+    metrics = [entry | {"provider": "ours", "value": 10.0, "setting": facts}]
+    metrics += [
+        entry | {"provider": name, "value": value, "setting": {}}
+        for name, value in (("dense_eager", 50.0), ("dense_compiled", 40.0), ("stk", 15.0))
+    ]
+    lost = {"mask": "every_hidden_live", "cause": "some are dead"}
+    metrics.append(entry | {"provider": "ours", "value": None, "status": "not run", "setting": lost})
+    result = {"metrics": metrics, "curves": {}, "sparsity": {"target": sparsity, "achieved": sparsity}}
+    return make_record(point, status="ok", result=result, run=run_part(hardware, point.id, gpu="Imaginary"))

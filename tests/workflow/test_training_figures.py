@@ -137,3 +137,14 @@ def test_the_bars_of_the_breakdown_add_up_to_the_step(steps):
     dense = [patch for patch in panel.patches if abs(patch.get_y() + patch.get_height() / 2) < 1e-9]
     assert sum(patch.get_width() for patch in dense) == pytest.approx(50.0)
     assert panel.texts[0].get_text() == " 50"
+
+
+def test_the_table_of_mlps_gives_ours_over_compiled_dense_and_over_stk(tmp_path):
+    export([fake_training.mlp_record(0.9), fake_training.mlp_record(0.8, "cpu-imaginary-processor")], tmp_path)
+    module = paper_figures.load("training_mlp_table")
+    frame = module.rows(load_table(tmp_path / "none", tmp_path))
+    ours = frame[frame["status"] == "ok"]
+    assert ours[["sparsity", "speed_up", "over_stk", "live_hidden"]].to_numpy().tolist() == [[0.9, 4.0, 1.5, 0.55]]
+    shown = module.printed(frame)
+    assert {"4.00×", "1.50×", "55 %"} <= set(shown[shown["note"] == ""].iloc[0])
+    assert "not run: some are dead" in set(shown["note"])
