@@ -28,11 +28,12 @@ def nano(name: str) -> nn.Module:
 def nano_loss(model: nn.Module, seed: int) -> Tensor:
     """A loss on tokens that depend on the seed alone; there is something to learn, since many never occur."""
     tokens = torch.randint(VOCABULARY // 8, (2, 24), generator=torch.Generator().manual_seed(seed))
+    tokens = tokens.to(next(model.parameters()).device)
     return model(input_ids=tokens, labels=tokens).loss
 
 
-def sparsify(name: str, optimizer: str = "adamw", **settings) -> Sparsifier:
-    model = nano(name)
+def sparsify(name: str, optimizer: str = "adamw", device: str = "cpu", **settings) -> Sparsifier:
+    model = nano(name).to(device)
     return Sparsifier(model, OPTIMIZERS[optimizer](model.parameters()), SparsifyConfig(**{**SETTINGS, **settings}))
 
 
@@ -44,7 +45,7 @@ def steps(
     while sparsifier.step_count < last:
         sparsifier.optimizer.zero_grad()
         for part in range(accumulate):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with torch.autocast(next(sparsifier.model.parameters()).device.type, torch.bfloat16, enabled=autocast):
                 loss = nano_loss(sparsifier.model, 100 * part + sparsifier.step_count)
             (loss / accumulate).backward()
             losses.append(loss.item())

@@ -9,6 +9,8 @@ import torch
 from switch_cases import STEPS, sparsify, steps
 
 from blast.errors import BlastError
+from blast.training.loop import train
+from blast.training.settings import TrainingSettings
 
 
 def saved_state(sparsifier) -> dict:
@@ -97,3 +99,40 @@ def test_the_sparse_state_survives_the_end_of_the_run(tmp_path):
     torch.testing.assert_close(blast.load(tmp_path / "model")(tokens).logits, expected)
     torch.testing.assert_close(blast.fuse(blast.load(tmp_path / "model"))(tokens).logits, expected)
     torch.testing.assert_close(blast.to_dense(ours.model)(tokens).logits, expected)
+
+
+class KilledError(Exception):
+    """Ends a run between two steps."""
+
+
+@pytest.mark.parametrize("cut", [3, 8, 10])
+def test_the_training_loop_goes_on_from_its_file_in_either_state(tmp_path, cut):
+    def trained(state_file, stop_at=None):
+        def batch_at(step):
+            if step == stop_at:
+                raise KilledError
+            tokens = torch.randint(8, (2, 24), generator=torch.Generator().manual_seed(step))
+            return tokens, tokens
+
+        ours = sparsify("llama-nano", **SWITCHING)
+        history = train(
+            ours.model,
+            TrainingSettings(steps=STEPS, batch=2, learning_rate=2e-3, checkpoint_seconds=0, evaluate_every=4),
+            batch_at=batch_at,
+            loss_of=lambda model, batch: model(input_ids=batch[0], labels=batch[1]).loss,
+            evaluate=lambda model: model(input_ids=torch.arange(24)[None]).logits.square().mean().item(),
+            optimizer=ours.optimizer,
+            sparsifier=ours,
+            state_file=state_file,
+            say=lambda line: None,
+        )
+        return ours, history
+
+    whole, expected = trained(None)
+    with pytest.raises(KilledError):
+        trained(tmp_path / "state.pt", stop_at=cut)
+    ours, history = trained(tmp_path / "state.pt")
+    assert history.curves == expected.curves
+    assert len(history.curves["train_loss"]["step"]) == STEPS
+    state = whole.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in ours.model.state_dict().items())

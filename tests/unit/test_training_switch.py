@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
-from switch_cases import OPTIMIZERS, STEPS, dense_weights, sparsify, steps
+from switch_cases import OPTIMIZERS, STEPS, dense_weights, nano_loss, sparsify, steps
 
 from blast.layers.block_linear import BlockLinear
 from blast.layers.sparse_mlp import TrainedMlp
@@ -88,6 +91,20 @@ def test_the_switch_happens_at_the_break_even_and_holds_live_blocks_alone():
     assert len(ours.optimizer.state) == len(held)
 
 
+def test_nothing_keeps_the_dense_weights_and_moments_alive_after_the_switch():
+    ours = sparsify("llama-nano", execution="sparse", break_even=0.6)
+    steps(ours, 3)
+    weights = [ours.model.get_submodule(name).weight for name in ours.masks]
+    left = [weakref.ref(tensor) for w in weights for tensor in (w, w.grad, *ours.optimizer.state[w].values())]
+    del weights
+    steps(ours)
+    gc.collect()
+    # The step counts of AdamW are carried over as they are.
+    alive = [ref() for ref in left if ref() is not None]
+    assert all(tensor.numel() == 1 for tensor in alive)
+    assert len(alive) == len(ours.masks)
+
+
 def test_without_a_gpu_auto_stays_masked():
     ours = sparsify("gpt2-nano", execution="auto")
     steps(ours)
@@ -110,8 +127,6 @@ def test_grown_blocks_start_with_empty_moments_and_their_gradient_of_the_step():
     ours = sparsify("gpt2-nano", execution="sparse", grow="swap", initial_sparsity=0.5, sparsity=0.5, hold=0.0)
     steps(ours, 2)
     before = {name: mask.clone() for name, mask in ours.masks.items()}
-    from switch_cases import nano_loss
-
     ours.optimizer.zero_grad()
     nano_loss(ours.model, 2).backward()
     ours.step()

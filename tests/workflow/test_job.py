@@ -212,3 +212,15 @@ def test_a_damaged_training_state_is_one_sentence_with_the_file(tmp_path):
     cause = read_record(folder.record(point().id))["cause"]
     assert str(state) in cause
     assert "damaged or half-written; delete it and run again" in cause
+
+
+def test_a_point_trained_in_the_sparse_state_is_the_same_point_but_for_rounding(done, tmp_path):
+    one, folder = short("blast"), GridFolder(tmp_path)
+    sparse = point(id="sparse", training=one.training, sparsify=one.sparsify | {"execution": "sparse"})
+    assert run_points([sparse], folder, tmp_path / "log", total=1) == 0
+    ours, theirs = read_record(folder.record("sparse"))["result"], read_record(done[0].record(one.id))["result"]
+    assert ours["sparsity"] == theirs["sparsity"]
+    assert ours["parameters"] == theirs["parameters"]
+    assert ours["curves"]["train_loss"]["value"] == pytest.approx(theirs["curves"]["train_loss"]["value"], rel=1e-4)
+    names = [entry["metric"] for entry in theirs["metrics"]]
+    assert [entry["metric"] for entry in ours["metrics"]] == names
