@@ -33,12 +33,16 @@ class IndexBuffers(nn.Module):
         # These follow from the two above, so that they are not saved.
         for name in ("t_offsets", "t_indices", "t_order"):
             self.register_buffer(name, None, persistent=False)
+        self._known: BlockIndex | None = index
         self._transpose(index)
 
     @property
     def index(self) -> BlockIndex:
-        """The buffers as a `BlockIndex`, checked."""
-        return BlockIndex(self.row_offsets, self.col_indices, self.shape, self.block)
+        """The buffers as a `BlockIndex`, checked when they are new (a GPU has to be waited for)."""
+        known = self._known
+        if known is None or known.row_offsets is not self.row_offsets or known.col_indices is not self.col_indices:
+            known = self._known = BlockIndex(self.row_offsets, self.col_indices, self.shape, self.block)
+        return known
 
     def extra_repr(self) -> str:
         return f"blocks={self.col_indices.numel()}"
@@ -49,6 +53,7 @@ class IndexBuffers(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        self._known = None
         # Another mask of as many blocks fits the buffers; gradients would be wrong with the old transposed index.
         self._transpose(self.index)
 
