@@ -17,8 +17,10 @@ from blast.experiment.grid import expand
 from blast.experiment.layout import GridFolder
 from blast.experiment.locks import hold_grid
 from blast.experiment.machine import jobs_at_once
+from blast.experiment.unknown_target import UnknownTarget
 from blast.experiment.verdict import drop_stale_stamps
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 try:
     CONFIG, CONFIG_FILE = used_config(workflow.config_settings.configfiles, config)
@@ -68,6 +70,9 @@ rule kernels:
     """The benchmarks of the kernels; only a machine with a GPU can run them."""
     input:
         stamps("benchmark", jobs_of_suite("kernels")),
+
+
+logger.addHandler(UnknownTarget({rule.name for rule in workflow.rules} | {*PICTURES, *PRINTED}))
 
 
 onstart:

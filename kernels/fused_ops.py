@@ -131,12 +131,13 @@ def block_sparse_mlp(
     else:
         # The front clears them: no launch of their own.
         counters = torch.empty(needed, dtype=torch.int32, device=x.device)
-    # The front too is launched ahead: it waits for whatever kernel comes before it.
-    leads = triton_product.Chain(leads=overlap, follows=overlap, clears=counters)
+    # The front too is launched ahead. The kernel before it may have packed the weights: it waits before it reads them,
+    # and lets the second kernel start only then, so that this one finds them written.
+    leads = triton_product.Chain(leads=overlap, waits="first" if overlap else "never", clears=counters)
     triton_product.product(
         flat, front, front_records, front_bias, hidden, activation, gate, scales=front_scales, chain=leads
     )
-    follows = triton_product.Chain(follows=overlap, counters=counters)
+    follows = triton_product.Chain(waits="late" if overlap else "never", counters=counters)
     triton_product.product(
         hidden, down, down_records, down_bias, out, "none", "none", plan, scales=down_scales, chain=follows
     )

@@ -28,15 +28,16 @@ class Chain(NamedTuple):
     """How a kernel is tied to the ones before and after it.
 
     Attributes:
-        leads: Lets the next kernel start before this one ends (that one must be launched with `follows`).
-        follows: Waits, before the first read of `x`, for the kernel that writes it.
+        leads: Lets the next kernel start before this one ends (that one must be launched with `waits`).
+        waits: Whether it is launched before the kernel before it has ended, and when it waits for that: `never`, it is
+            not; `first`, before it reads anything; `late`, before it reads `x`: weights and records have to be older.
         counters: int32, `counters_needed(…)` of them and all zero, where the plan splits block lists; made by `product`
             if left out, which costs a launch.
         clears: Counters of a kernel that comes later, zeroed by this one.
     """
 
     leads: bool = False
-    follows: bool = False
+    waits: str = "never"
     counters: Tensor | None = None
     clears: Tensor | None = None
 
@@ -126,12 +127,12 @@ def product(
         # The interpreter knows no assembly.
         "OPAQUE": not INTERPRETED,
         "LEADS": chain.leads,
-        "FOLLOWS": chain.follows,
+        "WAITS": chain.waits,
         "num_warps": plan.warps,
     }
     if plan.kernel == "persistent" and (scales is not None or x.dtype == torch.float32 or INTERPRETED):
         raise ValueError("the persistent kernel takes float16 and bfloat16 weights on a GPU; pass another plan or none")
-    if chain.follows:
+    if chain.waits != "never":
         common["launch_pdl"] = True
     if plan.registers is not None:
         common["maxnreg"] = plan.registers

@@ -45,12 +45,14 @@ def stream(
     PRECISION: tl.constexpr,
     OPAQUE: tl.constexpr,
     LEADS: tl.constexpr,
-    FOLLOWS: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
     SLICES: tl.constexpr = B_OUT // SLICE
     K: tl.constexpr = BLOCKS * B_IN
     WIDE: tl.constexpr = 2 if GATE == "tied" else 1
     BLOCK_SIZE: tl.constexpr = WIDE * B_OUT * B_IN
+    if WAITS == "first":
+        tl.extra.cuda.gdc_wait()
     item = tl.program_id(0)
     part = tl.program_id(2)
     piece = item % SLICES
@@ -87,8 +89,8 @@ def stream(
     column = tl.load(columns + first)
     # The scale of a block is fetched as a vector of equal numbers: those are pipelined, single numbers are not.
     scale_pointers = scales + start + first + tl.zeros((K,), dtype=tl.int32)
-    if FOLLOWS:
-        # Everything above reads weights' indices alone: it overlaps the kernel that is still writing `x`.
+    if WAITS == "late":
+        # Everything above reads the records alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()
     if CLEARS:
         clear(to_clear, clear_count, CLEARS)

@@ -114,7 +114,7 @@ def tiles(
     STAGES: tl.constexpr,
     OPAQUE: tl.constexpr,
     LEADS: tl.constexpr,
-    FOLLOWS: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
     SLICES: tl.constexpr = B_OUT // SLICE
     WIDE: tl.constexpr = 2 if GATE == "tied" else 1
@@ -122,6 +122,8 @@ def tiles(
     ROWS: tl.constexpr = SLICE * WIDE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE * WIDE
     FAST: tl.constexpr = OPAQUE and y_descriptor.dtype == tl.bfloat16
+    if WAITS == "first":
+        tl.extra.cuda.gdc_wait()
     item = tl.program_id(0)
     part = item % SPLIT
     place = item // SPLIT
@@ -135,7 +137,7 @@ def tiles(
     end = tl.load(record + 3)
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
-    if FOLLOWS:
+    if WAITS == "late":
         tl.extra.cuda.gdc_wait()
     if CLEARS:
         clear(to_clear, clear_count, CLEARS)

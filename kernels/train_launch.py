@@ -84,7 +84,7 @@ def gather_product(
         return y
     if x.numel() == 0:
         x = y.new_zeros(x.shape[0], inner)  # no live hidden block: nothing reads it, but a descriptor must describe it
-    plan = plan or _tile_plan("inputs" if turned else "down", x, side, inner, "none")
+    plan = plan or _tile_plan("inputs" if turned else "down", x, side, inner, "none", records.shape[1])
     token_tiles = triton.cdiv(x.shape[0], plan.tile)
     w_box = (plan.k, plan.slice) if turned else (plan.slice, plan.k)
     with torch.cuda.device_of(x):
@@ -174,7 +174,8 @@ def sample(
     size = b_own * b_shared
     members = records.shape[1] // 2 - 1
     if plan is None:
-        plan = train_plan.sample_plan(b_own, b_shared, members, own.dtype == torch.float32, _hopper(own))
+        wide, groups = own.dtype == torch.float32, records.shape[0]
+        plan = train_plan.sample_plan(b_own, b_shared, members, wide, _hopper(own), groups)
     steps = triton.cdiv(own.shape[0], plan.k)
     parts = plan.parts or train_plan.parts_for(records.shape[0], members, slots, own.shape[0], size, plan)
     parts = min(parts, steps)
@@ -213,8 +214,8 @@ def sample(
     return outs
 
 
-def _tile_plan(kernel: str, x: Tensor, side: int, inner: int, gate: str) -> TilePlan:
-    return train_plan.tile_plan(kernel, x.shape[0], side, inner, gate, x.dtype == torch.float32, _hopper(x))
+def _tile_plan(kernel: str, x: Tensor, side: int, inner: int, gate: str, width: int = 0) -> TilePlan:
+    return train_plan.tile_plan(kernel, x.shape[0], side, inner, gate, x.dtype == torch.float32, _hopper(x), width)
 
 
 def _describe(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:

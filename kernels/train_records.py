@@ -10,7 +10,7 @@ longest first. A *group record* (`train_sample`) is `[shared, live, own, slot, â
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,7 +46,11 @@ class TrainLists(NamedTuple):
 
 
 def train_lists(
-    front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: tuple[int, int] = (2, 2)
+    front: Sequence[Index],
+    down: Index,
+    columns: int,
+    tied: bool = False,
+    members: tuple[int, int] | Callable[[int, int], tuple[int, int]] = (2, 2),
 ) -> TrainLists:
     """The lists of an MLP.
 
@@ -55,7 +59,8 @@ def train_lists(
         down: `row_offsets`, `col_indices` of the down projection; its columns are the rows of the front.
         columns: Block columns of the front matrices.
         tied: Gate and up have one mask: each list of the front holds it once.
-        members: Blocks of a group, for the front and for the down projection: 1, 2 or 4.
+        members: Blocks of a group, for the front and for the down projection: 1, 2 or 4; or what gives them for so
+            many live blocks of the two (`partial(train_plan.group_members, side)`).
     """
     device = down[0].device
     rows = front[0][0].numel() - 1
@@ -82,6 +87,8 @@ def train_lists(
     down_row, down_column, down_position = _entries(down)
     down_kept = live[down_column]
     down_own = number[down_column]
+    if callable(members):
+        members = members(int(kept.sum()), int(down_kept.sum()))
     return TrainLists(
         front=_lists(number[row], second, position, column, once, count, labels),
         down=_lists(down_row, 0 * down_row, down_position, down_own, down_kept, down[0].numel() - 1),

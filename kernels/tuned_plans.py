@@ -70,7 +70,8 @@ def _plan_of(tokens, records, blocks, b_out, b_in, gate, dtype, device) -> Plan:
     has_tma = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
     gpu = gpu_name(device)
     found = tuned_plan(tokens, records, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
-    return found or plan_for(tokens, records, b_out, b_in, gate, dtype == torch.float32, has_tma, row_blocks)
+    wide, float8 = dtype == torch.float32, dtype == torch.float8_e4m3fn
+    return found or plan_for(tokens, records, b_out, b_in, gate, wide, has_tma, row_blocks, float8)
 
 
 def tuned_plan(

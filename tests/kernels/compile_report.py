@@ -13,11 +13,14 @@ from pathlib import Path
 
 import triton
 from blast_kernels.block_matmul import _block_matmul, _value_grad
+from blast_kernels.persistent import persistent
 from blast_kernels.plan import Plan, plan_for
 from blast_kernels.stream import stream
 from blast_kernels.tiles import tiles
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {"x", "values", "bias", "y", "grad", "out"}
@@ -25,7 +28,9 @@ FLOATS = {"scales", "partials"}
 INDICES = {"counters", "to_clear", "records", "offsets", "indices", "order", "rows", "columns"}
 
 
-def compile_one(kernel, constants: dict, warps: int, capability: int, registers: int | None, tile_types: dict) -> dict:
+def compile_one(
+    kernel, constants: dict, warps: int, capability: int, registers: int | None, tile_types: dict, source_of=ASTSource
+) -> dict:
     """Compiles one specialisation and reads registers, local memory and wgmma off it."""
     names = kernel.arg_names
     signature = {}
@@ -38,9 +43,9 @@ def compile_one(kernel, constants: dict, warps: int, capability: int, registers:
             kinds = (POINTERS, "*bf16"), (FLOATS, "*fp32"), (INDICES, "*i32")
             signature[name] = next((kind for names_of, kind in kinds if name in names_of), "i32")
     aligned = [n for n in names if signature[n].startswith("*") or n in ("width", "in_features", "out_features")]
-    source = ASTSource(
+    source = source_of(
         kernel,
-        signature=signature,
+        signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
@@ -90,7 +95,7 @@ def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int, 
         "STAGES": plan.stages,
         "OPAQUE": True,
         "LEADS": False,
-        "FOLLOWS": False,
+        "WAITS": "never",
     }
     wide = 2 if gate == "tied" else 1
     stored = "fp8e4nv" if scaled else "bf16"
@@ -104,6 +109,29 @@ def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int, 
         "y_descriptor": f"tensordesc<bf16[{plan.tile}, {plan.slice}]>",
     }
     return compile_one(tiles, constants, plan.warps, capability, plan.registers, tile_types)
+
+
+def compile_persistent(plan: Plan, block: int, gate: str, activation: str) -> dict:
+    """Compiles the kernel that is written in Gluon, for Hopper alone."""
+    rows = plan.slice * (2 if gate == "tied" else 1)
+    stored = plan.slice if gate == "untied" else min(64, plan.slice)
+    boxes = {"x": (128, plan.k), "w": (rows, plan.k), "y": (128, stored)}
+    tile_types = {
+        f"{name}_descriptor": f"tensordesc<bf16[{box[0]}, {box[1]}],"
+        f"{gl.NVMMASharedLayout.get_default_for(list(box), gl.bfloat16)!r}>"
+        for name, box in boxes.items()
+    }
+    constants = {
+        "B_OUT": block,
+        "B_IN": block,
+        "SLICE": plan.slice,
+        "K": plan.k,
+        "GATE": gate,
+        "ACTIVATION": activation,
+        "HAS_BIAS": gate == "none",
+        "STAGES": plan.stages,
+    }
+    return compile_one(persistent, constants, plan.warps, 90, 168, tile_types, GluonASTSource)
 
 
 def main() -> None:
@@ -131,6 +159,15 @@ def main() -> None:
     for plan, gate, scaled in [(p, g, s) for p in several for g in ("none", "untied", "tied") for s in (False, True)]:
         report = compile_plan(plan, 128, 128, gate, 90, scaled)
         reports.append({"case": f"sm_90 {gate} split {'scaled' * scaled}", "plan": plan, **report})
+    for gate, block, slice_, stages, activation in (
+        ("none", 128, 128, 4, "gelu"),
+        ("none", 64, 64, 4, "gelu_tanh"),
+        ("untied", 128, 128, 3, "silu"),
+        ("tied", 128, 64, 4, "silu"),
+    ):
+        plan = Plan("persistent", 256, slice_, 64, stages, 4, False, 4)
+        report = compile_persistent(plan, block, gate, activation)
+        reports.append({"case": f"sm_90 {gate} persistent", "plan": plan, **report})
     product = {"HAS_BIAS": True, "HAS_ORDER": True, "OUT_SIDE": 128, "IN_SIDE": 128, "OUT_STRIDE": 1, "IN_STRIDE": 128}
     tiling = {"PRECISION": "tf32"}
     for name, kernel, constants in (

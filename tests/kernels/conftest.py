@@ -27,6 +27,10 @@ def device() -> str:
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fresh buffer of a kernel starts as NaN, so that an element nobody writes is seen."""
     plain = torch.empty
+    # torch remembers which functions make tensors; of those patched here it would forget the real ones, and a later
+    # test's `with torch.device("meta")` would allocate.
+    with torch.device("meta"):
+        plain(0)
 
     def poisoned(*size, **options):
         out = plain(*size, **options)

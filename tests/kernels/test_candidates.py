@@ -50,6 +50,12 @@ def test_the_rules_always_give_a_plan_that_fits(place, row_blocks, wide_float, h
 
 
 @given(places, lengths)
+def test_the_rules_give_float8_a_plan_that_fits(place, row_blocks):
+    plan = plan_for(*place, row_blocks=row_blocks, float8=True)
+    assert fits(plan, *place[2:], 2, 1)
+
+
+@given(places, lengths)
 def test_the_pick_of_the_rules_is_tried_first(place, row_blocks):
     assert candidates(*place, row_blocks)[0] == plan_for(*place, row_blocks=row_blocks)
 

@@ -25,7 +25,7 @@ def test_plans_compile_without_spills_in_loops_and_with_wgmma():
     run = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     reports = json.loads(run.stdout.splitlines()[-1])
-    assert len(reports) > 10
+    assert len(reports) > 20
     for report in reports:
         assert report["spills_in_loops"] == 0, report
         # The untied front of 128×128 tiles holds a gate beside an accumulator: some registers move out once a tile,
@@ -39,5 +39,5 @@ def test_plans_compile_without_spills_in_loops_and_with_wgmma():
             assert report["shared"] <= reckoned, report
             if plan.kernel == "tiles" and "scaled" not in report["case"]:
                 assert report["shared"] == reckoned, report
-        if report["plan"] and Plan(*report["plan"]).kernel == "tiles":
+        if report["plan"] and Plan(*report["plan"]).kernel != "stream":
             assert report["wgmma"], report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from blast_kernels import train_launch, train_reference
-from blast_kernels.train_plan import SamplePlan, TilePlan, parts_for
+from blast_kernels.train_plan import SamplePlan, TilePlan, group_members, parts_for, sample_plan
 from blast_kernels.train_records import train_lists
 from kernel_cases import index_of, relative_error
 from train_cases import mlp_of
@@ -121,3 +121,26 @@ def test_parts_fill_whole_waves_and_stay_in_reach_of_the_steps():
     assert 4 <= few <= 16
     assert parts_for(10_000, 1, 10_000, 8192, 128 * 128, plan) == 1
     assert parts_for(16, 1, 16, 64, 128 * 128, plan) == 1
+
+
+def test_groups_of_one_where_they_are_just_one_wave():
+    """300 live blocks of 128 x 128 at three programs a multiprocessor fit an H100 at once, 500 do not."""
+    assert group_members(128, 300, 500) == (1, 2)
+    assert group_members(128) == group_members(64, 300, 300) == (2, 2)
+    plan = sample_plan(128, 128, 1, False, True)
+    assert 3 * plan.stages * plan.k * (128 + 128) * 2 <= 228 * 1024
+
+
+def test_the_lists_ask_for_members_with_the_numbers_of_live_blocks():
+    asked = []
+
+    def members(front: int, down: int) -> tuple[int, int]:
+        asked.append((front, down))
+        return 1, 4
+
+    offsets = torch.tensor([0, 2, 2, 3], dtype=torch.int32)  # the second hidden block is dead
+    front = (offsets, torch.tensor([0, 1, 1], dtype=torch.int32))
+    down = (torch.tensor([0, 2, 3], dtype=torch.int32), torch.tensor([0, 1, 2], dtype=torch.int32))
+    lists = train_lists([front, front], down, 2, members=members)
+    assert asked == [(6, 2)]
+    assert (lists.front_groups.shape[1], lists.down_groups.shape[1]) == (4, 10)

@@ -17,10 +17,10 @@ from compile_report import compile_one
 GATES = (("untied", "silu"), ("tied", "silu"), ("none", "gelu_tanh"))
 
 
-def compile_tiles(kernel: str, side: int, gate: str, activation: str, capability: int) -> dict:
+def compile_tiles(kernel: str, side: int, gate: str, activation: str, capability: int, width: int = 0) -> dict:
     """Compiles one of the products through lists for square blocks of bfloat16."""
     hopper = capability >= 90
-    plan = tile_plan(kernel, 8192, side, side, gate, False, hopper)
+    plan = tile_plan(kernel, 8192, side, side, gate, False, hopper, width)
     turned = kernel in ("inputs", "hidden")
 
     def described(rows: int, columns: int) -> str:
@@ -49,17 +49,21 @@ def compile_tiles(kernel: str, side: int, gate: str, activation: str, capability
     return {"case": f"sm_{capability} {kernel} {side} {gate}", "tensor_cores": hopper, **report}
 
 
-def compile_sample(side: int, own_is_out: bool, parts: bool, capability: int) -> dict:
-    """Compiles the gradient of the blocks."""
+def compile_sample(side: int, own_is_out: bool, parts: bool, capability: int, blocks: int = 0, groups: int = 0) -> dict:
+    """Compiles the gradient of the blocks, as planned for so many live blocks and so many groups."""
     hopper = capability >= 90
-    members = group_members(side)[0]
-    plan = sample_plan(side, side, members, False, hopper)
+    members = group_members(side, blocks)[0]
+    plan = sample_plan(side, side, members, False, hopper, groups)
     constants = {"B_OWN": side, "B_SHARED": side, "K": plan.k, "MEMBERS": members, "OWN_IS_OUT": own_is_out}
     constants |= {"PARTS": parts, "STAGES": plan.stages, "PRECISION": "tf32"}
     operand, result = f"tensordesc<bf16[{plan.k}, {side}]>", "*fp32" if parts else "*bf16"
     types = {"own_descriptor": operand, "shared_descriptor": operand, "out": result, "second_out": result}
     report = compile_one(sample, constants, plan.warps, capability, None, types)
-    return {"case": f"sm_{capability} sample {side} {own_is_out} {parts}", "tensor_cores": hopper, **report}
+    return {
+        "case": f"sm_{capability} sample {side} {own_is_out} {parts} {blocks} {groups}",
+        "tensor_cores": hopper,
+        **report,
+    }
 
 
 def main() -> None:
@@ -75,6 +79,9 @@ def main() -> None:
             reports.append(compile_tiles("inputs", side, "untied", "none", capability))
             reports.append(compile_sample(side, True, False, capability))
             reports.append(compile_sample(side, False, True, capability))
+    reports.append(compile_tiles("inputs", 128, "untied", "none", 90, width=160))
+    reports.append(compile_sample(128, True, False, 90, blocks=300))
+    reports.append(compile_sample(128, True, False, 90, groups=1000))
     types = {"parts_buffer": "*fp32", "second_out": "*bf16"}
     report = compile_one(sum_parts, {"WIDTH": 1024}, 4, 90, None, types)
     reports.append({"case": "sm_90 sum_parts", "tensor_cores": False, **report})

@@ -15,6 +15,7 @@ NANO_SIZES = {
     "gpt2-nano": {"vocab_size": 512},
     "llama-nano": {"vocab_size": 512},
     "vit-nano": {"num_classes": 10, "image_size": 28, "channels": 1},
+    "vit-s-4": {"num_classes": 10, "image_size": 28, "channels": 1},
 }
 PACKAGED = {"minilm", "smollm2-135m-q4"}
 # Parameter counts as published: the models' cards, and torchvision's documentation.

@@ -83,7 +83,7 @@ def timed(**more) -> dict:
 
 
 def test_suites_are_the_files_that_measure():
-    assert set(suites()) == {"mlp", "kernels", "kernel_plans"}
+    assert set(suites()) == {"mlp", "kernels", "kernel_plans", "training_mlp", "training_step"}
 
 
 def test_an_unknown_suite_or_setting_of_one_is_refused_and_the_nearest_named():

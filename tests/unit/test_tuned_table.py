@@ -12,7 +12,7 @@ from blast_kernels.plan import Plan
 from blast_kernels.tuned_plans import read_plans, tuned_plan
 
 from blast.errors import BlastError
-from blast.experiment import cli
+from blast.experiment import cli, gpu_verbs
 from blast.experiment.gpu_table import update_table
 from blast.experiment.tuned_table import plan_rows, write_plans
 
@@ -121,7 +121,7 @@ def test_tuning_runs_the_points_of_the_suite_and_writes_the_table(tmp_path, monk
         return 0, GridFolder(tmp_path / "grid")
 
     monkeypatch.setattr(kernel_plans, "this_gpu", lambda: None)
-    monkeypatch.setattr(cli, "_bench", bench)
+    monkeypatch.setattr(gpu_verbs, "_bench", bench)
     monkeypatch.setattr(rows, "read_grid", lambda folder: [(record({RULES: 1.0, OTHER: 0.8}), None)])
     assert cli.main(["tune", "--only", "*s95*", "--tuned", str(tmp_path)]) == 0
     assert (asked[0].suite, asked[0].only, asked[0].plan) == ("kernel_plans", "*s95*", None)

@@ -12,6 +12,7 @@ for place in (Path(__file__).parent, ROOT, ROOT / "workflow" / "scripts"):
     sys.path.insert(0, str(place))
 import fake_kernels  # noqa: E402
 import fake_records as fake  # noqa: E402
+import fake_training  # noqa: E402
 import figure as figure_script  # noqa: E402
 import paper_table as table_script  # noqa: E402
 
@@ -20,6 +21,8 @@ from blast.errors import BlastError  # noqa: E402
 from blast.experiment.table import load_table  # noqa: E402
 
 FAILED, SKIPPED = "gpt2-nano.pystdlib.random.s95.b16.seed0", "vit-nano.digits.blast.s80.b16.seed0"
+
+OF_STEPS = ("pretraining_speedup", "training_memory", "time_breakdown")
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +56,17 @@ def kernels(tmp_path_factory):
     return load_table(folder / "nothing", folder / "recorded")
 
 
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """A table of the suite `training_step`."""
+    folder = fake_training.write_training(tmp_path_factory.mktemp("steps") / "default")
+    return load_table(folder, folder / "recorded")
+
+
 @pytest.mark.parametrize("name", paper_figures.figures())
-def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, name):
-    on_gpu = name.startswith("kernel_")
-    text = words(paper_figures.load(name).draw(kernels if on_gpu else table))
+def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, name):
+    on_gpu = name.startswith("kernel_") or name in OF_STEPS
+    text = words(paper_figures.load(name).draw(steps if name in OF_STEPS else kernels if on_gpu else table))
     assert ("imaginary GPU" if on_gpu else "CPU (imaginary)") in text
     assert "grid default" in text
 

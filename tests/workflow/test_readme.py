@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import shutil
 import subprocess
@@ -31,6 +33,23 @@ def test_the_worked_example_of_a_figure_is_drawn_from_one_file(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "paper_figures" / "training_time.pdf").stat().st_size > 5000
     assert (tmp_path / "paper_figures" / "training_time.png").is_file()
+
+
+def test_the_speed_ups_of_the_readme_are_those_of_the_records():
+    with (ROOT / "results/recorded/nvidia-h100-80gb-hbm3/kernels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["suite"] == "kernels" and row["metric"] == "latency"]
+    wanted = {"sparsity": "0.95", "block": "128x128", "status": "ok"}
+    rows = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    # Points of the peers and of other masks have an id with a variant.
+    rows = [row for row in rows if json.loads(row["setting"])["point"].endswith(".b128.seed0")]
+    time = {(row["model"], row["provider"], row["tied"], row["tokens"]): float(row["value"]) for row in rows}
+    lines = re.findall(r"^\| (llama-\S+) \| (own|shared) \|(.*)\|$", README, flags=re.MULTILINE)
+    assert len(lines) == 8
+    for model, masks, numbers in lines:
+        for tokens, number in zip(("1", "16", "128", "2048", "8192"), numbers.split("|"), strict=True):
+            tied = {"own": "false", "shared": "true"}[masks]
+            ratio = time[model, "dense_eager", "", tokens] / time[model, "ours", tied, tokens]
+            assert f"{ratio:.1f}" == number.strip(), (model, masks, tokens, ratio)
 
 
 def test_every_path_the_readme_names_is_there():

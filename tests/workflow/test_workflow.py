@@ -106,6 +106,14 @@ def test_a_fault_in_the_config_is_one_sentence_before_any_job_starts(place, chan
     assert not (place.folder / "results").exists()
 
 
+def test_an_unknown_target_is_one_sentence_with_the_nearest(place):
+    place.write(grid("target"))
+    answer = place.run("results/target/figures/claims.pdf")
+    assert answer.returncode == 1
+    assert "blast: unknown target 'results/target/figures/claims.pdf'; did you mean" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
 def test_an_unreachable_tracking_server_and_dataset_cost_one_sentence_each_and_leave_the_records(place, tmp_path):
     values = grid("offline")
     values["grid"] = [

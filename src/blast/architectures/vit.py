@@ -27,6 +27,12 @@ ARCHITECTURES = (
         description="a vision transformer in small: three layers, always 4 by 4 patches, the dataset's own images",
     ),
     Architecture(
+        name="vit-s-4",
+        modality="vision",
+        shape=ModelShape(layers=8, hidden=384, ffn=1536, heads=6, kv_heads=6, patch=4, norm_eps=1e-6),
+        description="a vision transformer with patches of 4 pixels: eight layers, the dataset's own images",
+    ),
+    Architecture(
         name="vit-b-16",
         modality="vision",
         shape=SHAPES["vit-b-16"],

@@ -6,23 +6,16 @@ import argparse
 import json
 import os
 import sys
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.experiment.gpu_verbs import bench, break_even, plan_of, tune, tuned_plans
 from blast.experiment.layout import GridFolder
-
-
-def _plan(config: Path):
-    from blast.experiment.config import read_config
-    from blast.experiment.grid import expand
-
-    return expand(read_config(config), config)
 
 
 def check(options: argparse.Namespace) -> int:
     """Checks a config and says what it would run."""
-    plan = _plan(options.config)
+    plan = plan_of(options.config)
     stages = {stage: sum(point.stage == stage for point in plan.points.values()) for stage in ("train", "benchmark")}
     print(
         f"{options.config}: good; {stages['train']} training points on {len(plan.datasets)} datasets and "
@@ -38,7 +31,7 @@ def plan(options: argparse.Namespace) -> int:
     """Writes the points of a config as files, to be run elsewhere with `blast job`."""
     from blast.experiment.record import write_json
 
-    points = _plan(options.config).points
+    points = plan_of(options.config).points
     for point in points.values():
         write_json(options.out / f"{point.id}.json", point.to_dict())
     print(f"{len(points)} points written to {options.out}")
@@ -56,76 +49,12 @@ def job(options: argparse.Namespace) -> int:
     return 1 if failures and options.strict else 0
 
 
-def bench(options: argparse.Namespace) -> int:
-    """Runs the benchmark points of one suite of a config, those that are not done yet."""
-    return _bench(options)[0]
-
-
-def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
-    """The exit code, and the folder of the records if any were made."""
-    from blast.errors import unknown_name
-    from blast.experiment.job import run_points
-    from blast.experiment.record import write_json
-
-    planned = _plan(options.config).points
-    timed = [point for point in planned.values() if point.stage == "benchmark"]
-    points = [point for point in timed if point.benchmark["suite"] == options.suite]
-    if not points:
-        raise unknown_name(f"suite in {options.config}", options.suite, {p.benchmark["suite"] for p in timed})
-    points = [point for point in points if fnmatchcase(point.id, options.only)]
-    if not points:
-        raise BlastError(f"no point of {options.suite} matches '{options.only}'; `blast check --list` names them.")
-    if options.plan:
-        for number, point in enumerate(points):
-            write_json(options.plan / f"{number:04d}-{point.id}.json", point.to_dict())
-        print(f"{len(points)} points written to {options.plan}; run them with `python -m blast job`")
-        return 0, None
-    folder = GridFolder(options.out or Path("results") / points[0].grid)
-    plan_file, plan_text = folder.root / "plan.json", [point.to_dict() for point in planned.values()]
-    # A plan that is there already stays as it is: the workflow looks at its date.
-    if not plan_file.is_file() or json.loads(plan_file.read_text()) != plan_text:
-        write_json(plan_file, plan_text)
-    failures = run_points(points, folder, folder.log(f"bench-{options.suite}"), total=len(points))
-    print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
-    return 1 if failures else 0, folder
-
-
-def tune(options: argparse.Namespace) -> int:
-    """Times the plans of the kernels on this GPU and writes the table that they run with from then on."""
-    from blast.benchmark.kernel_plans import this_gpu
-
-    this_gpu()
-    code, folder = _bench(options)
-    options.grid_dir = folder.root
-    return tuned_plans(options) or code
-
-
-def tuned_plans(options: argparse.Namespace) -> int:
-    """Makes the table of the plans that the kernels run with, from the records of the suite kernel_plans of a grid."""
-    from blast.experiment.rows import read_grid
-    from blast.experiment.tuned_table import write_plans
-
-    file = write_plans([record for record, _ in read_grid(options.grid_dir)], options.tuned)
-    print(f"written: {file}")
-    return 0
-
-
-def break_even(options: argparse.Namespace) -> int:
-    """Makes the table that tells the kernels where dense is faster, from the kernel benchmarks of a grid."""
-    from blast.experiment.break_even_table import write_table
-    from blast.experiment.rows import read_grid
-
-    file = write_table([record for record, _ in read_grid(options.grid_dir)], options.tuned)
-    print(f"written: {file}")
-    return 0
-
-
 def fetch(options: argparse.Namespace) -> int:
     """Brings a dataset, or everything that a config needs, into the cache, and says the sizes first."""
     if options.what.endswith((".yaml", ".yml")):
         from blast.experiment.fetch_stage import fetch_all
 
-        return 1 if fetch_all(_plan(Path(options.what)), options.sizes) else 0
+        return 1 if fetch_all(plan_of(Path(options.what)), options.sizes) else 0
     if options.out is None:
         raise BlastError("the facts of one dataset need a file: add --out FILE, or name a config.")
     from blast.experiment.data_stage import fetch_dataset

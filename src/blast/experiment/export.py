@@ -26,7 +26,9 @@ def file_of(row: Row) -> str:
         return "memory"
     if row["suite"] == "train":
         return "training" if row["step"] is not None else "accuracy"
-    return {"inference": "inference", "decode": "inference", "pretraining": "training"}.get(row["suite"], "kernels")
+    return {"inference": "inference", "decode": "inference", "pretraining": "training"}.get(
+        row["suite"], "training" if row["suite"].startswith("training_") else "kernels"
+    )
 
 
 def _thin(rows: list[Row]) -> list[Row]:

@@ -83,7 +83,10 @@ def _train(
     else:
         images, labels = data.test(settings.evaluate_limit)
         held_out = (images.to(device), labels.to(device))
-    loss_of = _language_loss if language else _vision_loss
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with settings.autocast(device):
+            return _language_loss(model, batch) if language else _vision_loss(model, batch)
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:

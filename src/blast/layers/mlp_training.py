@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import blast_kernels.train_ops  # noqa: F401  (registers torch.ops.blast.sparse_mlp_train)
 import torch
+from blast_kernels.train_plan import group_members
 from blast_kernels.train_records import train_lists
 from torch import Tensor
 
@@ -50,6 +53,7 @@ class MlpLists:
                     (down.row_offsets, down.col_indices),
                     front[0].in_features // front[0].block.cols,
                     tied,
+                    partial(group_members, down.block.cols),
                 )
             )
         self._made_of, self._versions = indices, versions

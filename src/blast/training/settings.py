@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blast.errors import BlastError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class TrainingSettings:
         clip: Largest norm of the gradient.
         evaluate_every: Steps between two evaluations for the learning curve.
         evaluate_limit: Sequences or images of such an evaluation.
+        dtype: What products are made in: `float32`, or `bfloat16` by autocast; weights, gradients and the optimizer's
+            state are float32 in both.
         spike: Nats above the usual loss from which ten losses in a row stop the run; 0 never does.
         checkpoint_seconds: Seconds between two savings of the training state; changes no result.
     """
@@ -40,6 +47,7 @@ class TrainingSettings:
     evaluate_every: int = 100
     evaluate_limit: int = 64
     spike: float = 3.0
+    dtype: str = "float32"
     checkpoint_seconds: float = 20.0
 
     @classmethod
@@ -53,6 +61,10 @@ class TrainingSettings:
         for key, value in values.items():
             if key not in fields:
                 raise unknown_name("training setting", key, fields)
+            if key == "dtype":
+                if value not in DTYPES:
+                    raise unknown_name("dtype of training", str(value), DTYPES)
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
                 raise BlastError(f"training setting '{key}' is {value!r}; give a number that is not negative.")
         for key in ("steps", "batch", "learning_rate"):
@@ -61,6 +73,12 @@ class TrainingSettings:
             if values[key] <= 0:
                 raise BlastError(f"training setting '{key}' is {values[key]}; give a number above zero.")
         return cls(**values)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """A context for the forward pass, in which products are made in `dtype`."""
+        import torch  # a grid is planned without it
+
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (counted from 0): linear warm-up, then a cosine."""

@@ -1,0 +1,70 @@
+"""Pretraining as a whole in numbers: step times, and what follows from them for a run at the highest sparsity."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from paper_figures import _kernels as kernels
+from paper_figures import _style as style
+from paper_figures import _training as training
+
+TITLE = "Pretraining"
+NEEDS = ["benchmark", "step_time", "time_mask_update"]
+COLUMNS = (
+    "hardware", "model", "block", "tokens", "sparsity", "dense_ms", "masked_ms", "sparse_ms", "step_speed_up",
+    "update_share", "union_speed_up", "swap_speed_up", "union_masked_share", "swap_masked_share", "union_passes_at",
+    "swap_passes_at", "status",
+)  # fmt: skip
+
+
+def rows(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each model and measured sparsity; `…_passes_at` is the final sparsity that passes the paper's 1.11x."""
+    found, lines = training.step_rows(table), []
+    for case in training.cases(found):
+        own = training.of_case(found, case)
+        times = training.step_times(own)
+        if times is None:
+            continue
+        passed = {growth: training.passed_at(times, growth) for growth in training.GROWTH}
+        for sparsity, sparse in times.sparse.items():
+            line = dict(zip(("model", "block", "tokens"), case, strict=True))
+            line |= {"hardware": own["hardware"].iloc[0], "sparsity": sparsity, "dense_ms": times.dense}
+            line |= {"masked_ms": times.masked, "sparse_ms": sparse, "step_speed_up": times.dense / sparse}
+            line |= {"update_share": training.update_share(times, sparse), "status": "ok"}
+            for growth in training.GROWTH:
+                run = training.pretraining(times, sparsity, growth)
+                line[f"{growth}_speed_up"], line[f"{growth}_masked_share"] = run.speed_up, run.masked_share
+                line[f"{growth}_passes_at"] = math.nan if passed[growth] is None else passed[growth]
+            lines.append(line)
+    if not lines:
+        lines = [{"status": training.why_empty(table)}]
+    return pd.DataFrame(lines, columns=list(COLUMNS)).astype({"tokens": "Int64"})
+
+
+def printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are printed."""
+
+    def number(value: Any, digits: str, unit: str = "", factor: float = 1) -> str:
+        return "–" if pd.isna(value) else f"{factor * value:{digits}}{unit}"
+
+    lines = []
+    for row in frame.itertuples(index=False):
+        lines.append({
+            "model": style.model_label(row.model) if isinstance(row.model, str) else "–",
+            "block": kernels.block_label(row.block) if isinstance(row.block, str) else "",
+            "sparsity": number(row.sparsity, "g", " %", 100),
+            "dense (ms)": number(row.dense_ms, ".1f"),
+            "masked (ms)": number(row.masked_ms, ".1f"),
+            "sparse (ms)": number(row.sparse_ms, ".1f"),
+            "step": number(row.step_speed_up, ".2f", "×"),
+            "mask updates": number(row.update_share, ".1f", " %", 100),
+            "run, union": number(row.union_speed_up, ".2f", "×"),
+            "run, swap": number(row.swap_speed_up, ".2f", "×"),
+            "1.11× from, union": number(row.union_passes_at, "g", " %", 100),
+            "1.11× from, swap": number(row.swap_passes_at, "g", " %", 100),
+            "status": row.status,
+        })  # fmt: skip
+    return pd.DataFrame(lines)

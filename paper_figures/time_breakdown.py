@@ -1,0 +1,74 @@
+"""Where the time of an optimisation step goes: attention, MLP, optimizer, mask updates, and the rest."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from paper_figures import _style as style
+from paper_figures import _training as training
+
+TITLE = "Where a training step goes"
+NEEDS = ["benchmark", "step_time", "time_attention", "time_mlp", "time_optimizer", "time_other", "time_mask_update"]
+PARTS = {
+    "time_attention": ("attention", "#0072B2"),
+    "time_mlp": ("MLP", "#D55E00"),
+    "time_optimizer": ("clipping and optimizer", "#009E73"),
+    "time_other": ("the rest", "#BBBBBB"),
+}
+UPDATES = ("mask updates, a hundredth of one", "#CC79A7")
+
+
+def _panel(axes: Axes, rows: pd.DataFrame) -> None:
+    sparse = training.values(rows, "step_time", training.OURS)
+    dense = training.values(rows, "time_mlp", training.DENSE)
+    updates = training.values(rows, "time_mask_update", training.OURS)
+    bars = [("dense", training.DENSE, max(dense))] if dense else []
+    bars += [(f"{100 * sparsity:g} %", training.OURS, sparsity) for sparsity in sorted(sparse)]
+    for place, (_, provider, sparsity) in enumerate(bars):
+        left = 0.0
+        for metric, (_, colour) in PARTS.items():
+            value = training.values(rows, metric, provider).get(sparsity, 0.0)
+            axes.barh(place, value, left=left, height=0.72, color=colour, linewidth=0)
+            left += value
+        if provider == training.OURS and sparsity in updates:
+            value = updates[sparsity] / training.UPDATE_EVERY
+            axes.barh(place, value, left=left, height=0.72, color=UPDATES[1], linewidth=0)
+            left += value
+        step = training.values(rows, "step_time", provider)[sparsity]
+        axes.text(left, place, f" {step:.3g}", ha="left", va="center", fontsize=5.5)
+    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
+    axes.set_xlabel("ms a step")
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draws a panel for each model, a bar for dense and one for each sparsity."""
+    rows = training.step_rows(table)
+    timed = rows[rows["metric"] == "time_mlp"]
+    known = [case for case in training.cases(rows) if not training.of_case(timed, case).empty]
+    if not known:
+        return style.not_run(TITLE, training.why_empty(table))
+    figure, axes = training.panels(len(known), 1.35)
+    for place, case in zip(axes, known, strict=True):
+        _panel(place, training.of_case(rows, case))
+        place.set_title(f"{training.case_label(case)}\n{case[2]} tokens", fontsize=6.5)
+    entries = [
+        style.handle(label, marker="s", color=colour, markersize=5, markeredgewidth=0)
+        for label, colour in [*PARTS.values(), UPDATES]
+    ]
+    style.legend_above(figure, entries)
+    style.finish(figure)
+    style.footer(
+        figure,
+        timed,
+        "Attention (projections included) and MLP: forward and backward of one layer, compiled and timed alone, times "
+        "the layers; the rest is what they leave of the whole step (the number): embeddings, norms, head, loss.",
+        training.lost_points(table),
+    )
+    return figure

@@ -1,0 +1,88 @@
+"""Forward and backward of one MLP in numbers: ours, compiled dense and stk, and which share of hidden blocks lives."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from blast.experiment.ratio import on_gpu
+from paper_figures import _kernels as kernels
+from paper_figures import _style as style
+
+TITLE = "Training of one MLP"
+NEEDS = ["benchmark", "latency"]
+SUITE = "training_mlp"
+COLUMNS = (
+    "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "live_hidden", "ours_ms", "eager_ms",
+    "compiled_ms", "stk_ms", "speed_up", "over_stk", "status", "note",
+)  # fmt: skip
+OTHERS = {"dense_eager": "eager_ms", "dense_compiled": "compiled_ms", "stk": "stk_ms"}
+
+
+def rows(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each timing of ours beside the others of the same run; what was not run, with the reason."""
+    found = table[table["suite"] == SUITE]
+    # A point that failed or was not run has no provider, and its row no machine to be judged by.
+    kept = [pd.isna(row.provider) or on_gpu(row) for row in found.itertuples(index=False)]
+    found = found[pd.Series(kept, index=found.index, dtype=bool)]
+    beside = {
+        (row.hardware, row.point, row.tokens, row.provider): row.value
+        for row in found[found["status"] == "ok"].itertuples(index=False)
+        if row.provider in OTHERS
+    }
+    lines = [_line(row, beside) for row in found.itertuples(index=False) if row.provider == "ours"]
+    lines += [
+        {"hardware": row.hardware, "model": row.model, "block": row.block, "sparsity": row.sparsity,
+         "status": row.status, "note": row.cause or ""}
+        for row in found[found["provider"].isna()].itertuples(index=False)
+    ]  # fmt: skip
+    if not lines:
+        lines = [{"status": "not run", "note": "no GPU has run this suite yet"}]
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    place = {model: number for number, model in enumerate(kernels.by_size(frame["model"].dropna()))}
+    frame["place"] = frame["model"].map(place)
+    order = ["hardware", "place", "block", "sparsity", "tokens", "mask", "tied"]
+    frame = frame.sort_values(order, kind="stable", na_position="last", ignore_index=True).drop(columns="place")
+    return frame.astype({"tokens": "Int64"})
+
+
+def _line(row: Any, beside: dict[tuple, float]) -> dict[str, Any]:
+    ours = row.value if row.status == "ok" else math.nan
+    line = {name: getattr(row, name) for name in ("hardware", "model", "block", "sparsity", "tokens", "tied", "mask")}
+    line |= {
+        column: beside.get((row.hardware, row.point, row.tokens, name), math.nan) for name, column in OTHERS.items()
+    }
+    dense = line["eager_ms"] if math.isnan(line["compiled_ms"]) else line["compiled_ms"]
+    return line | {
+        "live_hidden": json.loads(row.setting).get("live_hidden", math.nan), "ours_ms": ours,
+        "speed_up": dense / ours, "over_stk": line["stk_ms"] / ours, "status": row.status, "note": row.cause or "",
+    }  # fmt: skip
+
+
+def printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are printed."""
+
+    def number(value: Any, digits: str, unit: str = "") -> str:
+        return "–" if pd.isna(value) else f"{value:{digits}}{unit}"
+
+    lines = []
+    for row in frame.itertuples(index=False):
+        masks = "" if pd.isna(row.mask) else str(row.mask).replace("_", " ")
+        lines.append({
+            "model": style.model_label(row.model) if isinstance(row.model, str) else "–",
+            "block": kernels.block_label(row.block) if isinstance(row.block, str) else "",
+            "sparsity": number(100 * row.sparsity, "g", " %"),
+            "tokens": "" if pd.isna(row.tokens) else row.tokens,
+            "masks": masks + (", tied" if row.tied is True else ""),
+            "live hidden": number(100 * row.live_hidden, ".0f", " %"),
+            "ours (ms)": number(row.ours_ms, ".3f"),
+            "compiled dense (ms)": number(row.compiled_ms, ".3f"),
+            "stk (ms)": number(row.stk_ms, ".3f"),
+            "speed-up": number(row.speed_up, ".2f", "×"),
+            "over stk": number(row.over_stk, ".2f", "×"),
+            "note": row.note if row.status == "ok" else f"{row.status}: {row.note}".removesuffix(": "),
+        })  # fmt: skip
+    return pd.DataFrame(lines)

@@ -1,0 +1,152 @@
+"""The `training_mlp` suite: forward and backward of the block-sparse MLP of a real shape, against dense and stk.
+
+Everything of one number of tokens is timed in turn in one run, as CUDA graphs where a provider can be one. Dense has
+random weights, not masked ones. No provider is timed before its output and all its gradients agreed with float32.
+There is one set of weights: 8192 tokens of activations alone are past the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from blast.benchmark.gpu_needed import gpu_for
+from blast.benchmark.graph_timing import ERROR_BOUND, capture, plain_memory, time_in_turn
+from blast.benchmark.kernel_entries import Asked, latency_entry, missing_entry
+from blast.benchmark.kernel_providers import Provider, first_line
+from blast.benchmark.kernel_weights import MlpSize, sparse_weights
+from blast.benchmark.kernels import mlp_size
+from blast.benchmark.training_masks import live_share, training_masks
+from blast.benchmark.training_mlp_providers import Task, dense_providers, expected_step, our_provider, stk_provider
+from blast.errors import BlastError, unknown_name
+
+PEERS = ("stk",)
+SETTINGS = {"masks": ["uniform"], "tied": [False], "peers": [], "compiled": True, "seconds": 120.0}
+
+
+class Case(NamedTuple):
+    """The MLP of a point."""
+
+    size: MlpSize
+    sparsity: float
+    seed: int
+    device: torch.device
+
+
+def measure(
+    architecture: str, sparsity: float, block: tuple[int, int], seed: int, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Times a forward and backward pass of the MLP of an architecture.
+
+    Args:
+        architecture: Whose MLP.
+        sparsity: Share of empty blocks.
+        block: Block shape `[out, in]`; square.
+        seed: Seed of weights, masks and inputs.
+        settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, or `every_hidden_live`:
+            none of the hidden blocks is dead, so that nothing can be skipped), `tied` (list; true is left out where
+            there is no gate), `peers` (`stk`), `compiled` (whether dense is timed under torch.compile too), `seconds`
+            (the longest a point may take).
+
+    Returns:
+        By provider and number of tokens: `latency` of forward and backward in ms with 20 % and 80 % quantiles; those
+        of ours say which share of the hidden blocks is live (`live_hidden`). A provider that cannot run has an entry
+        without value whose `status` and `cause` say so.
+
+    Raises:
+        BlastError: without a GPU, for an unknown name, or if our own output or a gradient does not match.
+    """
+    if settings["dtype"] not in ERROR_BOUND:
+        raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)
+    for peer in settings["peers"]:
+        if peer not in PEERS:
+            raise unknown_name("peer", peer, PEERS)
+    if block[0] != block[1]:
+        raise BlastError(f"the suite 'training_mlp' knows square blocks, not {block[0]}x{block[1]}; give one side.")
+    started = time.monotonic()
+    size = mlp_size(architecture, block, settings["dtype"])
+    case = Case(size, sparsity, seed, gpu_for("training_mlp"))
+    metrics: list[dict[str, Any]] = []
+    with plain_memory():
+        for tokens in settings["tokens"]:
+            left = settings["seconds"] - (time.monotonic() - started)
+            metrics += _measure_tokens(case, tokens, left, settings)
+    return metrics
+
+
+def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    asked = Asked(case, tokens, settings["dtype"])
+    if left <= 0:
+        cause = "the seconds of this point were over; raise 'seconds' or split the point"
+        return [missing_entry(asked, "ours", cause) | {"unfinished": True}]
+    rounds, runnable, lost = {}, {}, []
+    for provider in _providers(case, tokens, settings):
+        provider = _checked(provider, settings["dtype"])
+        if provider.cause is None:
+            provider, play = _captured(provider)
+            if play is not None:
+                rounds[provider.key], runnable[provider.key] = (play, 1), provider
+        if provider.cause is not None:
+            if provider.name == "ours" and provider.status == "failed":
+                raise BlastError(f"{provider.name} at {tokens} tokens: {provider.cause}.")
+            lost.append(missing_entry(asked, provider.name, provider.cause, provider.status, provider))
+    share = max(0.5, min(4.0, 0.5 * left / len(settings["tokens"])))
+    timings = time_in_turn(rounds, settings["repeats"], share)
+    return [latency_entry(asked, runnable[name], timing) for name, timing in timings.items()] + lost
+
+
+def _providers(case: Case, tokens: int, settings: dict[str, Any]) -> list[Provider]:
+    """Everyone who is asked for, ours first."""
+    size, generator = case.size, torch.Generator(case.device).manual_seed(10_000 * case.seed + tokens)
+    shape = (tokens, size.hidden)
+    x, grad = (torch.randn(shape, generator=generator, device=case.device).to(size.dtype) for _ in range(2))
+    task, made, for_peers = Task(size, x, grad), [], []
+    for kind in settings["masks"]:
+        for tied in sorted({tied and size.gated for tied in settings["tied"]}):
+            masks = training_masks(kind, size, tied, case.sparsity, generator)
+            if masks is None:
+                flag = tied if size.gated else None
+                cause = "at this sparsity there are fewer live blocks than hidden blocks, so that some are dead"
+                made.append(Provider("ours", f"ours {kind} {tied}", tied=flag, setting={"mask": kind}).without(cause))
+                continue
+            weights = sparse_weights(size, masks, tied, generator)
+            expected = expected_step(task, weights)
+            facts = {"mask": kind, "live_hidden": round(live_share(masks), 6)}
+            made.append(our_provider(task, weights, expected, facts))
+            if kind == "uniform" and not tied:
+                for_peers = [stk_provider(task, weights, expected) for _ in settings["peers"]]
+    return made + dense_providers(task, generator, settings["compiled"]) + for_peers
+
+
+def _captured(provider: Provider) -> tuple[Provider, Any]:
+    """The provider and its round of calls; what no graph can hold is timed with its launches, and says so."""
+    try:
+        return provider, capture(provider.candidate)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as fault:  # a peer may raise anything, and the compiler too
+        if provider.name != "ours" and provider.candidate.graph:
+            torch.cuda.synchronize()
+            return _captured(provider._replace(candidate=provider.candidate._replace(graph=False)))
+        return provider.without(first_line(fault), "failed"), None
+
+
+def _checked(provider: Provider, dtype: str) -> Provider:
+    """The provider with its worst error; as failed if it is wrong or cannot run."""
+    if provider.cause is not None or provider.check is None:
+        return provider
+    try:
+        error = provider.check()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as fault:  # a peer may raise anything
+        return provider.without(first_line(fault), "failed")
+    if not error <= ERROR_BOUND[dtype]:
+        return provider.without(
+            f"its output or a gradient is off by {error:.1e} from the float32 reference "
+            f"(bound {ERROR_BOUND[dtype]:.0e})",
+            "failed",
+        )
+    return provider._replace(error=error)

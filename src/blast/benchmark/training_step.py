@@ -1,0 +1,295 @@
+"""The `training_step` suite: a whole optimisation step of a real architecture, dense, masked-dense and block-sparse.
+
+Random weights in float32, autocast, flash attention through torch's own call, gradients clipped, fused AdamW, model and
+loss under `torch.compile`, dense and ours alike. Dense and ours are timed in turn in one run. No point is timed before
+the gradients of ours agree with those of masked-dense on the same weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import torch
+
+from blast.benchmark.gpu_needed import gpu_for
+from blast.benchmark.graph_timing import plain_memory, time_in_turn
+from blast.benchmark.timing import Timing
+from blast.benchmark.training_parts import Meter, largest_batch, memory_of, part_calls, update_time
+from blast.benchmark.training_trainee import (
+    Trainee,
+    Workload,
+    fresh_model,
+    live_gradients,
+    random_model_masks,
+    sparse_state,
+    workload_of,
+)
+from blast.errors import BlastError
+from blast.sparsity.blocks import BlockShape
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.one_shot import apply_masks_
+from blast.sparsity.sparsifier import Sparsifier
+
+SETTINGS = {
+    "length": 1024,
+    "mask": "uniform",
+    "fused": True,
+    "compiled": True,
+    "masked": True,
+    "updates": True,
+    "parts": True,
+    "largest_batch": False,
+    "seconds": 400.0,
+}
+DENSE, OURS, MASKED = "dense_compiled", "ours", "masked_dense"
+# What gradients may be off by even where masked-dense happens to be exact.
+LEAST_BOUND = 1e-3
+BATCH_TRIALS = 8
+
+Entry = dict[str, Any]
+
+
+def measure(
+    architecture: str, sparsity: float, block: tuple[int, int], seed: int, settings: dict[str, Any]
+) -> list[Entry]:
+    """Times optimisation steps of an architecture.
+
+    Args:
+        architecture: Whose model.
+        sparsity: Share of empty blocks of its MLPs.
+        block: Block shape `[out, in]`.
+        seed: Seed of weights and masks.
+        settings: `tokens` (list; a batch holds as many sequences or images as they carry), `dtype` (of autocast),
+            `repeats`, and `SETTINGS`: `length` (tokens a sequence), `mask` (`uniform` or `every_hidden_live`), `fused`
+            (whole MLPs in one operator), `compiled`, `masked` (whether masked-dense is timed), `updates` (whether mask
+            updates are), `parts` (whether attention, MLP and optimizer are, alone), `largest_batch` (whether the
+            largest batch is searched, and nothing else measured), `seconds` (the longest a point may take, about).
+
+    Returns:
+        By provider: `step_time` and `throughput`; `time_attention`, `time_mlp`, `time_optimizer` and `time_other`, what
+        they leave of a step; `time_mask_update`; `peak_bytes`, `parameter_bytes`, `gradient_bytes`, `optimizer_bytes`,
+        `activation_bytes`; or `largest_batch`.
+
+    Raises:
+        BlastError: without a GPU, for an unknown mask, or if a gradient of ours is off.
+    """
+    device = gpu_for("training_step")
+    started = time.monotonic()
+    metrics: list[Entry] = []
+    for tokens in settings["tokens"]:
+        work = workload_of(
+            architecture, tokens, settings["length"], settings["dtype"], device, settings["compiled"]
+        )  # fmt: skip
+        run = StepRun(work, sparsity, block, seed, settings, started)
+        with plain_memory():
+            metrics += run.largest() if settings["largest_batch"] else run.all()
+    return metrics
+
+
+class StepRun:
+    """All that is measured of one workload.
+
+    Args:
+        work: What a step is of.
+        sparsity: Share of empty blocks.
+        block: Block shape.
+        seed: Seed of weights and masks.
+        settings: As `measure`.
+        started: When the point began, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        work: Workload,
+        sparsity: float,
+        block: tuple[int, int],
+        seed: int,
+        settings: dict[str, Any],
+        started: float,
+    ) -> None:
+        self.work, self.sparsity, self.block, self.seed = work, sparsity, BlockShape(*block), seed
+        self.settings, self.started = settings, started
+        self.meter = Meter(work.device)
+        self.metrics: list[Entry] = []
+        self.parts: dict[str, dict[str, float]] = {}
+        self.resident: dict[str, Trainee] = {}
+        self.error = 0.0
+        # After eight models the compiler would give up on the loss and run it eagerly.
+        torch.compiler.reset()
+
+    def all(self) -> list[Entry]:
+        """Dense and ours in turn, then masked-dense."""
+        self.check_gradients()
+        for name in (DENSE, OURS):
+            if self._late(name):
+                continue
+            self._hold(name)
+        self._time_resident()
+        if self.settings["masked"] and not self._late(MASKED):
+            self._masked()
+        if self.settings["updates"]:
+            self._updates()
+        self.resident.clear()
+        return self.metrics
+
+    def largest(self) -> list[Entry]:
+        """The largest batch of dense and of ours, one after the other and nothing beside them."""
+        for name in (DENSE, OURS):
+            if self._late(name, "largest_batch", "sequences"):
+                continue
+            self.meter.restart()
+            trainee = self._make(name)
+            trainee.step()
+            found, whole = largest_batch(trainee, BATCH_TRIALS, self._left)
+            unit = "images" if self.work.vision else "sequences"
+            entry = self._entry(name, "largest_batch", unit, float(found), "higher", searched=whole)
+            self.metrics.append(entry | {"batch": found, "tokens": found * self.work.length})
+            del trainee
+        return self.metrics
+
+    def check_gradients(self) -> None:
+        """Compares gradients of the live blocks, of one sequence and eagerly, with masked-dense in float32.
+
+        Raises:
+            BlastError: if those of ours are further off than twice those of masked-dense in the same dtype.
+        """
+        one = self.work._replace(batch=1, compiled=False)
+        model = fresh_model(one, self.seed)
+        masks = self._masks(model)
+        apply_masks_(model, masks, self.block)
+        exact = live_gradients(Trainee(one._replace(dtype=torch.float32), model), masks)
+        allowed = 2 * _distance(live_gradients(Trainee(one, model), masks), exact) + LEAST_BOUND
+        sparse = sparse_state(model, masks, self.settings["fused"])
+        self.error = _distance(live_gradients(Trainee(one, sparse), masks), exact)
+        if not self.error <= allowed:
+            raise BlastError(
+                f"the gradients of the sparse '{one.architecture}' are off by {self.error:.1e} from those of the "
+                f"masked model in float32 (bound {allowed:.1e}); nothing was timed."
+            )
+
+    def _hold(self, name: str) -> None:
+        """Makes a model and keeps it; where both do not fit at once, what is there is timed and given up first."""
+        try:
+            self.resident[name] = self._bring_up(name)
+        except torch.OutOfMemoryError:
+            if not self.resident:
+                self._missing(name, "not even one step fits the memory of this GPU; give fewer tokens")
+                return
+            self._time_resident()
+            self.resident.clear()
+            self._hold(name)
+
+    def _bring_up(self, name: str) -> Trainee:
+        self.meter.restart()
+        before = self.meter.allocated()
+        trainee = self._make(name)
+        for _ in range(2):
+            trainee.step()
+        self._add_memory(name, trainee, before)
+        if self.settings["parts"]:
+            calls = part_calls(trainee)
+            for play, _ in calls.values():
+                play()
+            timings = time_in_turn({key: (play, 1) for key, (play, _) in calls.items()}, 20, 1.0)
+            self.parts[name] = {key: timing.median * calls[key][1] for key, timing in timings.items()}
+        return trainee
+
+    def _make(self, name: str) -> Trainee:
+        model = fresh_model(self.work, self.seed)
+        if name == OURS:
+            model = sparse_state(model, self._masks(model), self.settings["fused"])
+        return Trainee(self.work, model)
+
+    def _masks(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return random_model_masks(model, self.sparsity, tuple(self.block), self.seed, self.settings["mask"])
+
+    def _time_resident(self) -> None:
+        rounds = {name: (trainee.step, 1) for name, trainee in self.resident.items()}
+        if not rounds:
+            return
+        share = max(1.0, min(20.0, 0.3 * self._left()))
+        for name, timing in time_in_turn(rounds, self.settings["repeats"], share).items():
+            self._add_step(name, timing, together=len(rounds) > 1)
+
+    def _masked(self) -> None:
+        """The dense model with the sparsifier as it prunes: every step clears what is dead."""
+        trainee = self.resident.pop(DENSE, None)
+        self.resident.clear()
+        gc.collect()
+        if trainee is None:
+            trainee = self._make(DENSE)
+        config = SparsifyConfig(
+            sparsity=self.sparsity, block=self.block, steps=10**5, schedule="constant", hold=0.0, update_every=10**4,
+            execution="masked",
+        )  # fmt: skip
+        # Only its first step updates the mask.
+        trainee.between = Sparsifier(trainee.model, trainee.optimizer, config).step
+        for _ in range(2):
+            trainee.step()
+        self._add_memory(MASKED, trainee, 0)
+        share = max(1.0, min(8.0, 0.3 * self._left()))
+        timing = time_in_turn({MASKED: (trainee.step, 1)}, self.settings["repeats"], share)[MASKED]
+        self._add_step(MASKED, timing, together=False)
+
+    def _updates(self) -> None:
+        """What a mask update costs in either state, nothing beside it on the GPU."""
+        self.resident.clear()
+        for name, execution in ((MASKED, "masked"), (OURS, "sparse")):
+            if self._late(name, "time_mask_update"):
+                continue
+            self.meter.restart()
+            took = update_time(self.work, self.sparsity, self.block, self.seed, execution)
+            self.metrics.append(self._entry(name, "time_mask_update", "ms", took, "lower", compiled=False))
+
+    def _add_step(self, name: str, timing: Timing, together: bool) -> None:
+        entry = self._entry(name, "step_time", "ms", timing.median, "lower", interleaved=together)
+        self.metrics.append(entry | {"low": timing.low, "high": timing.high, "spread": "q20-80", "n": timing.n})
+        count, unit = (1, "images/s") if self.work.vision else (self.work.length, "tokens/s")
+        rate = 1000 * self.work.batch * count / timing.median
+        self.metrics.append(self._entry(name, "throughput", unit, rate, "higher"))
+        parts = self.parts.get(name)
+        if parts:
+            parts = parts | {"other": max(0.0, timing.median - sum(parts.values()))}
+            self.metrics += [self._entry(name, f"time_{key}", "ms", value, "lower") for key, value in parts.items()]
+
+    def _add_memory(self, name: str, trainee: Trainee, before: int) -> None:
+        memory = memory_of(trainee, self.meter, before)
+        for key, metric in (
+            ("peak", "peak_bytes"), ("parameters", "parameter_bytes"), ("gradients", "gradient_bytes"),
+            ("optimizer", "optimizer_bytes"), ("activations", "activation_bytes"),
+        ):  # fmt: skip
+            self.metrics.append(self._entry(name, metric, "bytes", float(getattr(memory, key)), "lower"))
+
+    def _late(self, name: str, metric: str = "step_time", unit: str = "ms") -> bool:
+        """Whether the time is over; then the provider has an entry that says so, and the point is tried again."""
+        if self._left() > 0:
+            return False
+        cause = "the seconds of this point were over; raise 'seconds'"
+        self._missing(name, cause, metric, unit)
+        self.metrics[-1]["unfinished"] = True
+        return True
+
+    def _left(self) -> float:
+        return self.settings["seconds"] - (time.monotonic() - self.started)
+
+    def _missing(self, name: str, cause: str, metric: str = "step_time", unit: str = "ms") -> None:
+        self.metrics.append(self._entry(name, metric, unit, None, "lower", cause=cause) | {"status": "not run"})
+
+    def _entry(self, name: str, metric: str, unit: str, value: float | None, better: str, **facts: Any) -> Entry:
+        facts = {"mask": self.settings["mask"], "length": self.work.length, "data": self.work.data, **facts}
+        if name == OURS:
+            facts |= {"fused": self.settings["fused"], "gradient_error": self.error}
+        return {
+            "metric": metric, "task": None, "unit": unit, "value": value, "low": None, "high": None, "spread": None,
+            "n": None, "better": better, "provider": name, "tokens": self.work.batch * self.work.length,
+            "batch": self.work.batch, "dtype": self.settings["dtype"], "setting": facts,
+        }  # fmt: skip
+
+
+def _distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """`‖found − exact‖ / ‖exact‖` over all matrices together; infinite if an element is NaN."""
+    off = sum((a.float() - b.float()).square().sum() for a, b in zip(found, exact, strict=True))
+    distance = (off / sum(b.float().square().sum() for b in exact)).sqrt().item()
+    return distance if distance == distance else float("inf")

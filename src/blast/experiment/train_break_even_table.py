@@ -1,0 +1,72 @@
+"""From the suite `training_mlp` to the table that tells the sparsifier from where to train sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from blast.experiment.gpu_table import good_records, run_of, update_table
+from blast.experiment.rows import Record
+
+SUITE = "training_mlp"
+
+
+def train_break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """The sparsity from which on forward and backward of ours were faster than compiled dense, by block, gate, shape.
+
+    It is the lowest measured one such that ours won there and at every higher one, with the slowest masks that were
+    measured; where ours never won it is 1. Where ours never lost, it lies below all that was measured: there the time
+    of sparse is taken to grow in proportion to the live blocks, though it grows less.
+
+    Args:
+        records: Good records of the suite, of one GPU.
+    """
+    ratios: dict[tuple, dict[float, float]] = {}
+    for record in records:
+        point, metrics = record["point"], record["result"]["metrics"]
+        latency = [entry for entry in metrics if entry["metric"] == "latency" and entry["value"] is not None]
+        # Compiled dense, where it was timed, comes after eager dense.
+        dense = {
+            entry["tokens"]: entry["value"]
+            for name in ("dense_eager", "dense_compiled")
+            for entry in latency
+            if entry["provider"] == name
+        }
+        for entry in latency:
+            if entry["provider"] != "ours" or entry["dtype"] != "bfloat16" or entry["tokens"] not in dense:
+                continue
+            gate = {None: "none", False: "untied", True: "tied"}[entry.get("tied")]
+            setting = entry["setting"]
+            found = ratios.setdefault((tuple(point["block"]), gate, setting["hidden"], setting["ffn"]), {})
+            ratio = dense[entry["tokens"]] / entry["value"]
+            found[point["sparsity"]] = min(ratio, found.get(point["sparsity"], ratio))
+    rows = []
+    for (block, gate, width, hidden), results in sorted(ratios.items()):
+        limit = 1.0
+        for sparsity in sorted(results, reverse=True):
+            if results[sparsity] <= 1:
+                break
+            limit = sparsity
+        else:
+            limit = round(max(0.0, 1 - results[limit] * (1 - limit)), 4)
+        rows.append({"block": list(block), "gate": gate, "in": width, "hidden": hidden, "sparsity": limit})
+    return rows
+
+
+def write_train_table(records: Iterable[Record], folder: Path) -> Path:
+    """Writes the part `train_break_even` of the table of the GPU that the records were made on.
+
+    Args:
+        records: Records of a grid; those of other suites and failed ones are passed over.
+        folder: `kernels/tuned`.
+
+    Returns:
+        The file.
+
+    Raises:
+        BlastError: if no good record of the suite was made on a GPU, or they come from several.
+    """
+    gpu, good = good_records(records, SUITE)
+    parts = {"train_break_even_run": run_of(good[0]), "train_break_even": train_break_even_rows(good)}
+    return update_table(folder, gpu, parts)
