@@ -108,6 +108,12 @@ def draw(table: pd.DataFrame) -> Figure:
     summary = summarise(table, METRICS)
     lost = missing(table[table["suite"] == "train"])
     keys = ["grid", "model", "dataset", "metric", "task"]
+    # A model that was only evaluated dense has nothing to show over sparsity, where others have.
+    pruned = summary.groupby(keys[:3], dropna=False)["sparsity"].transform("max") > 0
+    lacking = set(lost[keys[:3]].itertuples(index=False, name=None))
+    awaited = [key in lacking for key in summary[keys[:3]].itertuples(index=False, name=None)]
+    if pruned.any():
+        summary = summary[pruned | pd.Series(awaited, index=summary.index, dtype=bool)]
     panels = [rows for _, rows in summary.groupby(keys, dropna=False, sort=True)]
     panels.sort(key=lambda rows: (*rows[keys[:3]].iloc[0].astype(str), METRICS.index(rows["metric"].iloc[0])))
     if not panels:
