@@ -14,17 +14,7 @@ import triton.language as tl
 from blast_kernels.combine import clear, is_last, keep, summed
 from blast_kernels.epilogue import activate, hold, split_columns, split_rows
 from blast_kernels.float8 import widen
-
-
-@triton.jit
-def _locate(tile, records, token_tiles, GROUP):
-    # GROUP token tiles of one record run side by side: they share its weights while those are in the L2 cache.
-    span = GROUP * records
-    group = tile // span
-    inside = tile - group * span
-    size = tl.minimum(GROUP, token_tiles - group * GROUP)
-    record = inside // size
-    return record, group * GROUP + inside - record * size
+from blast_kernels.raster import locate
 
 
 @triton.jit
@@ -127,7 +117,7 @@ def tiles(
     item = tl.program_id(0)
     part = item % SPLIT
     place = item // SPLIT
-    rank, token = _locate(place // SLICES, count, token_tiles, GROUP)
+    rank, token = locate(place // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = place % SLICES
     record = records + rank * width

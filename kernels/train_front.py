@@ -10,7 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from blast_kernels.epilogue import activate, hold
-from blast_kernels.train_gather import gather, place
+from blast_kernels.raster import locate
+from blast_kernels.train_gather import gather
 
 
 @triton.jit
@@ -82,7 +83,7 @@ def train_front(
     ROWS: tl.constexpr = SLICE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE
     item = tl.program_id(0)
-    rank, token = place(item // SLICES, count, token_tiles, GROUP)
+    rank, token = locate(item // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = (item % SLICES) * SLICE
     record = records + rank * width

@@ -10,17 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def place(tile, records, token_tiles, GROUP):
-    """Record and token tile of a program: GROUP token tiles of one record side by side share its weights in L2."""
-    span = GROUP * records
-    group = tile // span
-    inside = tile - group * span
-    size = tl.minimum(GROUP, token_tiles - group * GROUP)
-    record = inside // size
-    return record, group * GROUP + inside - record * size
+from blast_kernels.raster import locate
 
 
 @triton.jit
@@ -93,7 +83,7 @@ def gather_product(
     ROWS: tl.constexpr = SLICE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE
     item = tl.program_id(0)
-    rank, token = place(item // SLICES, count, token_tiles, GROUP)
+    rank, token = locate(item // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = (item % SLICES) * SLICE
     record = records + rank * width

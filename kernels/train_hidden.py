@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from blast_kernels.train_gather import gather, place
+from blast_kernels.raster import locate
+from blast_kernels.train_gather import gather
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def hidden_grad(
 ):
     SLICES: tl.constexpr = B_HIDDEN // SLICE
     item = tl.program_id(0)
-    rank, token_tile = place(item // SLICES, count, token_tiles, GROUP)
+    rank, token_tile = locate(item // SLICES, count, token_tiles, GROUP)
     token = token_tile * TILE
     piece = (item % SLICES) * SLICE
     record = records + rank * width

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blast.experiment.gpu_table import good_records, run_of, update_table
+from blast.experiment.gpu_table import break_even, good_records, run_of, update_table
 from blast.experiment.rows import Record
 
 PLACE = ("tokens", "dtype", "gate")
@@ -15,10 +15,7 @@ PLACE = ("tokens", "dtype", "gate")
 def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The sparsity from which on ours was faster than eager dense, by block, gate, dtype and number of tokens.
 
-    It is the lowest measured one such that ours won there and at every higher one, in each shape that was measured;
-    where ours never won it is 1. Where ours never lost, it lies below all that was measured: there the time of sparse
-    is taken to grow in proportion to the live blocks. It grows less, launches being a part of it, so that ours wins
-    from that sparsity on; below, dense is taken.
+    The slowest of the shapes that were measured decides; see `gpu_table.break_even`.
 
     Args:
         records: Good records of the suite `kernels`, of one GPU; uniform masks are looked at.
@@ -37,13 +34,7 @@ def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             results.append(dense[entry["tokens"]] / entry["value"])
     rows = []
     for (block, gate, dtype, tokens), results in sorted(ratios.items()):
-        limit = 1.0
-        for sparsity in sorted(results, reverse=True):
-            if min(results[sparsity]) <= 1:
-                break
-            limit = sparsity
-        else:
-            limit = round(max(0.0, 1 - min(results[limit]) * (1 - limit)), 4)
+        limit = break_even({sparsity: min(found) for sparsity, found in results.items()})
         rows.append({"block": list(block), "gate": gate, "dtype": dtype, "tokens": tokens, "sparsity": limit})
     return rows
 

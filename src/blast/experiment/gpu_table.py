@@ -72,3 +72,22 @@ def _text(value: Any, indent: str = "") -> str:
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         return "[\n" + ",\n".join(f"{deeper}{json.dumps(row)}" for row in value) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False)
+
+
+def break_even(ratios: Mapping[float, float]) -> float:
+    """The sparsity from which on ours is faster than dense.
+
+    It is the lowest measured one such that ours won there and at every higher one; where ours never won it is 1. Where
+    ours never lost, it lies below all that was measured: there the time of sparse is taken to grow in proportion to the
+    live blocks. It grows less, launches being a part of it, so that ours wins from that sparsity on; below, dense is
+    taken.
+
+    Args:
+        ratios: By sparsity, how many times faster than dense ours was.
+    """
+    limit = 1.0
+    for sparsity in sorted(ratios, reverse=True):
+        if ratios[sparsity] <= 1:
+            return limit
+        limit = sparsity
+    return round(max(0.0, 1 - ratios[limit] * (1 - limit)), 4) if ratios else limit

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blast.experiment.gpu_table import good_records, run_of, update_table
+from blast.experiment.gpu_table import break_even, good_records, run_of, update_table
 from blast.experiment.rows import Record
 
 SUITE = "training_mlp"
@@ -15,9 +15,7 @@ SUITE = "training_mlp"
 def train_break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The sparsity from which on forward and backward of ours were faster than compiled dense, by block, gate, shape.
 
-    It is the lowest measured one such that ours won there and at every higher one, with the slowest masks that were
-    measured; where ours never won it is 1. Where ours never lost, it lies below all that was measured: there the time
-    of sparse is taken to grow in proportion to the live blocks, though it grows less.
+    The slowest of the masks that were measured decides; see `gpu_table.break_even`.
 
     Args:
         records: Good records of the suite, of one GPU.
@@ -43,13 +41,7 @@ def train_break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             found[point["sparsity"]] = min(ratio, found.get(point["sparsity"], ratio))
     rows = []
     for (block, gate, width, hidden), results in sorted(ratios.items()):
-        limit = 1.0
-        for sparsity in sorted(results, reverse=True):
-            if results[sparsity] <= 1:
-                break
-            limit = sparsity
-        else:
-            limit = round(max(0.0, 1 - results[limit] * (1 - limit)), 4)
+        limit = break_even(results)
         rows.append({"block": list(block), "gate": gate, "in": width, "hidden": hidden, "sparsity": limit})
     return rows
 
