@@ -50,7 +50,7 @@ MODULES = {
     ),
 }
 # Training depends on what a kernel computes, which its twin defines, not on how fast: a tuned kernel retrains nothing.
-KERNELS = {"train": ("ops.py", "reference.py"), "benchmark": ("**/*.py",)}
+KERNELS = {"train": ("ops.py", "reference.py", "train_*.py"), "benchmark": ("**/*.py",)}
 
 
 def _without_docstrings(source: str) -> str:
