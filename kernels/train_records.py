@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
+import numpy as np
+from blast_kernels.packed_upload import upload
 from torch import Tensor
 
 HEADER = 4
 ALIGNMENT = 32
 
 Index = tuple[Tensor, Tensor]
+HostIndex = tuple[np.ndarray, np.ndarray]
+Members = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 
 class TrainLists(NamedTuple):
-    """Lists of one MLP, all int32.
+    """Lists of one MLP, all int32; tensors for the kernels, or (`train_arrays`) arrays of the host.
 
     Attributes:
         front: Of each live hidden block, the blocks of the gate and then of the up projection; label: its old number.
@@ -36,23 +39,21 @@ class TrainLists(NamedTuple):
         live: Old numbers of the live hidden blocks `[live]`.
     """
 
-    front: Tensor
-    down: Tensor
-    hidden: Tensor
-    inputs: Tensor
-    front_groups: Tensor
-    down_groups: Tensor
-    live: Tensor
+    front: Tensor | np.ndarray
+    down: Tensor | np.ndarray
+    hidden: Tensor | np.ndarray
+    inputs: Tensor | np.ndarray
+    front_groups: Tensor | np.ndarray
+    down_groups: Tensor | np.ndarray
+    live: Tensor | np.ndarray
 
 
 def train_lists(
-    front: Sequence[Index],
-    down: Index,
-    columns: int,
-    tied: bool = False,
-    members: tuple[int, int] | Callable[[int, int], tuple[int, int]] = (2, 2),
+    front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: Members = (2, 2)
 ) -> TrainLists:
     """The lists of an MLP.
+
+    They are made on the host, since that takes many small steps, and copied in one transfer.
 
     Args:
         front: `row_offsets`, `col_indices` of the gate and the up projection, or of the only front matrix.
@@ -61,100 +62,106 @@ def train_lists(
         tied: Gate and up have one mask: each list of the front holds it once.
         members: Blocks of a group, for the front and for the down projection: 1, 2 or 4; or what gives them for so
             many live blocks of the two (`partial(train_plan.group_members, side)`).
+
+    Returns:
+        Tensors on the device of `down`.
     """
-    device = down[0].device
-    rows = front[0][0].numel() - 1
-    read = torch.zeros(rows, dtype=torch.bool, device=device)
-    read[down[1].long()] = True
+    *ours, last = [tuple(tensor.cpu().numpy() for tensor in index) for index in (*front, down)]
+    return TrainLists(*upload(train_arrays(ours, last, columns, tied, members), down[0].device))
+
+
+def train_arrays(
+    front: Sequence[HostIndex], down: HostIndex, columns: int, tied: bool = False, members: Members = (2, 2)
+) -> TrainLists:
+    """`train_lists` from arrays of the host, as arrays of the host."""
+    rows = front[0][0].size - 1
+    read = np.zeros(rows, dtype=bool)
+    read[down[1]] = True
     live = read
     if len(front) == 2:
         for offsets, _ in front:
-            live = live & (offsets.diff() > 0)
-    number = live.long().cumsum(0) - 1
-    labels = live.nonzero()[:, 0]
-    count = labels.numel()
+            live = live & (np.diff(offsets) > 0)
+    number = live.cumsum() - 1
+    labels = np.flatnonzero(live)
+    count = labels.size
 
     parts = [_entries(index) for index in front]
-    row = torch.cat([part[0] for part in parts])
-    column = torch.cat([part[1] for part in parts])
-    position = torch.cat([part[2] for part in parts])
-    second = torch.cat([torch.full_like(part[0], n) for n, part in enumerate(parts)])
+    row, column, position = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    second = np.repeat(np.arange(len(parts)), [part[0].size for part in parts])
     kept = live[row]
     once = kept & (second == 0) if tied else kept
     own = number[row] + second * count
-    slot = position + second * front[0][1].numel()
+    slot = position + second * front[0][1].size
 
     down_row, down_column, down_position = _entries(down)
     down_kept = live[down_column]
     down_own = number[down_column]
+    down_second = np.zeros_like(down_row)
     if callable(members):
         members = members(int(kept.sum()), int(down_kept.sum()))
     return TrainLists(
         front=_lists(number[row], second, position, column, once, count, labels),
-        down=_lists(down_row, 0 * down_row, down_position, down_own, down_kept, down[0].numel() - 1),
-        hidden=_lists(down_own, 0 * down_row, down_position, down_row, down_kept, count),
+        down=_lists(down_row, down_second, down_position, down_own, down_kept, down[0].size - 1),
+        hidden=_lists(down_own, down_second, down_position, down_row, down_kept, count),
         inputs=_lists(column, second, position, own, kept, columns),
         front_groups=_groups(column, own, slot, kept, members[0]),
         down_groups=_groups(down_row, down_own, down_position, down_kept, members[1]),
-        live=labels.int(),
+        live=labels.astype(np.int32),
     )
 
 
-def _entries(index: Index) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and position of each block."""
+def _entries(index: HostIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and position of each block, int64."""
     offsets, columns = index
-    lengths = offsets.diff().long()
-    rows = torch.repeat_interleave(
-        torch.arange(lengths.numel(), device=columns.device), lengths, output_size=columns.numel()
-    )
-    return rows, columns.long(), torch.arange(columns.numel(), device=columns.device)
+    rows = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
+    return rows, columns.astype(np.int64), np.arange(columns.size)
 
 
 def _lists(
-    owner: Tensor, second: Tensor, position: Tensor, column: Tensor, kept: Tensor, owners: int,
-    labels: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    owner, second, position, column = (tensor[kept] for tensor in (owner, second, position, column))
-    order = torch.argsort(owner * 2 + second, stable=True)
-    lengths = torch.bincount(owner, minlength=owners)
-    firsts = torch.bincount(owner[second == 0], minlength=owners)
-    start = lengths.cumsum(0) - lengths
+    owner: np.ndarray, second: np.ndarray, position: np.ndarray, column: np.ndarray, kept: np.ndarray, owners: int,
+    labels: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    owner, second, position, column = (array[kept] for array in (owner, second, position, column))
+    order = np.argsort(owner * 2 + second, kind="stable")
+    lengths = np.bincount(owner, minlength=owners)
+    start = lengths.cumsum() - lengths
     longest = int(lengths.max()) if owners else 0
     # One entry more than the longest list: the kernels fetch one entry ahead.
     width = -(-(HEADER + 2 * (longest + 1)) // ALIGNMENT) * ALIGNMENT
-    records = torch.zeros(owners, width, dtype=torch.int32, device=owner.device)
-    row = torch.arange(owners, device=owner.device)
-    header = [row, firsts, lengths, row if labels is None else labels]
-    records[:, :HEADER] = torch.stack(header, dim=1).int()
+    records = np.zeros((owners, width), dtype=np.int32)
+    records[:, 0] = np.arange(owners)
+    records[:, 1] = np.bincount(owner[second == 0], minlength=owners)
+    records[:, 2] = lengths
+    records[:, 3] = records[:, 0] if labels is None else labels
     owner = owner[order]
-    at = HEADER + 2 * (torch.arange(owner.numel(), device=owner.device) - start[owner])
-    records[owner, at] = position[order].int()
-    records[owner, at + 1] = column[order].int()
-    return records[torch.argsort(lengths, descending=True, stable=True)].contiguous()
+    at = HEADER + 2 * (np.arange(owner.size) - start[owner])
+    records[owner, at] = position[order]
+    records[owner, at + 1] = column[order]
+    return records[np.argsort(-lengths, kind="stable")]
 
 
-def _groups(shared: Tensor, own: Tensor, slot: Tensor, kept: Tensor, members: int) -> Tensor:
+def _groups(shared: np.ndarray, own: np.ndarray, slot: np.ndarray, kept: np.ndarray, members: int) -> np.ndarray:
     dead = slot[~kept]
     shared, own, slot = shared[kept], own[kept], slot[kept]
-    order = torch.argsort(shared, stable=True)
+    order = np.argsort(shared, kind="stable")
     shared, own, slot = shared[order], own[order], slot[order]
-    counts = torch.bincount(shared)
-    start = counts.cumsum(0) - counts
+    counts = np.bincount(shared)
+    start = counts.cumsum() - counts
     groups = -(-counts // members)
-    first_group = groups.cumsum(0) - groups
-    place = torch.arange(shared.numel(), device=shared.device) - start[shared]
+    first_group = groups.cumsum() - groups
+    place = np.arange(shared.size) - start[shared]
     group, member = first_group[shared] + place // members, place % members
     full = int(groups.sum())
-    empty = -(-dead.numel() // members)
-    records = torch.zeros(full + empty, 2 + 2 * members, dtype=torch.int32, device=shared.device)
+    empty = -(-dead.size // members)
+    records = np.zeros((full + empty, 2 + 2 * members), dtype=np.int32)
     records[:, 3::2] = -1
-    records[group, 0] = shared.int()
+    records[group, 0] = shared
     records[:full, 1] = 1
-    records[group, 2 + 2 * member] = own.int()
-    records[group, 3 + 2 * member] = slot.int()
+    records[group, 2 + 2 * member] = own
+    records[group, 3 + 2 * member] = slot
     # A place without a block reads what the first of its group reads: no new traffic, and never stored.
     vacant = records[:full, 3::2] < 0
-    records[:full, 2::2] = torch.where(vacant, records[:full, 2:3], records[:full, 2::2])
-    at = torch.arange(dead.numel(), device=shared.device)
-    records[full + at // members, 3 + 2 * (at % members)] = dead.int()
+    records[:full, 2::2] = np.where(vacant, records[:full, 2:3], records[:full, 2::2])
+    at = np.arange(dead.size)
+    records[full + at // members, 3 + 2 * (at % members)] = dead
     return records

@@ -1,0 +1,55 @@
+"""Many small arrays of the host, copied to a device in one transfer: a transfer each would cost more than its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Bytes. Kernels load records in whole cache lines.
+ALIGNMENT = 128
+
+
+def upload(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Tensor]:
+    """Copies arrays to a device, without waiting for it.
+
+    The tensors are parts of one piece of memory, each from an address that is a multiple of 128 bytes on. They are
+    copies on a CPU as well.
+
+    Args:
+        arrays: Of any shapes and of dtypes that torch has.
+        device: Where to.
+
+    Returns:
+        A contiguous tensor for each array, of its shape and dtype.
+    """
+    device = torch.device(device)
+    by_dtype: dict[np.dtype, list[int]] = {}
+    for place, array in enumerate(arrays):
+        by_dtype.setdefault(array.dtype, []).append(place)
+    order = [place for places in by_dtype.values() for place in places]
+    padded = {place: -(-arrays[place].nbytes // ALIGNMENT) * ALIGNMENT for place in order}
+    staged = torch.empty(sum(padded.values()), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host, at = staged.numpy(), 0
+    for place in order:
+        host[at : at + arrays[place].nbytes] = np.ascontiguousarray(arrays[place]).reshape(-1).view(np.uint8)
+        at += padded[place]
+    there = staged.to(device, non_blocking=True)
+    tensors: list[Tensor] = [there] * len(arrays)
+    for region, (dtype, places) in zip(
+        there.split([sum(padded[place] for place in places) for places in by_dtype.values()]),
+        by_dtype.items(),
+        strict=True,
+    ):
+        sizes = [size for place in places for size in (arrays[place].size, padded[place] // dtype.itemsize)]
+        sizes[1::2] = [whole - own for own, whole in zip(sizes[::2], sizes[1::2], strict=True)]
+        parts = region.view(_torch_dtype(dtype)).split(sizes)[::2]
+        for place, part in zip(places, parts, strict=True):
+            tensors[place] = part if arrays[place].ndim == 1 else part.view(arrays[place].shape)
+    return tensors
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
