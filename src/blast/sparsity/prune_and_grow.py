@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from blast.sparsity.mask import EXCLUDED, live_cost, top_blocks
+from blast.sparsity.mask import EXCLUDED, best_blocks, host_array
 
 
 def keep_best(
@@ -22,8 +24,12 @@ def keep_best(
         keep_scores: Scores of the same shapes.
         budget: Blocks of weight to keep.
         costs: Matrices that each mask serves.
+
+    Returns:
+        Masks of the same shapes, where `live` is.
     """
-    return top_blocks(_among(keep_scores, live), budget, costs)
+    kept = _keep_best([host_array(mask) for mask in live], [host_array(score) for score in keep_scores], budget, costs)
+    return _beside(live, kept)
 
 
 def prune_and_grow(
@@ -51,21 +57,34 @@ def prune_and_grow(
         costs: Matrices that each mask serves.
 
     Returns:
-        Masks of the same shapes; with `swap` and `none` they cost exactly the budget.
+        Masks of the same shapes, where `live` is; with `swap` and `none` they cost exactly the budget.
     """
     costs = costs or [1] * len(live)
-    kept = keep_best(live, keep_scores, budget, costs)
+    before, keep = [host_array(mask) for mask in live], [host_array(score) for score in keep_scores]
+    kept = _keep_best(before, keep, budget, costs)
     if grow == "none" or grow_scores is None:
-        return kept
-    wanted = top_blocks(grow_scores, budget, costs, one_each=False)
-    grown = [want & ~keep for want, keep in zip(wanted, kept, strict=True)]
+        return _beside(live, kept)
+    gain = [host_array(score) for score in grow_scores]
+    wanted = best_blocks(gain, budget, costs, one_each=False)
+    grown = [want & ~old for want, old in zip(wanted, kept, strict=True)]
     if grow == "swap":
         most = min(int(swap_limit * budget), budget - sum(costs))
-        grown = top_blocks(_among(grow_scores, grown), most, costs, one_each=False)
-        stay = [old & ~new for old, new in zip(live, grown, strict=True)]
-        kept = keep_best(stay, keep_scores, budget - live_cost(grown, costs), costs)
-    return [keep | new for keep, new in zip(kept, grown, strict=True)]
+        grown = best_blocks(_among(gain, grown), most, costs, one_each=False)
+        stay = [old & ~new for old, new in zip(before, grown, strict=True)]
+        spent = sum(int(np.count_nonzero(new)) * cost for new, cost in zip(grown, costs, strict=True))
+        kept = _keep_best(stay, keep, budget - spent, costs)
+    return _beside(live, [old | new for old, new in zip(kept, grown, strict=True)])
 
 
-def _among(scores: Sequence[Tensor], allowed: Sequence[Tensor]) -> list[Tensor]:
-    return [score.masked_fill(~mask, EXCLUDED) for score, mask in zip(scores, allowed, strict=True)]
+def _keep_best(
+    live: Sequence[np.ndarray], scores: Sequence[np.ndarray], budget: int, costs: Sequence[int] | None
+) -> list[np.ndarray]:
+    return best_blocks(_among(scores, live), budget, costs)
+
+
+def _among(scores: Sequence[np.ndarray], allowed: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [np.where(mask, score, EXCLUDED) for score, mask in zip(scores, allowed, strict=True)]
+
+
+def _beside(like: Sequence[Tensor], masks: Sequence[np.ndarray]) -> list[Tensor]:
+    return [torch.from_numpy(mask).to(tensor.device) for mask, tensor in zip(masks, like, strict=True)]
