@@ -78,13 +78,14 @@ def keep_count(blocks: int, sparsity: float) -> int:
     return max(1, round((1 - sparsity) * blocks))
 
 
-def tiles(weight: Tensor, block: BlockShape, name: str = "the weight") -> Tensor:
+def tiles(weight: Tensor, block: BlockShape, name: str = "the weight", transposed: bool = False) -> Tensor:
     """View of a weight by blocks.
 
     Args:
         weight: `[out, in]`, with any strides (a transposed weight stays a view).
         block: Shape of a block.
         name: What to call the matrix in the error.
+        transposed: Whether `weight` is stored as `[in, out]` (Conv1D).
 
     Returns:
         View `[out / b_out, b_out, in / b_in, b_in]` of the same memory.
@@ -92,8 +93,13 @@ def tiles(weight: Tensor, block: BlockShape, name: str = "the weight") -> Tensor
     Raises:
         BlastError: if the block does not divide the weight.
     """
-    rows, cols = block_grid(weight.shape, block, name)
-    return weight.unflatten(0, (rows, block.rows)).unflatten(2, (cols, block.cols))
+    shape, strides = list(weight.shape), list(weight.stride())
+    if transposed:
+        shape, strides = shape[::-1], strides[::-1]
+    rows, cols = block_grid(shape, block, name)
+    # One view where splitting both sides would be several: this runs for every matrix in every step.
+    down, along = strides
+    return weight.as_strided((rows, block.rows, cols, block.cols), (down * block.rows, down, along * block.cols, along))
 
 
 def expand_mask(mask: Tensor, block: BlockShape) -> Tensor:
@@ -114,3 +120,15 @@ def clear_dead_(weight: Tensor, mask: Tensor, block: BlockShape) -> Tensor:
     """
     tiles(weight, block).masked_fill_(~mask[:, None, :, None], 0)
     return weight
+
+
+def fill_dead_(stored: Tensor, dead: Tensor, block: BlockShape, transposed: bool) -> None:
+    """`clear_dead_` for each step: of a tensor as its module stores it, by a mask that needs no more work.
+
+    Args:
+        stored: Weight, gradient or moment `[out, in]`, or `[in, out]` if `transposed`.
+        dead: bool `[out / b_out, 1, in / b_in, 1]`, true where a block is dead.
+        block: Shape of a block.
+        transposed: How it is stored.
+    """
+    tiles(stored, block, transposed=transposed).masked_fill_(dead, 0)

@@ -13,6 +13,7 @@ from blast.sparsity.blocks import BlockShape, as_block, block_grid, clear_dead_
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.mask import block_budget
 from blast.sparsity.prune_and_grow import keep_best
+from blast.sparsity.unit_scores import unit_scores
 from blast.sparsity.units import Unit, groups_of, units_of
 
 
@@ -31,6 +32,7 @@ def one_shot_masks(model: nn.Module, config: SparsifyConfig) -> dict[str, Tensor
     """
     units, _ = units_of(model, config)
     masks = best_masks(units, [full_mask(unit) for unit in units], config, config.sparsity, step=0)
+    masks = [mask.to(unit.device) for unit, mask in zip(units, masks, strict=True)]
     return {target.name: mask for unit, mask in zip(units, masks, strict=True) for target in unit.targets}
 
 
@@ -62,8 +64,8 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor], block: int | Seq
 
 
 def full_mask(unit: Unit) -> Tensor:
-    """The mask with every block live, on the device of the weight."""
-    return torch.ones(unit.grid, dtype=torch.bool, device=unit.matrices[0].weight.device)
+    """The mask with every block live, on the host."""
+    return torch.ones(unit.grid, dtype=torch.bool)
 
 
 def best_masks(
@@ -73,20 +75,20 @@ def best_masks(
 
     Args:
         units: All units of the model.
-        live: Their masks so far.
+        live: Their masks so far, on the host.
         config: Of it: `keep_score`, `ranking`, `seed`.
         sparsity: Share of blocks to leave empty.
         step: For error messages.
 
     Returns:
-        The new masks, in the order of `units`.
+        The new masks, in the order of `units`, on the host.
     """
     masks = list(live)
+    scores = unit_scores(units, live, config, step).keep
     for group in groups_of(units, config.ranking):
         costs = [unit.cost for unit in group]
         budget = block_budget([unit.blocks for unit in group], costs, sparsity)
-        scores = [unit.keep_scores(config, step) for unit in group]
-        kept = keep_best([masks[unit.index] for unit in group], scores, budget, costs)
+        kept = keep_best([live[unit.index] for unit in group], [scores[unit.index] for unit in group], budget, costs)
         for unit, mask in zip(group, kept, strict=True):
             masks[unit.index] = mask
     return masks

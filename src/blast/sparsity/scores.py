@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,12 @@ def block_norms(weight: Tensor, block: BlockShape, name: str = "the weight") -> 
     Raises:
         BlastError: if the block does not divide the weight.
     """
-    return tiles(weight, block, name).float().square().sum(dim=(1, 3)).sqrt()
+    return block_squares(tiles(weight, block, name)).sqrt()
+
+
+def block_squares(blocks: Tensor) -> Tensor:
+    """Sum of squares of each block of `tiles`: `[out / b_out, in / b_in]`, float32."""
+    return blocks.float().square().sum(dim=(1, 3))
 
 
 def joint_norms(weights: Sequence[Tensor], block: BlockShape, name: str = "the weight") -> Tensor:
@@ -66,16 +72,15 @@ def random_scores(grid: tuple[int, int], *seeds: int | str, device: torch.device
     return torch.rand(grid, generator=generator).to(device)
 
 
-def check_finite(norms: Tensor, what: str, step: int) -> Tensor:
-    """The norms themselves, if all are finite.
+def check_finite(norms: np.ndarray, what: str, step: int) -> None:
+    """Refuses norms of which one is NaN or infinite: a ranking by them would be arbitrary.
 
     Raises:
-        BlastError: if one is NaN or infinite; a ranking of such norms would be arbitrary.
+        BlastError: with the number of such blocks.
     """
-    if not bool(norms.isfinite().all()):
-        bad = int((~norms.isfinite()).sum())
+    if not np.isfinite(norms).all():
+        bad = int(np.count_nonzero(~np.isfinite(norms)))
         raise BlastError(
-            f"at step {step} {what} is NaN or infinite in {bad} of {norms.numel()} blocks, so no mask can be chosen; "
+            f"at step {step} {what} is NaN or infinite in {bad} of {norms.size} blocks, so no mask can be chosen; "
             "the training has diverged: lower the learning rate, or look for the first NaN in the loss."
         )
-    return norms

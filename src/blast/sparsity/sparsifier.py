@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
-from blast.sparsity.blocks import clear_dead_
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution import Execution
 from blast.sparsity.loop_checks import AccumulationCheck, check_held, check_modules
 from blast.sparsity.mask import block_budget, live_cost
@@ -25,7 +25,8 @@ from blast.sparsity.prune_and_grow import prune_and_grow
 from blast.sparsity.ranks import refuse_sharded, world_size
 from blast.sparsity.saved_state import STATE_FORMAT, check_state
 from blast.sparsity.schedule import swap_limit, target_sparsity
-from blast.sparsity.units import Unit, groups_of, units_of
+from blast.sparsity.unit_scores import unit_scores
+from blast.sparsity.units import groups_of, units_of
 
 
 class Sparsifier:
@@ -78,23 +79,27 @@ class Sparsifier:
         self.step_count = 0
         self.finished = False
         self.sparsity_target = target_sparsity(config, 0)
-        self._masks = [full_mask(unit) for unit in self._units]
+        # Masks are chosen and kept on the host; the matrices are cleared by copies of them.
+        self._device_masks = DeviceMasks(self._units)
+        self._take([full_mask(unit) for unit in self._units])
         if self.sparsity_target > 0:
-            self._masks = best_masks(self._units, self._masks, config, self.sparsity_target, step=0)
-        self._changed = True
+            self._take(best_masks(self._units, self._masks, config, self.sparsity_target, step=0))
         self._execution = Execution(model, optimizer, self._units, config, wrapped)
         self._clear_weights()
         self._accumulation = AccumulationCheck()
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
-        self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
+        self._execution.settle(self._masks, self.sparsity_achieved, self.finished)
         self._execution.watch(0, self.finished)
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The live blocks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor."""
-        return {target.name: self._masks[unit.index] for unit in self._units for target in unit.targets}
+        """The live blocks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor.
+
+        They are copies, where the matrices are: to write to them changes nothing.
+        """
+        return self._by_name(self._device_masks.live())
 
     @property
     def execution(self) -> str:
@@ -147,7 +152,7 @@ class Sparsifier:
         self._clear_dead()
         self.step_count += 1
         if due:
-            self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
+            self._execution.settle(self._masks, self.sparsity_achieved, self.finished)
         self._execution.watch(self.step_count, self.finished)
         self._accumulation.after_step(self._units)
 
@@ -156,7 +161,7 @@ class Sparsifier:
         if not self.finished:
             self._trim()
             self._clear_dead()
-            self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
+            self._execution.settle(self._masks, self.sparsity_achieved, self.finished)
 
     def to_sparse(self) -> None:
         """Hold and train live blocks alone from now on; to be called between two steps, not after `backward()`.
@@ -164,7 +169,7 @@ class Sparsifier:
         Raises:
             BlastError: if the optimizer cannot take the parameters; nothing is changed then.
         """
-        self._execution.enter(self._on_devices(), self.finished)
+        self._execution.enter(self._masks, self.finished)
         self._execution.watch(self.step_count, self.finished)
 
     def to_masked(self) -> None:
@@ -180,7 +185,7 @@ class Sparsifier:
         """
         matrices = {}
         for unit in self._units:
-            live = int(self._masks[unit.index].sum())
+            live = live_cost([self._masks[unit.index]], [1])
             for target in unit.targets:
                 matrices[target.name] = {
                     "role": target.role,
@@ -208,7 +213,7 @@ class Sparsifier:
             "execution": self.execution,
             "world_size": world_size(),
             "sparsity_target": self.sparsity_target,
-            "masks": {name: mask.detach().cpu().clone() for name, mask in self.masks.items()},
+            "masks": {name: mask.clone() for name, mask in self._by_name(self._masks).items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -218,33 +223,32 @@ class Sparsifier:
             BlastError: if the state was saved under another config, by another number of processes, or for other
                 matrices.
         """
-        check_state(state, self.config, self.masks)
-        for unit in self._units:
-            old = self._masks[unit.index]
-            self._masks[unit.index] = state["masks"][unit.targets[0].name].to(old.device, torch.bool, copy=True)
+        check_state(state, self.config, self._by_name(self._masks))
+        saved = [state["masks"][unit.targets[0].name] for unit in self._units]
+        self._take([mask.to("cpu", torch.bool, copy=True) for mask in saved])
         self.step_count = int(state["step_count"])
         self.finished = bool(state["finished"])
         self.sparsity_target = float(state["sparsity_target"])
         if state["execution"] == "masked":
             self._execution.leave()
         elif self.execution == "sparse":
-            self._execution.repack(self._on_devices())
+            self._execution.repack(self._masks)
         else:
-            self._execution.enter(self._on_devices(), self.finished)
+            self._execution.enter(self._masks, self.finished)
         self._execution.watch(self.step_count, self.finished)
         self._changed = self.execution == "masked"
 
     def _update(self, step: int) -> None:
         """Choose new masks for a step, group by group."""
         self.sparsity_target = target_sparsity(self.config, step)
+        scores = unit_scores(self._units, self._masks, self.config, step, grow=self.config.grow != "none")
         masks = list(self._masks)
         for group in self._groups:
             costs = [unit.cost for unit in group]
-            grows = self.config.grow != "none"
             chosen = prune_and_grow(
-                live=[self._mask_on_device(unit) for unit in group],
-                keep_scores=[unit.keep_scores(self.config, step) for unit in group],
-                grow_scores=[unit.grow_scores(self.config, step) for unit in group] if grows else None,
+                live=[self._masks[unit.index] for unit in group],
+                keep_scores=[scores.keep[unit.index] for unit in group],
+                grow_scores=None if scores.grow is None else [scores.grow[unit.index] for unit in group],
                 budget=block_budget([unit.blocks for unit in group], costs, self.sparsity_target),
                 grow=self.config.grow,
                 swap_limit=swap_limit(self.config, step),
@@ -252,15 +256,18 @@ class Sparsifier:
             )
             for unit, mask in zip(group, chosen, strict=True):
                 masks[unit.index] = mask
-        self._masks = masks
-        self._changed = True
+        self._take(masks)
 
     def _trim(self) -> None:
         """Cut the masks to the exact final budget and fix them."""
         self.sparsity_target = self.config.sparsity
-        live = [self._mask_on_device(unit) for unit in self._units]
-        self._masks = best_masks(self._units, live, self.config, self.sparsity_target, self.step_count)
+        self._take(best_masks(self._units, self._masks, self.config, self.sparsity_target, self.step_count))
         self.finished = True
+
+    def _take(self, masks: list[Tensor]) -> None:
+        """Takes new masks, on the host."""
+        self._masks = masks
+        self._device_masks.take(masks)
         self._changed = True
 
     @torch.no_grad()
@@ -268,39 +275,24 @@ class Sparsifier:
         """Clear gradients in every step; state and weights only after the mask changed, since nothing revives them."""
         if self.execution == "sparse":
             if self._changed:
-                self._execution.repack(self._on_devices())
-            self._changed = False
-            return
-        for unit in self._units:
-            mask = self._mask_on_device(unit)
-            for target in unit.matrices:
-                if target.gradient is not None:
-                    clear_dead_(target.gradient, mask, unit.block)
+                self._execution.repack(self._masks)
+        else:
+            for unit, dead in zip(self._units, self._device_masks.dead(), strict=True):
+                unit.clear_dead_gradient(dead)
                 if self._changed:
-                    parameter = target.parameter
-                    for value in self.optimizer.state.get(parameter, {}).values():
-                        if isinstance(value, Tensor) and value.shape == parameter.shape:
-                            clear_dead_(target.as_out_in(value), mask, unit.block)
-        if self._changed:
-            self._clear_weights()
+                    unit.clear_dead_state(dead, self.optimizer)
+            if self._changed:
+                self._clear_weights()
         self._changed = False
 
     @torch.no_grad()
     def _clear_weights(self) -> None:
-        if self.execution == "sparse":
-            return
-        for unit in self._units:
-            unit.clear_dead(self._mask_on_device(unit))
+        if self.execution == "masked":
+            for unit, dead in zip(self._units, self._device_masks.dead(), strict=True):
+                unit.clear_dead(dead)
 
-    def _mask_on_device(self, unit: Unit) -> Tensor:
-        """The unit's mask, moved along if the model was moved."""
-        device = unit.device
-        if self._masks[unit.index].device != device:
-            self._masks[unit.index] = self._masks[unit.index].to(device)
-        return self._masks[unit.index]
-
-    def _on_devices(self) -> list[Tensor]:
-        return [self._mask_on_device(unit) for unit in self._units]
+    def _by_name(self, masks: list[Tensor]) -> dict[str, Tensor]:
+        return {target.name: masks[unit.index] for unit in self._units for target in unit.targets}
 
     def _after_optimizer(self) -> None:
         self._accumulation.after_optimizer()

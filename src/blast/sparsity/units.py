@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 from blast.layers.recognise import Target, match_linears, split_dense
-from blast.layers.repack import norms_of
-from blast.sparsity.blocks import BlockShape, block_grid, clear_dead_
+from blast.sparsity.blocks import BlockShape, block_grid, fill_dead_, tiles
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.ranks import mean_over_ranks_
-from blast.sparsity.scores import block_norms, check_finite, mean_norms, random_scores
+from blast.sparsity.scores import block_squares
 
 
 @dataclass
@@ -76,43 +74,62 @@ class Unit:
     @property
     def device(self) -> torch.device:
         """Where its matrices are."""
-        return self.parameters[0].device
+        return parameter_of(self.matrices[0]).device
 
-    def keep_scores(self, config: SparsifyConfig, step: int) -> Tensor:
-        """Scores `[rows, cols]` to keep blocks by; a random order is drawn once, so that such masks are nested."""
-        if config.keep_score == "random":
-            return random_scores(self.grid, config.seed, "keep", self.index, device=self.device)
-        norms = mean_over_ranks_(mean_norms([self._weight_norms(target) for target in self.matrices]))
-        return check_finite(norms, f"the weight of {self.name}", step)
+    def weight_squares(self) -> list[Tensor]:
+        """Sum of squares of the blocks of each matrix, float32: `[rows, cols]`, or `[nnz]` if only live ones exist."""
+        squares = []
+        for target in self.matrices:
+            if isinstance(target.module, BlockLinear):
+                squares.append(target.module.values.detach().float().square().sum(dim=(1, 2)))
+            else:
+                squares.append(block_squares(tiles(target.parameter, self.block, transposed=target.transposed)))
+        return squares
 
-    def grow_scores(self, config: SparsifyConfig, step: int) -> Tensor:
-        """Scores `[rows, cols]` to grow blocks by; a random order is drawn anew in each step."""
-        if config.grow_score == "random":
-            return random_scores(self.grid, config.seed, "grow", step, self.index, device=self.device)
-        gradients = [self.dense_gradient(target) for target in self.matrices]
-        if any(gradient is None for gradient in gradients):
-            raise BlastError(
-                f"{self.name} has no gradient at the mask update of step {step}; "
-                "call sparsifier.step() after backward() and before zero_grad(), and leave its weight trainable."
-            )
-        norms = mean_over_ranks_(mean_norms([block_norms(gradient, self.block) for gradient in gradients]))
-        return check_finite(norms, f"the gradient of {self.name}", step)
+    def gradient_squares(self, step: int) -> list[Tensor]:
+        """Sum of squares of the blocks of each matrix's dense gradient `[rows, cols]`, float32.
+
+        Raises:
+            BlastError: if a matrix has no gradient.
+        """
+        squares = []
+        for target in self.matrices:
+            if isinstance(target.module, BlockLinear):
+                gradient, turned = self.dense_gradient(target), False
+            else:
+                gradient, turned = target.parameter.grad, target.transposed
+            if gradient is None:
+                raise BlastError(
+                    f"{self.name} has no gradient at the mask update of step {step}; "
+                    "call sparsifier.step() after backward() and before zero_grad(), and leave its weight trainable."
+                )
+            squares.append(block_squares(tiles(gradient, self.block, transposed=turned)))
+        return squares
 
     def dense_gradient(self, target: Target) -> Tensor | None:
-        """The gradient `[out, in]` of a matrix; in the sparse state it is there at mask updates alone."""
-        if not isinstance(target.module, BlockLinear):
-            return target.gradient
-        return None if target.module.watch is None else target.module.watch.total
+        """The dense gradient `[out, in]` of a block-sparse matrix, which is there at mask updates alone."""
+        watch = target.module.watch
+        return None if watch is None else watch.total
 
-    def _weight_norms(self, target: Target) -> Tensor:
-        if isinstance(target.module, BlockLinear):
-            return norms_of(target.module.values.detach(), target.module.index.index)
-        return block_norms(target.weight, self.block)
-
-    def clear_dead(self, mask: Tensor) -> None:
-        """Set the weights in dead blocks to zero."""
+    def clear_dead(self, dead: Tensor) -> None:
+        """Set the weights in dead blocks to zero; `dead` as for `fill_dead_`, here and below."""
         for target in self.matrices:
-            clear_dead_(target.weight, mask, self.block)
+            fill_dead_(target.parameter, dead, self.block, target.transposed)
+
+    def clear_dead_gradient(self, dead: Tensor) -> None:
+        """Set the gradients of dead blocks to zero."""
+        for target in self.matrices:
+            gradient = target.parameter.grad
+            if gradient is not None:
+                fill_dead_(gradient, dead, self.block, target.transposed)
+
+    def clear_dead_state(self, dead: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Set what an optimizer keeps of dead blocks to zero."""
+        for target in self.matrices:
+            parameter = target.parameter
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    fill_dead_(value, dead, self.block, target.transposed)
 
 
 def parameter_of(target: Target) -> nn.Parameter:

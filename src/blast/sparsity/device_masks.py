@@ -1,0 +1,52 @@
+"""The masks where the matrices are: copies of those on the host, made in one transfer when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from blast_kernels.packed_upload import upload
+from torch import Tensor
+
+from blast.sparsity.units import Unit
+
+
+class DeviceMasks:
+    """Copies of the masks of a model's units on the devices of these.
+
+    Args:
+        units: All units of the model.
+    """
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self._units = units
+        self._masks: list[Tensor] = []
+        self._live: list[Tensor] = []
+        self._dead: list[Tensor] = []
+
+    def take(self, masks: Sequence[Tensor]) -> None:
+        """Takes new masks, bool `[rows, cols]` on the host; nothing is copied yet."""
+        self._masks = list(masks)
+        self._live, self._dead = [], []
+
+    def live(self) -> list[Tensor]:
+        """The masks `[rows, cols]`, true where a block is live; moved along if the model was moved."""
+        if not self._in_place(self._live):
+            self._live = self._copies([mask.numpy() for mask in self._masks])
+        return self._live
+
+    def dead(self) -> list[Tensor]:
+        """Masks `[rows, 1, cols, 1]`, true where a block is dead, as `fill_dead_` takes them."""
+        if not self._in_place(self._dead):
+            self._dead = self._copies([~mask.numpy()[:, None, :, None] for mask in self._masks])
+        return self._dead
+
+    def _in_place(self, copies: list[Tensor]) -> bool:
+        return bool(copies) and all(c.device == unit.device for c, unit in zip(copies, self._units, strict=True))
+
+    def _copies(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        copies: dict[int, Tensor] = {}
+        for device in dict.fromkeys(unit.device for unit in self._units):
+            there = [unit.index for unit in self._units if unit.device == device]
+            copies |= zip(there, upload([arrays[place] for place in there], device), strict=True)
+        return [copies[place] for place in range(len(arrays))]
