@@ -51,5 +51,25 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Ten
     return tensors
 
 
+def upload_by_device(
+    groups: Sequence[tuple[torch.device, Sequence[np.ndarray]]],
+) -> list[list[Tensor]]:
+    """`upload` of groups of arrays that are meant for several devices, in one transfer to each.
+
+    Args:
+        groups: A device and arrays for it.
+
+    Returns:
+        The tensors of each group.
+    """
+    tensors: list[list[Tensor]] = [[] for _ in groups]
+    for device in dict.fromkeys(device for device, _ in groups):
+        there = [place for place, group in enumerate(groups) if group[0] == device]
+        parts = iter(upload([array for place in there for array in groups[place][1]], device))
+        for place in there:
+            tensors[place] = [next(parts) for _ in groups[place][1]]
+    return tensors
+
+
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype

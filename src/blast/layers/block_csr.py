@@ -6,12 +6,14 @@ column of each. Within a block row the columns ascend.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from blast_kernels.packed_upload import upload
 from torch import Tensor
 
 from blast.errors import BlastError
+from blast.layers.host_index import HostIndex
 from blast.sparsity.blocks import BlockShape, tiles
 
 
@@ -35,13 +37,48 @@ class BlockIndex:
     col_indices: Tensor
     shape: tuple[int, int]
     block: BlockShape
+    # The same on the host; None on the meta device.
+    host: HostIndex | None = field(init=False, repr=False, default=None)
+    # Row and column of each block where the index is, if they were given with it.
+    _coordinates: tuple[Tensor, Tensor] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "block", BlockShape(*self.block))
         _check_layout(self)
         if not self.row_offsets.is_meta:
-            _check_contents(self)
+            # Copies, so that writing to the tensors (load_state_dict) leaves an index that shares them alone.
+            host = HostIndex(*(tensor.cpu().numpy().copy() for tensor in (self.row_offsets, self.col_indices)))
+            host.check(self.grid[1])
+            object.__setattr__(self, "host", host)
+
+    @classmethod
+    def known(
+        cls,
+        host: HostIndex,
+        row_offsets: Tensor,
+        col_indices: Tensor,
+        shape: tuple[int, int],
+        block: BlockShape,
+        coordinates: tuple[Tensor, Tensor] | None = None,
+    ) -> BlockIndex:
+        """An index that needs no check, since it was made on the host: no GPU is waited for.
+
+        Args:
+            host: The index.
+            row_offsets: A copy of it on any device.
+            col_indices: Likewise.
+            shape: As for the class.
+            block: As for the class.
+            coordinates: Block row and block column of each live block, `[nnz]`, int64, if they are at hand.
+        """
+        index = object.__new__(cls)
+        values = (row_offsets, col_indices, tuple(shape), BlockShape(*block), host, coordinates)
+        for name, value in zip(
+            ("row_offsets", "col_indices", "shape", "block", "host", "_coordinates"), values, strict=True
+        ):
+            object.__setattr__(index, name, value)
+        return index
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -71,20 +108,26 @@ class BlockIndex:
             BlastError: if the mask does not tile the shape.
         """
         block = block_of(mask, shape)
-        row_offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
-        row_offsets[1:] = mask.sum(dim=1).cumsum(0)
-        col_indices = mask.nonzero()[:, 1].to(torch.int32)  # row by row, ascending
-        return cls(row_offsets, col_indices, shape, block)
+        host = HostIndex.of(mask.cpu().numpy())
+        row_offsets, col_indices = (torch.tensor(array, device=mask.device) for array in host)
+        return cls.known(host, row_offsets, col_indices, shape, block)
 
     def row_indices(self) -> Tensor:
         """Block row of each live block: `[nnz]`, int64."""
+        return self.coordinates()[0]
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Block row and block column of each live block: both `[nnz]`, int64."""
+        if self._coordinates is not None:
+            return self._coordinates
         rows = torch.arange(self.grid[0], device=self.row_offsets.device)
-        return torch.repeat_interleave(rows, self.row_offsets.diff().long(), output_size=self.nnz)
+        rows = torch.repeat_interleave(rows, self.row_offsets.diff().long(), output_size=self.nnz)
+        return rows, self.col_indices.long()
 
     def mask(self) -> Tensor:
         """The mask `[out / b_out, in / b_in]`, bool."""
         mask = torch.zeros(self.grid, dtype=torch.bool, device=self.row_offsets.device)
-        mask[self.row_indices(), self.col_indices.long()] = True
+        mask[self.coordinates()] = True
         return mask
 
     def transpose(self) -> tuple[BlockIndex, Tensor]:
@@ -93,21 +136,22 @@ class BlockIndex:
         Returns:
             The index of `Wᵀ`, and `order [nnz]`, int32: block `n` of `Wᵀ` is `values[order[n]]`, transposed.
         """
-        rows, cols = self.grid
-        order = torch.argsort(self.col_indices.long() * max(rows, 1) + self.row_indices())
-        counts = torch.bincount(self.col_indices.long(), minlength=cols)
-        offsets = torch.zeros(cols + 1, dtype=torch.int32, device=self.row_offsets.device)
-        offsets[1:] = counts.cumsum(0)
-        indices = self.row_indices()[order].to(torch.int32)
-        turned = BlockIndex(offsets, indices, (self.shape[1], self.shape[0]), BlockShape(*reversed(self.block)))
-        return turned, order.to(torch.int32)
+        cols, shape, block = self.grid[1], self.shape[::-1], BlockShape(*reversed(self.block))
+        if self.host is None:
+            offsets = self.row_offsets.new_empty(cols + 1)
+            return BlockIndex(offsets, torch.empty_like(self.col_indices), shape, block), self.col_indices.clone()
+        host, order = self.host.turned(cols)
+        offsets, indices, order = upload([*host, order], self.row_offsets.device)
+        return BlockIndex.known(host, offsets, indices, shape, block), order
 
     def to(self, device: torch.device | str) -> BlockIndex:
         """The same index on another device; itself if it is there already."""
         offsets, indices = self.row_offsets.to(device), self.col_indices.to(device)
         if offsets is self.row_offsets and indices is self.col_indices:
             return self
-        return BlockIndex(offsets, indices, self.shape, self.block)
+        if offsets.is_meta or self.host is None:
+            return BlockIndex(offsets, indices, self.shape, self.block)
+        return BlockIndex.known(self.host, offsets, indices, self.shape, self.block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,13 +192,13 @@ class BlockCSR:
         if index is None:
             index = BlockIndex.from_mask(mask.to(weight.device), tuple(weight.shape))
         blocks = tiles(weight, index.block).transpose(1, 2)  # [rows, cols, b_out, b_in]
-        return cls(index, blocks[index.row_indices(), index.col_indices.long()].contiguous())
+        return cls(index, blocks[index.coordinates()].contiguous())
 
     def to_dense(self) -> Tensor:
         """The dense matrix `[out, in]`: live blocks bit by bit, exact zeros elsewhere; differentiable."""
         rows, cols = self.index.grid
         empty = self.values.new_zeros(rows, cols, *self.index.block)
-        blocks = empty.index_put((self.index.row_indices(), self.index.col_indices.long()), self.values)
+        blocks = empty.index_put(self.index.coordinates(), self.values)
         return blocks.transpose(1, 2).reshape(self.index.shape)
 
     def mask(self) -> Tensor:
@@ -205,26 +249,3 @@ def _check_layout(index: BlockIndex) -> None:
         raise BlastError(
             f"row_offsets must have {rows + 1} entries for {rows} block rows, but has {index.row_offsets.numel()}."
         )
-
-
-def _check_contents(index: BlockIndex) -> None:
-    offsets, columns, cols = index.row_offsets, index.col_indices, index.grid[1]
-    first, last = int(offsets[0]), int(offsets[-1])
-    if first != 0 or last != index.nnz:
-        raise BlastError(
-            f"row_offsets must run from 0 to {index.nnz}, the number of blocks, but run from {first} to {last}."
-        )
-    shortest = int(offsets.diff().min())
-    if shortest < 0:
-        row = int(offsets.diff().argmin())
-        raise BlastError(f"row_offsets must not fall, but block row {row} has {shortest} blocks.")
-    if not index.nnz:
-        return
-    low, high = int(columns.min()), int(columns.max())
-    if low < 0 or high >= cols:
-        raise BlastError(f"col_indices must lie between 0 and {cols - 1}, but lie between {low} and {high}.")
-    places = index.row_indices() * cols + columns.long()
-    falls = (places.diff() <= 0).nonzero()
-    if falls.numel():
-        row = int(index.row_indices()[int(falls[0]) + 1])
-        raise BlastError(f"col_indices must ascend within a block row, but do not in block row {row}.")

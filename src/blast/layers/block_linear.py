@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import blast_kernels.ops  # noqa: F401  (registers torch.ops.blast.*)
 import torch
@@ -23,9 +24,10 @@ class IndexBuffers(nn.Module):
 
     Args:
         index: Where the blocks are.
+        turned: Offsets, indices and order of the transposed matrix (`BlockIndex.transpose`); made if left out.
     """
 
-    def __init__(self, index: BlockIndex) -> None:
+    def __init__(self, index: BlockIndex, turned: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         self.shape, self.block = index.shape, index.block
         self.register_buffer("row_offsets", index.row_offsets)
@@ -34,7 +36,10 @@ class IndexBuffers(nn.Module):
         for name in ("t_offsets", "t_indices", "t_order"):
             self.register_buffer(name, None, persistent=False)
         self._known: BlockIndex | None = index
-        self._transpose(index)
+        if turned is None:
+            self._transpose(index)
+        else:
+            self.t_offsets, self.t_indices, self.t_order = turned
 
     @property
     def index(self) -> BlockIndex:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import blast_kernels.train_ops  # noqa: F401  (registers torch.ops.blast.sparse_mlp_train)
+import numpy as np
 import torch
 from blast_kernels.train_plan import group_members
-from blast_kernels.train_records import train_lists
+from blast_kernels.train_records import train_arrays, train_lists
 from torch import Tensor
 
-from blast.layers.block_linear import BlockLinear
+from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.layers.host_index import HostIndex
 
 
 class MlpLists:
@@ -38,25 +41,50 @@ class MlpLists:
     @torch.compiler.disable
     def make(self, layers: list[BlockLinear]) -> None:
         """Makes the lists if they are not those of the present masks."""
-        indices = [tensor for layer in layers for tensor in (layer.row_offsets, layer.col_indices)]
-        versions = [-1 if tensor.is_inference() else tensor._version for tensor in indices]
+        indices = [layer.index for layer in layers]
+        made_of, versions = _state(indices)
         # The tensors themselves, not their ids: those of freed ones are given again.
-        same = len(indices) == len(self._made_of) and all(a is b for a, b in zip(indices, self._made_of, strict=True))
+        same = len(made_of) == len(self._made_of) and all(a is b for a, b in zip(made_of, self._made_of, strict=True))
         if same and versions == self._versions:
             return
-        *front, down = layers
-        tied = len(front) == 2 and front[0].index is front[1].index
+        *front, down = ((index.row_offsets, index.col_indices) for index in indices)
         with torch.inference_mode(False), torch.no_grad():
-            self.tensors = list(
-                train_lists(
-                    [(layer.row_offsets, layer.col_indices) for layer in front],
-                    (down.row_offsets, down.col_indices),
-                    front[0].in_features // front[0].block.cols,
-                    tied,
-                    partial(group_members, down.block.cols),
-                )
-            )
-        self._made_of, self._versions = indices, versions
+            self.tensors = list(train_lists(front, down, *_settings(layers)))
+        self._made_of, self._versions = made_of, versions
+
+    def take(self, tensors: list[Tensor], indices: Sequence[IndexBuffers]) -> None:
+        """Takes lists that were made elsewhere (`list_arrays`).
+
+        Args:
+            tensors: The lists, where the layers are.
+            indices: What they were made of: of gate (if any), up, down.
+        """
+        self.tensors = tensors
+        self._made_of, self._versions = _state(indices)
+
+
+def list_arrays(layers: list[BlockLinear], indices: Sequence[HostIndex]) -> list[np.ndarray]:
+    """The lists of an MLP under masks that its layers will have; those that were tied stay so.
+
+    Args:
+        layers: Gate (if any), up, down.
+        indices: On the host, of each layer.
+    """
+    *front, down = indices
+    return list(train_arrays(front, down, *_settings(layers)))
+
+
+def _settings(layers: list[BlockLinear]) -> tuple:
+    """What the lists depend on besides the masks."""
+    *front, down = layers
+    tied = len(front) == 2 and front[0].index is front[1].index
+    return front[0].in_features // front[0].block.cols, tied, partial(group_members, down.block.cols)
+
+
+def _state(indices: Sequence[IndexBuffers]) -> tuple[list[Tensor], list[int]]:
+    """The tensors that lists were made of, and how often each was written to."""
+    tensors = [tensor for index in indices for tensor in (index.row_offsets, index.col_indices)]
+    return tensors, [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def can_train(layers: list[BlockLinear]) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from blast_kernels.packed_upload import upload_by_device
 from torch import Tensor
 
 from blast.layers.block_csr import BlockCSR, BlockIndex
+from blast.layers.block_linear import IndexBuffers
+from blast.layers.host_index import HostIndex
+from blast.layers.mlp_training import list_arrays
+from blast.layers.sparse_mlp import TrainedMlp
 from blast.sparsity.blocks import tiles
 
 
@@ -17,44 +24,99 @@ class Moves:
 
     Attributes:
         index: The new layout.
-        into: Places of the blocks that both have, in the new layout.
-        source: The same blocks in the old one.
-        grown: Places of the blocks that only the new one has.
+        source: For each block of the new layout its place in the old one; any place for one that is grown. int64.
+        grown: Places of the blocks that only the new one has, int64.
+        grown_at: Block row and block column of these, int64.
     """
 
     index: BlockIndex
-    into: Tensor
     source: Tensor
     grown: Tensor
-
-    @classmethod
-    def between(cls, old: BlockIndex, new: BlockIndex) -> Moves:
-        """The moves from one layout of a matrix to another of the same blocks."""
-        rows, cols = old.grid
-        place = torch.full((rows * cols,), -1, device=new.col_indices.device)
-        place[_places(old, cols)] = torch.arange(old.nnz, device=place.device)
-        found = place[_places(new, cols)]
-        into = (found >= 0).nonzero()[:, 0]
-        return cls(new, into, found[into], (found < 0).nonzero()[:, 0])
+    grown_at: tuple[Tensor, Tensor]
 
     def carry(self, blocks: Tensor) -> Tensor:
         """Blocks `[nnz, b_out, b_in]` in the new layout; grown ones are zero, dropped ones are gone."""
-        out = blocks.new_zeros(self.index.nnz, *self.index.block)
-        out[self.into] = blocks[self.source]
-        return out
+        out = self._taken(blocks)
+        return out.index_fill_(0, self.grown, 0) if self.grown.numel() else out
 
     def carry_with(self, blocks: Tensor, dense: Tensor) -> Tensor:
         """`carry`, with the grown blocks taken from a dense matrix `[out, in]`."""
-        out = self.carry(blocks)
-        rows, cols = self.index.row_indices()[self.grown], self.index.col_indices.long()[self.grown]
-        out[self.grown] = tiles(dense, self.index.block).transpose(1, 2)[rows, cols].to(out.dtype)
-        return out
+        out = self._taken(blocks)
+        if not self.grown.numel():
+            return out
+        return out.index_copy_(0, self.grown, _blocks_at(dense, self.index, self.grown_at).to(out.dtype))
+
+    def _taken(self, blocks: Tensor) -> Tensor:
+        if not blocks.shape[0]:
+            return blocks.new_zeros(self.index.nnz, *self.index.block)
+        return blocks.index_select(0, self.source)
+
+
+def change_layouts(
+    changes: Mapping[IndexBuffers, np.ndarray], mlps: Sequence[TrainedMlp]
+) -> dict[IndexBuffers, tuple[IndexBuffers, Moves]]:
+    """New layouts for matrices, made on the host for all of them and copied in two transfers.
+
+    Args:
+        changes: For the buffers of an index a new mask, bool `[rows, cols]` on the host.
+        mlps: MLPs in training; those with a matrix whose layout changes are given the lists of their new layouts.
+
+    Returns:
+        For each of the old buffers, where masks differ, the new ones and the moves to them; the matrices hold them not
+        yet.
+    """
+    plans = {}
+    for old, mask in changes.items():
+        new = HostIndex.of(mask)
+        if not new.equals(old.index.host):
+            plans[old] = _Plan(old.index, new)
+    hit = [mlp for mlp in mlps if any(layer.index in plans for layer in mlp.layers)]
+    lists = []
+    for mlp in hit:
+        indices = [plans[x.index].new if x.index in plans else x.index.index.host for x in mlp.layers]
+        lists.append((mlp.layers[-1].values.device, list_arrays(mlp.layers, indices)))
+    # Apart from what follows from it, since it is saved with the model, and a part is saved with its whole memory.
+    saved = upload_by_device([(plan.device, plan.new) for plan in plans.values()])
+    made = upload_by_device([*((plan.device, plan.arrays()) for plan in plans.values()), *lists])
+    layouts = {old: plan.made(*parts) for (old, plan), *parts in zip(plans.items(), saved, made, strict=False)}
+    for mlp, tensors in zip(hit, made[len(plans) :], strict=True):
+        indices = [layouts[x.index][0] if x.index in layouts else x.index for x in mlp.layers]
+        mlp.lists.take(tensors, indices)
+    return layouts
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A new layout on the host, for a matrix of an old one."""
+
+    old: BlockIndex
+    new: HostIndex
+
+    @property
+    def device(self) -> torch.device:
+        return self.old.row_offsets.device
+
+    def arrays(self) -> list[np.ndarray]:
+        """What follows from the two layouts."""
+        rows, cols = self.old.grid
+        place = np.full(rows * cols, -1)
+        place[self.old.host.places(cols)] = np.arange(self.old.nnz)
+        found = place[self.new.places(cols)]
+        grown = np.flatnonzero(found < 0)
+        turned, order = self.new.turned(cols)
+        at = self.new.rows(), self.new.col_indices.astype(np.int64)
+        return [*turned, order, *at, np.maximum(found, 0), grown, at[0][grown], at[1][grown]]
+
+    def made(self, saved: Sequence[Tensor], parts: Sequence[Tensor]) -> tuple[IndexBuffers, Moves]:
+        """The layout from copies of `new` and of `arrays`."""
+        *turned, row, col, source, grown, grown_row, grown_col = parts
+        index = BlockIndex.known(self.new, *saved, self.old.shape, self.old.block, (row, col))
+        return IndexBuffers(index, turned), Moves(index, source, grown, (grown_row, grown_col))
 
 
 def gathered(dense: Tensor, index: BlockIndex) -> Tensor:
     """The live blocks `[nnz, b_out, b_in]` of a dense `[out, in]`."""
-    blocks = tiles(dense, index.block).transpose(1, 2)
-    return blocks[index.row_indices(), index.col_indices.long()].contiguous()
+    return _blocks_at(dense, index, index.coordinates()).contiguous()
 
 
 def scattered(blocks: Tensor, index: BlockIndex) -> Tensor:
@@ -62,12 +124,6 @@ def scattered(blocks: Tensor, index: BlockIndex) -> Tensor:
     return BlockCSR(index, blocks).to_dense()
 
 
-def norms_of(values: Tensor, index: BlockIndex) -> Tensor:
-    """Frobenius norm of each block of the whole matrix `[out / b_out, in / b_in]`, float32; zero where none is."""
-    norms = torch.zeros(index.grid, device=values.device)
-    norms[index.row_indices(), index.col_indices.long()] = values.float().square().sum(dim=(1, 2)).sqrt()
-    return norms
-
-
-def _places(index: BlockIndex, cols: int) -> Tensor:
-    return index.row_indices() * cols + index.col_indices.long()
+def _blocks_at(dense: Tensor, index: BlockIndex, places: tuple[Tensor, Tensor]) -> Tensor:
+    rows, cols = places
+    return tiles(dense, index.block)[rows, :, cols]

@@ -84,7 +84,7 @@ class SparseMlp(nn.Module):
         for hooks in HOOKS:
             setattr(self, hooks, getattr(original, hooks))
         self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
-        self._lists = MlpLists()
+        self.lists = MlpLists()
         self._packed: Packed | None = None
         self._dense: list[Tensor] | None = None
         self._ranges: Ranges = ()
@@ -106,7 +106,7 @@ class SparseMlp(nn.Module):
     @property
     def held(self) -> list[Tensor]:
         """Tensors that it holds besides those of its layers, some of which may be the layers' own."""
-        own = (*(self._packed or ()), *(self._dense or ()), *self._lists.tensors)
+        own = (*(self._packed or ()), *(self._dense or ()), *self.lists.tensors)
         return [tensor for tensor in own if tensor is not None]
 
     @property
@@ -171,7 +171,7 @@ class SparseMlp(nn.Module):
         layers = self.layers
         if not can_train(layers):
             return self.original.forward(x)
-        return run_training(x, layers, self._lists, self.activation)
+        return run_training(x, layers, self.lists, self.activation)
 
     @torch.compiler.disable
     def _train_outside_graph(self, x: Tensor) -> Tensor:
@@ -286,7 +286,7 @@ class TrainedMlp(SparseMlp):
         self._packed = self._dense = None
         layers = self.layers
         if can_train(layers) and not layers[0].values.is_meta:
-            self._lists.make(layers)
+            self.lists.make(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces."""

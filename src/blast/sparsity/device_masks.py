@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from blast_kernels.packed_upload import upload
+from blast_kernels.packed_upload import upload_by_device
 from torch import Tensor
 
 from blast.sparsity.units import Unit
@@ -45,8 +45,5 @@ class DeviceMasks:
         return bool(copies) and all(c.device == unit.device for c, unit in zip(copies, self._units, strict=True))
 
     def _copies(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        copies: dict[int, Tensor] = {}
-        for device in dict.fromkeys(unit.device for unit in self._units):
-            there = [unit.index for unit in self._units if unit.device == device]
-            copies |= zip(there, upload([arrays[place] for place in there], device), strict=True)
-        return [copies[place] for place in range(len(arrays))]
+        groups = [(unit.device, [array]) for unit, array in zip(self._units, arrays, strict=True)]
+        return [copies[0] for copies in upload_by_device(groups)]

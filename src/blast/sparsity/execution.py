@@ -39,6 +39,7 @@ class Execution:
         wrapped: bool,
     ) -> None:
         self.state = "masked"
+        self._watched = False
         self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
         self._break_even = self._choose(wrapped)
 
@@ -89,8 +90,10 @@ class Execution:
         due = not finished and step < self._config.final_step and step % self._config.update_every == 0
         if due and self._config.grow != "none":
             sparse_state.watch_gradients(self._units)
-        else:
+            self._watched = True
+        elif self._watched:
             sparse_state.end_watch(self._units)
+            self._watched = False
 
     def before_update(self, step: int) -> None:
         """Brings the watched gradients together over all processes, and checks them."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -22,15 +23,50 @@ def check_held(optimizer: torch.optim.Optimizer, units: Sequence[Unit]) -> None:
         )
 
 
-def check_modules(model: nn.Module, units: Sequence[Unit]) -> None:
-    """Raises if a matrix is no longer the one that a unit stands for."""
-    for unit in units:
-        for target in unit.targets:
-            if model.get_submodule(target.name) is not target.module:
+class ModuleCheck:
+    """Notices that a matrix was replaced.
+
+    Args:
+        model: Holds the units' matrices.
+        units: What a sparsifier works on; their modules may become others, if they are those of the model then.
+    """
+
+    def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
+        self._model, self._units = model, units
+        self._modules: list[nn.Module] = []
+        # Where each module on the way to a matrix hangs: to look at these is all there is to do in most steps.
+        self._ways: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
+
+    def check(self) -> None:
+        """Raises if a matrix is no longer the one that a unit stands for.
+
+        Raises:
+            BlastError: with its name.
+        """
+        targets = [target for unit in self._units for target in unit.targets]
+        modules = [target.module for target in targets]
+        same = len(modules) == len(self._modules) and all(map(operator.is_, modules, self._modules))
+        if same and all(children.get(name) is child for children, name, child in self._ways):
+            return
+        for target in targets:
+            if self._model.get_submodule(target.name) is not target.module:
                 raise BlastError(
                     f"'{target.name}' was replaced after the Sparsifier was made (by blast.to_sparse?); "
                     "finish the training before converting, or make a new Sparsifier and optimizer."
                 )
+        self._ways = [way for target in targets for way in self._way_to(target.name)]
+        # Behind a wrapper that passes names on (torch.compile) the way is not known, and each step asks the model.
+        ends = {id(child) for _, _, child in self._ways}
+        self._modules = modules if all(id(module) in ends for module in modules) else []
+
+    def _way_to(self, name: str) -> Iterator[tuple[dict[str, nn.Module | None], str, nn.Module | None]]:
+        module: nn.Module | None = self._model
+        for part in name.split("."):
+            if module is None:
+                return
+            children = module._modules
+            module = children.get(part)
+            yield children, part, module
 
 
 class AccumulationCheck:

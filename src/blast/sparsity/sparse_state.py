@@ -18,11 +18,11 @@ from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.convert import to_dense, to_sparse
 from blast.layers.dense_gradient import DenseGradient
 from blast.layers.fuse import fuse_for_training
-from blast.layers.repack import Moves, gathered, scattered
+from blast.layers.repack import change_layouts, gathered, scattered
 from blast.layers.sparse_mlp import TrainedMlp
 from blast.layers.target import Target
 from blast.sparsity.optimizer_state import check_optimizer, replace_parameter
-from blast.sparsity.ranks import mean_over_ranks_
+from blast.sparsity.ranks import BUCKET, mean_over_ranks_
 from blast.sparsity.units import Unit, parameter_of
 
 # Largest relative difference of the two ways to the gradient of live blocks, both rounded in half precision.
@@ -85,12 +85,14 @@ def repack(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[U
 
     Grown blocks get their gradient of this step, if it was watched; the watch ends.
     """
-    for unit, mask in zip(units, masks, strict=True):
-        before = unit.targets[0].module.index.index
-        if torch.equal(before.mask(), mask):
+    mlps = [module for module in model.modules() if isinstance(module, TrainedMlp)]
+    wanted = {unit.targets[0].module.index: mask.numpy() for unit, mask in zip(units, masks, strict=True)}
+    layouts = change_layouts(wanted, mlps)
+    for unit in units:
+        before = unit.targets[0].module.index
+        if before not in layouts:
             continue
-        moves = Moves.between(before, BlockIndex.from_mask(mask, unit.shape))
-        shared = IndexBuffers(moves.index)
+        shared, moves = layouts[before]
         new: dict[int, nn.Parameter] = {}
         for target in unit.matrices:
             values, dense = target.module.values, unit.dense_gradient(target)
@@ -104,9 +106,8 @@ def repack(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[U
             layer._parameters["values"] = new[id(layer.values)]
             layer.index = shared
     end_watch(units)
-    for module in model.modules():
-        if isinstance(module, TrainedMlp):
-            module.pack()
+    for mlp in mlps:
+        mlp.pack()
 
 
 def settle(units: Sequence[Unit], settled: bool) -> None:
@@ -135,20 +136,48 @@ def finish_gradients(units: Sequence[Unit], step: int) -> None:
     Raises:
         BlastError: if the gradients of live blocks were changed since `backward()`.
     """
-    for unit in units:
-        for target in unit.matrices:
-            layer = target.module
-            if layer.watch is None or layer.watch.total is None or layer.values.grad is None:
-                continue
-            total = mean_over_ranks_(layer.watch.total)
-            given, ours = layer.values.grad, gathered(total, layer.index.index)
-            difference, size = (given.float() - ours.float()).norm(), given.float().norm()
-            # Written so that a gradient that is not finite passes: the choice of the mask names it.
-            if bool(difference > SAME_GRADIENT * size):
-                raise BlastError(
-                    f"at the mask update of step {step} the gradient of '{target.name}' is not that of the backward "
-                    "passes before it; call sparsifier.step() right after backward(), before scaling or clipping."
-                )
+    watched = [
+        (target.name, target.module)
+        for unit in units
+        for target in unit.matrices
+        if target.module.watch is not None
+        and target.module.watch.total is not None
+        and target.module.values.grad is not None
+    ]
+    for _, layer in watched:
+        mean_over_ranks_(layer.watch.total)
+    for (name, _), (difference, size) in zip(watched, _disagreements([layer for _, layer in watched]), strict=True):
+        # Written so that a gradient that is not finite passes: the choice of the mask names it.
+        if difference > SAME_GRADIENT * size:
+            raise BlastError(
+                f"at the mask update of step {step} the gradient of '{name}' is not that of the backward "
+                "passes before it; call sparsifier.step() right after backward(), before scaling or clipping."
+            )
+
+
+def _disagreements(layers: Sequence[BlockLinear]) -> list[tuple[float, float]]:
+    """By how much the watched gradient of each layer differs from its gradient, and the norm of that.
+
+    A few layers at a time, since each takes one more copy of its gradient; no result is waited for before all are made.
+    """
+    norms: list[Tensor] = []
+    first = 0
+    while first < len(layers):
+        last, elements, device = first, 0, layers[first].values.device
+        while last < len(layers) and layers[last].values.device == device and elements < BUCKET:
+            elements += layers[last].values.numel()
+            last += 1
+        part = layers[first:last]
+        given = [layer.values.grad.float() for layer in part]
+        ours = [gathered(layer.watch.total, layer.index.index).float() for layer in part]
+        torch._foreach_sub_(ours, given)
+        norms.append(torch.stack([*torch._foreach_norm(ours), *torch._foreach_norm(given)]))
+        first = last
+    pairs = []
+    for norm in norms:
+        both = norm.tolist()
+        pairs += zip(both[: len(both) // 2], both[len(both) // 2 :], strict=True)
+    return pairs
 
 
 def end_watch(units: Sequence[Unit]) -> None:

@@ -18,7 +18,7 @@ from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution import Execution
-from blast.sparsity.loop_checks import AccumulationCheck, check_held, check_modules
+from blast.sparsity.loop_checks import AccumulationCheck, ModuleCheck, check_held
 from blast.sparsity.mask import block_budget, live_cost
 from blast.sparsity.one_shot import best_masks, full_mask
 from blast.sparsity.prune_and_grow import prune_and_grow
@@ -86,7 +86,7 @@ class Sparsifier:
             self._take(best_masks(self._units, self._masks, config, self.sparsity_target, step=0))
         self._execution = Execution(model, optimizer, self._units, config, wrapped)
         self._clear_weights()
-        self._accumulation = AccumulationCheck()
+        self._accumulation, self._modules = AccumulationCheck(), ModuleCheck(model, self._units)
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
@@ -140,7 +140,7 @@ class Sparsifier:
             BlastError: at a mask update, if a gradient is missing, NaN or infinite, or still being summed up over
                 micro-batches; or if the matrices were replaced.
         """
-        check_modules(self.model, self._units)
+        self._modules.check()
         due = self.update_due
         if due:
             self._accumulation.before_update(self._units, self.step_count)

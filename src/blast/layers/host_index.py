@@ -1,0 +1,87 @@
+"""Where the live blocks of a matrix are, as arrays of the host: there the index is made and checked.
+
+It takes many small steps, each of which would cost a GPU a launch, and some a wait for the result.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from blast.errors import BlastError
+
+
+class HostIndex(NamedTuple):
+    """A block-CSR index; see `BlockIndex`.
+
+    Attributes:
+        row_offsets: `[rows + 1]`, int32.
+        col_indices: `[nnz]`, int32.
+    """
+
+    row_offsets: np.ndarray
+    col_indices: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> HostIndex:
+        """The index of a mask, bool `[rows, cols]`."""
+        rows, cols = np.nonzero(mask)  # row by row, ascending
+        return cls(_offsets(np.bincount(rows, minlength=mask.shape[0])), cols.astype(np.int32))
+
+    def rows(self) -> np.ndarray:
+        """Block row of each live block: `[nnz]`, int64."""
+        return np.repeat(np.arange(self.row_offsets.size - 1), np.diff(self.row_offsets))
+
+    def places(self, cols: int) -> np.ndarray:
+        """Number of each live block among all blocks of the matrix, row by row: `[nnz]`, int64."""
+        return self.rows() * cols + self.col_indices
+
+    def equals(self, other: HostIndex) -> bool:
+        """Whether both say the same."""
+        return all(np.array_equal(ours, theirs) for ours, theirs in zip(self, other, strict=True))
+
+    def turned(self, cols: int) -> tuple[HostIndex, np.ndarray]:
+        """The index of the transposed matrix.
+
+        Args:
+            cols: Block columns of this one.
+
+        Returns:
+            That index, and `order [nnz]`, int32: which block of this matrix each block of it is.
+        """
+        # Sorted by column already within a row, so that a stable sort by column leaves the rows ascending.
+        order = np.argsort(self.col_indices, kind="stable")
+        offsets = _offsets(np.bincount(self.col_indices, minlength=cols))
+        return HostIndex(offsets, self.rows()[order].astype(np.int32)), order.astype(np.int32)
+
+    def check(self, cols: int) -> None:
+        """Raises unless it is an index of a matrix with so many block columns.
+
+        Raises:
+            BlastError: with the expected and the actual value.
+        """
+        offsets, columns = self
+        first, last, lengths = int(offsets[0]), int(offsets[-1]), np.diff(offsets)
+        if first != 0 or last != columns.size:
+            raise BlastError(
+                f"row_offsets must run from 0 to {columns.size}, the number of blocks, but run from {first} to {last}."
+            )
+        if lengths.min() < 0:
+            row = int(lengths.argmin())
+            raise BlastError(f"row_offsets must not fall, but block row {row} has {lengths[row]} blocks.")
+        if not columns.size:
+            return
+        low, high = int(columns.min()), int(columns.max())
+        if low < 0 or high >= cols:
+            raise BlastError(f"col_indices must lie between 0 and {cols - 1}, but lie between {low} and {high}.")
+        falls = np.flatnonzero(np.diff(self.places(cols)) <= 0)
+        if falls.size:
+            row = int(self.rows()[falls[0] + 1])
+            raise BlastError(f"col_indices must ascend within a block row, but do not in block row {row}.")
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    offsets = np.zeros(counts.size + 1, dtype=np.int32)
+    counts.cumsum(out=offsets[1:])
+    return offsets
