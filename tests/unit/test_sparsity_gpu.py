@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from sparsity_models import assert_dead_blocks_are_zero, tiny_gpt2
+from switch_cases import nano_loss, sparsify, steps
 
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import one_shot_masks
@@ -35,3 +38,24 @@ def test_random_masks_are_the_same_on_a_gpu_and_a_cpu():
     config = SparsifyConfig(sparsity=0.75, block=16, steps=8, keep_score="random", ranking="model")
     cpu, gpu = one_shot_masks(tiny_gpt2(), config), one_shot_masks(tiny_gpt2().cuda(), config)
     assert all(torch.equal(mask, gpu[name].cpu()) for name, mask in cpu.items())
+
+
+@pytest.mark.parametrize(("execution", "waits"), [("masked", 1), ("sparse", 2)])
+def test_the_gpu_is_waited_for_once_or_twice_in_a_mask_update_and_in_no_other_step(execution, waits):
+    sparsifier = sparsify("gpt2-nano", device="cuda", execution=execution, initial_sparsity=0.5, grow="swap")
+    steps(sparsifier, 4)
+    seen = []
+    for _ in range(2):
+        sparsifier.optimizer.zero_grad()
+        nano_loss(sparsifier.model, sparsifier.step_count).backward()
+        due = sparsifier.update_due
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                sparsifier.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        seen.append((due, sum("synchronizing" in str(warning.message) for warning in caught)))
+        sparsifier.optimizer.step()
+    assert seen == [(True, waits), (False, 0)]

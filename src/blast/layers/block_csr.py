@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from blast_kernels.packed_upload import upload
 from torch import Tensor
 
 from blast.errors import BlastError
@@ -141,7 +140,7 @@ class BlockIndex:
             offsets = self.row_offsets.new_empty(cols + 1)
             return BlockIndex(offsets, torch.empty_like(self.col_indices), shape, block), self.col_indices.clone()
         host, order = self.host.turned(cols)
-        offsets, indices, order = upload([*host, order], self.row_offsets.device)
+        offsets, indices, order = (torch.tensor(a, device=self.row_offsets.device) for a in (*host, order))
         return BlockIndex.known(host, offsets, indices, shape, block), order
 
     def to(self, device: torch.device | str) -> BlockIndex:

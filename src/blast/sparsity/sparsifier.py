@@ -115,7 +115,7 @@ class Sparsifier:
 
     @property
     def update_due(self) -> bool:
-        """Whether the coming `step()` chooses masks anew, or fixes them."""
+        """Whether the coming `step()` chooses masks anew, or fixes them; execution changes in such steps alone."""
         last = self.step_count >= self.config.final_step
         return not self.finished and (last or self.step_count % self.config.update_every == 0)
 
