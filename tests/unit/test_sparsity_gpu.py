@@ -56,6 +56,6 @@ def test_the_gpu_is_waited_for_once_or_twice_in_a_mask_update_and_in_no_other_st
                 sparsifier.step()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        seen.append((due, sum("synchronizing" in str(warning.message) for warning in caught)))
+        seen.append((due, sum("called a synchronizing" in str(warning.message) for warning in caught)))
         sparsifier.optimizer.step()
     assert seen == [(True, waits), (False, 0)]
