@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
+from blast.experiment.layout import GridFolder
+from blast.experiment.mask_export import export_masks
 from blast.experiment.record import read_json, write_json
 from blast.experiment.rows import Record, Row, describe_run, read_grid, read_rows, record_rows, run_id, write_rows
 
@@ -134,12 +136,14 @@ def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_di
 
 
 def export_grid(grid_dir: Path, recorded_dir: Path) -> list[Path]:
-    """Exports every record of a grid with its language metrics; see `export`.
+    """Exports every record of a grid with its language metrics, see `export`, and the masks that are here.
 
     Raises:
-        BlastError: if there is no record, or one is damaged.
+        BlastError: if there is no record, or one is damaged, or the masks of one are not those that it names.
     """
     entries = list(read_grid(grid_dir))
     if not entries:
         raise BlastError(f"{grid_dir}: there are no records to export; run the grid first.")
-    return export(entries, recorded_dir)
+    folder = GridFolder(Path(grid_dir))
+    masks = [export_masks(folder, record, _folder(recorded_dir, record)) for record, _ in entries]
+    return export(entries, recorded_dir) + [file for file in masks if file]
