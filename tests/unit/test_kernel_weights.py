@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_suite_case import CEILINGS, SMALL, masks_of
 
-from blast.benchmark import kernel_masks, kernel_providers, roofline
+from blast.benchmark import kernel_providers, roofline
 from blast.benchmark.kernel_weights import (
     MlpSize,
     dense_mlp,

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import fake_records as fake  # noqa: E402
+import fake_records as fake
 
-from blast.benchmark.mask_file import read_mask_file  # noqa: E402
-from blast.errors import BlastError  # noqa: E402
-from blast.experiment.cli import main  # noqa: E402
-from blast.experiment.export import export_grid  # noqa: E402
-from blast.experiment.layout import GridFolder  # noqa: E402
-from blast.experiment.mask_pictures import read_masks  # noqa: E402
-from blast.experiment.record import read_record  # noqa: E402
+from blast.benchmark.mask_file import read_mask_file
+from blast.errors import BlastError
+from blast.experiment.cli import main
+from blast.experiment.export import export_grid
+from blast.experiment.layout import GridFolder
+from blast.experiment.mask_pictures import read_masks
+from blast.experiment.record import read_record
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def export_masks(folder: GridFolder, record: Record, machine_dir: Path) -> Path 
 
     if digest_of(file) != record["result"]["artifacts"]["masks"]["digest"]:
         raise BlastError(
-            f"{file}: these masks are not the ones that the record of '{point['id']}' names; copy the folder of the run "
+            f"{file}: these masks are not those that the record of '{point['id']}' names; copy the folder of the run "
             "again, or delete them to export the record alone."
         )
     histories = read_masks(file)
