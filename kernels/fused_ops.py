@@ -179,10 +179,14 @@ def _block_rows(values: Tensor, gate: str) -> int:
 
 
 def _readable(x: Tensor, values: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    # Triton converts e4m3 from compute capability 8.9 on; older GPUs get the values back in the dtype of x, each call.
-    if scales is None or not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 9):
+    if scales is None or not x.is_cuda or _converts_float8(x.device):
         return values, scales
     return dequantize(values, scales, x.dtype), None
+
+
+def _converts_float8(device: torch.device) -> bool:
+    # Triton converts e4m3 from compute capability 8.9 on; older GPUs get the values back in the dtype of x, each call.
+    return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _runs_on_triton(x: Tensor, values: Tensor, gate: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blast.errors import BlastError
 from blast.sparsity.blocks import clear_dead_
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import Execution
@@ -107,6 +108,24 @@ class Sparsifier:
         total = sum(unit.blocks * unit.cost for unit in self._units)
         return 1 - live_cost(self._masks, costs) / total
 
+    @property
+    def update_due(self) -> bool:
+        """Whether the coming `step()` chooses masks anew, or fixes them."""
+        last = self.step_count >= self.config.final_step
+        return not self.finished and (last or self.step_count % self.config.update_every == 0)
+
+    def skip(self) -> None:
+        """Count a step whose work on the device, that of `step()` and of the optimizer, was done as a replay of it.
+
+        Raises:
+            BlastError: if a mask update is due, which no replay can make.
+        """
+        if self.update_due:
+            raise BlastError(f"a mask update is due at step {self.step_count}; call step() instead of skip().")
+        self.step_count += 1
+        self._execution.watch(self.step_count, self.finished)
+        self._accumulation.after_optimizer()
+
     def step(self) -> None:
         """Update the mask if it is due, then clear gradients, optimizer state and weights of dead blocks.
 
@@ -117,12 +136,11 @@ class Sparsifier:
                 micro-batches; or if the matrices were replaced.
         """
         check_modules(self.model, self._units)
-        last = self.step_count >= self.config.final_step
-        due = not self.finished and (last or self.step_count % self.config.update_every == 0)
+        due = self.update_due
         if due:
             self._accumulation.before_update(self._units, self.step_count)
             self._execution.before_update(self.step_count)
-            if last:
+            if self.step_count >= self.config.final_step:
                 self._trim()
             else:
                 self._update(self.step_count)
