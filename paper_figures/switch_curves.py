@@ -40,7 +40,7 @@ def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
     late = [value for step, value in zip(trained.steps, trained.masked, strict=True)
             if step >= EARLY * trained.steps[-1]]  # fmt: skip
     margin = 0.1 * (max(late) - min(late)) or 0.1
-    loss.set_ylim(min(late) - margin, max(late) + 3 * margin)
+    loss.set_ylim(min(late) - margin, max(late) + margin)
     gap.axhline(0, color=style.INK, linewidth=0.6)
     gap.plot(trained.steps, trained.gaps, color=SWITCHING_COLOUR, linewidth=0.8, zorder=3)
     gap.plot(validated.steps, validated.gaps, color=SWITCHING_COLOUR, marker="o", markersize=2.4, linestyle="none",
@@ -52,9 +52,8 @@ def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
     if pair.switched is not None:
         for axes in (loss, gap):
             axes.axvline(pair.switched, color=style.MUTED, linewidth=0.8, linestyle=(0, (3, 1.5)), zorder=1)
-    loss.text(0.97, 0.96, _note(pair), transform=loss.transAxes, ha="right", va="top", fontsize=5.5,
-              color=style.MUTED, linespacing=1.3, zorder=5,
-              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    loss.text(1, 1.03, _note(pair), transform=loss.transAxes, ha="right", va="bottom", fontsize=5.5,
+              color=style.MUTED, linespacing=1.3)  # fmt: skip
     first = pair.point
     loss.set_title(f"{runs.panel_title(first)}, {100 * first.sparsity:g} %")
     loss.tick_params(labelbottom=False)

@@ -73,6 +73,8 @@ def draw(table: pd.DataFrame) -> Figure:
     left = {(point.grid, point.point) for point in points}
     done = table[(table["status"] == "ok") & table["step"].notna()].drop_duplicates(["grid", "point"])
     untimed = sum((row.grid, row.point) not in left for row in done.itertuples(index=False))
+    compiled = max(run.compiling[-1] for group in groups for run in group)
+    whole = f"Steps that compiled are in the times, at most {runs.time_label(compiled)} of a run." if compiled else ""
     note = f"{untimed} runs without times, or of another machine, are left out." if untimed else ""
-    style.footer(figure, shown, note, style.missing_remark(missing(table, twins=True)))
+    style.footer(figure, shown, whole, note, style.missing_remark(missing(table, twins=True)))
     return figure

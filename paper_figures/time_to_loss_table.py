@@ -17,7 +17,7 @@ TITLE = "Time to equal validation loss"
 NEEDS = ["train", "validation_loss", "training_time"]
 COLUMNS = (
     "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "end_of", "loss",
-    "dense_s", "pruned_s", "ratio", "status",
+    "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling", "status",
 )  # fmt: skip
 
 
@@ -31,9 +31,12 @@ def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
     for name, end in (("dense", dense), ("pruned", run)):
         theirs, own = dense.time_to(end.final), run.time_to(end.final)
         both = theirs is not None and own is not None
+        running = dense.time_running_to(end.final), run.time_running_to(end.final)
         lines.append(_facts(run.point) | {
             "end_of": name, "loss": end.final, "dense_s": math.nan if theirs is None else theirs,
             "pruned_s": math.nan if own is None else own, "ratio": theirs / own if both else math.nan,
+            "dense_compile_s": dense.compiling[-1], "pruned_compile_s": run.compiling[-1],
+            "ratio_without_compiling": running[0] / running[1] if both else math.nan,
             "status": "ok" if both else "not reached",
         })  # fmt: skip
     return lines
@@ -81,6 +84,9 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             "dense": time(row.dense_s, row.status),
             "this run": time(row.pruned_s, row.status),
             "times faster": "–" if pd.isna(row.ratio) else f"{row.ratio:.2f}×",
+            "without compiling": (
+                "–" if pd.isna(row.ratio_without_compiling) else f"{row.ratio_without_compiling:.2f}×"
+            ),
             "machine": style.hardware_label(row.hardware),
             "status": row.status,
         })  # fmt: skip

@@ -169,11 +169,13 @@ def test_a_half_written_record_is_refused_by_its_file(tmp_path):
 def test_times_of_training_become_a_curve_and_are_no_part_of_what_identifies_a_run():
     record, _ = make()
     before = run_id(record)
-    record["run"]["training_seconds"] = {"step": [99, 199], "value": [1.5, 2.75]}
+    record["run"]["training_seconds"] = {"step": [99, 199], "value": [1.5, 2.75], "compiling": [0.5, 0.5]}
     assert run_id(record) == before
     found = [row for row in record_rows(record) if row["metric"] == "training_time"]
     assert [(row["step"], row["value"], row["unit"]) for row in found] == [(99, 1.5, "s"), (199, 2.75, "s")]
-    assert not [row for row in record_rows(make()[0]) if row["metric"] == "training_time"]
+    compiling = [row["value"] for row in record_rows(record) if row["metric"] == "compile_time"]
+    assert compiling == [0.5, 0.5]
+    assert not [row for row in record_rows(make()[0]) if row["metric"] in ("training_time", "compile_time")]
 
 
 def test_rows_say_which_points_differ_in_execution_alone():

@@ -65,6 +65,7 @@ def test_records_without_times_are_not_drawn(tmp_path):
 
 def test_each_run_ends_where_its_time_and_loss_do_and_dense_is_marked_at_the_same_loss(runs):
     axes = panels(paper_figures.load("time_to_loss").draw(runs))["GPT-2\ntechnical English"]
+    assert axes.get_ylabel() == "validation loss (nats/token)"
     long = [line for line in axes.lines if len(line.get_xdata()) == fake.STEPS // fake.EVERY]
     assert len(long) == len(fake.points())
     ends = sorted((line.get_xdata()[-1], line.get_ydata()[-1]) for line in long)
@@ -86,6 +87,9 @@ def test_the_table_gives_the_ratio_at_equal_loss_and_says_what_was_not_reached(r
     assert pruned["pruned_s"] == pytest.approx(fake.seconds_at(point, fake.STEPS - 1))
     assert pruned["loss"] == pytest.approx(3.14, abs=0.001)
     assert pruned["ratio"] == pytest.approx(pruned["dense_s"] / pruned["pruned_s"])
+    running = [pruned[key] - fake.COMPILING for key in ("dense_s", "pruned_s")]
+    assert pruned["ratio_without_compiling"] == pytest.approx(running[0] / running[1])
+    assert pruned["pruned_compile_s"] == fake.COMPILING
     assert dense["dense_s"] == pytest.approx(fake.DENSE_STEP * fake.STEPS)
     assert (dense["status"], pruned["status"]) == ("not reached", "ok")
     shown = module.printed(frame)

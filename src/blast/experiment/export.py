@@ -19,7 +19,7 @@ FILES = ("kernels", "training", "inference", "memory", "energy", "accuracy")
 # A curve is kept at about this many steps: enough to draw it, and 40 points stay near a megabyte.
 CURVE_STEPS = 40
 # Curves that stay at a value and then change.
-STATES = ("sparse_execution",)
+STATES = ("sparse_execution", "compile_time")
 
 
 def file_of(row: Row) -> str:

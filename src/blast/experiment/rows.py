@@ -148,8 +148,10 @@ def _floats(row: Row) -> Row:
 def _curves(record: Record) -> dict[str, Mapping[str, Any]]:
     curves = dict(record["result"].get("curves") or {})
     # Time is no part of a result, which is the same each time.
-    if seconds := record["run"].get("training_seconds"):
-        curves["training_time"] = {"unit": "s", **seconds}
+    seconds = record["run"].get("training_seconds") or {}
+    for key, name in (("value", "training_time"), ("compiling", "compile_time")):
+        if key in seconds:
+            curves[name] = {"unit": "s", "step": seconds["step"], "value": seconds[key]}
     return curves
 
 
@@ -163,8 +165,9 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
 
     Returns:
         A row for each metric, then for each step of each curve, with the keys `COLUMNS`; `training_time` is a curve of
-        the seconds of training alone until each evaluation. A failed record is one row with `status` failed, no metric,
-        and the cause in `setting`; failed language metrics add such a row too.
+        the seconds of training alone until each evaluation, `compile_time` what of them went into steps that compiled.
+        A failed record is one row with `status` failed, no metric, and the cause in `setting`; failed language metrics
+        add such a row too.
     """
     common, setting = _common(record), _setting(record)
     if record["status"] != "ok":

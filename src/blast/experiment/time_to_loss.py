@@ -11,6 +11,7 @@ import pandas as pd
 from blast.experiment.table import one_machine
 
 METHODS = ("dense", "blast", "rigl_swap")
+CURVES = ("validation_loss", "training_time", "compile_time")
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,16 @@ class TimedRun:
     """Validation loss of one run over the seconds it had trained.
 
     Attributes:
-        point: Any row of the run; what it is.
+        point: A row of its validation loss; what it is.
         seconds: Of training until each evaluation, ascending.
         losses: At each evaluation.
+        compiling: How many of the seconds went into steps that compiled; zeros where that was not recorded.
     """
 
     point: Any
     seconds: tuple[float, ...]
     losses: tuple[float, ...]
+    compiling: tuple[float, ...]
 
     @property
     def total(self) -> float:
@@ -40,6 +43,11 @@ class TimedRun:
     def time_to(self, loss: float) -> float | None:
         """Seconds until the loss was first this low; None if it never was."""
         return time_to(self.seconds, self.losses, loss)
+
+    def time_running_to(self, loss: float) -> float | None:
+        """The same without the steps that compiled."""
+        running = [whole - part for whole, part in zip(self.seconds, self.compiling, strict=True)]
+        return time_to(running, self.losses, loss)
 
 
 def time_to(seconds: Sequence[float], losses: Sequence[float], loss: float) -> float | None:
@@ -69,7 +77,7 @@ def timed_runs(table: pd.DataFrame) -> list[list[TimedRun]]:
     All runs of a list were trained on one machine. Runs without times are left out.
     """
     rows = table[(table["suite"] == "train") & (table["status"] == "ok") & table["method"].isin(METHODS)]
-    rows = rows[rows["step"].notna() & rows["metric"].isin(["validation_loss", "training_time"])]
+    rows = rows[rows["step"].notna() & rows["metric"].isin(CURVES)]
     # A machine without times does not push out one with them.
     timed = rows.loc[rows["metric"] == "training_time", ["point", "hardware"]].drop_duplicates()
     rows = one_machine(rows.merge(timed, on=["point", "hardware"]))
@@ -97,8 +105,11 @@ def _timed_run(rows: pd.DataFrame) -> TimedRun | None:
     curves = rows.pivot_table(index="step", columns="metric", values="value").sort_index()
     if not {"validation_loss", "training_time"} <= set(curves):
         return None
+    curves = curves.reindex(columns=CURVES)
+    # Exported rows keep it where it changes alone.
+    curves["compile_time"] = curves["compile_time"].ffill().fillna(0.0)
     curves = curves.dropna()
     if curves.empty:
         return None
-    point = next(rows.itertuples(index=False))
-    return TimedRun(point, tuple(curves["training_time"]), tuple(curves["validation_loss"]))
+    point = next(rows[rows["metric"] == "validation_loss"].itertuples(index=False))
+    return TimedRun(point, *(tuple(curves[name]) for name in ("training_time", "validation_loss", "compile_time")))
