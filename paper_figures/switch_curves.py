@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from blast.experiment.comparison import missing
 from blast.experiment.switch_pairs import SwitchPair, switch_pairs
-from paper_figures import _runs as runs
 from paper_figures import _style as style
 
 TITLE = "Loss across the switch"
@@ -22,15 +21,14 @@ def _nats(gap: float) -> str:
 
 
 def _note(pair: SwitchPair) -> str:
-    """How far the losses are apart before and after the switch, and where it was."""
+    """Where it switched, and how far the training losses are apart before and after."""
     found = pair.difference("train_loss")
-    if not pair.known:
-        return f"largest difference {_nats(found.largest(0))} nats;\nwhere it switched was not recorded"
     if pair.switched is None:
-        return f"never sparse; largest difference {_nats(found.largest(0))} nats"
+        state = "never sparse" if pair.known else "where it switched\nwas not recorded"
+        return f"{state};\noff by at most {_nats(found.largest(0))} nats"
     before, after = found.largest(0, pair.switched), found.largest(pair.switched)
-    parts = [f"{words} {_nats(gap)}" for words, gap in (("before", before), ("after", after)) if gap is not None]
-    return f"sparse from step {pair.switched};\nlargest difference {', '.join(parts)} nats"
+    parts = [f"{_nats(gap)} {words}" for words, gap in (("before", before), ("after", after)) if gap is not None]
+    return f"sparse from step {pair.switched};\noff by at most {', '.join(parts)}"
 
 
 def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
@@ -55,7 +53,8 @@ def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
     loss.text(1, 1.03, _note(pair), transform=loss.transAxes, ha="right", va="bottom", fontsize=5.5,
               color=style.MUTED, linespacing=1.3)  # fmt: skip
     first = pair.point
-    loss.set_title(f"{runs.panel_title(first)}, {100 * first.sparsity:g} %")
+    what = f"{style.model_label(first.model)}, {style.method_label(first.method)} {100 * first.sparsity:g} %"
+    loss.set_title(f"{what}\n{style.dataset_label(first.dataset)}")
     loss.tick_params(labelbottom=False)
     gap.set_xlabel("step")
 
@@ -66,7 +65,7 @@ def draw(table: pd.DataFrame) -> Figure:
     pairs = [pair for pair in switch_pairs(table) if pair.difference("train_loss").steps]
     if not pairs:
         return style.not_run(TITLE, style.why_empty(table[table["same_but_execution"].notna()]))
-    columns = min(4, len(pairs))
+    columns = min(2, len(pairs))
     lines = -(-len(pairs) // columns)
     figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 2.7 * lines + 0.5)
     grid = figure.subplots(2 * lines, columns, squeeze=False, sharex="col", height_ratios=[3, 2] * lines)

@@ -14,9 +14,12 @@ from hypothesis.extra import numpy as arrays
 from kernel_suite_case import SMALL, imagine_gpu, latencies, masks_of, measure
 from safetensors.numpy import load_file, save_file
 
+from blast import architectures
 from blast.benchmark import kernel_masks
 from blast.benchmark.mask_file import FACTS, digest_of, read_facts, read_mask_file, write_mask_file
 from blast.errors import BlastError
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.one_shot import one_shot_masks
 
 RUN = {
     "grid": "study", "point": "p", "model": "llama-nano", "dataset": "pystdlib", "method": "blast", "sparsity": 0.7,
@@ -114,6 +117,26 @@ def test_trained_masks_are_found_by_model_sparsity_and_block_at_any_depth(tmp_pa
     for other in ({"sparsity": 0.8}, {"block": (16, 32)}, {"model": "gpt2"}):
         assert found_in(tmp_path, **other) is None
     assert found_in(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("gpt2-nano", {"vocab_size": 64, "context": 16}), ("llama-nano", {"vocab_size": 64, "context": 16}),
+     ("vit-nano", {"num_classes": 10, "image_size": 8, "channels": 1})],
+)  # fmt: skip
+def test_masks_of_every_family_are_replayed_with_their_roles(tmp_path, name, sizes):
+    model = architectures.build(name, **sizes)
+    masks = one_shot_masks(model, SparsifyConfig(sparsity=0.7, block=(16, 16), steps=1))
+    write_mask_file(
+        tmp_path / "p.safetensors", {key: mask.numpy() for key, mask in masks.items()}, RUN | {"model": name}
+    )
+    shape = architectures.get(name).shape
+    found = found_in(tmp_path, model=name)
+    assert len(found.layers) == shape.layers
+    for layer in found.layers:
+        assert layer.up.shape == (shape.ffn // 16, shape.hidden // 16)
+        assert layer.down.shape == (shape.hidden // 16, shape.ffn // 16)
+        assert (layer.gate is not None) == shape.gated
 
 
 def test_of_several_models_those_of_blast_go_first_and_then_the_newest(tmp_path):
