@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import fake_kernels
 import fake_records as fake
 
+import paper_figures
 from blast.benchmark.mask_file import read_mask_file
 from blast.errors import BlastError
 from blast.experiment.cli import main
-from blast.experiment.export import export_grid
+from blast.experiment.export import export, export_grid
 from blast.experiment.layout import GridFolder
 from blast.experiment.mask_pictures import read_masks
 from blast.experiment.record import read_record
+from blast.experiment.table import load_table
 
 
 @pytest.fixture
@@ -102,3 +106,14 @@ def test_masks_that_were_altered_on_the_way_are_refused_and_nothing_is_taken_in(
     assert take_in(grid.root, tmp_path / "here") == 2
     assert f"{file}: this file (masks) is not the one its record names" in capsys.readouterr().err
     assert not (tmp_path / "here").exists()
+
+
+def test_the_kernel_table_names_the_point_whose_masks_were_replayed(tmp_path):
+    record = fake_kernels.make_record_of(fake_kernels.points()[0])
+    for entry in record["result"]["metrics"]:
+        if entry["provider"] == "ours":
+            entry["setting"] = entry["setting"] | {"mask": "trained", "masks_of": "a.trained.point"}
+    export([record], tmp_path)
+    frame = paper_figures.load("kernel_table").rows(load_table(tmp_path / "none", tmp_path))
+    notes = frame.groupby("mask")["note"].agg(set).to_dict()
+    assert notes == {"trained": {"masks of a.trained.point"}, "uniform": {""}}
