@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast.sparsity.ranks import average_gradients, is_first_rank
+from blast.sparsity.ranks import average_gradients, is_first_rank, mean_over_ranks_
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.guard import LossGuard
 from blast.training.resume import TrainingState
@@ -89,6 +89,8 @@ def train(
     state = TrainingState(state_file, key) if state_file else None
     first = state.restore(model, optimizer, sparsifier, history) if state else 0
     guard = LossGuard(settings.spike, state_file)
+    if state and state.discarded:
+        say(state.discarded)
     if first:
         guard.saved(first)
         say(f"going on with step {first + 1} of {settings.steps}")
@@ -101,7 +103,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of(model, batch_at(step))
-        value = loss.item()
+        value = mean_over_ranks_(loss.detach().clone()).item()
         guard.check(step, value)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
