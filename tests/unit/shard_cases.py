@@ -20,7 +20,7 @@ from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.shards import clear_dead_anywhere_, matrix_norms
 from blast.sparsity.sparsifier import Sparsifier
 
-# By name: the model, and what differs from SETTINGS. Blocks with a side of 128 are cut by the edge between two processes.
+# By name: the model, and what differs from SETTINGS. Blocks with a side of 128 are cut between two processes.
 WAYS = {
     "gpt2": ("gpt2-nano", {}),
     "gpt2, blocks cut": ("gpt2-nano", {"block": [32, 128]}),
