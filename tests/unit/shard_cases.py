@@ -9,7 +9,12 @@ import torch.distributed as dist
 from rank_cases import RANKS, refusal
 from switch_cases import OPTIMIZERS, SETTINGS, STEPS, nano, nano_loss
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -27,6 +32,7 @@ WAYS = {
     "llama, tied": ("llama-nano", {"tie_gate_up": True}),
     "llama, blocks cut": ("llama-nano", {"block": [128, 16], "tie_gate_up": True}),
     "llama, swap": ("llama-nano", {"grow": "swap", "ranking": "model"}),
+    "llama, copied": ("llama-nano", {}),
 }
 # Sides, blocks and the side that is cut, of a matrix on its own: even and uneven parts, and one that is empty.
 MATRICES = [
@@ -46,22 +52,25 @@ def work(rank: int, folder: str) -> None:
     out["shards"] = [on_its_own(*matrix) for matrix in MATRICES]
     out["finished early"] = finished_early()
     out["refused"] = refused(Path(folder) / "model")
+    out["resumed"] = resumed(rank)
     out["saved"] = saved(rank, Path(folder) / "whole")
     torch.save(out, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def cut_up(name: str) -> nn.Module:
-    """A model whose MLPs and whose rest are sharded, as users do it layer by layer."""
+def cut_up(name: str, copies: int = 1) -> nn.Module:
+    """A model whose MLPs and whose rest are sharded, as users do it layer by layer; copied instead if `copies` is 2."""
     model = nano(name)
+    mesh = init_device_mesh("cpu", (copies, RANKS // copies), mesh_dim_names=("copies", "shards"))
+    mesh = mesh["shards"] if copies == 1 else mesh
     for module in list(model.modules()):
         if type(module).__name__ in ("GPT2MLP", "LlamaMLP"):
-            fully_shard(module)
-    return fully_shard(model)
+            fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
-def sparsified(name: str, **settings) -> Sparsifier:
-    model = cut_up(name)
+def sparsified(name: str, copies: int = 1, **settings) -> Sparsifier:
+    model = cut_up(name, copies)
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     return Sparsifier(model, optimizer, SparsifyConfig(**{**SETTINGS, **settings}))
 
@@ -73,21 +82,44 @@ def whole(tensor: Tensor) -> Tensor:
 def trained(rank: int, way: str) -> dict:
     """A run on the data of a rank, with what it left in dead blocks after each step."""
     name, settings = WAYS[way]
-    sparsifier = sparsified(name, **settings)
-    model, optimizer = sparsifier.model, sparsifier.optimizer
+    sparsifier = sparsified(name, copies=2 if way.endswith("copied") else 1, **settings)
+    optimizer = sparsifier.optimizer
     masks, dead, moments = [], [], []
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        nano_loss(model, 100 * rank + step).backward()
-        sparsifier.step()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
+    for _ in range(STEPS):
+        train_step(sparsifier, rank)
         masks.append(dict(sparsifier.masks))
         dead.append(sum(left(sparsifier, target.weight, unit) for unit, target in matrices(sparsifier)))
         states = [(unit, target, optimizer.state[target.parameter]) for unit, target in matrices(sparsifier)]
         moments.append(sum(left(sparsifier, t.as_out_in(state["exp_avg"]), unit) for unit, t, state in states))
-    weights = {name: whole(parameter) for name, parameter in model.named_parameters()}
-    return {"masks": masks, "dead": dead, "moments": moments, "weights": weights, "execution": sparsifier.execution}
+    found = {"weights": weights(sparsifier), "execution": sparsifier.execution}
+    return {"masks": masks, "dead": dead, "moments": moments, **found}
+
+
+def train_step(sparsifier: Sparsifier, rank: int) -> None:
+    sparsifier.optimizer.zero_grad()
+    nano_loss(sparsifier.model, 100 * rank + sparsifier.step_count).backward()
+    sparsifier.step()
+    nn.utils.clip_grad_norm_(sparsifier.model.parameters(), 0.5)
+    sparsifier.optimizer.step()
+
+
+def resumed(rank: int) -> dict:
+    """A run cut in two by a checkpoint of the shards, against the whole one."""
+    whole_run, first, second = (sparsified("llama-nano", tie_gate_up=True) for _ in range(3))
+    for step in range(STEPS):
+        train_step(whole_run, rank)
+        if step < STEPS // 2:
+            train_step(first, rank)
+    model, optimizer = get_state_dict(first.model, first.optimizer)
+    second.load_state_dict(first.state_dict())
+    set_state_dict(second.model, second.optimizer, model_state_dict=model, optim_state_dict=optimizer)
+    while second.step_count < STEPS:
+        train_step(second, rank)
+    return {"masks": [dict(second.masks), dict(whole_run.masks)], "weights": [weights(second), weights(whole_run)]}
+
+
+def weights(sparsifier: Sparsifier) -> dict[str, Tensor]:
+    return {name: whole(parameter) for name, parameter in sparsifier.model.named_parameters()}
 
 
 def matrices(sparsifier: Sparsifier) -> list:

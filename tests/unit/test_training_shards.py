@@ -66,6 +66,14 @@ def test_a_run_can_be_finished_while_whole_copies_are_in_the_model(ranks):
         assert found["achieved"] == pytest.approx(0.8, abs=0.05)
 
 
+def test_a_sharded_run_goes_on_from_a_checkpoint_bit_for_bit(ranks):
+    for rank in ranks:
+        for kind in ("masks", "weights"):
+            ours, theirs = rank["resumed"][kind]
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 def test_what_a_sharded_model_cannot_do_is_refused_with_a_remedy(ranks):
     for rank in ranks:
         asked, switched, converted, saved = rank["refused"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_job import SPARSIFY, TRAINING, dense, point, start
+from test_workflow import Place, grid
 
 from blast.experiment.job import run_points
 from blast.experiment.layout import OUTCOME, TRAINING_STATE, GridFolder
@@ -49,32 +51,31 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("execution", ["masked", "sparse"])
-def test_two_processes_give_the_result_of_one_but_for_rounding(tmp_path, execution):
+def test_two_processes_give_the_result_of_one_but_for_rounding(tmp_path):
     folder = GridFolder(tmp_path)
-    points = [short(f"by{n}", n, execution=execution) for n in (1, 2)]
-    assert run_points(points, folder, tmp_path / "log", total=2) == 0
-    one, two = (read_record(folder.record(p.id))["result"] for p in points)
-    assert two["sparsity"] == one["sparsity"]
-    assert two["parameters"] == one["parameters"]
-    for name, curve in one["curves"].items():
-        assert two["curves"][name]["step"] == curve["step"]
-        assert two["curves"][name]["value"] == pytest.approx(curve["value"], rel=1e-4)
-    metrics = [{m["metric"]: m["value"] for m in result["metrics"]} for result in (one, two)]
-    assert metrics[1] == pytest.approx(metrics[0], abs=0.01)
-    assert sorted(f.name for f in folder.work("by2").iterdir()) == sorted(f.name for f in folder.work("by1").iterdir())
+    points = [short("one", 1), short("two", 2), short("two sparse", 2, execution="sparse")]
+    assert run_points(points, folder, tmp_path / "log", total=3) == 0
+    one, *others = (read_record(folder.record(p.id))["result"] for p in points)
+    for two in others:
+        assert two["sparsity"] == one["sparsity"]
+        assert two["parameters"] == one["parameters"]
+        for name, curve in one["curves"].items():
+            assert two["curves"][name]["step"] == curve["step"]
+            assert two["curves"][name]["value"] == pytest.approx(curve["value"], rel=1e-4)
+        ours, theirs = ({m["metric"]: m["value"] for m in result["metrics"]} for result in (two, one))
+        # Rounding may move an image or two of the 360 over the edge, and a compressed header by some bytes.
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=0.01)
+    assert sorted(f.name for f in folder.work("two").iterdir()) == sorted(f.name for f in folder.work("one").iterdir())
     log = (tmp_path / "log").read_text()
     # The first process alone speaks, and torchrun has nothing to say.
-    assert log.count("== by2") == log.count("== by1") == 1
-    assert log.count("step 20 of 20") == 2
+    assert log.count("== two\n") == log.count("== one\n") == 1
+    assert log.count("step 20 of 20") == 3
     assert "Error" not in log
 
 
 def test_a_killed_process_ends_the_training_and_the_next_run_goes_on(tmp_path):
-    # As long as it takes, so that it is killed on the way on any machine.
-    steps = {"training": TWO | {"steps": 400}, "sparsify": SPARSIFY | {"steps": 400}}
+    steps = {"training": TWO | {"steps": 250}, "sparsify": SPARSIFY | {"steps": 250}}
     one, other = point(**steps), dense(training=TRAINING | {"steps": 5})
-    undisturbed = start(tmp_path / "a", one)
     job = start(tmp_path / "b", one, other)
     folder = GridFolder(tmp_path / "b")
     state = folder.work(one.id) / TRAINING_STATE
@@ -95,21 +96,11 @@ def test_a_killed_process_ends_the_training_and_the_next_run_goes_on(tmp_path):
 
     assert start(tmp_path / "b", one, other).wait(120) == 0
     assert "going on with step" in (tmp_path / "b" / "log").read_text()
-    assert undisturbed.wait(120) == 0
+    assert start(tmp_path / "a", one).wait(120) == 0
     expected = read_record(GridFolder(tmp_path / "a").record(one.id))
     assert expected["status"] == "ok"
     assert read_record(folder.record(one.id))["result"] == expected["result"]
     assert not state.exists()
-
-
-def test_no_process_outlives_a_job_that_is_killed(tmp_path):
-    job = start(tmp_path, point(**LONG))
-    _wait(lambda: len(ranks_of(job.pid)) == 2)
-    everything = [*_children(job.pid), *ranks_of(job.pid).values()]
-    os.kill(job.pid, signal.SIGKILL)
-    job.wait(30)
-    _wait(lambda: not any(map(_alive, everything)))
-    assert not GridFolder(tmp_path).record(point().id).exists()
 
 
 # What goes wrong in the second process alone, and the sentence that tells it.
@@ -120,7 +111,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow) if "Memory" in f else f for f in FAULTS])
 def test_a_fault_of_one_process_stops_all_with_its_own_cause(tmp_path, monkeypatch, fault):
     code = (
         "import os\n"
@@ -140,15 +131,37 @@ def test_a_fault_of_one_process_stops_all_with_its_own_cause(tmp_path, monkeypat
     assert not (folder.work("faulty") / OUTCOME).exists()
 
 
-def test_a_state_of_other_processes_is_told_and_started_anew(tmp_path):
+def test_no_process_outlives_a_killed_job_and_its_state_is_not_that_of_one_process(tmp_path):
     folder = GridFolder(tmp_path)
     job = start(tmp_path, point(**LONG))
     state = folder.work(point().id) / TRAINING_STATE
     _wait(state.is_file)
+    everything = [*_children(job.pid), *ranks_of(job.pid).values()]
+    assert len(everything) == 3
     os.kill(job.pid, signal.SIGKILL)
     job.wait(30)
+    _wait(lambda: not any(map(_alive, everything)))
+    assert not folder.record(point().id).exists()
+
     alone = point(training=TRAINING | {"steps": 20}, sparsify=SPARSIFY | {"steps": 20})
     assert torch.load(state, weights_only=True)["world_size"] == 2
     assert run_points([alone], folder, tmp_path / "log") == 0
     assert "this training state is of 2 processes and this run has 1; starting anew" in (tmp_path / "log").read_text()
     assert read_record(folder.record(alone.id))["result"]["curves"]["train_loss"]["step"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "asked"),
+    [("", (), [0]), ("0,1,2,3", (), [0, 2]), ("0,1,2,3", ("--resources", "gpus=4"), [1, 2])],
+)
+def test_the_workflow_asks_for_gpus_where_there_are_any(tmp_path, gpus, words, asked):
+    place = Place(tmp_path)
+    values = grid("two")
+    values["training"]["default"]["processes"] = 2
+    alone = {**values["grid"][0], "variant": "alone", "training": {"processes": 1}}
+    place.write({**values, "grid": [values["grid"][0], alone], "points_per_job": {}})
+    said = place.run("points", "--dry-run", "--workflow-profile", "none", *words, CUDA_VISIBLE_DEVICES=gpus)
+    assert said.returncode == 0, said.stderr
+    assert (
+        sorted({int(number) for number in re.findall(r"resources: .*\bgpus=(\d+)", said.stdout + said.stderr)}) == asked
+    )
