@@ -102,7 +102,7 @@ def test_two_jobs_hold_different_gpus(four_gpus):
         assert whole["CUDA_VISIBLE_DEVICES"] == "0,1,GPU-7,3"
 
 
-def test_a_job_waits_for_gpus_that_another_holds(four_gpus):
+def test_a_job_waits_for_gpus_that_another_holds(four_gpus, capsys):
     order = []
 
     def other():
@@ -116,6 +116,7 @@ def test_a_job_waits_for_gpus_that_another_holds(four_gpus):
         order.append("given back")
     waiting.join(20)
     assert order == ["given back", "got"]
+    assert capsys.readouterr().out == "waiting for 1 of 3 GPUs, which other jobs hold\n"
 
 
 def test_nothing_is_held_where_none_is_asked_for_or_there_are_too_few(four_gpus, monkeypatch):

@@ -66,6 +66,7 @@ def gpus_held(count: int) -> Iterator[dict[str, str]]:
     folder.mkdir(exist_ok=True)
     with ExitStack() as held:
         taken: list[str] = []
+        told = False
         # One job at a time gathers, so that no two wait for each other's.
         with (folder / "gathering.lock").open("w") as gathering:
             fcntl.flock(gathering, fcntl.LOCK_EX)
@@ -82,5 +83,8 @@ def gpus_held(count: int) -> Iterator[dict[str, str]]:
                         taken.append(name)
                 if len(taken) == count:
                     break
+                if not told:
+                    print(f"waiting for {count - len(taken)} of {count} GPUs, which other jobs hold", flush=True)
+                    told = True
                 time.sleep(0.5)
         yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}
