@@ -100,6 +100,11 @@ def capture(candidate: Candidate) -> Callable[[], None]:
     return graph.replay
 
 
+def replay_of(play: Callable[[], Any]) -> Callable[[], Any]:
+    """The same work on the GPU as one graph, however long launching it takes; on a processor the call itself."""
+    return capture(Candidate(lambda _: play(), 1)) if torch.cuda.is_available() else play
+
+
 def time_in_turn(
     rounds: Mapping[str, tuple[Callable[[], None], int]], repeats: int, seconds: float
 ) -> dict[str, Timing]:

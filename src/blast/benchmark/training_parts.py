@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from blast.benchmark.training_trainee import Trainee, Workload, fresh_model
+from blast.benchmark.training_trainee import CLIP, Trainee, Workload, fresh_model
 from blast.layers.recognise import find_mlps
 from blast.sparsity.blocks import BlockShape
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.optimisation_step import OptimisationStep
 
 # Mask updates that are timed, and the steps between two of them.
-UPDATES, UPDATE_EVERY = 4, 4
+UPDATES, UPDATE_EVERY = 4, 8
 
 
 class Memory(NamedTuple):
@@ -175,10 +176,11 @@ def largest_batch(trainee: Trainee, most_trials: int, left: Callable[[], float])
 
 
 def update_time(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> float:
-    """What a mask update adds to its step, in ms: the choice; in the sparse state dense gradient and re-packing too.
+    """What a mask update costs a run, in ms, as the training loop makes it with CUDA graphs.
 
-    Whole steps between synchronisations, not compiled, as new parameters would be compiled for anew; `swap`, which
-    holds the budget. The median of steps with an update less that of the others.
+    The choice; in the sparse state dense gradient and re-packing too; that two steps are launched one kernel after the
+    other instead of replayed; and that a new graph is captured. `swap`, which holds the budget. The median over rounds
+    of steps from one update to the next, less as many steps as replays take.
 
     Args:
         work: What a step is of.
@@ -187,22 +189,30 @@ def update_time(work: Workload, sparsity: float, block: BlockShape, seed: int, e
         seed: Seed of the weights.
         execution: `masked` or `sparse`.
     """
-    trainee = Trainee(work._replace(compiled=False), fresh_model(work, seed))
+    trainee = Trainee(work, fresh_model(work, seed))
     config = SparsifyConfig(
         sparsity=sparsity, block=block, steps=10 * UPDATES * UPDATE_EVERY, schedule="constant", hold=0.0,
         update_every=UPDATE_EVERY, grow="swap", execution=execution,
     )  # fmt: skip
-    trainee.between = Sparsifier(trainee.model, trainee.optimizer, config).step
-    took: dict[bool, list[float]] = {True: [], False: []}
-    for step in range((UPDATES + 1) * UPDATE_EVERY):
-        wait(work.device)
-        started = time.perf_counter()
-        trainee.step()
-        wait(work.device)
-        # The first round compiles kernels and fills the allocator.
-        if step >= UPDATE_EVERY:
-            took[step % UPDATE_EVERY == 0].append(1000 * (time.perf_counter() - started))
-    return max(0.0, statistics.median(took[True]) - statistics.median(took[False]))
+    sparsifier = Sparsifier(trainee.model, trainee.optimizer, config)
+    one = OptimisationStep(trainee.model, trainee.optimizer, trainee.loss_of, CLIP, sparsifier, graphs=True)
+    batch = trainee.inputs, trainee.targets
+    rounds, others = [], []
+    # The first round compiles kernels and fills the allocator.
+    for number in range(UPDATES + 1):
+        spent = 0.0
+        for _ in range(UPDATE_EVERY):
+            alike = not sparsifier.update_due and (one.captured or not one.graphs)
+            started = time.perf_counter()
+            one.run(batch)
+            wait(work.device)
+            took = 1000 * (time.perf_counter() - started)
+            spent += took
+            if number and alike:
+                others.append(took)
+        if number:
+            rounds.append(spent)
+    return max(0.0, statistics.median(rounds) - UPDATE_EVERY * statistics.median(others))
 
 
 def wait(device: torch.device) -> None:

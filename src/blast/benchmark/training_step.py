@@ -1,8 +1,8 @@
 """The `training_step` suite: a whole optimisation step of a real architecture, dense, masked-dense and block-sparse.
 
 Random weights in float32, autocast, flash attention through torch's own call, gradients clipped, fused AdamW, model and
-loss under `torch.compile`, dense and ours alike. Dense and ours are timed in turn in one run. No point is timed before
-the gradients of ours agree with those of masked-dense on the same weights.
+loss under `torch.compile`, whole steps replayed as CUDA graphs, dense and ours alike. Dense and ours are timed in turn
+in one run. No point is timed before the gradients of ours agree with those of masked-dense on the same weights.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from blast.benchmark.gpu_needed import gpu_for
-from blast.benchmark.graph_timing import plain_memory, time_in_turn
-from blast.benchmark.timing import Timing
-from blast.benchmark.training_parts import Meter, largest_batch, memory_of, part_calls, update_time
+from blast.benchmark.graph_timing import plain_memory, replay_of, time_in_turn
+from blast.benchmark.training_parts import Meter, largest_batch, part_calls, update_time
+from blast.benchmark.training_step_rows import DENSE, MASKED, OURS, Entry, StepRows
 from blast.benchmark.training_trainee import (
     Trainee,
     Workload,
@@ -43,12 +43,9 @@ SETTINGS = {
     "largest_batch": False,
     "seconds": 400.0,
 }
-DENSE, OURS, MASKED = "dense_compiled", "ours", "masked_dense"
 # What gradients may be off by even where masked-dense happens to be exact.
 LEAST_BOUND = 1e-3
 BATCH_TRIALS = 8
-
-Entry = dict[str, Any]
 
 
 def measure(
@@ -88,7 +85,7 @@ def measure(
     return metrics
 
 
-class StepRun:
+class StepRun(StepRows):
     """All that is measured of one workload.
 
     Args:
@@ -109,13 +106,9 @@ class StepRun:
         settings: dict[str, Any],
         started: float,
     ) -> None:
-        self.work, self.sparsity, self.block, self.seed = work, sparsity, BlockShape(*block), seed
-        self.settings, self.started = settings, started
-        self.meter = Meter(work.device)
-        self.metrics: list[Entry] = []
-        self.parts: dict[str, dict[str, float]] = {}
+        super().__init__(work, settings, started, Meter(work.device))
+        self.sparsity, self.block, self.seed = sparsity, BlockShape(*block), seed
         self.resident: dict[str, Trainee] = {}
-        self.error = 0.0
         # After eight models the compiler would give up on the loss and run it eagerly.
         torch.compiler.reset()
 
@@ -123,11 +116,11 @@ class StepRun:
         """Dense and ours in turn, then masked-dense."""
         self.check_gradients()
         for name in (DENSE, OURS):
-            if self._late(name):
+            if self.late(name):
                 continue
             self._hold(name)
         self._time_resident()
-        if self.settings["masked"] and not self._late(MASKED):
+        if self.settings["masked"] and not self.late(MASKED):
             self._masked()
         if self.settings["updates"]:
             self._updates()
@@ -137,14 +130,14 @@ class StepRun:
     def largest(self) -> list[Entry]:
         """The largest batch of dense and of ours, one after the other and nothing beside them."""
         for name in (DENSE, OURS):
-            if self._late(name, "largest_batch", "sequences"):
+            if self.late(name, "largest_batch", "sequences"):
                 continue
             self.meter.restart()
             trainee = self._make(name)
             trainee.step()
-            found, whole = largest_batch(trainee, BATCH_TRIALS, self._left)
+            found, whole = largest_batch(trainee, BATCH_TRIALS, self.left)
             unit = "images" if self.work.vision else "sequences"
-            entry = self._entry(name, "largest_batch", unit, float(found), "higher", searched=whole)
+            entry = self.entry(name, "largest_batch", unit, float(found), "higher", searched=whole)
             self.metrics.append(entry | {"batch": found, "tokens": found * self.work.length})
             del trainee
         return self.metrics
@@ -175,7 +168,7 @@ class StepRun:
             self.resident[name] = self._bring_up(name)
         except torch.OutOfMemoryError:
             if not self.resident:
-                self._missing(name, "not even one step fits the memory of this GPU; give fewer tokens")
+                self.missing(name, "not even one step fits the memory of this GPU; give fewer tokens")
                 return
             self._time_resident()
             self.resident.clear()
@@ -187,13 +180,16 @@ class StepRun:
         trainee = self._make(name)
         for _ in range(2):
             trainee.step()
-        self._add_memory(name, trainee, before)
+        self.add_memory(name, trainee, before)
         if self.settings["parts"]:
             calls = part_calls(trainee)
-            for play, _ in calls.values():
-                play()
-            timings = time_in_turn({key: (play, 1) for key, (play, _) in calls.items()}, 20, 1.0)
+            rounds = {key: (replay_of(play), 1) for key, (play, _) in calls.items()}
+            timings = time_in_turn(rounds, 20, 1.0)
             self.parts[name] = {key: timing.median * calls[key][1] for key, timing in timings.items()}
+            del rounds, calls
+        trainee.clear()
+        self.meter.restart()
+        trainee.replay = replay_of(trainee.step)
         return trainee
 
     def _make(self, name: str) -> Trainee:
@@ -206,12 +202,12 @@ class StepRun:
         return random_model_masks(model, self.sparsity, tuple(self.block), self.seed, self.settings["mask"])
 
     def _time_resident(self) -> None:
-        rounds = {name: (trainee.step, 1) for name, trainee in self.resident.items()}
+        rounds = {name: (trainee.replay, 1) for name, trainee in self.resident.items()}
         if not rounds:
             return
-        share = max(1.0, min(20.0, 0.3 * self._left()))
+        share = max(1.0, min(20.0, 0.3 * self.left()))
         for name, timing in time_in_turn(rounds, self.settings["repeats"], share).items():
-            self._add_step(name, timing, together=len(rounds) > 1)
+            self.add_step(name, timing, together=len(rounds) > 1)
 
     def _masked(self) -> None:
         """The dense model with the sparsifier as it prunes: every step clears what is dead."""
@@ -225,67 +221,26 @@ class StepRun:
             execution="masked",
         )  # fmt: skip
         # Only its first step updates the mask.
+        trainee.replay = None
         trainee.between = Sparsifier(trainee.model, trainee.optimizer, config).step
         for _ in range(2):
             trainee.step()
-        self._add_memory(MASKED, trainee, 0)
-        share = max(1.0, min(8.0, 0.3 * self._left()))
-        timing = time_in_turn({MASKED: (trainee.step, 1)}, self.settings["repeats"], share)[MASKED]
-        self._add_step(MASKED, timing, together=False)
+        self.add_memory(MASKED, trainee, 0)
+        share = max(1.0, min(8.0, 0.3 * self.left()))
+        trainee.clear()
+        trainee.replay = replay_of(trainee.step)
+        timing = time_in_turn({MASKED: (trainee.replay, 1)}, self.settings["repeats"], share)[MASKED]
+        self.add_step(MASKED, timing, together=False)
 
     def _updates(self) -> None:
         """What a mask update costs in either state, nothing beside it on the GPU."""
         self.resident.clear()
         for name, execution in ((MASKED, "masked"), (OURS, "sparse")):
-            if self._late(name, "time_mask_update"):
+            if self.late(name, "time_mask_update"):
                 continue
             self.meter.restart()
             took = update_time(self.work, self.sparsity, self.block, self.seed, execution)
-            self.metrics.append(self._entry(name, "time_mask_update", "ms", took, "lower", compiled=False))
-
-    def _add_step(self, name: str, timing: Timing, together: bool) -> None:
-        entry = self._entry(name, "step_time", "ms", timing.median, "lower", interleaved=together)
-        self.metrics.append(entry | {"low": timing.low, "high": timing.high, "spread": "q20-80", "n": timing.n})
-        count, unit = (1, "images/s") if self.work.vision else (self.work.length, "tokens/s")
-        rate = 1000 * self.work.batch * count / timing.median
-        self.metrics.append(self._entry(name, "throughput", unit, rate, "higher"))
-        parts = self.parts.get(name)
-        if parts:
-            parts = parts | {"other": max(0.0, timing.median - sum(parts.values()))}
-            self.metrics += [self._entry(name, f"time_{key}", "ms", value, "lower") for key, value in parts.items()]
-
-    def _add_memory(self, name: str, trainee: Trainee, before: int) -> None:
-        memory = memory_of(trainee, self.meter, before)
-        for key, metric in (
-            ("peak", "peak_bytes"), ("parameters", "parameter_bytes"), ("gradients", "gradient_bytes"),
-            ("optimizer", "optimizer_bytes"), ("activations", "activation_bytes"),
-        ):  # fmt: skip
-            self.metrics.append(self._entry(name, metric, "bytes", float(getattr(memory, key)), "lower"))
-
-    def _late(self, name: str, metric: str = "step_time", unit: str = "ms") -> bool:
-        """Whether the time is over; then the provider has an entry that says so, and the point is tried again."""
-        if self._left() > 0:
-            return False
-        cause = "the seconds of this point were over; raise 'seconds'"
-        self._missing(name, cause, metric, unit)
-        self.metrics[-1]["unfinished"] = True
-        return True
-
-    def _left(self) -> float:
-        return self.settings["seconds"] - (time.monotonic() - self.started)
-
-    def _missing(self, name: str, cause: str, metric: str = "step_time", unit: str = "ms") -> None:
-        self.metrics.append(self._entry(name, metric, unit, None, "lower", cause=cause) | {"status": "not run"})
-
-    def _entry(self, name: str, metric: str, unit: str, value: float | None, better: str, **facts: Any) -> Entry:
-        facts = {"mask": self.settings["mask"], "length": self.work.length, "data": self.work.data, **facts}
-        if name == OURS:
-            facts |= {"fused": self.settings["fused"], "gradient_error": self.error}
-        return {
-            "metric": metric, "task": None, "unit": unit, "value": value, "low": None, "high": None, "spread": None,
-            "n": None, "better": better, "provider": name, "tokens": self.work.batch * self.work.length,
-            "batch": self.work.batch, "dtype": self.settings["dtype"], "setting": facts,
-        }  # fmt: skip
+            self.metrics.append(self.entry(name, "time_mask_update", "ms", took, "lower"))
 
 
 def _distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:

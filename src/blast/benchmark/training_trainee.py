@@ -99,8 +99,10 @@ class Trainee:
         matrices = [p for p in self.parameters if p.dim() >= 2]
         vectors = [p for p in self.parameters if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.99), fused=True)
+        on_gpu = workload.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.99), fused=True, capturable=on_gpu)
         self.between: Callable[[], None] | None = None
+        self.replay: Callable[[], None] | None = None
         self.inputs, self.targets = workload.inputs()
         loss = _image_loss if workload.vision else _token_loss
         self._loss = torch.compile(loss) if workload.compiled else loss
@@ -112,9 +114,13 @@ class Trainee:
 
     def forward(self) -> Tensor:
         """The loss, under autocast."""
+        return self.loss_of(self.model, (self.inputs, self.targets))
+
+    def loss_of(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of the model for inputs and targets, under autocast."""
         kind, dtype = self.workload.device.type, self.workload.dtype
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-            return self._loss(self.model, self.inputs, self.targets)
+            return self._loss(model, *batch)
 
     def step(self) -> Tensor:
         """A whole optimisation step, `between` (if any) before clipping; gives the loss."""

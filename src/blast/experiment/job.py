@@ -69,6 +69,7 @@ def _run_block(points: Sequence[Point], started: str, seconds: float, outcome: d
         "versions": provenance.versions(),
         "host": os.uname().nodename,
         **outcome.get("hardware", {"hardware": None, "gpu": None, "driver": None}),
+        **outcome.get("run", {}),
         "threads": points[0].threads,
         "command": "python -m blast job " + " ".join(f"{point.id}.json" for point in points),
     }

@@ -87,9 +87,12 @@ def _train(
         images, labels = data.test(settings.evaluate_limit)
         held_out = (images.to(device), labels.to(device))
 
+    plain = _language_loss if language else _vision_loss
+    compiled = torch.compile(plain, dynamic=False) if settings.compile else plain
+
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         with settings.autocast(device):
-            return _language_loss(model, batch) if language else _vision_loss(model, batch)
+            return (compiled if model.training else plain)(model, batch)
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:
@@ -238,7 +241,7 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
     return {
         "metrics": metrics,
         "curves": {
-            name: {"unit": "fraction" if name.startswith("sparsity") else loss_unit, **curve}
+            name: {"unit": "fraction" if name.startswith("spars") else loss_unit, **curve}
             for name, curve in history.curves.items()
         },
         "sparsity": sparsity,
@@ -246,4 +249,6 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
         "parameters": {"total": parameters, "prunable": prunable, "live": live},
         **weights_of(point),
         "artifacts": artifacts,
+        # Time is no result: it goes into the part of the record that says how the run went.
+        "run": {"training_seconds": history.seconds} if history.seconds["step"] else {},
     }

@@ -70,6 +70,8 @@ def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
         torch.set_num_threads(point.threads)
         # Some CUDA operations have no deterministic form; on a processor all have.
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        # It takes time, and decides no result.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         result = _stage(point.stage)(point, folder)
     except BlastError as error:
         traceback.print_exc()
@@ -84,7 +86,7 @@ def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
         _let_others_speak(known=False)
         first = (str(error).splitlines() or [""])[0]
         return {"status": "failed", "cause": f"{type(error).__name__}: {first} (the log holds the traceback)."}
-    return None if result is None else {"status": "ok", "result": result}
+    return None if result is None else {"status": "ok", "run": result.pop("run", {}), "result": result}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import Execution
 from blast.sparsity.loop_checks import AccumulationCheck, check_held, check_modules
@@ -111,6 +112,24 @@ class Sparsifier:
         total = sum(unit.blocks * unit.cost for unit in self._units)
         return 1 - live_cost(self._masks, costs) / total
 
+    @property
+    def update_due(self) -> bool:
+        """Whether the coming `step()` chooses masks anew, or fixes them."""
+        last = self.step_count >= self.config.final_step
+        return not self.finished and (last or self.step_count % self.config.update_every == 0)
+
+    def skip(self) -> None:
+        """Count a step whose work on the device, that of `step()` and of the optimizer, was done as a replay of it.
+
+        Raises:
+            BlastError: if a mask update is due, which no replay can make.
+        """
+        if self.update_due:
+            raise BlastError(f"a mask update is due at step {self.step_count}; call step() instead of skip().")
+        self.step_count += 1
+        self._execution.watch(self.step_count, self.finished)
+        self._accumulation.after_optimizer()
+
     def step(self) -> None:
         """Update the mask if it is due, then clear gradients, optimizer state and weights of dead blocks.
 
@@ -122,12 +141,11 @@ class Sparsifier:
         """
         self._reshard()
         check_modules(self.model, self._units)
-        last = self.step_count >= self.config.final_step
-        due = not self.finished and (last or self.step_count % self.config.update_every == 0)
+        due = self.update_due
         if due:
             self._accumulation.before_update(self._units, self.step_count)
             self._execution.before_update(self.step_count)
-            if last:
+            if self.step_count >= self.config.final_step:
                 self._trim()
             else:
                 self._update(self.step_count)
@@ -168,23 +186,9 @@ class Sparsifier:
         """
         matrices = {}
         for unit in self._units:
-            live = int(self._masks[unit.index].sum())
-            for target in unit.targets:
-                matrices[target.name] = {
-                    "role": target.role,
-                    "shape": list(unit.shape),
-                    "block": list(unit.block),
-                    "blocks": unit.blocks,
-                    "live": live,
-                    "target": self.sparsity_target,
-                    "achieved": 1 - live / unit.blocks,
-                }
-        return {
-            "target": self.sparsity_target,
-            "achieved": self.sparsity_achieved,
-            "matrices": matrices,
-            "dense": list(self.dense_targets),
-        }
+            matrices |= unit.report(int(self._masks[unit.index].sum()), self.sparsity_target)
+        whole = {"target": self.sparsity_target, "achieved": self.sparsity_achieved}
+        return {**whole, "matrices": matrices, "dense": list(self.dense_targets)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs besides the model and the optimizer: plain values and tensors."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,23 @@ class Unit:
         if isinstance(target.module, BlockLinear):
             return norms_of(target.module.values.detach(), target.module.index.index)
         return matrix_norms(target.weight, self.block)
+
+    def report(self, live: int, sparsity: float) -> dict[str, dict[str, Any]]:
+        """What was pruned of each target, as plain JSON values, by name.
+
+        Args:
+            live: Live blocks of its mask.
+            sparsity: The share of empty ones that was asked for.
+        """
+        facts = {
+            "shape": list(self.shape),
+            "block": list(self.block),
+            "blocks": self.blocks,
+            "live": live,
+            "target": sparsity,
+            "achieved": 1 - live / self.blocks,
+        }
+        return {target.name: {"role": target.role, **facts} for target in self.targets}
 
     def clear_dead(self, mask: Tensor) -> None:
         """Set the weights in dead blocks to zero."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blast.sparsity.ranks import average_gradients, is_first_rank, mean_over_ranks_
+from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.guard import LossGuard
+from blast.training.optimisation_step import OptimisationStep
 from blast.training.resume import TrainingState
 from blast.training.settings import TrainingSettings
 
@@ -30,16 +33,52 @@ class History:
     Attributes:
         curves: By name, the steps and values of each learning curve.
         masks: By step, the mask of every pruned matrix, at most `MASK_PICTURES` times.
+        seconds: Wall time of all steps up to each point of the curve `validation_loss`, and how much of it went into
+            steps in which something was compiled. Evaluation and saving are left out.
+        spent: The same two up to now.
     """
 
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     masks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "value": [], "compiling": []})
+    spent: dict[str, float] = field(default_factory=lambda: {"value": 0.0, "compiling": 0.0})
 
     def add(self, name: str, step: int, value: float) -> None:
         """Adds a point to a curve."""
         curve = self.curves.setdefault(name, {"step": [], "value": []})
         curve["step"].append(step)
         curve["value"].append(value)
+
+
+class Stopwatch:
+    """Adds up the wall time of steps; what a run had taken before it was resumed counts too.
+
+    Args:
+        history: Where it is kept.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def __enter__(self) -> None:
+        self._graphs = _compiled_graphs()
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        took = time.perf_counter() - self._started
+        self._history.spent["value"] += took
+        if _compiled_graphs() != self._graphs:
+            self._history.spent["compiling"] += took
+
+    def note(self, step: int) -> None:
+        """Writes down what has been taken up to a step."""
+        for key, value in {"step": step, **self._history.spent}.items():
+            self._history.seconds[key].append(value)
+
+
+def _compiled_graphs() -> int:
+    """Graphs that torch.compile has made in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] if "torch._dynamo" in sys.modules else 0
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -50,7 +89,8 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = all(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=fused)
+    graphs = fused and settings.cuda_graphs
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=fused, capturable=graphs)
 
 
 def train(
@@ -96,23 +136,14 @@ def train(
         say(f"going on with step {first + 1} of {settings.steps}")
     every = max(1, settings.steps // CURVE_POINTS)
     pictures = {round(i * (settings.steps - 1) / (MASK_PICTURES - 1)) for i in range(MASK_PICTURES)}
+    one = OptimisationStep(model, optimizer, loss_of, settings.clip, sparsifier, settings.cuda_graphs)
+    spent = Stopwatch(history)
     saved = spoken = time.monotonic()
     model.train()
     for step in range(first, settings.steps):
-        rate = settings.rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of(model, batch_at(step))
-        value = mean_over_ranks_(loss.detach().clone()).item()
-        guard.check(step, value)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(model)
-        if sparsifier is not None:
-            sparsifier.step()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        guard.check_gradient(step, norm.item())
-        optimizer.step()
+        with spent:
+            one.set_rate(settings.rate(step))
+            value = one.run(batch_at(step), partial(guard.check, step), partial(guard.check_gradient, step))
 
         last = step == settings.steps - 1
         if step % every == 0 or last:
@@ -120,12 +151,14 @@ def train(
             if sparsifier is not None:
                 history.add("sparsity_target", step, sparsifier.sparsity_target)
                 history.add("sparsity_achieved", step, sparsifier.sparsity_achieved)
+                history.add("sparse_execution", step, float(sparsifier.execution == "sparse"))
         if sparsifier is not None and step in pictures:
             history.masks[step] = {name: mask.clone() for name, mask in sparsifier.masks.items()}
         if (step + 1) % settings.evaluate_every == 0 or last:
             model.eval()
             history.add("validation_loss", step, evaluate(model))
             model.train()
+            spent.note(step)
         now = time.monotonic()
         if state and is_first_rank() and not last and guard.calm and now - saved >= settings.checkpoint_seconds:
             state.save(step + 1, model, optimizer, sparsifier, history)

@@ -53,6 +53,8 @@ class TrainingState:
             "sparsifier": sparsifier.state_dict() if sparsifier else None,
             "curves": history.curves,
             "masks": history.masks,
+            "seconds": history.seconds,
+            "spent": history.spent,
         }
         aside = self.file.with_suffix(".tmp")
         try:
@@ -105,7 +107,8 @@ class TrainingState:
             sparsifier.load_state_dict(values["sparsifier"])
         model.load_state_dict(values["model"])
         optimizer.load_state_dict(values["optimizer"])
-        history.curves, history.masks = values["curves"], values["masks"]
+        for name in ("curves", "masks", "seconds", "spent"):
+            setattr(history, name, values[name])
         return values["step"]
 
     def remove(self) -> None:

@@ -32,6 +32,8 @@ class TrainingSettings:
         evaluate_limit: Sequences or images of such an evaluation.
         dtype: What products are made in: `float32`, or `bfloat16` by autocast; weights, gradients and the optimizer's
             state are float32 in both.
+        compile: Whether model and loss run under `torch.compile`.
+        cuda_graphs: Whether steps are replayed as CUDA graphs (on one GPU; elsewhere it makes no difference).
         spike: Nats above the usual loss from which ten losses in a row stop the run; 0 never does.
         checkpoint_seconds: Seconds between two savings of the training state; changes no result.
         processes: Processes that the batch is cut over, one a GPU where there are any; changes no result beyond
@@ -50,6 +52,8 @@ class TrainingSettings:
     evaluate_limit: int = 64
     spike: float = 3.0
     dtype: str = "float32"
+    compile: bool = False
+    cuda_graphs: bool = False
     checkpoint_seconds: float = 20.0
     processes: int = 1
 
@@ -67,6 +71,10 @@ class TrainingSettings:
             if key == "dtype":
                 if value not in DTYPES:
                     raise unknown_name("dtype of training", str(value), DTYPES)
+                continue
+            if isinstance(fields[key].default, bool):
+                if not isinstance(value, bool):
+                    raise BlastError(f"training setting '{key}' is {value!r}; give true or false.")
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
                 raise BlastError(f"training setting '{key}' is {value!r}; give a number that is not negative.")

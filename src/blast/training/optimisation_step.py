@@ -1,0 +1,157 @@
+"""One optimisation step: forward, backward, pruning, clipping and optimizer; on a GPU, if asked, as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast.sparsity.ranks import average_gradients, mean_over_ranks_, world_size
+from blast.sparsity.sparsifier import Sparsifier
+
+# Steps by themselves before a capture: what the new masks call for is compiled then, and no kernel during a capture.
+STEPS_BEFORE_CAPTURE = 1
+
+Check = Callable[[float], Any]
+
+
+def _unchecked(value: float) -> None:
+    """Takes any number."""
+
+
+class OptimisationStep:
+    """Makes optimisation steps of one model, one after the other.
+
+    With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor
+    nothing: small models are several times faster. Mask updates and the step after each are made by themselves, since
+    they bring other parameters and masks; then the step is captured anew. In several processes there are no graphs.
+
+    Attributes:
+        graphs: Whether steps are replayed.
+
+    Args:
+        model: In training mode; its parameters may be replaced by the sparsifier.
+        optimizer: Holds the model's parameters; for graphs it has to be `capturable`.
+        loss_of: Mean loss of a batch.
+        clip: Largest norm of the gradient.
+        sparsifier: Prunes; None trains dense.
+        graphs: Whether to replay CUDA graphs; nothing is captured for a model on a CPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_of: Callable[[nn.Module, Any], Tensor],
+        clip: float,
+        sparsifier: Sparsifier | None = None,
+        graphs: bool = False,
+    ) -> None:
+        self._model, self._optimizer, self._sparsifier = model, optimizer, sparsifier
+        self._loss_of, self._clip = loss_of, clip
+        device = next(model.parameters()).device
+        self.graphs = graphs and device.type == "cuda" and world_size() == 1
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._plain = 0
+        if self.graphs:
+            # All steps on one stream: gradients are added up on the stream that they were first made on.
+            self._stream = torch.cuda.Stream(device)
+            self._rate = torch.zeros((), device=device)
+
+    @property
+    def captured(self) -> bool:
+        """Whether the next step will be a replay, unless a mask update is due."""
+        return self._graph is not None
+
+    def set_rate(self, rate: float) -> None:
+        """Sets the learning rate of all groups."""
+        if self.graphs:
+            # A graph reads it from this place.
+            self._rate.fill_(rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate if self.graphs else rate
+
+    def run(self, batch: tuple[Tensor, ...], check_loss: Check = _unchecked, check_norm: Check = _unchecked) -> float:
+        """Makes a step.
+
+        Args:
+            batch: Inputs and targets, on the device of the model, of the same shape in each step.
+            check_loss: Takes the loss. In a step by itself before anything is changed; a replay is over by then.
+            check_norm: Takes the norm of the gradient, likewise; before a mask update that of all blocks.
+
+        Returns:
+            The loss; in several processes the mean of theirs, which `check_loss` takes too.
+        """
+        if not self.graphs:
+            return self._alone(batch, check_loss, check_norm)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            if self._update_due:
+                self._graph, self._plain = None, 0
+            elif self._graph is not None or self._plain >= STEPS_BEFORE_CAPTURE:
+                return self._replayed(batch, check_loss, check_norm)
+            else:
+                self._plain += 1
+            loss = self._alone(batch, check_loss, check_norm)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return loss
+
+    @property
+    def _update_due(self) -> bool:
+        return self._sparsifier is not None and self._sparsifier.update_due
+
+    def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
+        loss = self._loss_of(self._model, batch)
+        # Of all processes, so that all of them stop at the same one.
+        value = mean_over_ranks_(loss.detach().clone()).item()
+        check_loss(value)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self._model)
+        if self._update_due:
+            # The masks are chosen by these gradients.
+            check_norm(gradient_norm(self._model.parameters()).item())
+        check_norm(self._rest().item())
+        self._optimizer.step()
+        return value
+
+    def _rest(self) -> Tensor:
+        """What lies between backward pass and optimizer; the norm of the gradient."""
+        if self._sparsifier is not None:
+            self._sparsifier.step()
+        return nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+
+    def _replayed(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
+        if self._graph is None:
+            self._capture(batch)
+        else:
+            for place, value in zip(self._batch, batch, strict=True):
+                place.copy_(value)
+            if self._sparsifier is not None:
+                self._sparsifier.skip()
+        self._graph.replay()
+        value, norm = torch.stack((self._loss.float(), self._norm.float())).tolist()
+        check_loss(value)
+        check_norm(norm)
+        return value
+
+    def _capture(self, batch: tuple[Tensor, ...]) -> None:
+        """Captures a step of this batch, which the sparsifier counts; nothing of it has been done yet."""
+        self._batch = tuple(value.clone() for value in batch)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            loss = self._loss_of(self._model, self._batch)
+            loss.backward()
+            self._norm = self._rest()
+            self._optimizer.step()
+            # Without its history, which the graph has been through.
+            self._loss = loss.detach()
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Norm of all gradients together, float32."""
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+    return torch.linalg.vector_norm(torch.stack([norm.float().to(norms[0].device) for norm in norms]))
