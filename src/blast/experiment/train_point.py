@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from pathlib import Path
@@ -28,8 +29,10 @@ from blast.experiment.start_model import start_model, weights_of
 from blast.layers.memory import model_bytes
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
+from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.loop import History, make_optimizer, train
+from blast.training.processes import join, leave, own_share
 from blast.training.settings import TrainingSettings
 
 
@@ -72,10 +75,10 @@ def _train(
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         if language:
-            tokens = data.train_batch(step, settings.batch, settings.length, point.seed).to(device)
+            tokens = own_share(data.train_batch(step, settings.batch, settings.length, point.seed)).to(device)
             return tokens[:, :-1], tokens[:, 1:]
         images, labels = data.train_batch(step, settings.batch, point.seed)
-        return images.to(device), labels.to(device)
+        return own_share(images).to(device), own_share(labels).to(device)
 
     if language:
         chunks = data.validation_chunks(settings.length, settings.evaluate_limit).to(device)
@@ -93,7 +96,8 @@ def _train(
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:
-        return loss_of(model, held_out).item()
+        # The others wait for it in the next step.
+        return loss_of(model, held_out).item() if is_first_rank() else math.nan
 
     history = train(
         model,
@@ -106,6 +110,7 @@ def _train(
         state_file=folder.work(point.id) / TRAINING_STATE,
         # What other settings, data or code had begun is not gone on with.
         key=" ".join((point.digest, data.digest, fingerprint("train"))),
+        say=print if is_first_rank() else lambda line: None,
     )
     # What is counted and saved below starts from the dense state, whichever the run ended in.
     return blast.to_dense(model), history, sparsifier
@@ -181,17 +186,19 @@ def _evaluate(
     return metrics, artifacts
 
 
-def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
-    """Runs a training point and returns the `result` part of its record.
+def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
+    """Runs a training point and returns the `result` part of its record; None where another process makes it.
 
     The model is trained (masked-dense), saved as a block-CSR checkpoint, loaded again in its sparse state, and only
     then evaluated: what is measured is what a user would load.
     """
+    join()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work = folder.work(point.id)
     clock = time.monotonic()
     data = _load_data(point, folder)
-    print(f"data ready after {time.monotonic() - clock:.1f} s")
+    if is_first_rank():
+        print(f"data ready after {time.monotonic() - clock:.1f} s")
     if point.start == "parent":
         model, masks = _prune_parent(point, folder, device)
         history = History(masks={point.training["steps"] - 1: masks})
@@ -200,6 +207,8 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
         history, masks = History(), {}
     else:
         model, history, sparsifier = _train(point, folder, data, device)
+        if not leave():
+            return None
         masks = sparsifier.masks if sparsifier else {}
     loss_unit = "nats/token" if datasets.get(point.dataset).MODALITY == "language" else "nats"
     model.eval()

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
-from blast.sparsity.blocks import clear_dead_
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import Execution
 from blast.sparsity.loop_checks import AccumulationCheck, check_held, check_modules
 from blast.sparsity.mask import block_budget, live_cost
 from blast.sparsity.one_shot import best_masks, full_mask
 from blast.sparsity.prune_and_grow import prune_and_grow
-from blast.sparsity.ranks import refuse_sharded, world_size
+from blast.sparsity.ranks import world_size
 from blast.sparsity.saved_state import STATE_FORMAT, check_state
 from blast.sparsity.schedule import swap_limit, target_sparsity
+from blast.sparsity.shards import is_sharded, sharded_modules
 from blast.sparsity.units import Unit, groups_of, units_of
 
 
@@ -47,27 +47,31 @@ class Sparsifier:
 
     In the sparse state (`execution`) matrices are `BlockLinear`, whose parameters are replaced at mask updates, also in
     the optimizer: take them from `model.parameters()` where they are needed, as for clipping. In data-parallel training
-    that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel`, which stays masked-dense.
+    that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel` or `fully_shard`, which stay
+    masked-dense. All processes choose the same masks.
     A compiled model calls its sparse MLPs outside its graphs as long as masks change, and is not compiled anew then.
 
     Args:
-        model: Any model; its matrices are found by structure (see `blast.layers.recognise`).
+        model: Any model, after `fully_shard` if it is to be sharded; its matrices are found by structure (see
+            `blast.layers.recognise`).
         optimizer: The optimizer over its parameters.
         config: What to prune, how far, how fast.
 
     Raises:
         BlastError: if a target matches nothing, a block does not divide a matrix, or the optimizer holds none of the
-            matrices; if a model sharded by `fully_shard` is given, or sparse execution is asked for with an optimizer
-            or a wrapper that does not allow it.
+            matrices; if sparse execution is asked for with an optimizer or a wrapper that does not allow it.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: SparsifyConfig) -> None:
         # The wrappers of torch.compile and of data-parallel training would put themselves before every name.
         model = getattr(model, "_orig_mod", model)
-        wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
-        if wrapped:
+        keeper = "DistributedDataParallel" if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        if keeper:
             model = model.module
-        refuse_sharded(model)
+        self._sharded = sharded_modules(model)
+        self._reshard()
+        if any(is_sharded(parameter) for parameter in model.parameters()):
+            keeper = "fully_shard"
         self.model = model
         self.optimizer = optimizer
         self.config = config
@@ -82,7 +86,7 @@ class Sparsifier:
         if self.sparsity_target > 0:
             self._masks = best_masks(self._units, self._masks, config, self.sparsity_target, step=0)
         self._changed = True
-        self._execution = Execution(model, optimizer, self._units, config, wrapped)
+        self._execution = Execution(model, optimizer, self._units, config, keeper)
         self._clear_weights()
         self._accumulation = AccumulationCheck()
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
@@ -135,6 +139,7 @@ class Sparsifier:
             BlastError: at a mask update, if a gradient is missing, NaN or infinite, or still being summed up over
                 micro-batches; or if the matrices were replaced.
         """
+        self._reshard()
         check_modules(self.model, self._units)
         due = self.update_due
         if due:
@@ -154,6 +159,7 @@ class Sparsifier:
     def finish(self) -> None:
         """Trim the mask to the exact final budget now, if the schedule has not done so yet, and fix it."""
         if not self.finished:
+            self._reshard()
             self._trim()
             self._clear_dead()
             self._execution.settle(self._on_devices(), self.sparsity_achieved, self.finished)
@@ -180,23 +186,9 @@ class Sparsifier:
         """
         matrices = {}
         for unit in self._units:
-            live = int(self._masks[unit.index].sum())
-            for target in unit.targets:
-                matrices[target.name] = {
-                    "role": target.role,
-                    "shape": list(unit.shape),
-                    "block": list(unit.block),
-                    "blocks": unit.blocks,
-                    "live": live,
-                    "target": self.sparsity_target,
-                    "achieved": 1 - live / unit.blocks,
-                }
-        return {
-            "target": self.sparsity_target,
-            "achieved": self.sparsity_achieved,
-            "matrices": matrices,
-            "dense": list(self.dense_targets),
-        }
+            matrices |= unit.report(int(self._masks[unit.index].sum()), self.sparsity_target)
+        whole = {"target": self.sparsity_target, "achieved": self.sparsity_achieved}
+        return {**whole, "matrices": matrices, "dense": list(self.dense_targets)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs besides the model and the optimizer: plain values and tensors."""
@@ -272,15 +264,9 @@ class Sparsifier:
             self._changed = False
             return
         for unit in self._units:
-            mask = self._mask_on_device(unit)
-            for target in unit.matrices:
-                if target.gradient is not None:
-                    clear_dead_(target.gradient, mask, unit.block)
-                if self._changed:
-                    parameter = target.parameter
-                    for value in self.optimizer.state.get(parameter, {}).values():
-                        if isinstance(value, Tensor) and value.shape == parameter.shape:
-                            clear_dead_(target.as_out_in(value), mask, unit.block)
+            unit.clear_dead_gradient(self._mask_on_device(unit))
+            if self._changed:
+                unit.clear_dead_state(self._mask_on_device(unit), self.optimizer)
         if self._changed:
             self._clear_weights()
         self._changed = False
@@ -291,6 +277,11 @@ class Sparsifier:
             return
         for unit in self._units:
             unit.clear_dead(self._mask_on_device(unit))
+
+    def _reshard(self) -> None:
+        """Puts the parameters of `fully_shard` back in their modules: a forward pass may leave whole copies there."""
+        for module in self._sharded:
+            module.reshard()
 
     def _mask_on_device(self, unit: Unit) -> Tensor:
         """The unit's mask, moved along if the model was moved."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 from blast.layers.recognise import Target, match_linears, split_dense
 from blast.layers.repack import norms_of
-from blast.sparsity.blocks import BlockShape, block_grid, clear_dead_
+from blast.sparsity.blocks import BlockShape, block_grid
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.ranks import mean_over_ranks_
-from blast.sparsity.scores import block_norms, check_finite, mean_norms, random_scores
+from blast.sparsity.scores import check_finite, mean_norms, random_scores
+from blast.sparsity.shards import clear_dead_anywhere_, matrix_norms
 
 
 @dataclass
@@ -95,7 +97,7 @@ class Unit:
                 f"{self.name} has no gradient at the mask update of step {step}; "
                 "call sparsifier.step() after backward() and before zero_grad(), and leave its weight trainable."
             )
-        norms = mean_over_ranks_(mean_norms([block_norms(gradient, self.block) for gradient in gradients]))
+        norms = mean_over_ranks_(mean_norms([matrix_norms(gradient, self.block) for gradient in gradients]))
         return check_finite(norms, f"the gradient of {self.name}", step)
 
     def dense_gradient(self, target: Target) -> Tensor | None:
@@ -107,12 +109,42 @@ class Unit:
     def _weight_norms(self, target: Target) -> Tensor:
         if isinstance(target.module, BlockLinear):
             return norms_of(target.module.values.detach(), target.module.index.index)
-        return block_norms(target.weight, self.block)
+        return matrix_norms(target.weight, self.block)
+
+    def report(self, live: int, sparsity: float) -> dict[str, dict[str, Any]]:
+        """What was pruned of each target, as plain JSON values, by name.
+
+        Args:
+            live: Live blocks of its mask.
+            sparsity: The share of empty ones that was asked for.
+        """
+        facts = {
+            "shape": list(self.shape),
+            "block": list(self.block),
+            "blocks": self.blocks,
+            "live": live,
+            "target": sparsity,
+            "achieved": 1 - live / self.blocks,
+        }
+        return {target.name: {"role": target.role, **facts} for target in self.targets}
 
     def clear_dead(self, mask: Tensor) -> None:
         """Set the weights in dead blocks to zero."""
         for target in self.matrices:
-            clear_dead_(target.weight, mask, self.block)
+            clear_dead_anywhere_(target.parameter, mask, self.block, target.transposed)
+
+    def clear_dead_gradient(self, mask: Tensor) -> None:
+        """Set the gradients of dead blocks to zero."""
+        for target in self.matrices:
+            if target.parameter.grad is not None:
+                clear_dead_anywhere_(target.parameter.grad, mask, self.block, target.transposed)
+
+    def clear_dead_state(self, mask: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Set what an optimizer keeps of dead blocks to zero."""
+        for target in self.matrices:
+            for value in optimizer.state.get(target.parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == target.parameter.shape:
+                    clear_dead_anywhere_(value, mask, self.block, target.transposed)
 
 
 def parameter_of(target: Target) -> nn.Parameter:
