@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import blast
 from blast import datasets
@@ -31,6 +30,7 @@ from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
 from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
 from blast.training.loop import History, make_optimizer, train
 from blast.training.processes import join, leave, own_share
 from blast.training.settings import TrainingSettings
@@ -55,13 +55,9 @@ def _build(point: Point, data: Any, settings: TrainingSettings) -> nn.Module:
     return start_model(point.architecture, point.start, data, settings.length)
 
 
-def _language_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    logits = model(batch[0]).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch[1].flatten())
-
-
-def _vision_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(class_logits(model, batch[0]), batch[1])
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Of each token or image; `inputs` are token ids or pixels."""
+    return class_logits(model, inputs) if inputs.is_floating_point() else model(inputs, use_cache=False).logits
 
 
 def _train(
@@ -87,17 +83,24 @@ def _train(
         images, labels = data.test(settings.evaluate_limit)
         held_out = (images.to(device), labels.to(device))
 
-    plain = _language_loss if language else _vision_loss
-    compiled = torch.compile(plain, dynamic=False) if settings.compile else plain
+    loss = cross_entropy_of(settings.compile)
+    if settings.compile:
+        compile_blocks(model)
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         with settings.autocast(device):
-            return (compiled if model.training else plain)(model, batch)
+            return loss(_logits(model, batch[0]), batch[1])
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:
-        # The others wait for it in the next step.
-        return loss_of(model, held_out).item() if is_first_rank() else math.nan
+        if not is_first_rank():
+            return math.nan  # the others wait for it in the next step
+        total = 0.0
+        for inputs, targets in zip(*(part.split(settings.batch) for part in held_out), strict=True):
+            # Blocks that are compiled for training would be compiled again for this.
+            with settings.autocast(device), torch.compiler.set_stance("force_eager"):
+                total += cross_entropy(_logits(model, inputs), targets).item() * len(inputs)
+        return total / len(held_out[0])
 
     history = train(
         model,
@@ -112,6 +115,7 @@ def _train(
         key=" ".join((point.digest, data.digest, fingerprint("train"))),
         say=print if is_first_rank() else lambda line: None,
     )
+    release_blocks(model)
     # What is counted and saved below starts from the dense state, whichever the run ended in.
     return blast.to_dense(model), history, sparsifier
 
