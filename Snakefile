@@ -14,6 +14,7 @@ from blast.errors import BlastError
 from blast.experiment import provenance
 from blast.experiment.config import used_config
 from blast.experiment.grid import expand
+from blast.experiment.launch import visible_gpus
 from blast.experiment.layout import GridFolder
 from blast.experiment.locks import hold_grid
 from blast.experiment.machine import jobs_at_once
@@ -38,6 +39,11 @@ drop_stale_stamps(PLAN, FOLDER)
 # --cores 8 on a smaller machine starts only what its processors and memory carry: each job takes a slot.
 SLOTS = jobs_at_once(CONFIG)
 workflow.global_resources["slots"] = SLOTS
+# No more trainings on several processes at once than there are GPUs for; `--resources gpus=4` says how many to use.
+GPUS_GIVEN = "gpus" in workflow.global_resources
+if not GPUS_GIVEN:
+    workflow.global_resources["gpus"] = len(visible_gpus())
+GPUS = workflow.global_resources["gpus"].value
 os.environ["BLAST_POINTS"] = str(len(PLAN.points))
 
 

@@ -57,8 +57,10 @@ _WORDS = {
     "135m": "135M",
     "b": "B",
     "l": "L",
+    "s": "S",
 }
-_DATASETS = {"pystdlib": "Python stdlib", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
+_DATASETS = {"pystdlib": "Python stdlib", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST",
+             "technical_text": "technical English"}  # fmt: skip
 _TASKS = {"pystdlib_next_line": "next line", "pystdlib_heldout": "held-out files"}
 
 RC = {

@@ -63,6 +63,8 @@ def _key(row: Any) -> tuple:
 def _line(row: Any, dense: dict, bound: tuple[float, dict] | None) -> dict[str, Any]:
     eager, compiled = (dense.get((row.point, row.tokens, name), math.nan) for name in DENSE)
     setting = json.loads(row.setting)
+    remarks = [f"masks of {setting['masks_of']}"] if "masks_of" in setting else []
+    remarks += [] if setting.get("tuned", True) else ["its tuner was stopped early"]
     value = math.nan if row.status != "ok" else row.value
     line = {
         "hardware": row.hardware, "model": row.model, "block": row.block, "sparsity": row.sparsity,
@@ -70,7 +72,7 @@ def _line(row: Any, dense: dict, bound: tuple[float, dict] | None) -> dict[str, 
         "dense_us": 1e3 * eager, "compiled_us": 1e3 * compiled, "us": 1e3 * value, "us_q20": 1e3 * row.low,
         "us_q80": 1e3 * row.high, "speed_up": eager / value, "dead_hidden": setting.get("dead_hidden", math.nan),
         "quantization_error": setting.get("quantization_error", math.nan), "status": row.status,
-        "note": row.cause or ("" if setting.get("tuned", True) else "its tuner was stopped early"),
+        "note": row.cause or "; ".join(remarks),
     }  # fmt: skip
     if bound is not None:
         share, facts = bound

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from blast.experiment import pretraining
 from paper_figures import _style as style
 from paper_figures import _training as training
 
@@ -15,17 +16,17 @@ LINES = {"union": (0, (4, 2)), "swap": "-"}
 LEAST = 0.5
 
 
-def _panel(axes: Axes, times: training.StepTimes, colour: str) -> None:
+def _panel(axes: Axes, times: pretraining.StepTimes, colour: str) -> None:
     highest = max(times.sparse)
     # As far as it was measured, in equal steps of the axis.
     first, last = style.sparsity_place(LEAST), style.sparsity_place(highest)
     finals = [1 - 2 ** -(first + (last - first) * step / 24) for step in range(25)]
     notes = []
     for growth, line in LINES.items():
-        found = [training.pretraining(times, final, growth).speed_up for final in finals]
+        found = [pretraining.whole_run(times, final, growth).speed_up for final in finals]
         places = [style.sparsity_place(final) for final in finals]
         axes.plot(places, found, color=colour, linestyle=line, zorder=3)
-        passed = training.passed_at(times, growth)
+        passed = pretraining.passed_at(times, growth)
         notes.append(
             f"{growth} {found[-1]:.2f}×, " + ("never 1.11×" if passed is None else f"1.11× from {100 * passed:g} %")
         )
@@ -33,11 +34,11 @@ def _panel(axes: Axes, times: training.StepTimes, colour: str) -> None:
     places = [style.sparsity_place(sparsity) for sparsity in steps]
     axes.plot(places, list(steps.values()), color=colour, linestyle="none", marker="o", markerfacecolor="white",
               markeredgewidth=0.8, zorder=4)  # fmt: skip
-    axes.axhline(training.PAPER_SPEED_UP, color=style.MUTED, linewidth=0.7, linestyle=(0, (1, 1.5)))
+    axes.axhline(pretraining.PAPER_SPEED_UP, color=style.MUTED, linewidth=0.7, linestyle=(0, (1, 1.5)))
     axes.axhline(1, color=style.INK, linewidth=0.7)
     axes.text(0.04, 0.97, "\n".join(notes), transform=axes.transAxes, va="top", fontsize=5.5, color=style.MUTED,
               linespacing=1.3)  # fmt: skip
-    top = max(*steps.values(), training.PAPER_SPEED_UP)
+    top = max(*steps.values(), pretraining.PAPER_SPEED_UP)
     axes.set_ylim(min(0.9, *steps.values()) - 0.02, 1 + (top - 1) * 1.45)
     style.sparsity_axis(axes, [LEAST, *steps], right=0.2)
     axes.set_xlabel("final sparsity (%)")
@@ -45,8 +46,8 @@ def _panel(axes: Axes, times: training.StepTimes, colour: str) -> None:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draws a panel for each model: whole runs with `union` and `swap`, and the steps they are made of."""
-    rows = training.step_rows(table)
-    known = {case: training.step_times(training.of_case(rows, case)) for case in training.cases(rows)}
+    rows = pretraining.step_rows(table)
+    known = {case: pretraining.step_times(pretraining.of_case(rows, case)) for case in training.cases(rows)}
     known = {case: times for case, times in known.items() if times is not None}
     if not known:
         return style.not_run(TITLE, training.why_empty(table))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from blast.experiment import pretraining
 from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 from paper_figures import _training as training
@@ -22,20 +23,20 @@ COLUMNS = (
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each model and measured sparsity; `…_passes_at` is the final sparsity that passes the paper's 1.11x."""
-    found, lines = training.step_rows(table), []
+    found, lines = pretraining.step_rows(table), []
     for case in training.cases(found):
-        own = training.of_case(found, case)
-        times = training.step_times(own)
+        own = pretraining.of_case(found, case)
+        times = pretraining.step_times(own)
         if times is None:
             continue
-        passed = {growth: training.passed_at(times, growth) for growth in training.GROWTH}
+        passed = {growth: pretraining.passed_at(times, growth) for growth in pretraining.GROWTH}
         for sparsity, sparse in times.sparse.items():
             line = dict(zip(("model", "block", "tokens"), case, strict=True))
             line |= {"hardware": own["hardware"].iloc[0], "sparsity": sparsity, "dense_ms": times.dense}
             line |= {"masked_ms": times.masked, "sparse_ms": sparse, "step_speed_up": times.dense / sparse}
-            line |= {"update_share": training.update_share(times, sparse), "status": "ok"}
-            for growth in training.GROWTH:
-                run = training.pretraining(times, sparsity, growth)
+            line |= {"update_share": pretraining.update_share(times, sparse), "status": "ok"}
+            for growth in pretraining.GROWTH:
+                run = pretraining.whole_run(times, sparsity, growth)
                 line[f"{growth}_speed_up"], line[f"{growth}_masked_share"] = run.speed_up, run.masked_share
                 line[f"{growth}_passes_at"] = math.nan if passed[growth] is None else passed[growth]
             lines.append(line)

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from blast.experiment import pretraining
 from paper_figures import _style as style
 from paper_figures import _training as training
 
@@ -21,22 +22,22 @@ UPDATES = ("mask updates, a hundredth of one", "#CC79A7")
 
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
-    sparse = training.values(rows, "step_time", training.OURS)
-    dense = training.values(rows, "time_mlp", training.DENSE)
-    updates = training.values(rows, "time_mask_update", training.OURS)
-    bars = [("dense", training.DENSE, max(dense))] if dense else []
-    bars += [(f"{100 * sparsity:g} %", training.OURS, sparsity) for sparsity in sorted(sparse)]
+    sparse = pretraining.values(rows, "step_time", pretraining.OURS)
+    dense = pretraining.values(rows, "time_mlp", pretraining.DENSE)
+    updates = pretraining.values(rows, "time_mask_update", pretraining.OURS)
+    bars = [("dense", pretraining.DENSE, max(dense))] if dense else []
+    bars += [(f"{100 * sparsity:g} %", pretraining.OURS, sparsity) for sparsity in sorted(sparse)]
     for place, (_, provider, sparsity) in enumerate(bars):
         left = 0.0
         for metric, (_, colour) in PARTS.items():
-            value = training.values(rows, metric, provider).get(sparsity, 0.0)
+            value = pretraining.values(rows, metric, provider).get(sparsity, 0.0)
             axes.barh(place, value, left=left, height=0.72, color=colour, linewidth=0)
             left += value
-        if provider == training.OURS and sparsity in updates:
-            value = updates[sparsity] / training.UPDATE_EVERY
+        if provider == pretraining.OURS and sparsity in updates:
+            value = updates[sparsity] / pretraining.UPDATE_EVERY
             axes.barh(place, value, left=left, height=0.72, color=UPDATES[1], linewidth=0)
             left += value
-        step = training.values(rows, "step_time", provider)[sparsity]
+        step = pretraining.values(rows, "step_time", provider)[sparsity]
         axes.text(left, place, f" {step:.3g}", ha="left", va="center", fontsize=5.5)
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.tick_params(axis="y", length=0)
@@ -49,14 +50,14 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draws a panel for each model, a bar for dense and one for each sparsity."""
-    rows = training.step_rows(table)
+    rows = pretraining.step_rows(table)
     timed = rows[rows["metric"] == "time_mlp"]
-    known = [case for case in training.cases(rows) if not training.of_case(timed, case).empty]
+    known = [case for case in training.cases(rows) if not pretraining.of_case(timed, case).empty]
     if not known:
         return style.not_run(TITLE, training.why_empty(table))
     figure, axes = training.panels(len(known), 1.35)
     for place, case in zip(axes, known, strict=True):
-        _panel(place, training.of_case(rows, case))
+        _panel(place, pretraining.of_case(rows, case))
         place.set_title(f"{training.case_label(case)}\n{case[2]} tokens", fontsize=6.5)
     entries = [
         style.handle(label, marker="s", color=colour, markersize=5, markeredgewidth=0)

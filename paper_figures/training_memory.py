@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from blast.experiment import pretraining
 from paper_figures import _style as style
 from paper_figures import _training as training
 
@@ -22,13 +23,13 @@ GIGABYTE = 1e9
 
 def _bars(rows: pd.DataFrame) -> list[tuple[str, str, float]]:
     """Label, provider and sparsity of each bar: dense and masked of the sparsest point, ours of all."""
-    sparsities = sorted(training.values(rows, "peak_bytes", training.OURS))
+    sparsities = sorted(pretraining.values(rows, "peak_bytes", pretraining.OURS))
     bars = []
-    for provider, label in ((training.DENSE, "dense"), (training.MASKED, "masked")):
-        known = training.values(rows, "peak_bytes", provider)
+    for provider, label in ((pretraining.DENSE, "dense"), (pretraining.MASKED, "masked")):
+        known = pretraining.values(rows, "peak_bytes", provider)
         if known:
             bars.append((label, provider, max(known)))
-    return bars + [(f"{100 * sparsity:g} %", training.OURS, sparsity) for sparsity in sparsities]
+    return bars + [(f"{100 * sparsity:g} %", pretraining.OURS, sparsity) for sparsity in sparsities]
 
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
@@ -36,10 +37,10 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     for place, (_, provider, sparsity) in enumerate(bars):
         foot = 0.0
         for metric, (_, colour) in PHASES.items():
-            value = training.values(rows, metric, provider).get(sparsity, 0.0) / GIGABYTE
+            value = pretraining.values(rows, metric, provider).get(sparsity, 0.0) / GIGABYTE
             axes.bar(place, value, bottom=foot, width=0.72, color=colour, linewidth=0)
             foot += value
-        peak = training.values(rows, "peak_bytes", provider)[sparsity] / GIGABYTE
+        peak = pretraining.values(rows, "peak_bytes", provider)[sparsity] / GIGABYTE
         axes.plot([place - 0.4, place + 0.4], [peak, peak], color=style.INK, linewidth=1.1, zorder=4)
         axes.text(place, max(peak, foot), f"{peak:.3g}", ha="center", va="bottom", fontsize=5.5)
     axes.set_xticks(range(len(bars)), [label for label, _, _ in bars], fontsize=5)
@@ -49,14 +50,14 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draws a panel for each model: phases stacked, and the peak as a line."""
-    rows = training.step_rows(table)
+    rows = pretraining.step_rows(table)
     found = rows[rows["metric"].isin([*PHASES, "peak_bytes"])]
-    known = [case for case in training.cases(rows) if not training.of_case(found, case).empty]
+    known = [case for case in training.cases(rows) if not pretraining.of_case(found, case).empty]
     if not known:
         return style.not_run(TITLE, training.why_empty(table))
     figure, axes = training.panels(len(known), 1.8)
     for place, case in zip(axes, known, strict=True):
-        _panel(place, training.of_case(found, case))
+        _panel(place, pretraining.of_case(found, case))
         place.set_title(f"{training.case_label(case)}\n{case[2]} tokens", fontsize=6.5)
     for place in axes[::4]:
         place.set_ylabel("GB")

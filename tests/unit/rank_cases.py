@@ -29,7 +29,7 @@ def work(rank: int, folder: str) -> None:
     out = {way: trained(rank, way) for way in WAYS}
     out["wrapped"] = trained(rank, "masked", wrapped=True)
     out["apart"] = trained(rank, "masked", averaged=False)
-    out["refused"] = [refusal(sharded), refusal(lambda: trained(rank, "sparse", wrapped=True))]
+    out["refused"] = refusal(lambda: trained(rank, "sparse", wrapped=True))
     out["forgotten"] = refusal(lambda: trained(rank, "sparse", averaged=False))
     torch.save(out, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -50,14 +50,6 @@ def trained(rank: int, way: str, wrapped: bool = False, averaged: bool = True) -
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
     return {"masks": sparsifier.masks, "weights": dense_weights(model), "execution": sparsifier.execution}
-
-
-def sharded() -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    model = nano("gpt2-nano")
-    fully_shard(model)
-    Sparsifier(model, torch.optim.SGD(model.parameters(), lr=0.1), SparsifyConfig(**SETTINGS))
 
 
 def refusal(case) -> str:

@@ -10,6 +10,7 @@ from blast.benchmark.kernels import mlp_size
 from blast.errors import BlastError
 from blast.experiment.config import Config, parse, read_config
 from blast.experiment.grid import block_label, expand, share_label
+from blast.experiment.rows import execution_facts
 
 TRAINING = {
     "default": {"steps": 10, "batch": 4, "learning_rate": 0.01},
@@ -114,3 +115,29 @@ def test_every_benchmark_of_the_h100_tiles_each_matrix_of_its_mlp():
             ((size.hidden, size.ffn), size.down_block),
         ):
             assert rows % b_out == cols % b_in == 0, point.id
+
+
+def test_a_variant_that_trains_alike_shares_the_dense_run_and_one_that_does_not_has_its_own():
+    base = {"architectures": ["vit-nano"], "datasets": ["digits"], "sparsity": [0.5], "blocks": [16]}
+    masked = base | {"variant": "masked", "sparsify": {"execution": "masked"}}
+    longer = base | {"variant": "longer", "training": {"steps": 20}}
+    values = {"name": "t1", "training": TRAINING, "grid": [base, masked, longer]}
+    points = expand(parse(values, Path("t.yaml"))).points
+    parents = {name.rpartition(".")[2]: point.parent for name, point in points.items() if point.parent}
+    assert parents == {
+        "seed0": "vit-nano.digits.dense.seed0",
+        "masked": "vit-nano.digits.dense.seed0",
+        "longer": "vit-nano.digits.dense.seed0.longer",
+    }
+    assert len(points) == 5
+
+
+def test_the_study_has_a_pair_that_differs_in_execution_alone():
+    points = expand(read_config(Path("config/study.yaml"))).points
+    by_rest = {}
+    for point in points.values():
+        facts = execution_facts(point.to_dict())
+        if facts:
+            by_rest.setdefault(facts["same_but_execution"], set()).add(facts["execution"])
+    assert [kinds for kinds in by_rest.values() if len(kinds) > 1] == [{"auto", "masked"}]
+    assert len([point for point in points.values() if point.method == "dense"]) == 2

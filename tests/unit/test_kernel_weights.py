@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_suite_case import CEILINGS, SMALL, masks_of
-from safetensors.torch import save_file
 
-from blast.benchmark import kernel_masks, kernel_providers, roofline
+from blast.benchmark import kernel_providers, roofline
 from blast.benchmark.kernel_weights import (
     MlpSize,
     dense_mlp,
@@ -47,19 +46,6 @@ def test_skewed_rows_differ_more_in_length_than_uniform_ones():
     size = MlpSize(1024, 4096, True, "silu", False, (16, 16), torch.float32)
     spread = {kind: masks_of(size, kind=kind)[0].up.sum(1).float().std() for kind in ("uniform", "skewed")}
     assert spread["skewed"] > 2 * spread["uniform"]
-
-
-def test_trained_masks_are_read_from_the_masks_of_a_point(tmp_path):
-    size = SMALL[True]
-    masks, _ = masks_of(size)
-    names = {"gate_proj": masks.gate, "up_proj": masks.up, "down_proj": masks.down}
-    stored = {f"step000100/model.layers.{n}.mlp.{k}": m.to(torch.uint8) for n in (0, 1) for k, m in names.items()}
-    stored |= {f"step000050/{key.partition('/')[2]}": 1 - value for key, value in stored.items()}
-    save_file(stored, tmp_path / "llama-nano.s70.b16x16.safetensors")
-    found = kernel_masks.trained_masks(tmp_path, "llama-nano", 0.7, (16, 16), False, "cpu")
-    assert len(found) == 2
-    assert all(torch.equal(left, right) for left, right in zip(found[1], masks, strict=True))
-    assert kernel_masks.trained_masks(tmp_path, "llama-nano", 0.8, (16, 16), False, "cpu") == []
 
 
 def test_weights_in_rotation_are_more_than_the_cache_holds():

@@ -16,7 +16,7 @@ import fake_records as fake
 
 from blast.errors import BlastError
 from blast.experiment.export import CURVE_STEPS, export
-from blast.experiment.rows import COLUMNS, grid_rows, read_rows, record_rows, run_id, write_rows
+from blast.experiment.rows import COLUMNS, execution_facts, grid_rows, read_rows, record_rows, run_id, write_rows
 
 
 def make(method="blast", sparsity=0.95, seed=0, model="gpt2-nano", dataset="pystdlib"):
@@ -164,3 +164,41 @@ def test_a_half_written_record_is_refused_by_its_file(tmp_path):
     file.write_text(file.read_text()[:200])
     with pytest.raises(BlastError, match=r"a\.json"):
         grid_rows(tmp_path)
+
+
+def test_times_of_training_become_a_curve_and_are_no_part_of_what_identifies_a_run():
+    record, _ = make()
+    before = run_id(record)
+    record["run"]["training_seconds"] = {"step": [99, 199], "value": [1.5, 2.75], "compiling": [0.5, 0.5]}
+    assert run_id(record) == before
+    found = [row for row in record_rows(record) if row["metric"] == "training_time"]
+    assert [(row["step"], row["value"], row["unit"]) for row in found] == [(99, 1.5, "s"), (199, 2.75, "s")]
+    compiling = [row["value"] for row in record_rows(record) if row["metric"] == "compile_time"]
+    assert compiling == [0.5, 0.5]
+    assert not [row for row in record_rows(make()[0]) if row["metric"] in ("training_time", "compile_time")]
+
+
+def test_rows_say_which_points_differ_in_execution_alone():
+    def facts(**changes):
+        point = fake.make_point("gpt2-nano", "pystdlib", "blast", 0.95, 0).to_dict()
+        point["sparsify"] = point["sparsify"] | {"execution": "auto"}
+        return execution_facts({**point, **changes, "sparsify": point["sparsify"] | changes.pop("sparsify", {})})
+
+    plain = facts()
+    twin = facts(id="other", grid="other", parent="other", sparsify={"execution": "masked"})
+    assert (plain["execution"], twin["execution"]) == ("auto", "masked")
+    assert plain["same_but_execution"] == twin["same_but_execution"]
+    for changes in ({"seed": 1}, {"sparsify": {"hold": 0.5}}, {"training": {"steps": 1}}, {"dataset": "digits"}):
+        assert facts(**changes)["same_but_execution"] != plain["same_but_execution"]
+    assert execution_facts(fake.make_point("gpt2-nano", "pystdlib", "dense", 0.0, 0).to_dict()) == {}
+
+
+def test_exported_states_are_kept_where_they_change(tmp_path):
+    record, _ = make()
+    steps = list(range(0, 1000, 5))
+    states = [float(300 <= step < 900) for step in steps]
+    record["result"]["curves"]["sparse_execution"] = {"unit": "fraction", "step": steps, "value": states}
+    export([record], tmp_path)
+    rows = read_rows(tmp_path / fake.HARDWARE / "training.csv")
+    kept = [(row["step"], row["value"]) for row in rows if row["metric"] == "sparse_execution"]
+    assert kept == [(0, 0.0), (295, 0.0), (300, 1.0), (895, 1.0), (900, 0.0), (995, 0.0)]

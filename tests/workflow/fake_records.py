@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from blast.experiment.point import Point
 from blast.experiment.record import make_record, write_json
@@ -143,6 +144,15 @@ def _masks(point: Point) -> dict[str, np.ndarray]:
     return masks
 
 
+def masks_file(point: Point) -> bytes:
+    """The `masks.safetensors` of an invented point."""
+    return save(_masks(point))
+
+
+def _masks_artifact(point: Point) -> dict[str, str]:
+    return {"path": "masks.safetensors", "digest": "sha256:" + hashlib.sha256(masks_file(point)).hexdigest()}
+
+
 def make_training_record(point: Point, hardware: str = HARDWARE) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A record, and the language metrics made of it (None for images)."""
     noise = np.random.default_rng(sum(map(ord, point.id)))
@@ -161,7 +171,7 @@ def make_training_record(point: Point, hardware: str = HARDWARE) -> tuple[dict[s
         "sparsity": {"target": point.sparsity, "achieved": round(point.sparsity * 0.9995, 6), "matrices": {}},
         "dataset": {"name": point.dataset, "digest": "sha256:d", "counts": {}},
         "parameters": {"total": dense_bytes // 4, "prunable": mlp // 4, "live": sparse_mlp // 4},
-        "artifacts": {"masks": {"path": "masks.safetensors", "digest": "sha256:m"}} if point.method != "dense" else {},
+        "artifacts": {"masks": _masks_artifact(point)} if point.method != "dense" else {},
     }
     record = make_record(point, status="ok", result=result, run=run_part(hardware, point.id))
     if not later:
@@ -226,7 +236,7 @@ def write_grid(folder: Path, fail: str | None = None, skip: str | None = None) -
             write_json(folder / "language" / f"{point.id}.json", language)
         if point.method != "dense":
             (folder / "points" / point.id).mkdir(parents=True)
-            save_file(_masks(point), folder / "points" / point.id / "masks.safetensors")
+            (folder / "points" / point.id / "masks.safetensors").write_bytes(masks_file(point))
     for record in timed:
         write_json(folder / "records" / f"{record['point']['id']}.json", record)
     return folder

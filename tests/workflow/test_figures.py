@@ -12,6 +12,7 @@ for place in (Path(__file__).parent, ROOT, ROOT / "workflow" / "scripts"):
     sys.path.insert(0, str(place))
 import fake_kernels  # noqa: E402
 import fake_records as fake  # noqa: E402
+import fake_runs  # noqa: E402
 import fake_training  # noqa: E402
 import figure as figure_script  # noqa: E402
 import paper_table as table_script  # noqa: E402
@@ -23,6 +24,7 @@ from blast.experiment.table import load_table  # noqa: E402
 FAILED, SKIPPED = "gpt2-nano.pystdlib.random.s95.b16.seed0", "vit-nano.digits.blast.s80.b16.seed0"
 
 OF_STEPS = ("pretraining_speedup", "training_memory", "time_breakdown")
+OF_RUNS = ("time_to_loss", "switch_curves")
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +65,20 @@ def steps(tmp_path_factory):
     return load_table(folder, folder / "recorded")
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A table of whole runs with their times."""
+    folder = fake_runs.write_runs(tmp_path_factory.mktemp("runs") / "study")
+    return load_table(folder, folder / "recorded")
+
+
 @pytest.mark.parametrize("name", paper_figures.figures())
-def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, name):
-    on_gpu = name.startswith("kernel_") or name in OF_STEPS
-    text = words(paper_figures.load(name).draw(steps if name in OF_STEPS else kernels if on_gpu else table))
-    assert ("imaginary GPU" if on_gpu else "CPU (imaginary)") in text
-    assert "grid default" in text
+def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, runs, name):
+    given = {"kernel": kernels} | dict.fromkeys(OF_STEPS, steps) | dict.fromkeys(OF_RUNS, runs)
+    drawn_from = given.get(name, given.get(name.partition("_")[0], table))
+    text = words(paper_figures.load(name).draw(drawn_from))
+    assert ("CPU (imaginary)" if drawn_from is table else "imaginary GPU") in text
+    assert ("grid study" if drawn_from is runs else "grid default") in text
 
 
 @pytest.mark.parametrize("name", paper_figures.figures())

@@ -8,6 +8,7 @@ from mlflow_grid import artifacts, runs_of, write_language, write_point
 from blast.experiment.layout import GridFolder
 from blast.experiment.mlflow_import import import_grid, main
 from blast.experiment.mlflow_store import open_client, tracking_uri
+from blast.experiment.record import write_json
 
 
 def test_a_record_becomes_a_run_with_everything_in_it(mlflow_folder: GridFolder) -> None:
@@ -42,6 +43,18 @@ def test_long_curves_arrive_whole_and_by_step(mlflow_folder: GridFolder) -> None
     history = client.get_metric_history(run.info.run_id, "curves/train_loss")
     assert [point.step for point in history] == list(range(2100))
     assert history[4].value == 1.0
+
+
+def test_the_time_of_training_arrives_by_step(mlflow_folder: GridFolder) -> None:
+    record = write_point(mlflow_folder, "p1")
+    record["run"]["training_seconds"] = {"step": [9, 19], "value": [1.5, 2.5], "compiling": [1.0, 1.0]}
+    write_json(mlflow_folder.record("p1"), record)
+    import_grid(mlflow_folder.root)
+    (run,) = runs_of(mlflow_folder)
+    history = open_client(tracking_uri(mlflow_folder.root.parent)).get_metric_history(
+        run.info.run_id, "curves/training_time"
+    )
+    assert [(point.step, point.value) for point in history] == [(9, 1.5), (19, 2.5)]
 
 
 def test_importing_twice_adds_nothing(mlflow_folder: GridFolder) -> None:

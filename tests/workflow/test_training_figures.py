@@ -13,6 +13,7 @@ for place in (Path(__file__).parent, ROOT):
 import fake_training  # noqa: E402
 
 import paper_figures  # noqa: E402
+from blast.experiment import pretraining  # noqa: E402
 from blast.experiment.export import export, export_grid  # noqa: E402
 from blast.experiment.table import load_table  # noqa: E402
 from paper_figures import _training as training  # noqa: E402
@@ -34,9 +35,9 @@ def words(figure):
 
 
 def times_of(table, model):
-    rows = training.step_rows(table)
+    rows = pretraining.step_rows(table)
     case = next(case for case in training.cases(rows) if case[0] == model)
-    return training.step_times(training.of_case(rows, case))
+    return pretraining.step_times(pretraining.of_case(rows, case))
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -71,13 +72,13 @@ def test_the_step_time_between_measured_sparsities_lies_on_the_line_between_them
 
 def test_a_pretraining_is_the_sum_of_its_steps():
     """Ours takes 100 l + 40 ms, masked 100, dense 100: sparse from half of the blocks on, and that is all by hand."""
-    times = training.StepTimes(100.0, 100.0, 0.0, {0.8: 60.0, 0.9: 50.0, 0.95: 45.0})
+    times = pretraining.StepTimes(100.0, 100.0, 0.0, {0.8: 60.0, 0.9: 50.0, 0.95: 45.0})
     constant = [min(100.0, 40 + 100 * live) for live in _shares(0.95)]
     expected = 100 * len(constant) / (sum(constant) + _dearer(constant))
-    assert training.pretraining(times, 0.95, "swap").speed_up == pytest.approx(expected)
+    assert pretraining.whole_run(times, 0.95, "swap").speed_up == pytest.approx(expected)
     doubled = [min(1.0, 2 * live) if step < 400 else live for step, live in enumerate(_shares(0.95))]
     union = [min(100.0, 40 + 100 * live) for live in doubled]
-    assert training.pretraining(times, 0.95, "union").speed_up == pytest.approx(
+    assert pretraining.whole_run(times, 0.95, "union").speed_up == pytest.approx(
         100 * 500 / (sum(union) + _dearer(union))
     )
 
@@ -95,7 +96,7 @@ def _dearer(steps):
 def test_swap_is_faster_than_union_and_neither_beats_its_fastest_step(steps):
     for model in fake_training.MODELS:
         times = times_of(steps, model)
-        union, swap = (training.pretraining(times, 0.95, growth) for growth in training.GROWTH)
+        union, swap = (pretraining.whole_run(times, 0.95, growth) for growth in ("union", "swap"))
         assert 1 < union.speed_up < swap.speed_up < times.dense / times.sparse[0.95]
         assert 0 < swap.masked_share < union.masked_share < 1
 
@@ -103,7 +104,7 @@ def test_swap_is_faster_than_union_and_neither_beats_its_fastest_step(steps):
 def test_a_dear_mask_update_makes_a_pretraining_slower(steps):
     times = times_of(steps, "gpt2")
     for dearer in (times._replace(update=10 * times.update), times._replace(sparse_update=10 * times.sparse_update)):
-        assert training.pretraining(dearer, 0.9, "swap").speed_up < training.pretraining(times, 0.9, "swap").speed_up
+        assert pretraining.whole_run(dearer, 0.9, "swap").speed_up < pretraining.whole_run(times, 0.9, "swap").speed_up
 
 
 def test_the_table_and_the_figure_say_where_the_paper_is_passed(steps):
@@ -111,12 +112,12 @@ def test_the_table_and_the_figure_say_where_the_paper_is_passed(steps):
     row = frame[(frame["model"] == "gpt2-xl") & (frame["sparsity"] == 0.95)].iloc[0]
     times = times_of(steps, "gpt2-xl")
     passed = row["swap_passes_at"]
-    assert training.pretraining(times, passed, "swap").speed_up >= 1.11
-    assert training.pretraining(times, passed - 0.01, "swap").speed_up < 1.11
+    assert pretraining.whole_run(times, passed, "swap").speed_up >= 1.11
+    assert pretraining.whole_run(times, passed - 0.01, "swap").speed_up < 1.11
     text = words(paper_figures.load("pretraining_speedup").draw(steps))
     assert f"swap {row['swap_speed_up']:.2f}×, 1.11× from {100 * passed:g} %" in text
-    slow = training.StepTimes(100.0, 100.0, 0.0, {0.8: 99.0, 0.9: 98.0})
-    assert training.passed_at(slow, "swap") is None
+    slow = pretraining.StepTimes(100.0, 100.0, 0.0, {0.8: 99.0, 0.9: 98.0})
+    assert pretraining.passed_at(slow, "swap") is None
 
 
 def test_memory_bars_carry_the_recorded_peak_and_stand_on_the_phases(steps):

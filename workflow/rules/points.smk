@@ -15,8 +15,19 @@ def points_of(wildcards):
     return [PLAN.points[name].to_dict() for name in JOBS[wildcards.job].ids]
 
 
+def processes_of(wildcards):
+    """The most processes that a point of the job is trained by; each takes a slot."""
+    return max(PLAN.points[name].processes for name in JOBS[wildcards.job].ids)
+
+
+def gpus_of(wildcards):
+    """One for each process; a job of one process shares them with others, unless `--resources gpus=…` was given."""
+    processes = processes_of(wildcards)
+    return processes if GPUS and (processes > 1 or GPUS_GIVEN) else 0
+
+
 rule point:
-    """Trains, prunes and evaluates the points of a job in one process; failures become records too."""
+    """Trains, prunes and evaluates the points of a job; failures become records too."""
     input:
         needs_of,
     output:
@@ -25,7 +36,8 @@ rule point:
         FOLDER.log("{job}"),
     priority: 10
     resources:
-        slots=1,
+        slots=processes_of,
+        gpus=gpus_of,
     params:
         points=points_of,
         code=provenance.fingerprint("train"),

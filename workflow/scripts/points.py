@@ -12,7 +12,13 @@ from blast.experiment.point import Point
 points = [Point.from_dict(values) for values in snakemake.params.points]  # noqa: F821
 log = Path(snakemake.log[0])  # noqa: F821
 try:
-    run_points(points, GridFolder(Path("results") / points[0].grid), log, total=int(os.environ["BLAST_POINTS"]))
+    run_points(
+        points,
+        GridFolder(Path("results") / points[0].grid),
+        log,
+        total=int(os.environ["BLAST_POINTS"]),
+        own_gpus=snakemake.resources.get("gpus", 0) > 0,  # noqa: F821
+    )
 except BlastError as error:
     with log.open("a") as stream:
         stream.write(f"{error}\n")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from blast.benchmark.mask_file import digest_of, read_facts, read_mask_file
 from blast.errors import BlastError, unknown_name
 from blast.sparsity.blocks import keep_count
 
@@ -70,15 +71,28 @@ def _draw(kind: str, rows: int, cols: int, sparsity: float, generator: torch.Gen
     return mask.view(rows, cols)
 
 
+class TrainedMasks(NamedTuple):
+    """Masks that training left, one entry a layer, and which they are: facts for the rows of a record."""
+
+    layers: list[MlpMasks]
+    facts: dict[str, Any]
+
+
+def masks_folder(name: str) -> Path:
+    """The folder of recorded masks: from here, or else from the checkout that this code is in."""
+    here = Path(name)
+    return here if here.is_dir() else Path(__file__).resolve().parents[3] / here
+
+
 def trained_masks(
     folder: Path, architecture: str, sparsity: float, block: tuple[int, int], tied: bool, device: Any
-) -> list[MlpMasks]:
-    """Masks that training left, one entry a layer, from `<architecture>.s<percent>.b<out>x<in>.safetensors`.
+) -> TrainedMasks | None:
+    """Masks that training left, from the files that `blast records export` wrote.
 
-    The file is the `masks.safetensors` of a point, as it is: `step<step>/<module>`, uint8; its last step is taken.
+    Of several trained models those of the method `blast` go before others, and then the newest.
 
     Args:
-        folder: Where such files are.
+        folder: Where the files are, at any depth.
         architecture: Name of the model.
         sparsity: Share of empty blocks.
         block: `[out, in]`.
@@ -86,30 +100,32 @@ def trained_masks(
         device: Where to put them.
 
     Returns:
-        The masks; empty if there is no such file.
+        The masks; None if there are none of that model, sparsity and block.
 
     Raises:
-        BlastError: if the file holds something else.
+        BlastError: if a file is damaged, or holds something else than the masks of MLPs.
     """
-    file = Path(folder, f"{architecture}.s{100 * sparsity:g}.b{block[0]}x{block[1]}.safetensors")
-    if not file.is_file():
-        return []
-    from safetensors.torch import load_file
-
-    stored = load_file(file)
-    last = max((name.partition("/")[0] for name in stored), default="")
+    found = []
+    for file in sorted(Path(folder).rglob("*.safetensors")):
+        facts = read_facts(file)
+        same = facts["model"] == architecture and tuple(facts["block"]) == tuple(block)
+        if same and abs(facts["sparsity"] - sparsity) < 1e-9:
+            found.append((facts["method"] == "blast", facts["date"] or "", str(file)))
+    if not found:
+        return None
+    file = Path(max(found)[2])
+    masks, facts = read_mask_file(file)
     layers: dict[str, dict[str, Tensor]] = {}
-    for name, mask in stored.items():
-        step, _, module = name.partition("/")
-        if step == last:
-            path, _, leaf = module.rpartition(".")
-            layers.setdefault(path, {})[leaf] = mask.to(device).bool()
+    for name, mask in masks.items():
+        path, _, leaf = name.rpartition(".")
+        layers.setdefault(path, {})[leaf] = torch.from_numpy(mask).to(device)
     try:
-        return [_roles(matrices, tied) for matrices in layers.values()]
-    except (KeyError, ValueError) as error:
+        roles = [_roles(matrices, tied) for matrices in layers.values()]
+    except ValueError as error:
         raise BlastError(
-            f"{file}: holds no masks of MLPs ({error}); copy the masks.safetensors of a trained point there."
+            f"{file}: holds other masks than those of MLPs ({error}); give a 'masks_folder' without it."
         ) from error
+    return TrainedMasks(roles, {"masks_of": facts["point"], "masks_digest": digest_of(file)})
 
 
 def _roles(matrices: dict[str, Tensor], tied: bool) -> MlpMasks:

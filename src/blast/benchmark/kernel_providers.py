@@ -83,6 +83,8 @@ class Case:
     ) -> None:
         self.architecture, self.size, self.sparsity = architecture, size, sparsity
         self.seed, self.machine, self.masks_folder = seed, machine, masks_folder
+        # Which trained masks were replayed; empty until they are asked for.
+        self.replayed: dict[str, Any] = {}
         self._sparse: dict[tuple[str, bool], list[Weights]] = {}
         self._skipped: dict[tuple[str, bool], tuple[list[Weights], float]] = {}
         self._fp8: dict[tuple[str, bool], list[Weights]] = {}
@@ -142,7 +144,10 @@ class Case:
             if size.transposed_down and block[0] != block[1]:
                 return []
             found = trained_masks(self.masks_folder, self.architecture, self.sparsity, block, tied, device)
-            return [found[number % len(found)] for number in range(count)] if found else []
+            if found is None:
+                return []
+            self.replayed = found.facts
+            return [found.layers[number % len(found.layers)] for number in range(count)]
         arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, generator, size.down_block)
         return [random_masks(*arguments) for _ in range(count)]
 
@@ -166,6 +171,8 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
                 cause = f"there are no masks of a trained {case.architecture} of this sparsity and block in {folder}"
                 made.append(Provider("ours", key, tied=flag, setting=facts).without(cause))
                 continue
+            if kind == "trained":
+                facts |= case.replayed
             expected = expected_output(x[rows], weights[0], case.size.activation)
 
             def provider(

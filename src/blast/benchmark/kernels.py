@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from blast import architectures
 from blast.benchmark.graph_timing import ERROR_BOUND, capture, plain_memory, time_in_turn
 from blast.benchmark.kernel_entries import Asked, latency_entry, missing_entry, work_entries
+from blast.benchmark.kernel_masks import masks_folder
 from blast.benchmark.kernel_providers import (
     Case,
     Machine,
@@ -39,7 +39,7 @@ SETTINGS = {
     "compiled": True,
     "seconds": 180.0,
     "tuning_seconds": 60.0,
-    "masks_folder": "results/recorded/masks",
+    "masks_folder": "results/recorded",
     "down_block": "same",
 }
 
@@ -58,8 +58,8 @@ def measure(
             (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `fp8` (whether
             ours is timed with fp8 weights too, at up to `fp8_tokens`), `compiled` (whether dense is timed under
             torch.compile too), `seconds` (the longest a point may take), `tuning_seconds` (of a peer, for each number
-            of tokens), `masks_folder`, `down_block` (`same`, or `transposed`: blocks of the down projection are
-            `[in, out]`).
+            of tokens), `masks_folder` (holds, at any depth, what `blast records export` wrote), `down_block` (`same`,
+            or `transposed`: blocks of the down projection are `[in, out]`).
 
     Returns:
         By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says
@@ -76,7 +76,7 @@ def measure(
     machine = this_machine(size.dtype)
     metrics: list[dict[str, Any]] = []
     with torch.inference_mode(), plain_memory():
-        case = Case(architecture, size, sparsity, seed, machine, Path(settings["masks_folder"]))
+        case = Case(architecture, size, sparsity, seed, machine, masks_folder(settings["masks_folder"]))
         for tokens in settings["tokens"]:
             left = settings["seconds"] - (time.monotonic() - started)
             metrics += _measure_tokens(case, tokens, left, settings)

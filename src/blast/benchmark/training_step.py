@@ -1,8 +1,8 @@
 """The `training_step` suite: a whole optimisation step of a real architecture, dense, masked-dense and block-sparse.
 
-Random weights in float32, autocast, flash attention through torch's own call, gradients clipped, fused AdamW, model and
-loss under `torch.compile`, whole steps replayed as CUDA graphs, dense and ours alike. Dense and ours are timed in turn
-in one run. No point is timed before the gradients of ours agree with those of masked-dense on the same weights.
+Random weights in float32, autocast, flash attention through torch's own call, gradients clipped, fused AdamW, blocks
+and loss under `torch.compile`, whole steps replayed as CUDA graphs, dense and ours alike. Dense and ours are timed in
+turn in one run. No point is timed before the gradients of ours agree with those of masked-dense on the same weights.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import blast
 from blast import architectures
@@ -20,6 +19,7 @@ from blast.layers.block_linear import BlockLinear
 from blast.layers.fuse import fuse_for_training
 from blast.layers.recognise import find_mlps
 from blast.layers.target import is_conv1d
+from blast.training.compilation import compile_blocks, cross_entropy_of
 
 CLIP = 1.0
 
@@ -33,7 +33,7 @@ class Workload(NamedTuple):
         length: Tokens a sequence; patches and the class token of an image.
         dtype: Of autocast; master weights, gradients and moments are float32.
         device: Where.
-        compiled: Whether model and loss are compiled.
+        compiled: Whether blocks and loss are compiled.
     """
 
     architecture: str
@@ -72,7 +72,7 @@ def workload_of(
         length: Tokens a sequence, at most the model's context; images have their own.
         dtype: Of autocast.
         device: Where.
-        compiled: Whether model and loss are compiled.
+        compiled: Whether blocks and loss are compiled.
 
     Raises:
         BlastError: if the tokens are fewer than one sequence.
@@ -104,8 +104,9 @@ class Trainee:
         self.between: Callable[[], None] | None = None
         self.replay: Callable[[], None] | None = None
         self.inputs, self.targets = workload.inputs()
-        loss = _image_loss if workload.vision else _token_loss
-        self._loss = torch.compile(loss) if workload.compiled else loss
+        self._cross_entropy = cross_entropy_of(workload.compiled)
+        if workload.compiled:
+            compile_blocks(model)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -120,7 +121,8 @@ class Trainee:
         """The loss of the model for inputs and targets, under autocast."""
         kind, dtype = self.workload.device.type, self.workload.dtype
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-            return self._loss(model, *batch)
+            logits = model(batch[0]) if self.workload.vision else model(batch[0], use_cache=False).logits
+            return self._cross_entropy(logits, batch[1])
 
     def step(self) -> Tensor:
         """A whole optimisation step, `between` (if any) before clipping; gives the loss."""
@@ -144,15 +146,6 @@ class Trainee:
     def take(self, batch: int) -> None:
         """Goes on with a batch of another size."""
         self.inputs, self.targets = self.workload._replace(batch=batch).inputs()
-
-
-def _image_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(model(inputs).float(), targets)
-
-
-def _token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    logits = model(inputs, use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 def fresh_model(workload: Workload, seed: int) -> nn.Module:

@@ -11,6 +11,10 @@ The rules, all of them:
   main metric. **Met** when more than half lie under the limit by more than the noise, **not met** when at least half
   lie over it by more than the noise, else undecided. Points that failed, were not run or are at chance lie on neither
   side. The noise is the seed spread; where one seed was run, two standard errors of the difference.
+- *Pretraining as a whole* is derived from step times measured on a GPU (`blast.experiment.pretraining`), of published
+  architectures alone, once with `swap` and once with `union`. It is judged like a measured value, on the interval that
+  the quantiles of the step times give; the setting says that it is derived, and from which final sparsity each
+  architecture passes the paper's value.
 - *Sparsity reached*: met when some point holds the sparsity within the rounding to whole blocks (half a percent);
   **not run** when none was asked to.
 """
@@ -24,6 +28,7 @@ from typing import Any
 import pandas as pd
 
 from blast import architectures
+from blast.experiment import pretraining
 from blast.experiment.comparison import main_metric, missing, summarise
 from blast.experiment.paper_values import PaperValue
 from blast.experiment.ratio import ratios
@@ -221,7 +226,46 @@ def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     return [Finding(verdict, f"{best['relative']:+.2f} %", where)]
 
 
-JUDGES = {"majority": _judge_majority, "sparsity": _judge_sparsity, "ratio": _judge_ratio, "loss": _judge_loss}
+def _judge_pretraining(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """A finding for each way to grow blocks: the best architecture, and where each of them passes the paper's value."""
+    rows = pretraining.step_rows(table)
+    known = {}
+    for case in pretraining.cases(rows):
+        times = pretraining.step_times(pretraining.of_case(rows, case))
+        fit = [share for share in (times.sparse if times else ()) if share <= (value.sparsity or 1) + SAME_SPARSITY]
+        if fit and case[0] in architectures.SHAPES:
+            known[case] = times, max(fit)
+    if not known:
+        return [not_run("needs dense and sparse steps of a published architecture, timed on a GPU")]
+    findings = []
+    for growth, method in pretraining.GROWTH.items():
+        runs = {case: pretraining.whole_run(times, final, growth) for case, (times, final) in known.items()}
+        best = max(runs, key=lambda case: runs[case].speed_up)
+        model, block, tokens = best
+        final = known[best][1]
+        low, high = pretraining.interval(pretraining.of_case(rows, best), final, growth)
+        passed = {case: pretraining.passed_at(times, growth, value.value) for case, (times, _) in known.items()}
+        places = [
+            f"{case[0]} (block {case[1]}) {'never' if share is None else f'from {100 * share:g} %'}"
+            for case, share in sorted(passed.items(), key=lambda entry: (entry[1] or 1, entry[0]))
+        ]
+        setting = (
+            f"derived from step times, best of {len(runs)}: {model}, {100 * final:g} %, {method} ({growth}), "
+            f"block {block}, {tokens} tokens, {rows['hardware'].iloc[0]}; "
+            f"{value.value:g}x passed by {', '.join(places)}"
+        )
+        ours = f"{runs[best].speed_up:.2f}x" + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})")
+        findings.append(Finding(compare(low, high, value.value, at_least=True), ours, setting))
+    return findings
+
+
+JUDGES = {
+    "majority": _judge_majority,
+    "sparsity": _judge_sparsity,
+    "ratio": _judge_ratio,
+    "loss": _judge_loss,
+    "pretraining": _judge_pretraining,
+}
 
 
 def judge(value: PaperValue, table: pd.DataFrame) -> list[Finding]:

@@ -130,10 +130,16 @@ def export(options: argparse.Namespace) -> int:
 
 def take_in(options: argparse.Namespace) -> int:
     """Takes in the records of another machine after checking their digests."""
-    from blast.experiment.take_in import take_in_records
+    from blast.experiment.take_in import take_in_records, without_masks
 
-    taken = take_in_records(options.folder, GridFolder(options.grid_dir))
+    folder = GridFolder(options.grid_dir)
+    taken = take_in_records(options.folder, folder)
     print(f"{len(taken)} records taken in from {options.folder}")
+    if lost := without_masks(folder, taken):
+        print(
+            f"{len(lost)} of them came without their masks, the first is '{lost[0]}'; "
+            "bring points/<id>/masks.safetensors too, to keep and replay them."
+        )
     return 0
 
 

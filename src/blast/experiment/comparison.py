@@ -67,12 +67,13 @@ def relative_loss(value: float, dense: float, higher: bool) -> float:
 def final_scores(table: pd.DataFrame, metrics: tuple[str, ...] = QUALITY) -> pd.DataFrame:
     """Final quality scores, a row a point, metric and task, on one machine for each grid, model and dataset.
 
-    Of bits per byte the one made by lm-eval is taken where a point has it, as it comes with a standard error over
-    documents; ours stays for points without.
+    Of points that differ in `execution` alone the one with `auto` is taken. Of bits per byte the one made by lm-eval is
+    taken where a point has it, as it comes with a standard error over documents; ours stays for points without.
 
     Returns:
         The table's columns and `error` (standard error), `chance`, `higher`.
     """
+    table = without_twins(table)
     wanted = (
         (table["status"] == "ok") & (table["suite"] == "train") & table["step"].isna() & table["metric"].isin(metrics)
     )
@@ -184,9 +185,23 @@ def main_metric(summary: pd.DataFrame) -> pd.DataFrame:
     return summary[rank == best]
 
 
-def missing(table: pd.DataFrame) -> pd.DataFrame:
-    """Points that failed or were not run: one row each with `status` and, if it failed, `cause`."""
-    lost = table[table["status"] != "ok"]
+def without_twins(table: pd.DataFrame) -> pd.DataFrame:
+    """Of points of a grid that differ in `execution` alone, the one that runs with `auto`, whatever became of it."""
+    key = table["grid"].astype(str) + " " + table["same_but_execution"].astype(str)
+    known = table["same_but_execution"].notna()
+    twins = known & (table["execution"] != "auto") & key.isin(key[known & (table["execution"] == "auto")])
+    return table[~twins]
+
+
+def missing(table: pd.DataFrame, twins: bool = False) -> pd.DataFrame:
+    """Points that failed or were not run: one row each with `status` and, if it failed, `cause`.
+
+    Args:
+        table: Rows, those of the points that are done among them.
+        twins: Whether points count that differ from another in `execution` alone.
+    """
+    lost = table if twins else without_twins(table)
+    lost = lost[lost["status"] != "ok"]
     columns = [
         "grid",
         "hardware",
@@ -200,5 +215,6 @@ def missing(table: pd.DataFrame) -> pd.DataFrame:
         "status",
         "cause",
         "point",
+        "execution",
     ]
     return lost[columns].drop_duplicates(["grid", "hardware", "point"]).reset_index(drop=True)

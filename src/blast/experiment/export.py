@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
+from blast.experiment.layout import GridFolder
+from blast.experiment.mask_export import export_masks
 from blast.experiment.record import read_json, write_json
 from blast.experiment.rows import Record, Row, describe_run, read_grid, read_rows, record_rows, run_id, write_rows
 
 FILES = ("kernels", "training", "inference", "memory", "energy", "accuracy")
 # A curve is kept at about this many steps: enough to draw it, and 40 points stay near a megabyte.
 CURVE_STEPS = 40
+# Curves that stay at a value and then change.
+STATES = ("sparse_execution", "compile_time")
 
 
 def file_of(row: Row) -> str:
@@ -31,14 +36,25 @@ def file_of(row: Row) -> str:
     )
 
 
+def _changes(rows: list[Row], metric: str) -> set[int]:
+    """The steps on either side of each change of a curve, and its ends."""
+    curve = sorted((row["step"], row["value"]) for row in rows if row["metric"] == metric)
+    kept = {curve[0][0], curve[-1][0]} if curve else set()
+    for (before, old), (after, new) in itertools.pairwise(curve):
+        kept |= {before, after} if old != new else set()
+    return kept
+
+
 def _thin(rows: list[Row]) -> list[Row]:
-    """Keeps about `CURVE_STEPS` steps of each curve, the first and the last among them."""
+    """Keeps about `CURVE_STEPS` steps of each curve, the first and the last among them; of `STATES` the changes."""
     steps: dict[str, list[int]] = {}
     for row in rows:
         if row["step"] is not None:
             steps.setdefault(row["metric"], []).append(row["step"])
-    kept = {}
+    kept = {metric: _changes(rows, metric) for metric in STATES}
     for metric, all_steps in steps.items():
+        if metric in STATES:
+            continue
         ordered = sorted(all_steps)
         stride = -(-len(ordered) // CURVE_STEPS)
         kept[metric] = {*ordered[::stride], ordered[-1]}
@@ -134,12 +150,14 @@ def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_di
 
 
 def export_grid(grid_dir: Path, recorded_dir: Path) -> list[Path]:
-    """Exports every record of a grid with its language metrics; see `export`.
+    """Exports every record of a grid with its language metrics, see `export`, and the masks that are here.
 
     Raises:
-        BlastError: if there is no record, or one is damaged.
+        BlastError: if there is no record, or one is damaged, or the masks of one are not those that it names.
     """
     entries = list(read_grid(grid_dir))
     if not entries:
         raise BlastError(f"{grid_dir}: there are no records to export; run the grid first.")
-    return export(entries, recorded_dir)
+    folder = GridFolder(Path(grid_dir))
+    masks = [export_masks(folder, record, _folder(recorded_dir, record)) for record, _ in entries]
+    return export(entries, recorded_dir) + [file for file in masks if file]

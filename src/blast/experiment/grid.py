@@ -185,15 +185,15 @@ def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
 
 
 def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
-    suffix = f".{block.variant}" if block.variant else ""
-    if block.start != "scratch":
-        suffix = f".{block.start}{suffix}"
+    start = f".{block.start}" if block.start != "scratch" else ""
+    # A dense run drops what is said of pruning: blocks that differ in nothing else share it.
+    suffix = f"{start}.{block.variant}" if block.variant else start
     for architecture, named, seed in itertools.product(block.architectures, block.datasets, block.seeds):
         # Published weights know the tokens of their own tokenizer alone.
         dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
         common = _common(config, architecture, dataset) | {"seed": seed}
         training = _settings(config, block, architecture, dataset)
-        dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix}"
+        dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix if block.training else start}"
         yield Point(id=dense, training=training, start=block.start, **common)
         for method, sparsity, side in itertools.product(block.methods, block.sparsity, block.blocks):
             if sparsity == 0 or method == "dense":

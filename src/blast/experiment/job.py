@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from blast.errors import BlastError
 from blast.experiment import provenance
+from blast.experiment.launch import gpus_held, together, worker_command
 from blast.experiment.layout import OUTCOME, TRAINING_STATE, GridFolder
 from blast.experiment.locks import points_held
 from blast.experiment.point import Point
@@ -41,7 +43,12 @@ def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
     return record if same and shortcoming(record) is None else None
 
 
-def _cause_of_death(returncode: int) -> str:
+def _cause_of_death(returncode: int, processes: int) -> str:
+    if processes > 1:
+        return (
+            f"one of the {processes} processes of the training died (the log names it), often for lack of memory, and "
+            "the others were ended; run again, with a smaller 'batch' if so: the run goes on from its last saved state."
+        )
     if returncode == -signal.SIGKILL:
         return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or a smaller batch."
     if returncode < 0:
@@ -68,7 +75,9 @@ def _run_block(points: Sequence[Point], started: str, seconds: float, outcome: d
     }
 
 
-def run_points(points: Sequence[Point], folder: GridFolder, log: Path, total: int | None = None) -> int:
+def run_points(
+    points: Sequence[Point], folder: GridFolder, log: Path, total: int | None = None, own_gpus: bool = False
+) -> int:
     """Runs points one after the other.
 
     Args:
@@ -76,15 +85,16 @@ def run_points(points: Sequence[Point], folder: GridFolder, log: Path, total: in
         folder: Folder of their grid.
         log: File that takes the output of the child, tracebacks included.
         total: Points of the whole grid, for the progress line.
+        own_gpus: Whether each point has a GPU to itself, if there are any; one trained by several processes always has.
 
     Returns:
         How many of them failed or were not finished; each has a record either way.
     """
     with points_held(folder, [point.id for point in points]):
-        return _run_held(points, folder, log, total)
+        return _run_held(points, folder, log, total, own_gpus)
 
 
-def _run_held(points: Sequence[Point], folder: GridFolder, log: Path, total: int | None) -> int:
+def _run_held(points: Sequence[Point], folder: GridFolder, log: Path, total: int | None, own_gpus: bool) -> int:
     waiting = []
     failures = 0
     for point in points:
@@ -95,14 +105,21 @@ def _run_held(points: Sequence[Point], folder: GridFolder, log: Path, total: int
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stream:
         while waiting:
-            done = _run_child(waiting, folder, log, stream, total)
+            part = together(waiting)
+            with gpus_held(part[0].processes if own_gpus or part[0].processes > 1 else 0) as gpus:
+                done = _run_child(part, folder, log, stream, total, gpus)
             failures += sum(shortcoming(record) is not None for record in done)
             waiting = waiting[len(done) :]
     return failures
 
 
 def _run_child(
-    points: Sequence[Point], folder: GridFolder, log: Path, stream: IO[str], total: int | None
+    points: Sequence[Point],
+    folder: GridFolder,
+    log: Path,
+    stream: IO[str],
+    total: int | None,
+    gpus: dict[str, str],
 ) -> list[dict[str, Any]]:
     """Starts one child for several points and takes their records in as they come; ends when the child does."""
     files = []
@@ -111,9 +128,11 @@ def _run_child(
         write_json(work / "point.json", point.to_dict())
         (work / OUTCOME).unlink(missing_ok=True)
         files.append(str(work / "point.json"))
-    command = [sys.executable, "-m", "blast.experiment.worker", "--grid-dir", str(folder.root), *files]
+    scratch = folder.work(points[0].id) / "torchrun"
+    command = worker_command(points, folder.root, files, scratch)
     environment = {
         **os.environ,
+        **gpus,
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONUNBUFFERED": "1",
@@ -134,7 +153,7 @@ def _run_child(
                 continue
             outcome: dict[str, Any]
             if died:
-                outcome = {"status": "failed", "cause": _cause_of_death(child.returncode)}
+                outcome = {"status": "failed", "cause": _cause_of_death(child.returncode, point.processes)}
             else:
                 outcome = json.loads(outcome_file.read_text())
             run = _run_block(points, started, time.monotonic() - clock, outcome)
@@ -159,7 +178,12 @@ def _run_child(
     finally:
         if child.poll() is None and len(records) < len(points):
             child.kill()
+        elif points[0].processes > 1 and records[-1]["status"] == "ok":
+            # Its standard input is what holds torchrun's processes; they end by themselves here.
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(10)
         if child.stdin:
             child.stdin.close()
         child.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
     return records

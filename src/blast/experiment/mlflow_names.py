@@ -109,6 +109,13 @@ def curves(result: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
                 yield _legal(f"curves/{name}"), int(step), float(value)
 
 
+def times(run: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
+    """`(name, step, seconds)` of the time that training alone had taken at each evaluation."""
+    seconds = run.get("training_seconds") or {"step": [], "value": []}
+    for step, value in zip(seconds["step"], seconds["value"], strict=True):
+        yield "curves/training_time", int(step), float(value)
+
+
 def tags(record: dict[str, Any]) -> dict[str, str]:
     """Tags of the run of a record: what it is, where it comes from, and how it went."""
     point, run = record["point"], record["run"]

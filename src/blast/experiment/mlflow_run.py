@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import shutil
 import tempfile
 import time
@@ -60,7 +61,8 @@ def write_run(
     params = [Param(key, value) for key, value in names.parameters(point).items()]
     for first in range(0, len(params), 100):
         client.log_batch(run_id, params=params[first : first + 100])
-    steps = [Metric(key, value, finished, step) for key, step, value in names.curves(result)]
+    curves = itertools.chain(names.curves(result), names.times(run))
+    steps = [Metric(key, value, finished, step) for key, step, value in curves]
     ends = [Metric(key, value, finished, 0) for key, value in names.final_metrics(result).items()]
     _log_metrics(client, run_id, steps + ends)
     _log_dataset(client, run_id, result.get("dataset"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from blast.errors import BlastError, unknown_name
 
 FILE = Path(__file__).resolve().parents[3] / "config" / "paper_values.csv"
-RULES = ("sparsity", "majority", "ratio", "loss")
+RULES = ("sparsity", "majority", "ratio", "loss", "pretraining")
 KNOWN = ("abstract", "second-hand")
 
 

@@ -75,6 +75,12 @@ class Point:
         return values
 
     @property
+    def processes(self) -> int:
+        """Processes that train it, each on its share of the batch; 1 where nothing is trained."""
+        trained = self.stage == "train" and self.start in ("scratch", "pretrained")
+        return (self.training or {}).get("processes", 1) if trained else 1
+
+    @property
     def digest(self) -> str:
         """Digest of all settings; the name of the grid is not one of them."""
         values = self.to_dict()

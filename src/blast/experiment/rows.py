@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
-from blast.experiment.point import canonical_json
+from blast.experiment.point import canonical_json, digest
 from blast.experiment.record import read_json, read_record, write_atomically
 
 COLUMNS = (
@@ -24,8 +24,10 @@ INTEGERS = frozenset({"tokens", "batch", "step", "n", "seed"})
 BOOLEANS = frozenset({"tied"})
 # The training settings that tell two runs of one architecture apart at a glance; the point digest stands for all.
 SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
+# What the rows of a curve keep of the setting.
+CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution")
 # What differs between the points of one process, or names a person's machine: no part of what identifies a run.
-RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware"})
+RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware", "training_seconds"})
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -62,13 +64,32 @@ def _suite(point: Mapping[str, Any]) -> str:
     return (point.get("benchmark") or {}).get("suite") or point.get("suite") or point["stage"]
 
 
+def execution_facts(point: Mapping[str, Any]) -> dict[str, str]:
+    """How a pruned training point runs, and a digest of all its other settings.
+
+    Points that agree in `same_but_execution` differ in `execution` alone, so that their results agree but for rounding.
+
+    Args:
+        point: As `Point.to_dict` gives it.
+
+    Returns:
+        `execution` and `same_but_execution`; nothing for other points.
+    """
+    sparsify = point.get("sparsify") or {}
+    if "execution" not in sparsify:
+        return {}
+    rest = {key: value for key, value in point.items() if key not in ("id", "grid", "parent", "sparsify")}
+    rest["sparsify"] = {key: value for key, value in sparsify.items() if key != "execution"}
+    return {"execution": sparsify["execution"], "same_but_execution": digest(rest).removeprefix("sha256:")[:12]}
+
+
 def _setting(record: Record) -> dict[str, Any]:
     point = record["point"]
     training = point.get("training") or {}
     dataset = (record.get("result") or {}).get("dataset") or {}
     setting = {"grid": point["grid"], "point": point["id"], "parent": point.get("parent")}
     setting["digest"] = (record.get("point_digest") or "").removeprefix("sha256:")[:12] or None
-    setting |= {key: training.get(key) for key in SHOWN_TRAINING}
+    setting |= {key: training.get(key) for key in SHOWN_TRAINING} | execution_facts(point)
     classes = dataset.get("num_classes") or (dataset.get("counts") or {}).get("classes")
     setting["classes"] = classes
     if record["run"].get("gpu"):
@@ -124,6 +145,16 @@ def _floats(row: Row) -> Row:
     return row | {column: float(row[column]) for column in FLOATS if row[column] is not None}
 
 
+def _curves(record: Record) -> dict[str, Mapping[str, Any]]:
+    curves = dict(record["result"].get("curves") or {})
+    # Time is no part of a result, which is the same each time.
+    seconds = record["run"].get("training_seconds") or {}
+    for key, name in (("value", "training_time"), ("compiling", "compile_time")):
+        if key in seconds:
+            curves[name] = {"unit": "s", "step": seconds["step"], "value": seconds[key]}
+    return curves
+
+
 def record_rows(record: Record, language: Record | None = None) -> list[Row]:
     """Long-form rows of one record.
 
@@ -133,8 +164,10 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
             made of another record (their `record_digest` differs).
 
     Returns:
-        A row for each metric, then for each step of each curve, with the keys `COLUMNS`. A failed record is one row
-        with `status` failed, no metric, and the cause in `setting`; failed language metrics add such a row too.
+        A row for each metric, then for each step of each curve, with the keys `COLUMNS`; `training_time` is a curve of
+        the seconds of training alone until each evaluation, `compile_time` what of them went into steps that compiled.
+        A failed record is one row with `status` failed, no metric, and the cause in `setting`; failed language metrics
+        add such a row too.
     """
     common, setting = _common(record), _setting(record)
     if record["status"] != "ok":
@@ -148,9 +181,11 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
             rows += [_failure(common, setting, cause, task) for task, cause in language.get("left_out", {}).items()]
         else:
             rows.append(_failure(common, setting, language.get("cause"), task="language"))
-    for name, curve in (result.get("curves") or {}).items():
+    # A curve has many rows: they name their point, and its settings stand in the rows of its metrics.
+    place = {"setting": canonical_json({key: setting[key] for key in CURVE_SETTING if key in setting})}
+    for name, curve in _curves(record).items():
         for step, value in zip(curve["step"], curve["value"], strict=True):
-            rows.append(common | {"metric": name, "unit": curve.get("unit"), "step": step, "value": value})
+            rows.append(common | place | {"metric": name, "unit": curve.get("unit"), "step": step, "value": value})
     return [_floats(row) for row in rows]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from blast.experiment.point import Point
 from blast.experiment.record import read_json, read_record
-from blast.experiment.rows import COLUMNS, FLOATS, INTEGERS, Row, read_grid, read_rows, record_rows
+from blast.experiment.rows import COLUMNS, FLOATS, INTEGERS, Row, execution_facts, read_grid, read_rows, record_rows
 
 # Taken out of the `setting` of each row, as every view needs them.
 FROM_SETTING = (
@@ -28,6 +28,8 @@ FROM_SETTING = (
     "interpreter",
     "projected",
     "mask",
+    "execution",
+    "same_but_execution",
 )
 NOT_RUN = "not run"
 
@@ -93,7 +95,7 @@ def local_records(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, An
 
 
 def _not_run(point: Point) -> Row:
-    setting = {"grid": point.grid, "point": point.id, "parent": point.parent}
+    setting = {"grid": point.grid, "point": point.id, "parent": point.parent, **execution_facts(point.to_dict())}
     return dict.fromkeys(COLUMNS) | {
         "suite": "train" if point.stage == "train" else (point.benchmark or {}).get("suite", point.stage),
         "model": point.architecture,

@@ -17,7 +17,20 @@ def _check_artifacts(source: GridFolder, record: dict) -> None:
         place = source.work(record["point"]["id"]) / artifact["path"]
         file = place / "model.safetensors" if place.is_dir() else place
         if file.is_file() and "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest() != artifact["digest"]:
-            raise BlastError(f"{file}: this {name} is not the one its record names; copy the folder of the run again.")
+            raise BlastError(
+                f"{file}: this file ({name}) is not the one its record names; copy the folder of the run again."
+            )
+
+
+def without_masks(folder: GridFolder, ids: list[str]) -> list[str]:
+    """Those of some points whose record names masks that are not here."""
+    found = []
+    for name in ids:
+        record = read_record(folder.record(name))
+        named = (record["result"].get("artifacts") or {}).get("masks")
+        if named and not (folder.work(name) / named["path"]).is_file():
+            found.append(name)
+    return found
 
 
 def take_in_records(source: Path, folder: GridFolder) -> list[str]:

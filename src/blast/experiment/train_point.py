@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import blast
 from blast import datasets
@@ -28,8 +28,11 @@ from blast.experiment.start_model import start_model, weights_of
 from blast.layers.memory import model_bytes
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
+from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
 from blast.training.loop import History, make_optimizer, train
+from blast.training.processes import join, leave, own_share
 from blast.training.settings import TrainingSettings
 
 
@@ -52,13 +55,9 @@ def _build(point: Point, data: Any, settings: TrainingSettings) -> nn.Module:
     return start_model(point.architecture, point.start, data, settings.length)
 
 
-def _language_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    logits = model(batch[0]).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch[1].flatten())
-
-
-def _vision_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(class_logits(model, batch[0]), batch[1])
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Of each token or image; `inputs` are token ids or pixels."""
+    return class_logits(model, inputs) if inputs.is_floating_point() else model(inputs, use_cache=False).logits
 
 
 def _train(
@@ -72,10 +71,10 @@ def _train(
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         if language:
-            tokens = data.train_batch(step, settings.batch, settings.length, point.seed).to(device)
+            tokens = own_share(data.train_batch(step, settings.batch, settings.length, point.seed)).to(device)
             return tokens[:, :-1], tokens[:, 1:]
         images, labels = data.train_batch(step, settings.batch, point.seed)
-        return images.to(device), labels.to(device)
+        return own_share(images).to(device), own_share(labels).to(device)
 
     if language:
         chunks = data.validation_chunks(settings.length, settings.evaluate_limit).to(device)
@@ -84,16 +83,24 @@ def _train(
         images, labels = data.test(settings.evaluate_limit)
         held_out = (images.to(device), labels.to(device))
 
-    plain = _language_loss if language else _vision_loss
-    compiled = torch.compile(plain, dynamic=False) if settings.compile else plain
+    loss = cross_entropy_of(settings.compile)
+    if settings.compile:
+        compile_blocks(model)
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         with settings.autocast(device):
-            return (compiled if model.training else plain)(model, batch)
+            return loss(_logits(model, batch[0]), batch[1])
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:
-        return loss_of(model, held_out).item()
+        if not is_first_rank():
+            return math.nan  # the others wait for it in the next step
+        total = 0.0
+        for inputs, targets in zip(*(part.split(settings.batch) for part in held_out), strict=True):
+            # Blocks that are compiled for training would be compiled again for this.
+            with settings.autocast(device), torch.compiler.set_stance("force_eager"):
+                total += cross_entropy(_logits(model, inputs), targets).item() * len(inputs)
+        return total / len(held_out[0])
 
     history = train(
         model,
@@ -106,7 +113,9 @@ def _train(
         state_file=folder.work(point.id) / TRAINING_STATE,
         # What other settings, data or code had begun is not gone on with.
         key=" ".join((point.digest, data.digest, fingerprint("train"))),
+        say=print if is_first_rank() else lambda line: None,
     )
+    release_blocks(model)
     # What is counted and saved below starts from the dense state, whichever the run ended in.
     return blast.to_dense(model), history, sparsifier
 
@@ -181,17 +190,19 @@ def _evaluate(
     return metrics, artifacts
 
 
-def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
-    """Runs a training point and returns the `result` part of its record.
+def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
+    """Runs a training point and returns the `result` part of its record; None where another process makes it.
 
     The model is trained (masked-dense), saved as a block-CSR checkpoint, loaded again in its sparse state, and only
     then evaluated: what is measured is what a user would load.
     """
+    join()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work = folder.work(point.id)
     clock = time.monotonic()
     data = _load_data(point, folder)
-    print(f"data ready after {time.monotonic() - clock:.1f} s")
+    if is_first_rank():
+        print(f"data ready after {time.monotonic() - clock:.1f} s")
     if point.start == "parent":
         model, masks = _prune_parent(point, folder, device)
         history = History(masks={point.training["steps"] - 1: masks})
@@ -200,6 +211,8 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any]:
         history, masks = History(), {}
     else:
         model, history, sparsifier = _train(point, folder, data, device)
+        if not leave():
+            return None
         masks = sparsifier.masks if sparsifier else {}
     loss_unit = "nats/token" if datasets.get(point.dataset).MODALITY == "language" else "nats"
     model.eval()

@@ -19,21 +19,26 @@ from blast.experiment.layout import OUTCOME, GridFolder
 from blast.experiment.point import Point
 from blast.experiment.provenance import hardware
 from blast.experiment.record import write_json
+from blast.training.processes import launched
 
 Result = dict[str, Any]
+# Seconds in which torchrun, which looks ten times a second, has ended what is left of a training.
+GRACE = 3.0
 
 
 def _end_with_parent() -> None:
     """Ends this process when its standard input closes: whoever started it is gone."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Past Python's own buffer, whose lock would abort this process when it ends by itself.
+        while os.read(0, 4096):
+            pass
         os._exit(3)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _stage(name: str) -> Callable[[Point, GridFolder], Result]:
+def _stage(name: str) -> Callable[[Point, GridFolder], Result | None]:
     if name == "train":
         from blast.experiment.train_point import run_train_point
 
@@ -43,9 +48,24 @@ def _stage(name: str) -> Callable[[Point, GridFolder], Result]:
     return run_benchmark_point
 
 
-def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any]:
-    """Runs one point; whatever goes wrong becomes its cause, in one sentence, with the traceback in the log."""
-    print(f"== {point.id}", flush=True)
+def _let_others_speak(known: bool) -> None:
+    """Waits before a cause is told where several processes train, so that the one that is told is the true one.
+
+    Where another process died, this one fails only because of that, and torchrun ends it while it waits. Where all
+    fail alike, the first one tells.
+    """
+    rank, processes = launched()
+    if processes > 1 and (rank or not known):
+        time.sleep(GRACE)
+
+
+def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
+    """Runs one point; whatever goes wrong becomes its cause, in one sentence, with the traceback in the log.
+
+    None in a process that only helped to train it.
+    """
+    if launched()[0] == 0:
+        print(f"== {point.id}", flush=True)
     try:
         torch.set_num_threads(point.threads)
         # Some CUDA operations have no deterministic form; on a processor all have.
@@ -55,15 +75,18 @@ def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any]:
         result = _stage(point.stage)(point, folder)
     except BlastError as error:
         traceback.print_exc()
+        _let_others_speak(known=True)
         return {"status": "failed", "cause": str(error)}
     except (MemoryError, torch.OutOfMemoryError):
         traceback.print_exc()
+        _let_others_speak(known=True)
         return {"status": "failed", "cause": "out of memory; use a smaller batch, or run fewer jobs at once."}
     except Exception as error:
         traceback.print_exc()
+        _let_others_speak(known=False)
         first = (str(error).splitlines() or [""])[0]
         return {"status": "failed", "cause": f"{type(error).__name__}: {first} (the log holds the traceback)."}
-    return {"status": "ok", "run": result.pop("run", {}), "result": result}
+    return None if result is None else {"status": "ok", "run": result.pop("run", {}), "result": result}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,8 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
     for file in parsed.points:
         point = Point.read(file)
         outcome = outcome_of(point, folder)
+        if outcome is None:
+            continue
         file = folder.work(point.id) / OUTCOME
-        write_json(file, {**outcome, "hardware": hardware()})
+        if not file.exists():
+            write_json(file, {**outcome, "hardware": hardware()})
         # The job turns it into a record, which the next point may need, and takes it away.
         while file.exists():
             time.sleep(0.01)

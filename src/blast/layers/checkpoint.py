@@ -21,6 +21,7 @@ from blast.layers.convert import is_dense, refuse_save_pretrained, replace_modul
 from blast.layers.known_models import describe, skeleton
 from blast.layers.manifest import WEIGHTS, read_manifest, replaced_folder, write_manifest
 from blast.layers.model_tensors import dense_shapes, unique_tensors, walk
+from blast.sparsity.shards import refuse_sharded
 
 
 def save(model: nn.Module, folder: str | Path) -> str:
@@ -37,11 +38,13 @@ def save(model: nn.Module, folder: str | Path) -> str:
         Digest of the checkpoint, `"sha256:…"`.
 
     Raises:
-        BlastError: if the folder holds something else, or part of the model's state cannot be stored.
+        BlastError: if the folder holds something else, part of the model's state cannot be stored, or the model is
+            sharded (`fully_shard`); the message says how to get a whole one.
     """
     from safetensors.torch import save_file
 
     model = unwrapped(model)
+    refuse_sharded(model)
     tensors, aliases = unique_tensors(model)
     described = describe(model)
     if described["base"] is not None and dense_shapes(skeleton(described)) != dense_shapes(model):

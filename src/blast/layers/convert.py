@@ -18,6 +18,7 @@ from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.sparse_mlp import TrainedMlp
 from blast.layers.target import is_conv1d
 from blast.sparsity.blocks import BlockShape, as_block, tiles
+from blast.sparsity.shards import refuse_sharded
 
 
 def to_sparse(
@@ -44,9 +45,11 @@ def to_sparse(
         The same model.
 
     Raises:
-        BlastError: if a name, mask or weight does not fit, or weights would be lost. The model is untouched then.
+        BlastError: if a name, mask or weight does not fit, weights would be lost, or the model is sharded
+            (`fully_shard`). The model is untouched then.
     """
     whole, model = model, unwrapped(model)
+    refuse_sharded(model)
     matrices = _matrices(model, masks)
     for matrix in matrices:
         _check(matrix, None if block is None else as_block(block), drop)

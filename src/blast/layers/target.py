@@ -20,7 +20,9 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is the Conv1D of transformers: a linear layer that stores `[in, out]`."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and module.weight.dim() == 2
+    # By all its classes, since `fully_shard` makes a class of its own for a module that it was called on.
+    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    return named and hasattr(module, "nf") and module.weight.dim() == 2
 
 
 def layer_of(name: str) -> tuple[str | None, int | None]:

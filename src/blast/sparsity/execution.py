@@ -24,7 +24,8 @@ class Execution:
         optimizer: Over its parameters.
         units: Its matrices.
         config: Of it: `execution`, `break_even`, and what says when masks are updated.
-        wrapped: Whether the model is inside a `DistributedDataParallel`.
+        keeper: What holds the model's parameters, so that none may be replaced (`DistributedDataParallel`,
+            `fully_shard`); None if nothing does.
 
     Raises:
         BlastError: if sparse execution is asked for and the wrapper or the optimizer does not allow it.
@@ -36,12 +37,13 @@ class Execution:
         optimizer: torch.optim.Optimizer,
         units: Sequence[Unit],
         config: SparsifyConfig,
-        wrapped: bool,
+        keeper: str | None,
     ) -> None:
         self.state = "masked"
         self._watched = False
         self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
-        self._break_even = self._choose(wrapped)
+        self._keeper = keeper
+        self._break_even = self._choose()
 
     def settle(self, masks: Sequence[Tensor], achieved: float, finished: bool) -> None:
         """Switches to sparse if it is time.
@@ -67,6 +69,7 @@ class Execution:
     def enter(self, masks: Sequence[Tensor], finished: bool) -> None:
         """From masked to sparse; arguments as for `settle`."""
         if self.state == "masked":
+            self._check_free()
             sparse_state.enter(self._model, self._optimizer, self._units, masks)
             fixed = self._config.grow == "none" and self._config.schedule == "constant"
             sparse_state.settle(self._units, finished or fixed)
@@ -100,16 +103,19 @@ class Execution:
         if self.state == "sparse":
             sparse_state.finish_gradients(self._units, step)
 
-    def _choose(self, wrapped: bool) -> float:
+    def _check_free(self) -> None:
+        if self._keeper is not None:
+            raise BlastError(
+                f'execution="sparse" replaces parameters, which {self._keeper} does not allow; '
+                'give the model itself and call blast.average_gradients(model), or set execution="masked".'
+            )
+
+    def _choose(self) -> float:
         config = self._config
-        if config.execution == "masked" or (config.execution == "auto" and wrapped):
+        if config.execution == "masked" or (config.execution == "auto" and self._keeper is not None):
             return NEVER
         if config.execution == "sparse":
-            if wrapped:
-                raise BlastError(
-                    'execution="sparse" replaces parameters, which DistributedDataParallel does not allow; '
-                    'give the model itself and call blast.average_gradients(model), or set execution="masked".'
-                )
+            self._check_free()
             check_optimizer(self._optimizer, [])
         if config.break_even is not None:
             return config.break_even

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from blast.errors import BlastError, unknown_name
 from blast.layers.recognise import match_linears
-from blast.sparsity.blocks import BlockShape, as_block, block_grid, clear_dead_
+from blast.sparsity.blocks import BlockShape, as_block, block_grid
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.mask import block_budget
 from blast.sparsity.prune_and_grow import keep_best
+from blast.sparsity.shards import clear_dead_anywhere_
 from blast.sparsity.unit_scores import unit_scores
 from blast.sparsity.units import Unit, groups_of, units_of
 
@@ -59,8 +60,8 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor], block: int | Seq
                 "give the block that it was made for."
             )
     for name, mask in masks.items():
-        weight = linears[name].weight
-        clear_dead_(weight, mask.to(weight.device, torch.bool), shape)
+        weight = linears[name].parameter
+        clear_dead_anywhere_(weight, mask.to(weight.device, torch.bool), shape, linears[name].transposed)
 
 
 def full_mask(unit: Unit) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from blast.errors import BlastError
+from blast.sparsity.shards import is_sharded
 
 # Elements of one reduction of `average_gradients`.
 BUCKET = 1 << 25
@@ -30,29 +30,20 @@ def mean_over_ranks_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def refuse_sharded(model: nn.Module) -> None:
-    """Raises for a model whose parameters are cut up over processes (`fully_shard`)."""
-    for name, parameter in model.named_parameters():
-        if type(parameter.data).__name__ == "DTensor":
-            raise BlastError(
-                f"'{name}' is sharded over processes, where blocks are cut apart; "
-                "train with DistributedDataParallel, or without a wrapper and with blast.average_gradients(model)."
-            )
-
-
 @torch.no_grad()
 def average_gradients(model: nn.Module) -> None:
     """The mean gradient over all processes, after `backward()` and before `sparsifier.step()`.
 
     For data-parallel training without a wrapper: parameters may come and go at mask updates, which
     `DistributedDataParallel` does not allow. Every process has to start from the same weights, and to use every
-    parameter in each step. Nothing happens in a single process, or inside that wrapper.
+    parameter in each step. Nothing happens in a single process, inside that wrapper, or to what `fully_shard` cut up:
+    both average gradients themselves.
     """
     if world_size() == 1 or isinstance(model, nn.parallel.DistributedDataParallel):
         return
     gradients: dict[torch.dtype, list[Tensor]] = {}
     for parameter in model.parameters():
-        if parameter.grad is not None:
+        if parameter.grad is not None and not is_sharded(parameter.grad):
             gradients.setdefault(parameter.grad.dtype, []).append(parameter.grad)
     for same in gradients.values():
         while same:

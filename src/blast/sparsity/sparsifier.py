@@ -22,9 +22,10 @@ from blast.sparsity.loop_checks import AccumulationCheck, ModuleCheck, check_hel
 from blast.sparsity.mask import block_budget, live_cost
 from blast.sparsity.one_shot import best_masks, full_mask
 from blast.sparsity.prune_and_grow import prune_and_grow
-from blast.sparsity.ranks import refuse_sharded, world_size
+from blast.sparsity.ranks import world_size
 from blast.sparsity.saved_state import STATE_FORMAT, check_state
 from blast.sparsity.schedule import swap_limit, target_sparsity
+from blast.sparsity.shards import is_sharded, sharded_modules
 from blast.sparsity.unit_scores import unit_scores
 from blast.sparsity.units import groups_of, units_of
 
@@ -48,27 +49,31 @@ class Sparsifier:
 
     In the sparse state (`execution`) matrices are `BlockLinear`, whose parameters are replaced at mask updates, also in
     the optimizer: take them from `model.parameters()` where they are needed, as for clipping. In data-parallel training
-    that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel`, which stays masked-dense.
+    that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel` or `fully_shard`, which stay
+    masked-dense. All processes choose the same masks.
     A compiled model calls its sparse MLPs outside its graphs as long as masks change, and is not compiled anew then.
 
     Args:
-        model: Any model; its matrices are found by structure (see `blast.layers.recognise`).
+        model: Any model, after `fully_shard` if it is to be sharded; its matrices are found by structure (see
+            `blast.layers.recognise`).
         optimizer: The optimizer over its parameters.
         config: What to prune, how far, how fast.
 
     Raises:
         BlastError: if a target matches nothing, a block does not divide a matrix, or the optimizer holds none of the
-            matrices; if a model sharded by `fully_shard` is given, or sparse execution is asked for with an optimizer
-            or a wrapper that does not allow it.
+            matrices; if sparse execution is asked for with an optimizer or a wrapper that does not allow it.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: SparsifyConfig) -> None:
         # The wrappers of torch.compile and of data-parallel training would put themselves before every name.
         model = getattr(model, "_orig_mod", model)
-        wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
-        if wrapped:
+        keeper = "DistributedDataParallel" if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        if keeper:
             model = model.module
-        refuse_sharded(model)
+        self._sharded = sharded_modules(model)
+        self._reshard()
+        if any(is_sharded(parameter) for parameter in model.parameters()):
+            keeper = "fully_shard"
         self.model = model
         self.optimizer = optimizer
         self.config = config
@@ -84,7 +89,7 @@ class Sparsifier:
         self._take([full_mask(unit) for unit in self._units])
         if self.sparsity_target > 0:
             self._take(best_masks(self._units, self._masks, config, self.sparsity_target, step=0))
-        self._execution = Execution(model, optimizer, self._units, config, wrapped)
+        self._execution = Execution(model, optimizer, self._units, config, keeper)
         self._clear_weights()
         self._accumulation, self._modules = AccumulationCheck(), ModuleCheck(model, self._units)
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
@@ -140,6 +145,7 @@ class Sparsifier:
             BlastError: at a mask update, if a gradient is missing, NaN or infinite, or still being summed up over
                 micro-batches; or if the matrices were replaced.
         """
+        self._reshard()
         self._modules.check()
         due = self.update_due
         if due:
@@ -159,6 +165,7 @@ class Sparsifier:
     def finish(self) -> None:
         """Trim the mask to the exact final budget now, if the schedule has not done so yet, and fix it."""
         if not self.finished:
+            self._reshard()
             self._trim()
             self._clear_dead()
             self._execution.settle(self._masks, self.sparsity_achieved, self.finished)
@@ -185,23 +192,9 @@ class Sparsifier:
         """
         matrices = {}
         for unit in self._units:
-            live = live_cost([self._masks[unit.index]], [1])
-            for target in unit.targets:
-                matrices[target.name] = {
-                    "role": target.role,
-                    "shape": list(unit.shape),
-                    "block": list(unit.block),
-                    "blocks": unit.blocks,
-                    "live": live,
-                    "target": self.sparsity_target,
-                    "achieved": 1 - live / unit.blocks,
-                }
-        return {
-            "target": self.sparsity_target,
-            "achieved": self.sparsity_achieved,
-            "matrices": matrices,
-            "dense": list(self.dense_targets),
-        }
+            matrices |= unit.report(live_cost([self._masks[unit.index]], [1]), self.sparsity_target)
+        whole = {"target": self.sparsity_target, "achieved": self.sparsity_achieved}
+        return {**whole, "matrices": matrices, "dense": list(self.dense_targets)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs besides the model and the optimizer: plain values and tensors."""
@@ -293,6 +286,11 @@ class Sparsifier:
 
     def _by_name(self, masks: list[Tensor]) -> dict[str, Tensor]:
         return {target.name: masks[unit.index] for unit in self._units for target in unit.targets}
+
+    def _reshard(self) -> None:
+        """Puts the parameters of `fully_shard` back in their modules: a forward pass may leave whole copies there."""
+        for module in self._sharded:
+            module.reshard()
 
     def _after_optimizer(self) -> None:
         self._accumulation.after_optimizer()

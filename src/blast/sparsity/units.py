@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 from blast.layers.recognise import Target, match_linears, split_dense
-from blast.sparsity.blocks import BlockShape, block_grid, fill_dead_, tiles
+from blast.sparsity.blocks import BlockShape, block_grid, fill_dead_
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.scores import block_squares
+from blast.sparsity.shards import clear_dead_anywhere_, is_sharded, matrix_squares
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Unit:
             if isinstance(target.module, BlockLinear):
                 squares.append(target.module.values.detach().float().square().sum(dim=(1, 2)))
             else:
-                squares.append(block_squares(tiles(target.parameter, self.block, transposed=target.transposed)))
+                squares.append(matrix_squares(target.parameter, self.block, target.transposed))
         return squares
 
     def gradient_squares(self, step: int) -> list[Tensor]:
@@ -103,7 +104,7 @@ class Unit:
                     f"{self.name} has no gradient at the mask update of step {step}; "
                     "call sparsifier.step() after backward() and before zero_grad(), and leave its weight trainable."
                 )
-            squares.append(block_squares(tiles(gradient, self.block, transposed=turned)))
+            squares.append(matrix_squares(gradient, self.block, turned))
         return squares
 
     def dense_gradient(self, target: Target) -> Tensor | None:
@@ -111,17 +112,34 @@ class Unit:
         watch = target.module.watch
         return None if watch is None else watch.total
 
+    def report(self, live: int, sparsity: float) -> dict[str, dict[str, Any]]:
+        """What was pruned of each target, as plain JSON values, by name.
+
+        Args:
+            live: Live blocks of its mask.
+            sparsity: The share of empty ones that was asked for.
+        """
+        facts = {
+            "shape": list(self.shape),
+            "block": list(self.block),
+            "blocks": self.blocks,
+            "live": live,
+            "target": sparsity,
+            "achieved": 1 - live / self.blocks,
+        }
+        return {target.name: {"role": target.role, **facts} for target in self.targets}
+
     def clear_dead(self, dead: Tensor) -> None:
         """Set the weights in dead blocks to zero; `dead` as for `fill_dead_`, here and below."""
         for target in self.matrices:
-            fill_dead_(target.parameter, dead, self.block, target.transposed)
+            self._fill_dead(target.parameter, dead, target)
 
     def clear_dead_gradient(self, dead: Tensor) -> None:
         """Set the gradients of dead blocks to zero."""
         for target in self.matrices:
             gradient = target.parameter.grad
             if gradient is not None:
-                fill_dead_(gradient, dead, self.block, target.transposed)
+                self._fill_dead(gradient, dead, target)
 
     def clear_dead_state(self, dead: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Set what an optimizer keeps of dead blocks to zero."""
@@ -129,7 +147,13 @@ class Unit:
             parameter = target.parameter
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    fill_dead_(value, dead, self.block, target.transposed)
+                    self._fill_dead(value, dead, target)
+
+    def _fill_dead(self, stored: Tensor, dead: Tensor, target: Target) -> None:
+        if is_sharded(stored):
+            clear_dead_anywhere_(stored, ~dead[:, 0, :, 0], self.block, target.transposed)
+        else:
+            fill_dead_(stored, dead, self.block, target.transposed)
 
 
 def parameter_of(target: Target) -> nn.Parameter:

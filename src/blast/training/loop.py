@@ -129,6 +129,8 @@ def train(
     state = TrainingState(state_file, key) if state_file else None
     first = state.restore(model, optimizer, sparsifier, history) if state else 0
     guard = LossGuard(settings.spike, state_file)
+    if state and state.discarded:
+        say(state.discarded)
     if first:
         guard.saved(first)
         say(f"going on with step {first + 1} of {settings.steps}")

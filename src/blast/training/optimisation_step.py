@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast.sparsity.ranks import average_gradients, world_size
+from blast.sparsity.ranks import average_gradients, mean_over_ranks_, world_size
 from blast.sparsity.sparsifier import Sparsifier
 
 # Steps by themselves before a capture: what the new masks call for is compiled then, and no kernel during a capture.
@@ -82,7 +82,7 @@ class OptimisationStep:
             check_norm: Takes the norm of the gradient, likewise; before a mask update that of all blocks.
 
         Returns:
-            The loss.
+            The loss; in several processes the mean of theirs, which `check_loss` takes too.
         """
         if not self.graphs:
             return self._alone(batch, check_loss, check_norm)
@@ -104,7 +104,8 @@ class OptimisationStep:
 
     def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
         loss = self._loss_of(self._model, batch)
-        value = loss.item()
+        # Of all processes, so that all of them stop at the same one.
+        value = mean_over_ranks_(loss.detach().clone()).item()
         check_loss(value)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()

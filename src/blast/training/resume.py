@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from blast.errors import BlastError
+from blast.sparsity.ranks import world_size
 from blast.sparsity.sparsifier import Sparsifier
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class TrainingState:
     def __init__(self, file: Path, key: str) -> None:
         self.file = Path(file)
         self.key = key
+        self.discarded: str | None = None
 
     def save(
         self,
@@ -44,6 +47,7 @@ class TrainingState:
         values = {
             "key": self.key,
             "step": step,
+            "world_size": world_size(),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "sparsifier": sparsifier.state_dict() if sparsifier else None,
@@ -73,10 +77,11 @@ class TrainingState:
         """Puts a saved state back, if there is one of this run.
 
         Returns:
-            The step to go on with; 0 if there was none.
+            The step to go on with; 0 if there was none. Where there was one of another run, `discarded` says so in one
+            sentence.
 
         Raises:
-            BlastError: if the file is damaged.
+            BlastError: if the file is damaged, or this run has another number of processes than it had.
         """
         if not self.file.is_file():
             return 0
@@ -88,8 +93,15 @@ class TrainingState:
                 f"{self.file}: the training state is damaged or half-written; delete it and run again: "
                 "this run starts anew, others are not touched."
             ) from error
+        processes = values.get("world_size", 1)
         if key != self.key:
+            self.discarded = f"{self.file}: this training state is of {_difference(values, sparsifier)}; starting anew."
             return 0
+        if processes != world_size():
+            raise BlastError(
+                f"{self.file}: the training state is that of {processes} processes and this run has {world_size()}; "
+                "run with as many, since each has its share of the data, or delete the file to start anew."
+            )
         if sparsifier is not None:
             # First: it decides whether the model and the optimizer hold dense matrices or live blocks.
             sparsifier.load_state_dict(values["sparsifier"])
@@ -102,3 +114,17 @@ class TrainingState:
     def remove(self) -> None:
         """Deletes the state of a finished run."""
         self.file.unlink(missing_ok=True)
+
+
+def _difference(values: Mapping[str, Any], sparsifier: Sparsifier | None) -> str:
+    """What sets the run that a state is of apart from this one, as far as the state tells."""
+    processes = values.get("world_size", world_size())
+    if processes != world_size():
+        return f"{processes} processes and this run has {world_size()}"
+    saved = values.get("sparsifier")
+    if saved and sparsifier:
+        ours, theirs = sparsifier.config.to_dict(), saved["config"]
+        for key in ours:
+            if ours[key] != theirs.get(key):
+                return f"another run ({key} was {theirs.get(key)!r} and is {ours[key]!r})"
+    return "other settings, data or code"

@@ -36,6 +36,8 @@ class TrainingSettings:
         cuda_graphs: Whether steps are replayed as CUDA graphs (on one GPU; elsewhere it makes no difference).
         spike: Nats above the usual loss from which ten losses in a row stop the run; 0 never does.
         checkpoint_seconds: Seconds between two savings of the training state; changes no result.
+        processes: Processes that the batch is cut over, one a GPU where there are any; changes no result beyond
+            rounding.
     """
 
     steps: int
@@ -53,6 +55,7 @@ class TrainingSettings:
     compile: bool = False
     cuda_graphs: bool = False
     checkpoint_seconds: float = 20.0
+    processes: int = 1
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
@@ -80,6 +83,14 @@ class TrainingSettings:
                 raise BlastError(f"training setting '{key}' is missing; add it under 'training' in the config.")
             if values[key] <= 0:
                 raise BlastError(f"training setting '{key}' is {values[key]}; give a number above zero.")
+        processes = values.get("processes", 1)
+        if not isinstance(processes, int) or processes < 1:
+            raise BlastError(f"training setting 'processes' is {processes}; give a whole number, 1 or more.")
+        if values["batch"] % processes:
+            raise BlastError(
+                f"training setting 'batch' is {values['batch']}, which {processes} processes cannot share equally; "
+                "make it a multiple of 'processes'."
+            )
         return cls(**values)
 
     def autocast(self, device: torch.device) -> torch.autocast:

@@ -1,0 +1,49 @@
+"""What the views of whole training runs share: how a run is named and drawn, and how long a time is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from paper_figures import _style as style
+
+LINES: dict[str, Any] = {"dense": "-", "blast": "-", "rigl_swap": (0, (4, 1.5))}
+MASKED_LINE = (0, (1, 1.2))
+# Smallest number of seconds from which a time is given in these units.
+UNITS = ((7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))
+
+
+def stays_masked(point: Any) -> bool:
+    """Whether a pruned run was told to stay masked-dense to the end."""
+    return point.execution == "masked"
+
+
+def line_of(point: Any) -> Any:
+    """Line style of a run."""
+    return MASKED_LINE if stays_masked(point) else LINES[point.method]
+
+
+def unit_of(seconds: float) -> tuple[float, str]:
+    """Seconds in the unit that suits so long a time, and its name."""
+    return next((size, name) for least, size, name in UNITS if seconds >= least)
+
+
+def time_label(seconds: float) -> str:
+    """`12.3 min`; `–` for none."""
+    if pd.isna(seconds):
+        return "–"
+    size, name = unit_of(seconds)
+    return f"{seconds / size:.3g} {name}"
+
+
+def run_label(point: Any) -> str:
+    """`BLaST 95 %`, and `masked` where it was told to stay so."""
+    if point.method == "dense":
+        return "dense"
+    return f"{style.method_label(point.method)} {100 * point.sparsity:g} %" + (", masked" * stays_masked(point))
+
+
+def panel_title(point: Any) -> str:
+    """Model over dataset."""
+    return f"{style.model_label(point.model)}\n{style.dataset_label(point.dataset)}"

@@ -1,0 +1,93 @@
+"""Loss across the switch from masked-dense to sparse, beside the same run without it, and their difference."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from blast.experiment.comparison import missing
+from blast.experiment.switch_pairs import SwitchPair, switch_pairs
+from paper_figures import _style as style
+
+TITLE = "Loss across the switch"
+NEEDS = ["train", "train_loss", "validation_loss", "sparse_execution"]
+MASKED_COLOUR, SWITCHING_COLOUR = style.INK, "#D55E00"
+EARLY = 0.2
+
+
+def _nats(gap: float) -> str:
+    return f"{gap:.1e}" if gap else "0"
+
+
+def _note(pair: SwitchPair) -> str:
+    """Where it switched, and how far the training losses are apart before and after."""
+    found = pair.difference("train_loss")
+    if pair.switched is None:
+        state = "never sparse" if pair.known else "where it switched\nwas not recorded"
+        return f"{state};\noff by at most {_nats(found.largest(0))} nats"
+    before, after = found.largest(0, pair.switched), found.largest(pair.switched)
+    parts = [f"{_nats(gap)} {words}" for words, gap in (("before", before), ("after", after)) if gap is not None]
+    return f"sparse from step {pair.switched};\noff by at most {', '.join(parts)}"
+
+
+def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
+    trained, validated = pair.difference("train_loss"), pair.difference("validation_loss")
+    loss.plot(trained.steps, trained.masked, color=MASKED_COLOUR, linewidth=2.2, alpha=0.35, zorder=2)
+    loss.plot(trained.steps, trained.switching, color=SWITCHING_COLOUR, linewidth=0.8, zorder=3)
+    late = [value for step, value in zip(trained.steps, trained.masked, strict=True)
+            if step >= EARLY * trained.steps[-1]]  # fmt: skip
+    margin = 0.1 * (max(late) - min(late)) or 0.1
+    loss.set_ylim(min(late) - margin, max(late) + margin)
+    gap.axhline(0, color=style.INK, linewidth=0.6)
+    gap.plot(trained.steps, trained.gaps, color=SWITCHING_COLOUR, linewidth=0.8, zorder=3)
+    gap.plot(validated.steps, validated.gaps, color=SWITCHING_COLOUR, marker="o", markersize=2.4, linestyle="none",
+             markerfacecolor="white", markeredgewidth=0.7, zorder=4)  # fmt: skip
+    widest = max(map(abs, [*trained.gaps, *validated.gaps])) or 1e-6
+    gap.set_ylim(-1.25 * widest, 1.25 * widest)
+    gap.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    gap.yaxis.get_offset_text().set_fontsize(6)
+    if pair.switched is not None:
+        for axes in (loss, gap):
+            axes.axvline(pair.switched, color=style.MUTED, linewidth=0.8, linestyle=(0, (3, 1.5)), zorder=1)
+    loss.text(1, 1.03, _note(pair), transform=loss.transAxes, ha="right", va="bottom", fontsize=5.5,
+              color=style.MUTED, linespacing=1.3)  # fmt: skip
+    first = pair.point
+    what = f"{style.model_label(first.model)}, {style.method_label(first.method)} {100 * first.sparsity:g} %"
+    loss.set_title(f"{what}\n{style.dataset_label(first.dataset)}")
+    loss.tick_params(labelbottom=False)
+    gap.set_xlabel("step")
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draws a column for each pair of runs that differ in `execution` alone: the losses above their difference."""
+    table = table[table["suite"] == "train"]
+    pairs = [pair for pair in switch_pairs(table) if pair.difference("train_loss").steps]
+    if not pairs:
+        return style.not_run(TITLE, style.why_empty(table[table["same_but_execution"].notna()]))
+    columns = min(2, len(pairs))
+    lines = -(-len(pairs) // columns)
+    figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 2.7 * lines + 0.5)
+    grid = figure.subplots(2 * lines, columns, squeeze=False, sharex="col", height_ratios=[3, 2] * lines)
+    for place in range(lines * columns):
+        loss, gap = grid[2 * (place // columns), place % columns], grid[2 * (place // columns) + 1, place % columns]
+        if place >= len(pairs):
+            loss.set_visible(False)
+            gap.set_visible(False)
+            continue
+        _panel(loss, gap, pairs[place])
+        if place % columns == 0:
+            loss.set_ylabel("training loss (nats)")
+            gap.set_ylabel("difference (nats)")
+    style.legend_above(figure, [
+        style.handle("masked-dense throughout", linestyle="-", linewidth=2.2, alpha=0.35, color=MASKED_COLOUR),
+        style.handle("goes over to sparse, and its difference", linestyle="-", linewidth=0.8, color=SWITCHING_COLOUR),
+        style.handle("difference in validation loss", marker="o", markersize=2.4, markerfacecolor="white",
+                     color=SWITCHING_COLOUR),
+        style.handle("switch", linestyle=(0, (3, 1.5)), linewidth=0.8),
+    ])  # fmt: skip
+    style.finish(figure)
+    shown = pd.concat([pair.rows for pair in pairs])
+    lost = missing(table[table["execution"] == "masked"], twins=True)
+    style.footer(figure, shown, "Same seed and batches.", style.missing_remark(lost))
+    return figure

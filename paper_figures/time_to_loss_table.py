@@ -1,0 +1,93 @@
+"""Time to equal validation loss: how long dense and each pruned run train until they are as low as either ends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from blast.experiment.comparison import missing
+from blast.experiment.time_to_loss import METHODS, TimedRun, dense_of, timed_runs
+from paper_figures import _kernels as kernels
+from paper_figures import _runs as runs
+from paper_figures import _style as style
+
+TITLE = "Time to equal validation loss"
+NEEDS = ["train", "validation_loss", "training_time"]
+COLUMNS = (
+    "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "end_of", "loss",
+    "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling", "status",
+)  # fmt: skip
+
+
+def _facts(point: Any) -> dict[str, Any]:
+    return {name: getattr(point, name) for name in COLUMNS[:9]}
+
+
+def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
+    """Both against the loss that dense ended with, and against the one that the pruned run did."""
+    lines = []
+    for name, end in (("dense", dense), ("pruned", run)):
+        theirs, own = dense.time_to(end.final), run.time_to(end.final)
+        both = theirs is not None and own is not None
+        running = dense.time_running_to(end.final), run.time_running_to(end.final)
+        lines.append(_facts(run.point) | {
+            "end_of": name, "loss": end.final, "dense_s": math.nan if theirs is None else theirs,
+            "pruned_s": math.nan if own is None else own, "ratio": theirs / own if both else math.nan,
+            "dense_compile_s": dense.compiling[-1], "pruned_compile_s": run.compiling[-1],
+            "ratio_without_compiling": running[0] / running[1] if both else math.nan,
+            "status": "ok" if both else "not reached",
+        })  # fmt: skip
+    return lines
+
+
+def rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Two rows for each pruned run; `ratio` above 1: the pruned run was there sooner. Those not run come last."""
+    table = table[(table["suite"] == "train") & table["method"].isin(METHODS)]
+    lines = []
+    for group in timed_runs(table):
+        for run in group:
+            if run.point.method == "dense":
+                continue
+            dense = dense_of(run, group)
+            if dense is None:
+                lines.append(_facts(run.point) | {"end_of": "pruned", "loss": run.final, "pruned_s": run.total,
+                                                  "status": "dense not run"})  # fmt: skip
+            else:
+                lines += _lines(run, dense)
+    lost = missing(table, twins=True)
+    lost = lost[(lost["method"] != "dense") & (lost["sparsity"] > 0)]
+    for point in lost.itertuples(index=False):
+        lines.append({name: getattr(point, name, None) for name in COLUMNS[:9]} | {"status": point.status})
+    if not lines:
+        lines = [{"status": "not run"}]
+    return pd.DataFrame(lines, columns=list(COLUMNS)).astype({"seed": "Int64"})
+
+
+def printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are printed."""
+
+    def time(seconds: float, status: str) -> str:
+        return "not reached" if pd.isna(seconds) and status == "not reached" else runs.time_label(seconds)
+
+    lines = []
+    for row in frame.itertuples(index=False):
+        known = isinstance(row.model, str)
+        lines.append({
+            "model": style.model_label(row.model) if known else "–",
+            "data": style.dataset_label(row.dataset),
+            "run": runs.run_label(row) if known else "–",
+            "block": kernels.block_label(row.block) if isinstance(row.block, str) else "",
+            "loss at the end of": "" if pd.isna(row.end_of) else "dense" if row.end_of == "dense" else "this run",
+            "loss": "–" if pd.isna(row.loss) else f"{row.loss:.3f}",
+            "dense": time(row.dense_s, row.status),
+            "this run": time(row.pruned_s, row.status),
+            "times faster": "–" if pd.isna(row.ratio) else f"{row.ratio:.2f}×",
+            "without compiling": (
+                "–" if pd.isna(row.ratio_without_compiling) else f"{row.ratio_without_compiling:.2f}×"
+            ),
+            "machine": style.hardware_label(row.hardware),
+            "status": row.status,
+        })  # fmt: skip
+    return pd.DataFrame(lines)

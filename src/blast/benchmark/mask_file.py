@@ -1,0 +1,141 @@
+"""Masks of a trained model as a small file: which blocks are live, and of which run they are.
+
+A safetensors file with `<matrix>.offsets` and `<matrix>.indices` for each matrix, as in block-CSR: block row `r` has
+its live blocks in the block columns `indices[offsets[r]:offsets[r + 1]]`, ascending. Each is int16 where that is wide
+enough, else int32. All else is one JSON text in the header, with a digest of everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from blast.errors import BlastError
+
+FORMAT = 1
+# What a file has to say of its run: the point and its settings, the step of the masks, the record they belong to.
+FACTS = ("grid", "point", "model", "dataset", "method", "sparsity", "block", "step", "record", "date")
+
+
+class MaskFile(NamedTuple):
+    """Masks by name of their matrix, bool `[out / b_out, in / b_in]`, and the `FACTS` of the run."""
+
+    masks: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+def digest_of(file: Path) -> str:
+    """`sha256:…` of the bytes of a file."""
+    return "sha256:" + hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def write_mask_file(file: Path, masks: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Writes masks as indices, atomically; the same masks and facts give the same bytes.
+
+    Args:
+        file: Where to; its folder is made.
+        masks: By name of the matrix, bool `[out / b_out, in / b_in]`.
+        facts: At least `FACTS`, as JSON values.
+
+    Raises:
+        BlastError: if a fact is missing, a mask has not two sides, or the file cannot be written.
+    """
+    if lost := [name for name in FACTS if name not in facts]:
+        raise BlastError(f"{file}: the masks come without {', '.join(lost)}; give what is needed of their run.")
+    tensors = {}
+    for name, mask in masks.items():
+        if mask.ndim != 2:
+            raise BlastError(f"{file}: the mask of '{name}' has {mask.ndim} sides; give one with rows and columns.")
+        live = mask.astype(bool)
+        offsets = np.concatenate([[0], live.sum(axis=1).cumsum()])
+        tensors[f"{name}.offsets"] = _narrow(offsets)
+        tensors[f"{name}.indices"] = _narrow(live.nonzero()[1])
+    columns = {name: mask.shape[1] for name, mask in masks.items()}
+    header = {"format": FORMAT, "facts": dict(facts), "columns": columns, "digest": _digest(masks, facts)}
+    # One entry alone: several would be written in an order of their own each time.
+    written = save(tensors, {"blast_masks": json.dumps(header, sort_keys=True)})
+    file = Path(file)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(written)
+        aside.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise BlastError(
+            f"{file}: cannot be written ({error.strerror}); free some space or mend the rights, then export again."
+        ) from error
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """The facts of a file alone.
+
+    Raises:
+        BlastError: if the file is damaged or holds something else.
+    """
+    return _read(Path(file), with_masks=False).facts
+
+
+def read_mask_file(file: Path) -> MaskFile:
+    """Reads what `write_mask_file` wrote.
+
+    Raises:
+        BlastError: if the file is damaged or holds something else.
+    """
+    return _read(Path(file), with_masks=True)
+
+
+def _read(file: Path, with_masks: bool) -> MaskFile:
+    try:
+        with safe_open(file, "numpy") as stored:
+            header = json.loads((stored.metadata() or {})["blast_masks"])
+            facts, columns = header["facts"], header["columns"]
+            if header["format"] != FORMAT or not set(FACTS) <= set(facts):
+                raise ValueError("of another format")
+            if not with_masks:
+                return MaskFile({}, facts)
+            masks = {}
+            for name, count in columns.items():
+                offsets, indices = (stored.get_tensor(f"{name}.{part}") for part in ("offsets", "indices"))
+                masks[name] = _mask(offsets.astype(np.int64), indices.astype(np.int64), count)
+        if _digest(masks, facts) != header["digest"]:
+            raise ValueError("altered")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BlastError(
+            f"{file}: these masks are damaged or of another format; restore the file from git, or make it again with "
+            "`blast records export`."
+        ) from error
+    return MaskFile(masks, facts)
+
+
+def _mask(offsets: np.ndarray, indices: np.ndarray, columns: int) -> np.ndarray:
+    if offsets.ndim != 1 or indices.ndim != 1 or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(indices):
+        raise ValueError("offsets and indices do not agree")
+    counts = np.diff(offsets)
+    if (counts < 0).any() or (indices < 0).any() or (indices >= columns).any():
+        raise ValueError("an index lies outside the matrix")
+    mask = np.zeros((len(counts), columns), dtype=bool)
+    mask[np.repeat(np.arange(len(counts)), counts), indices] = True
+    return mask
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    small = len(numbers) == 0 or numbers.max() <= np.iinfo(np.int16).max
+    return numbers.astype(np.int16 if small else np.int32)
+
+
+def _digest(masks: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> str:
+    sha = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name in sorted(masks):
+        sha.update(f"{name} {masks[name].shape}".encode() + np.packbits(masks[name].astype(bool)).tobytes())
+    return sha.hexdigest()
