@@ -114,7 +114,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow) if "Memory" in f else f for f in FAULTS])
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow) if "raise" in f else f for f in FAULTS])
 def test_a_fault_of_one_process_stops_all_with_its_own_cause(tmp_path, monkeypatch, fault):
     code = (
         "import os\n"
