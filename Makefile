@@ -46,6 +46,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) hypothesis pytest pytest-timeout pytest-xdist "setuptools>=77" "numpy<2.4"
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/unit/test_sparsity_*.py \
+		tests/unit/test_training_*.py tests/unit/test_repack.py \
 		tests/unit/test_recognise.py tests/unit/test_block_*.py tests/unit/test_convert.py tests/unit/test_sparse_models.py \
 		tests/unit/test_checkpoint*.py tests/unit/test_library_in_five_lines.py tests/unit/test_scoring.py \
 		tests/unit/test_fuse.py tests/unit/test_kernel_peers.py tests/unit/test_kernel_weights.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from switch_cases import sparsify
 from torch import nn
 
 from blast.errors import BlastError
@@ -76,3 +77,36 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     assert saved["step"] == 6
     assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("bad_at", [4, 5])
+def test_a_bad_gradient_at_a_mask_update_names_the_last_good_state_as_any_other(tmp_path, bad_at):
+    ours = sparsify("gpt2-nano", execution="masked")  # masks change in every second step
+    poisoned = ours.model.get_submodule("transformer.h.0.mlp.c_fc").weight
+
+    def loss_of(model, batch):
+        loss = model(input_ids=batch[0], labels=batch[0], use_cache=False).loss
+        # The root of zero is finite and its derivative is not.
+        return loss + (poisoned.sum() * 0).sqrt() if int(batch[1]) == bad_at else loss
+
+    with pytest.raises(
+        BlastError, match=rf"not finite at step {bad_at} .*last good state is .*, before step {bad_at};"
+    ):
+        train(
+            ours.model,
+            TrainingSettings(steps=12, batch=1, learning_rate=1e-3, checkpoint_seconds=0),
+            batch_at=lambda step: (torch.arange(24)[None], torch.tensor(step)),
+            loss_of=loss_of,
+            evaluate=lambda model: 0.0,
+            optimizer=ours.optimizer,
+            sparsifier=ours,
+            state_file=tmp_path / "state.pt",
+            say=lambda line: None,
+        )
+
+
+@pytest.mark.parametrize("key", ["compile", "cuda_graphs"])
+def test_a_switch_is_true_or_false(key):
+    assert getattr(TrainingSettings.from_dict({"steps": 1, "batch": 1, "learning_rate": 1, key: True}), key)
+    with pytest.raises(BlastError, match=f"'{key}' is 1; give true or false"):
+        TrainingSettings.from_dict({"steps": 1, "batch": 1, "learning_rate": 1, key: 1})

@@ -134,5 +134,8 @@ def test_the_training_loop_goes_on_from_its_file_in_either_state(tmp_path, cut):
     ours, history = trained(tmp_path / "state.pt")
     assert history.curves == expected.curves
     assert len(history.curves["train_loss"]["step"]) == STEPS
+    # Its clock went on too.
+    assert history.seconds["step"] == expected.seconds["step"] == expected.curves["validation_loss"]["step"]
+    assert 0 < history.seconds["value"][0] < history.seconds["value"][-1] == history.spent["value"]
     state = whole.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in ours.model.state_dict().items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,7 +112,8 @@ class OptimisationStep:
         average_gradients(self._model)
         if self._update_due:
             # The masks are chosen by these gradients.
-            check_norm(gradient_norm(self._model.parameters()).item())
+            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+            check_norm(nn.utils.get_total_norm(gradients).item())
         check_norm(self._rest().item())
         self._optimizer.step()
         return value
@@ -149,9 +150,3 @@ class OptimisationStep:
             self._optimizer.step()
             # Without its history, which the graph has been through.
             self._loss = loss.detach()
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Norm of all gradients together, float32."""
-    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-    return torch.linalg.vector_norm(torch.stack([norm.float().to(norms[0].device) for norm in norms]))
