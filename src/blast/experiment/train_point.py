@@ -32,6 +32,7 @@ from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
 from blast.training.loop import History, make_optimizer, train
+from blast.training.parallel import gathered_state, in_parts, spread, unwrapped
 from blast.training.processes import join, leave, own_share
 from blast.training.settings import TrainingSettings
 
@@ -62,9 +63,13 @@ def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def _train(
     point: Point, folder: GridFolder, data: Any, device: torch.device
-) -> tuple[nn.Module, History, Sparsifier | None]:
+) -> tuple[nn.Module | None, History, Sparsifier | None]:
+    """The trained model in its dense state; where several processes held a part each, the first alone gets it."""
     settings = TrainingSettings.from_dict(point.training)
     model = _build(point, data, settings).to(device)
+    if settings.compile:
+        compile_blocks(model)
+    model = spread(model, settings.parallel)
     optimizer = make_optimizer(model, settings)
     sparsifier = Sparsifier(model, optimizer, SparsifyConfig.from_dict(point.sparsify)) if point.sparsify else None
     language = datasets.get(point.dataset).MODALITY == "language"
@@ -84,8 +89,6 @@ def _train(
         held_out = (images.to(device), labels.to(device))
 
     loss = cross_entropy_of(settings.compile)
-    if settings.compile:
-        compile_blocks(model)
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         with settings.autocast(device):
@@ -93,9 +96,9 @@ def _train(
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:
-        if not is_first_rank():
+        if not (is_first_rank() or in_parts(model)):
             return math.nan  # the others wait for it in the next step
-        total = 0.0
+        model, total = unwrapped(model), 0.0
         for inputs, targets in zip(*(part.split(settings.batch) for part in held_out), strict=True):
             # Blocks that are compiled for training would be compiled again for this.
             with settings.autocast(device), torch.compiler.set_stance("force_eager"):
@@ -115,7 +118,15 @@ def _train(
         key=" ".join((point.digest, data.digest, fingerprint("train"))),
         say=print if is_first_rank() else lambda line: None,
     )
+    model = unwrapped(model)
     release_blocks(model)
+    if in_parts(model):
+        weights = gathered_state(model)
+        model = _build(point, data, settings) if is_first_rank() else None
+        if model is not None:
+            model.load_state_dict(weights)
+            model.to(device)
+        return model, history, sparsifier
     # What is counted and saved below starts from the dense state, whichever the run ended in.
     return blast.to_dense(model), history, sparsifier
 

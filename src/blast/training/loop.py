@@ -17,6 +17,7 @@ from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.guard import LossGuard
 from blast.training.optimisation_step import OptimisationStep
+from blast.training.parallel import agreed
 from blast.training.resume import TrainingState
 from blast.training.settings import TrainingSettings
 
@@ -160,7 +161,8 @@ def train(
             model.train()
             spent.note(step)
         now = time.monotonic()
-        if state and is_first_rank() and not last and guard.calm and now - saved >= settings.checkpoint_seconds:
+        wished = is_first_rank() and guard.calm and now - saved >= settings.checkpoint_seconds
+        if state and not last and agreed(wished, model):
             state.save(step + 1, model, optimizer, sparsifier, history)
             guard.saved(step + 1)
             saved = now

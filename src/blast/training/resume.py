@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from blast.errors import BlastError
-from blast.sparsity.ranks import world_size
+from blast.sparsity.ranks import is_first_rank, world_size
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.parallel import put_back, whole_state
 
 if TYPE_CHECKING:
     from blast.training.loop import History
@@ -39,17 +40,20 @@ class TrainingState:
         sparsifier: Sparsifier | None,
         history: History,
     ) -> None:
-        """Writes the state before `step`.
+        """Writes the state before `step`; of several processes the first one does, with all of them for one in parts.
 
         Raises:
             BlastError: if the disk is full; the state before stays.
         """
+        weights, moments = whole_state(model, optimizer)
+        if not is_first_rank():
+            return
         values = {
             "key": self.key,
             "step": step,
             "world_size": world_size(),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "model": weights,
+            "optimizer": moments,
             "sparsifier": sparsifier.state_dict() if sparsifier else None,
             "curves": history.curves,
             "masks": history.masks,
@@ -105,8 +109,7 @@ class TrainingState:
         if sparsifier is not None:
             # First: it decides whether the model and the optimizer hold dense matrices or live blocks.
             sparsifier.load_state_dict(values["sparsifier"])
-        model.load_state_dict(values["model"])
-        optimizer.load_state_dict(values["optimizer"])
+        put_back(model, optimizer, values["model"], values["optimizer"])
         for name in ("curves", "masks", "seconds", "spent"):
             setattr(history, name, values[name])
         return values["step"]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16")
+# How several processes train one model; see `blast.training.parallel`.
+PARALLEL = ("average", "ddp", "fully_shard")
+NAMES = {"dtype": ("dtype of training", DTYPES), "parallel": ("way to train in parallel", PARALLEL)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class TrainingSettings:
         checkpoint_seconds: Seconds between two savings of the training state; changes no result.
         processes: Processes that the batch is cut over, one a GPU where there are any; changes no result beyond
             rounding.
+        parallel: How they train: `average` (each holds the model, `blast.average_gradients`), `ddp`
+            (`DistributedDataParallel`) or `fully_shard` (FSDP2: each holds a part). The last two stay masked-dense.
     """
 
     steps: int
@@ -56,6 +61,7 @@ class TrainingSettings:
     cuda_graphs: bool = False
     checkpoint_seconds: float = 20.0
     processes: int = 1
+    parallel: str = "average"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
@@ -68,9 +74,10 @@ class TrainingSettings:
         for key, value in values.items():
             if key not in fields:
                 raise unknown_name("training setting", key, fields)
-            if key == "dtype":
-                if value not in DTYPES:
-                    raise unknown_name("dtype of training", str(value), DTYPES)
+            if key in NAMES:
+                what, known = NAMES[key]
+                if value not in known:
+                    raise unknown_name(what, str(value), known)
                 continue
             if isinstance(fields[key].default, bool):
                 if not isinstance(value, bool):
