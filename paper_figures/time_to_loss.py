@@ -75,6 +75,8 @@ def draw(table: pd.DataFrame) -> Figure:
     untimed = sum((row.grid, row.point) not in left for row in done.itertuples(index=False))
     compiled = max(run.compiling[-1] for group in groups for run in group)
     whole = f"Steps that compiled are in the times, at most {runs.time_label(compiled)} of a run." if compiled else ""
-    note = f"{untimed} runs without times, or of another machine, are left out." if untimed else ""
+    note = "Wall time: runs of a grid may have shared their machine."
+    if untimed:
+        note += f" {untimed} runs without times, or of another machine, are left out."
     style.footer(figure, shown, whole, note, style.missing_remark(missing(table, twins=True)))
     return figure
