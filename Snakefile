@@ -78,7 +78,9 @@ rule kernels:
         stamps("benchmark", jobs_of_suite("kernels")),
 
 
-logger.addHandler(UnknownTarget({rule.name for rule in workflow.rules if not rule.has_wildcards()} | {*PICTURES, *PRINTED}))
+logger.addHandler(
+    UnknownTarget({rule.name for rule in workflow.rules if not rule.has_wildcards()} | {*PICTURES, *PRINTED})
+)
 
 
 onstart:
