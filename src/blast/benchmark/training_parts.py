@@ -175,12 +175,29 @@ def largest_batch(trainee: Trainee, most_trials: int, left: Callable[[], float])
     return good, bad is not None and bad - good <= max(1, good // 4)
 
 
-def update_time(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> float:
-    """What a mask update costs a run, in ms, as the training loop makes it with CUDA graphs.
+class UpdateCost(NamedTuple):
+    """What a mask update costs a run, in ms; `total` is what the others, steps of a round, take beyond steps as usual.
+
+    Attributes:
+        total: Of a round of steps from one update to the next, less as many steps as usual.
+        update: The step with the update.
+        next: The step after it, launched kernel by kernel.
+        capture: The one after that, captured and replayed.
+        usual: Any other.
+    """
+
+    total: float
+    update: float
+    next: float
+    capture: float
+    usual: float
+
+
+def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> UpdateCost:
+    """What a mask update costs as the training loop makes it with CUDA graphs; `swap`, which holds the budget.
 
     The choice; in the sparse state dense gradient and re-packing too; that two steps are launched one kernel after the
-    other instead of replayed; and that a new graph is captured. `swap`, which holds the budget. The median over rounds
-    of steps from one update to the next, less as many steps as replays take.
+    other instead of replayed; and that a new graph is captured. Medians over rounds.
 
     Args:
         work: What a step is of.
@@ -197,22 +214,19 @@ def update_time(work: Workload, sparsity: float, block: BlockShape, seed: int, e
     sparsifier = Sparsifier(trainee.model, trainee.optimizer, config)
     one = OptimisationStep(trainee.model, trainee.optimizer, trainee.loss_of, CLIP, sparsifier, graphs=True)
     batch = trainee.inputs, trainee.targets
-    rounds, others = [], []
-    # The first round compiles kernels and fills the allocator.
-    for number in range(UPDATES + 1):
-        spent = 0.0
+    rounds = []
+    for _ in range(UPDATES + 1):
+        took = []
         for _ in range(UPDATE_EVERY):
-            alike = not sparsifier.update_due and (one.captured or not one.graphs)
             started = time.perf_counter()
             one.run(batch)
             wait(work.device)
-            took = 1000 * (time.perf_counter() - started)
-            spent += took
-            if number and alike:
-                others.append(took)
-        if number:
-            rounds.append(spent)
-    return max(0.0, statistics.median(rounds) - UPDATE_EVERY * statistics.median(others))
+            took.append(1000 * (time.perf_counter() - started))
+        rounds.append(took)
+    # The first round compiles kernels and fills the allocator.
+    steps = [statistics.median(took) for took in zip(*rounds[1:], strict=True)]
+    usual = statistics.median(steps[3:])
+    return UpdateCost(max(0.0, sum(steps[:3]) - 3 * usual), *steps[:3], usual)
 
 
 def wait(device: torch.device) -> None:

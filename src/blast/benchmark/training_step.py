@@ -15,7 +15,7 @@ import torch
 
 from blast.benchmark.gpu_needed import gpu_for
 from blast.benchmark.graph_timing import plain_memory, replay_of, time_in_turn
-from blast.benchmark.training_parts import Meter, largest_batch, part_calls, update_time
+from blast.benchmark.training_parts import Meter, largest_batch, part_calls, update_cost
 from blast.benchmark.training_step_rows import DENSE, MASKED, OURS, Entry, StepRows
 from blast.benchmark.training_trainee import (
     Trainee,
@@ -239,8 +239,10 @@ class StepRun(StepRows):
             if self.late(name, "time_mask_update"):
                 continue
             self.meter.restart()
-            took = update_time(self.work, self.sparsity, self.block, self.seed, execution)
-            self.metrics.append(self.entry(name, "time_mask_update", "ms", took, "lower"))
+            cost = update_cost(self.work, self.sparsity, self.block, self.seed, execution)
+            # Of a round: its first three steps, and the others.
+            steps = {f"{key}_step": value for key, value in cost._asdict().items() if key != "total"}
+            self.metrics.append(self.entry(name, "time_mask_update", "ms", cost.total, "lower", **steps))
 
 
 def _distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:

@@ -22,7 +22,7 @@ SUITE = "training_step"
 DENSE, OURS, MASKED = "dense_compiled", "ours", "masked_dense"
 # What the paper says of pretraining as a whole.
 PAPER_SPEED_UP = 1.11
-# The schedule is the default one, and the mask is updated as the issue of record says.
+# The schedule is the default one, with a mask update in every hundredth step.
 HOLD, UPDATE_EVERY, SAMPLES = 0.2, 100, 500
 # How blocks grow, and the method of that name.
 GROWTH = {"swap": "rigl_swap", "union": "blast"}
