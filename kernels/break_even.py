@@ -77,9 +77,24 @@ def dense_wins(tokens: int, ranges: Ranges) -> bool:
     return False
 
 
-@cache
 def read_table(gpu: str, folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
     """The break-even rows of a GPU; none if it was never tuned.
+
+    Raises:
+        ValueError: if the file is no such table; one sentence with its name.
+    """
+    return read_part(gpu, "break_even", KEYS, folder)
+
+
+@cache
+def read_part(gpu: str, part: str, keys: tuple[str, ...], folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
+    """The rows of a part of a GPU's table; none if that was never measured.
+
+    Args:
+        gpu: As `gpu_name` gives it.
+        part: Name of the part.
+        keys: What each row of it has to have.
+        folder: Where the tables are.
 
     Raises:
         ValueError: if the file is no such table; one sentence with its name.
@@ -88,10 +103,10 @@ def read_table(gpu: str, folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
     if not file.is_file():
         return ()
     try:
-        rows = json.loads(file.read_text()).get("break_even", [])
-        complete = all(set(KEYS) <= row.keys() for row in rows)
+        rows = json.loads(file.read_text()).get(part, [])
+        complete = all(set(keys) <= row.keys() for row in rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: is no table of break-even points ({error}); measure it again or delete it") from None
     if not complete:
-        raise ValueError(f"{file}: a row lacks one of {', '.join(KEYS)}; measure it again or delete it")
+        raise ValueError(f"{file}: a row lacks one of {', '.join(keys)}; measure it again or delete it")
     return tuple(rows)

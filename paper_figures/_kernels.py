@@ -79,6 +79,15 @@ def by_size(models: Any) -> list[str]:
     return sorted(set(models), key=lambda model: (weights(model), model))
 
 
+def in_order(lines: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The lines of a table by hardware, then by model as `by_size` has them, then by some columns."""
+    place = {model: number for number, model in enumerate(by_size(lines["model"].dropna()))}
+    placed = lines.assign(place=lines["model"].map(place))
+    order = ["hardware", "place", *columns]
+    sorted_lines = placed.sort_values(order, kind="stable", na_position="last", ignore_index=True)
+    return sorted_lines.drop(columns="place").astype({"tokens": "Int64"})
+
+
 def by_area(blocks: Any) -> list[str]:
     """Blocks from the largest to the smallest, squares before rectangles of the same area."""
 

@@ -41,12 +41,7 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
     ]  # fmt: skip
     if not lines:
         lines = [{"status": "not run", "note": "no GPU has run this suite yet"}]
-    frame = pd.DataFrame(lines, columns=list(COLUMNS))
-    place = {model: number for number, model in enumerate(kernels.by_size(frame["model"].dropna()))}
-    frame["place"] = frame["model"].map(place)
-    order = ["hardware", "place", "block", "sparsity", "tokens", "mask", "tied"]
-    frame = frame.sort_values(order, kind="stable", na_position="last", ignore_index=True).drop(columns="place")
-    return frame.astype({"tokens": "Int64"})
+    return kernels.in_order(pd.DataFrame(lines, columns=list(COLUMNS)), ["block", "sparsity", "tokens", "mask", "tied"])
 
 
 def _line(row: Any, beside: dict[tuple, float]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from blast.experiment.grid import expand
 from blast.experiment.launch import gpus_held, together, visible_gpus, worker_command
 from blast.experiment.point import Point
 from blast.training import processes, resume
-from blast.training.loop import History
+from blast.training.history import History
 from blast.training.resume import TrainingState
 from blast.training.settings import TrainingSettings
 

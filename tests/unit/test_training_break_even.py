@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from blast_kernels.break_even import read_part
 
 from blast.sparsity import break_even
 from blast.sparsity.blocks import BlockShape
-from blast.sparsity.break_even import NEVER, read_rows, training_break_even
+from blast.sparsity.break_even import KEYS, NEVER, training_break_even
 
 CUDA = torch.device("cuda")
 
@@ -52,4 +53,4 @@ def test_a_cpu_never_switches_by_itself(tmp_path):
 def test_a_damaged_table_is_one_sentence(tmp_path, content):
     (tmp_path / "some-gpu.json").write_text(content)
     with pytest.raises(ValueError, match=r"some-gpu.json: .*(measure it again or delete it)"):
-        read_rows("some-gpu", tmp_path)
+        read_part("some-gpu", "train_break_even", KEYS, tmp_path)

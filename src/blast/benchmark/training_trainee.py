@@ -20,6 +20,8 @@ from blast.layers.fuse import fuse_for_training
 from blast.layers.recognise import find_mlps
 from blast.layers.target import is_conv1d
 from blast.training.compilation import compile_blocks, cross_entropy_of
+from blast.training.loop import make_optimizer
+from blast.training.settings import TrainingSettings
 
 CLIP = 1.0
 
@@ -96,11 +98,9 @@ class Trainee:
 
     def __init__(self, workload: Workload, model: nn.Module) -> None:
         self.workload, self.model = workload, model
-        matrices = [p for p in self.parameters if p.dim() >= 2]
-        vectors = [p for p in self.parameters if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        on_gpu = workload.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.99), fused=True, capturable=on_gpu)
+        # As the training loop makes it; rate and steps do not matter for what is measured.
+        settings = TrainingSettings(steps=1, batch=1, learning_rate=1e-5, clip=CLIP, cuda_graphs=True)
+        self.optimizer = make_optimizer(model, settings)
         self.between: Callable[[], None] | None = None
         self.replay: Callable[[], None] | None = None
         self.inputs, self.targets = workload.inputs()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blast.experiment.gpu_table import break_even, good_records, run_of, update_table
+from blast.experiment.gpu_table import break_even, good_records, latencies, run_of, update_table
 from blast.experiment.rows import Record
 
 PLACE = ("tokens", "dtype", "gate")
@@ -22,13 +22,11 @@ def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """
     ratios: dict[tuple, dict[float, list[float]]] = {}
     for record in records:
-        point, metrics = record["point"], record["result"]["metrics"]
-        latency = [entry for entry in metrics if entry["metric"] == "latency" and entry["value"] is not None]
-        dense = {entry["tokens"]: entry["value"] for entry in latency if entry["provider"] == "dense_eager"}
-        for entry in latency:
+        point, timed = record["point"], list(latencies(record))
+        dense = {entry["tokens"]: entry["value"] for entry, _ in timed if entry["provider"] == "dense_eager"}
+        for entry, gate in timed:
             if entry["provider"] != "ours" or entry["setting"].get("mask") != "uniform":
                 continue
-            gate = {None: "none", False: "untied", True: "tied"}[entry.get("tied")]
             place = (tuple(point["block"]), gate, entry["dtype"], entry["tokens"])
             results = ratios.setdefault(place, {}).setdefault(point["sparsity"], [])
             results.append(dense[entry["tokens"]] / entry["value"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ def run_of(record: Record) -> dict[str, Any]:
     """With which versions and commit a record was made, and when."""
     run = describe_run(record)
     return {key: run.get(key) for key in ("versions", "commit", "date")}
+
+
+def latencies(record: Record) -> Iterator[tuple[dict[str, Any], str]]:
+    """The entries of a record that were timed, each with the kind of its gate: `none`, `untied` or `tied`."""
+    for entry in record["result"]["metrics"]:
+        if entry["metric"] == "latency" and entry["value"] is not None:
+            yield entry, {None: "none", False: "untied", True: "tied"}[entry.get("tied")]
 
 
 def update_table(folder: Path, gpu: str, parts: Mapping[str, Any]) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blast.experiment.gpu_table import break_even, good_records, run_of, update_table
+from blast.experiment.gpu_table import break_even, good_records, latencies, run_of, update_table
 from blast.experiment.rows import Record
 
 SUITE = "training_mlp"
@@ -22,19 +22,17 @@ def train_break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """
     ratios: dict[tuple, dict[float, float]] = {}
     for record in records:
-        point, metrics = record["point"], record["result"]["metrics"]
-        latency = [entry for entry in metrics if entry["metric"] == "latency" and entry["value"] is not None]
+        point, timed = record["point"], list(latencies(record))
         # Compiled dense, where it was timed, comes after eager dense.
         dense = {
             entry["tokens"]: entry["value"]
             for name in ("dense_eager", "dense_compiled")
-            for entry in latency
+            for entry, _ in timed
             if entry["provider"] == name
         }
-        for entry in latency:
+        for entry, gate in timed:
             if entry["provider"] != "ours" or entry["dtype"] != "bfloat16" or entry["tokens"] not in dense:
                 continue
-            gate = {None: "none", False: "untied", True: "tied"}[entry.get("tied")]
             setting = entry["setting"]
             found = ratios.setdefault((tuple(point["block"]), gate, setting["hidden"], setting["ffn"]), {})
             ratio = dense[entry["tokens"]] / entry["value"]

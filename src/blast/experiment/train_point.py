@@ -31,7 +31,8 @@ from blast.sparsity.one_shot import apply_masks_, one_shot_masks
 from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
-from blast.training.loop import History, make_optimizer, train
+from blast.training.history import History
+from blast.training.loop import make_optimizer, train
 from blast.training.parallel import gathered_state, in_parts, spread, unwrapped
 from blast.training.processes import join, leave, own_share
 from blast.training.settings import TrainingSettings

@@ -7,14 +7,11 @@ tokens against the compiled dense one. Of a block and gate the shape nearest by 
 
 from __future__ import annotations
 
-import json
 import math
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from blast_kernels.break_even import TUNED, gpu_name
+from blast_kernels.break_even import TUNED, gpu_name, read_part
 
 from blast.sparsity.blocks import BlockShape
 
@@ -46,27 +43,8 @@ def training_break_even(
     gpu = gpu_name(device)
     if gpu is None:
         return NEVER
-    rows = [row for row in read_rows(gpu, folder) if row["block"] == list(block) and row["gate"] == gate]
+    measured = read_part(gpu, "train_break_even", KEYS, folder)
+    rows = [row for row in measured if row["block"] == list(block) and row["gate"] == gate]
     if not rows:
         return JUDGED.get(max((known for known in JUDGED if known <= min(block)), default=0), NEVER)
     return min(rows, key=lambda row: abs(math.log(row["in"] * row["hidden"] / (shape[0] * shape[1]))))["sparsity"]
-
-
-@cache
-def read_rows(gpu: str, folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
-    """The rows of a GPU; none if its training was never measured.
-
-    Raises:
-        ValueError: if the file is no such table; one sentence with its name.
-    """
-    file = folder / f"{gpu}.json"
-    if not file.is_file():
-        return ()
-    try:
-        rows = json.loads(file.read_text()).get("train_break_even", [])
-        complete = all(set(KEYS) <= row.keys() for row in rows)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: is no table of break-even points ({error}); measure it again or delete it") from None
-    if not complete:
-        raise ValueError(f"{file}: a row lacks one of {', '.join(KEYS)}; measure it again or delete it")
-    return tuple(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +13,8 @@ from torch import nn
 from blast.errors import BlastError
 from blast.sparsity.ranks import is_first_rank, world_size
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.history import History
 from blast.training.parallel import put_back, whole_state
-
-if TYPE_CHECKING:
-    from blast.training.loop import History
 
 
 class TrainingState:

@@ -35,7 +35,7 @@ class TrainingSettings:
         evaluate_limit: Sequences or images of such an evaluation.
         dtype: What products are made in: `float32`, or `bfloat16` by autocast; weights, gradients and the optimizer's
             state are float32 in both.
-        compile: Whether model and loss run under `torch.compile`.
+        compile: Whether the blocks of the model and the loss run under `torch.compile`.
         cuda_graphs: Whether steps are replayed as CUDA graphs (on one GPU; elsewhere it makes no difference).
         spike: Nats above the usual loss from which ten losses in a row stop the run; 0 never does.
         checkpoint_seconds: Seconds between two savings of the training state; changes no result.

@@ -1,0 +1,67 @@
+"""What a training run looked like on the way: learning curves, masks, and the time it took."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+MASK_PICTURES = 8
+
+
+@dataclass
+class History:
+    """What a run looked like on the way; part of the training state, so that a resumed run has all of it.
+
+    Attributes:
+        curves: By name, the steps and values of each learning curve.
+        masks: By step, the mask of every pruned matrix, at most `MASK_PICTURES` times.
+        seconds: Wall time of all steps up to each point of the curve `validation_loss`, and how much of it went into
+            steps in which something was compiled. Evaluation and saving are left out.
+        spent: The same two up to now.
+    """
+
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    masks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "value": [], "compiling": []})
+    spent: dict[str, float] = field(default_factory=lambda: {"value": 0.0, "compiling": 0.0})
+
+    def add(self, name: str, step: int, value: float) -> None:
+        """Adds a point to a curve."""
+        curve = self.curves.setdefault(name, {"step": [], "value": []})
+        curve["step"].append(step)
+        curve["value"].append(value)
+
+
+class Stopwatch:
+    """Adds up the wall time of steps; what a run had taken before it was resumed counts too.
+
+    Args:
+        history: Where it is kept.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def __enter__(self) -> None:
+        self._graphs = _compiled_graphs()
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        took = time.perf_counter() - self._started
+        self._history.spent["value"] += took
+        if _compiled_graphs() != self._graphs:
+            self._history.spent["compiling"] += took
+
+    def note(self, step: int) -> None:
+        """Writes down what has been taken up to a step."""
+        for key, value in {"step": step, **self._history.spent}.items():
+            self._history.seconds[key].append(value)
+
+
+def _compiled_graphs() -> int:
+    """Graphs that torch.compile has made in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] if "torch._dynamo" in sys.modules else 0
