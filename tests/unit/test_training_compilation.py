@@ -50,6 +50,8 @@ def test_one_compilation_serves_all_blocks_and_changes_no_name(counter, name):
     blocks = compilation.repeated_blocks(model)
     names, expected = list(model.state_dict()), nano_loss(model, 0)
     compilation.compile_blocks(model)
+    assert model._compiled_call_impl is None
+    assert all(block._compiled_call_impl is not None for block in blocks)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(nano_loss(model, 0), expected)
     assert counter.frame_count == 1 < len(blocks)

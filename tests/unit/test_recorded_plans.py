@@ -1,0 +1,38 @@
+"""The recorded sweeps of plans back what the notes say of the table that the kernels run with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+from blast_kernels.tuned_plans import tuned_plan
+
+ROOT = Path(__file__).parents[2]
+GPU = "nvidia-h100-80gb-hbm3"
+
+
+def swept() -> dict[tuple, dict[tuple, float]]:
+    """Milliseconds by plan, of each product of each point; of a sweep the picks and the best are kept."""
+    times: dict[tuple, dict[tuple, float]] = {}
+    with (ROOT / "results/recorded" / GPU / "kernels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["suite"] == "kernel_plans" and row["metric"] == "latency" and row["status"] == "ok":
+                facts = json.loads(row["setting"])
+                place = (*facts["block"], facts["gate"], int(row["tokens"]), facts["records"], facts["row_blocks"])
+                times.setdefault((facts["point"], facts["part"], *place), {})[tuple(facts["plan"])] = float(
+                    row["value"]
+                )
+    return times
+
+
+def test_a_pick_from_the_table_costs_a_few_percent_of_the_best_plan_at_most():
+    costs = []
+    for (_, _, b_out, b_in, gate, tokens, records, row_blocks), plans in swept().items():
+        pick = tuned_plan(tokens, records, row_blocks, b_out, b_in, gate, torch.bfloat16, GPU, "3.6")
+        # Where two shapes share a product, the plan that is best for both may have been kept for neither.
+        if tuple(pick) in plans:
+            costs.append(plans[tuple(pick)] / min(plans.values()) - 1)
+    assert len(costs) >= 350
+    assert max(costs) < 0.0201
