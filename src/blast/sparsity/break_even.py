@@ -15,8 +15,8 @@ from blast_kernels.break_even import TUNED, gpu_name, read_part
 
 from blast.sparsity.blocks import BlockShape
 
-# Without a table, by the shorter side of a block. Judged, on the safe side: an H100 reached 2.5x and more at 0.8 with
-# blocks of 128, and 4x at 0.95 with blocks of 64 (GPT-2 XL); smaller ones were not measured.
+# Without a table, by the shorter side of a block. Judged, on the safe side: in a sweep (kernels/NOTES.md) an H100 was
+# 2.5 times as fast and more at 0.8 with blocks of 128, and 4 times at 0.95 with blocks of 64 (GPT-2 XL).
 JUDGED = {128: 0.6, 64: 0.7, 32: 0.85, 16: 0.95}
 NEVER = 1.0
 KEYS = ("block", "gate", "in", "hidden", "sparsity")
