@@ -6,12 +6,13 @@ import pytest
 import torch
 from switch_cases import sparsify
 
+from blast.training import graph_capture
 from blast.training.loop import train
 from blast.training.settings import TrainingSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 STEPS = 24
-# Of six steps one updates the masks, one is launched, one captured and three are replayed.
+# Of six steps one updates the masks, one is captured and four are replayed; of the first six one more is launched.
 CASES = {
     "masked": {"execution": "masked"},
     "switching": {"execution": "sparse", "break_even": 0.55},
@@ -59,6 +60,26 @@ def test_replayed_steps_train_as_launched_ones(case):
         )
     assert history.curves["sparse_execution"] == expected.curves["sparse_execution"]
     assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
+
+
+def test_steps_are_replayed_without_memory_to_spare(monkeypatch):
+    _, expected = trained("switching", cuda_graphs=True)
+    monkeypatch.setattr(graph_capture, "ROOM", 10**9)
+    _, history = trained("switching", cuda_graphs=True)
+    assert history.curves == expected.curves
+
+
+def test_a_failed_capture_says_why_and_leaves_the_gpu_usable():
+    memory, stream = graph_capture.GraphMemory(torch.cuda.Stream()), torch.cuda.Stream()
+    x = torch.ones(8, device="cuda")
+    with torch.cuda.stream(stream):
+        with pytest.raises(ZeroDivisionError):
+            memory.captured(lambda: 1 // 0)
+        made = []
+        graph = memory.captured(lambda: made.append(x + 1))
+        graph.replay()
+    torch.cuda.synchronize()
+    assert made[0].tolist() == [2.0] * 8
 
 
 def test_a_killed_run_with_graphs_goes_on(tmp_path):

@@ -18,6 +18,7 @@ from blast.sparsity.blocks import BlockShape
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.optimisation_step import OptimisationStep
+from blast.training.token_logits import token_logits
 
 # Mask updates that are timed, and the steps between two of them.
 UPDATES, UPDATE_EVERY = 4, 8
@@ -125,7 +126,7 @@ def _alone(trainee: Trainee, module: nn.Module) -> Callable[[], None]:
     try:
         with torch.no_grad(), torch.autocast(device.type, dtype):
             model = trainee.model
-            model(trainee.inputs) if trainee.workload.vision else model(trainee.inputs, use_cache=False)
+            model(trainee.inputs) if trainee.workload.vision else token_logits(model, trainee.inputs)
     finally:
         handle.remove()
     leaves: dict[int, Tensor] = {}
@@ -180,15 +181,13 @@ class UpdateCost(NamedTuple):
 
     Attributes:
         total: Of a round of steps from one update to the next, less as many steps as usual.
-        update: The step with the update.
-        next: The step after it, launched kernel by kernel.
-        capture: The one after that, captured and replayed.
+        update: The step with the update, launched kernel by kernel.
+        capture: The step after it, captured and replayed.
         usual: Any other.
     """
 
     total: float
     update: float
-    next: float
     capture: float
     usual: float
 
@@ -196,7 +195,7 @@ class UpdateCost(NamedTuple):
 def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> UpdateCost:
     """What a mask update costs as the training loop makes it with CUDA graphs; `swap`, which holds the budget.
 
-    The choice; in the sparse state dense gradient and re-packing too; that two steps are launched one kernel after the
+    The choice; in the sparse state dense gradient and re-packing too; that the step is launched one kernel after the
     other instead of replayed; and that a new graph is captured. Medians over rounds.
 
     Args:
@@ -225,8 +224,8 @@ def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, e
         rounds.append(took)
     # The first round compiles kernels and fills the allocator.
     steps = [statistics.median(took) for took in zip(*rounds[1:], strict=True)]
-    usual = statistics.median(steps[3:])
-    return UpdateCost(max(0.0, sum(steps[:3]) - 3 * usual), *steps[:3], usual)
+    usual = statistics.median(steps[2:])
+    return UpdateCost(max(0.0, sum(steps[:2]) - 2 * usual), *steps[:2], usual)
 
 
 def wait(device: torch.device) -> None:

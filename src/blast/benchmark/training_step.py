@@ -240,7 +240,7 @@ class StepRun(StepRows):
                 continue
             self.meter.restart()
             cost = update_cost(self.work, self.sparsity, self.block, self.seed, execution)
-            # Of a round: its first three steps, and the others.
+            # Of a round: its first two steps, and the others.
             steps = {f"{key}_step": value for key, value in cost._asdict().items() if key != "total"}
             self.metrics.append(self.entry(name, "time_mask_update", "ms", cost.total, "lower", **steps))
 

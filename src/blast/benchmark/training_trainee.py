@@ -22,6 +22,7 @@ from blast.layers.target import is_conv1d
 from blast.training.compilation import compile_blocks, cross_entropy_of
 from blast.training.loop import make_optimizer
 from blast.training.settings import TrainingSettings
+from blast.training.token_logits import token_logits
 
 CLIP = 1.0
 
@@ -121,7 +122,7 @@ class Trainee:
         """The loss of the model for inputs and targets, under autocast."""
         kind, dtype = self.workload.device.type, self.workload.dtype
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-            logits = model(batch[0]) if self.workload.vision else model(batch[0], use_cache=False).logits
+            logits = model(batch[0]) if self.workload.vision else token_logits(model, batch[0])
             return self._cross_entropy(logits, batch[1])
 
     def step(self) -> Tensor:

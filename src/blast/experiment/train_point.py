@@ -36,6 +36,7 @@ from blast.training.loop import make_optimizer, train
 from blast.training.parallel import gathered_state, in_parts, spread, unwrapped
 from blast.training.processes import join, leave, own_share
 from blast.training.settings import TrainingSettings
+from blast.training.token_logits import token_logits
 
 
 def _load_data(point: Point, folder: GridFolder) -> Any:
@@ -59,7 +60,7 @@ def _build(point: Point, data: Any, settings: TrainingSettings) -> nn.Module:
 
 def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """Of each token or image; `inputs` are token ids or pixels."""
-    return class_logits(model, inputs) if inputs.is_floating_point() else model(inputs, use_cache=False).logits
+    return class_logits(model, inputs) if inputs.is_floating_point() else token_logits(model, inputs)
 
 
 def _train(

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from blast.sparsity.ranks import average_gradients, mean_over_ranks_, world_size
 from blast.sparsity.sparsifier import Sparsifier
-
-# Steps by themselves before a capture: what the new masks call for is compiled then, and no kernel during a capture.
-STEPS_BEFORE_CAPTURE = 1
+from blast.training.graph_capture import GraphMemory
 
 Check = Callable[[float], Any]
 
@@ -25,8 +23,9 @@ class OptimisationStep:
     """Makes optimisation steps of one model, one after the other.
 
     With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor
-    nothing: small models are several times faster. Mask updates and the step after each are made by themselves, since
-    they bring other parameters and masks; then the step is captured anew. In several processes there are no graphs.
+    nothing: small models are several times faster. Mask updates are made by themselves, since they bring other
+    parameters and masks; then the step is captured anew. The first step of an execution is made by itself too, so that
+    code is compiled before it is captured. In several processes there are no graphs.
 
     Attributes:
         graphs: Whether steps are replayed.
@@ -54,16 +53,13 @@ class OptimisationStep:
         device = next(model.parameters()).device
         self.graphs = graphs and device.type == "cuda" and world_size() == 1
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._plain = 0
+        # The execution whose code has been compiled.
+        self._compiled: str | None = None
         if self.graphs:
             # All steps on one stream: gradients are added up on the stream that they were first made on.
             self._stream = torch.cuda.Stream(device)
+            self._memory = GraphMemory(self._stream)
             self._rate = torch.zeros((), device=device)
-
-    @property
-    def captured(self) -> bool:
-        """Whether the next step will be a replay, unless a mask update is due."""
-        return self._graph is not None
 
     def set_rate(self, rate: float) -> None:
         """Sets the learning rate of all groups."""
@@ -89,11 +85,11 @@ class OptimisationStep:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             if self._update_due:
-                self._graph, self._plain = None, 0
-            elif self._graph is not None or self._plain >= STEPS_BEFORE_CAPTURE:
+                self._graph = None
+            elif self._compiled == self._execution:
                 return self._replayed(batch, check_loss, check_norm)
             else:
-                self._plain += 1
+                self._graph, self._compiled = None, self._execution
             loss = self._alone(batch, check_loss, check_norm)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
@@ -101,6 +97,10 @@ class OptimisationStep:
     @property
     def _update_due(self) -> bool:
         return self._sparsifier is not None and self._sparsifier.update_due
+
+    @property
+    def _execution(self) -> str:
+        return "dense" if self._sparsifier is None else self._sparsifier.execution
 
     def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
         loss = self._loss_of(self._model, batch)
@@ -142,11 +142,13 @@ class OptimisationStep:
         """Captures a step of this batch, which the sparsifier counts; nothing of it has been done yet."""
         self._batch = tuple(value.clone() for value in batch)
         self._optimizer.zero_grad(set_to_none=True)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=self._stream):
+
+        def work() -> None:
             loss = self._loss_of(self._model, self._batch)
             loss.backward()
             self._norm = self._rest()
             self._optimizer.step()
             # Without its history, which the graph has been through.
             self._loss = loss.detach()
+
+        self._graph = self._memory.captured(work)

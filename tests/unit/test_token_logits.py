@@ -1,0 +1,51 @@
+"""Logits in training: those of the model, without a mask also where a CUDA graph is captured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from switch_cases import nano
+from torch.nn import functional as F
+
+from blast.training.token_logits import token_logits
+
+MODELS = ["gpt2-nano", "llama-nano"]
+TOKENS = torch.arange(24).reshape(2, 12) % 8
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Mask and causality of each attention."""
+    seen, attention = [], F.scaled_dot_product_attention
+
+    def spy(*args, attn_mask=None, is_causal=False, **kwargs):
+        seen.append((attn_mask, is_causal))
+        return attention(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_capture_makes_no_mask(name, calls, monkeypatch):
+    model = nano(name)
+    expected = model(TOKENS, use_cache=False).logits
+    calls.clear()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    model(TOKENS, use_cache=False)
+    assert all(mask is not None for mask, _ in calls), "transformers makes none by itself: token_logits is not needed"
+    calls.clear()
+    assert torch.equal(token_logits(model, TOKENS), expected)
+    assert calls == [(None, True)] * 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_stays_as_it_is(name):
+    model = nano(name)
+    with pytest.raises(IndexError):
+        token_logits(model, TOKENS + 10**6)
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    expected = model(TOKENS, use_cache=False).logits
+    assert torch.equal(token_logits(model, TOKENS), expected)
+    assert model.config._attn_implementation == "eager"
