@@ -49,7 +49,7 @@ test-oldest:
 		tests/unit/test_training_*.py tests/unit/test_repack.py \
 		tests/unit/test_recognise.py tests/unit/test_block_*.py tests/unit/test_convert.py tests/unit/test_sparse_models.py \
 		tests/unit/test_checkpoint*.py tests/unit/test_library_in_five_lines.py tests/unit/test_scoring.py \
-		tests/unit/test_fuse.py tests/unit/test_token_logits.py tests/unit/test_kernel_peers.py tests/unit/test_kernel_weights.py
+		tests/unit/test_fuse.py tests/unit/test_language_loss.py tests/unit/test_kernel_peers.py tests/unit/test_kernel_weights.py
 
 lint: env
 	$(RUN) ruff check .

@@ -17,8 +17,8 @@ from blast.layers.recognise import find_mlps
 from blast.sparsity.blocks import BlockShape
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.language_loss import token_logits
 from blast.training.optimisation_step import OptimisationStep
-from blast.training.token_logits import token_logits
 
 # Mask updates that are timed, and the steps between two of them.
 UPDATES, UPDATE_EVERY = 4, 8
@@ -124,7 +124,8 @@ def _alone(trainee: Trainee, module: nn.Module) -> Callable[[], None]:
     device, dtype = trainee.workload.device, trainee.workload.dtype
     handle = module.register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        with torch.no_grad(), torch.autocast(device.type, dtype):
+        # Compiled blocks do not call hooks.
+        with torch.no_grad(), torch.autocast(device.type, dtype), torch.compiler.set_stance("force_eager"):
             model = trainee.model
             model(trainee.inputs) if trainee.workload.vision else token_logits(model, trainee.inputs)
     finally:

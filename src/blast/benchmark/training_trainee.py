@@ -20,9 +20,9 @@ from blast.layers.fuse import fuse_for_training
 from blast.layers.recognise import find_mlps
 from blast.layers.target import is_conv1d
 from blast.training.compilation import compile_blocks, cross_entropy_of
+from blast.training.language_loss import token_loss_of
 from blast.training.loop import make_optimizer
 from blast.training.settings import TrainingSettings
-from blast.training.token_logits import token_logits
 
 CLIP = 1.0
 
@@ -106,6 +106,7 @@ class Trainee:
         self.replay: Callable[[], None] | None = None
         self.inputs, self.targets = workload.inputs()
         self._cross_entropy = cross_entropy_of(workload.compiled)
+        self._token_loss = token_loss_of(workload.compiled)
         if workload.compiled:
             compile_blocks(model)
 
@@ -122,8 +123,9 @@ class Trainee:
         """The loss of the model for inputs and targets, under autocast."""
         kind, dtype = self.workload.device.type, self.workload.dtype
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-            logits = model(batch[0]) if self.workload.vision else token_logits(model, batch[0])
-            return self._cross_entropy(logits, batch[1])
+            if self.workload.vision:
+                return self._cross_entropy(model(batch[0]), batch[1])
+            return self._token_loss(model, *batch)
 
     def step(self) -> Tensor:
         """A whole optimisation step, `between` (if any) before clipping; gives the loss."""

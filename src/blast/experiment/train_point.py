@@ -32,11 +32,11 @@ from blast.sparsity.ranks import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
 from blast.training.history import History
+from blast.training.language_loss import token_logits, token_loss_of
 from blast.training.loop import make_optimizer, train
 from blast.training.parallel import gathered_state, in_parts, spread, unwrapped
 from blast.training.processes import join, leave, own_share
 from blast.training.settings import TrainingSettings
-from blast.training.token_logits import token_logits
 
 
 def _load_data(point: Point, folder: GridFolder) -> Any:
@@ -90,11 +90,11 @@ def _train(
         images, labels = data.test(settings.evaluate_limit)
         held_out = (images.to(device), labels.to(device))
 
-    loss = cross_entropy_of(settings.compile)
+    token_loss, loss = token_loss_of(settings.compile), cross_entropy_of(settings.compile)
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         with settings.autocast(device):
-            return loss(_logits(model, batch[0]), batch[1])
+            return token_loss(model, *batch) if language else loss(class_logits(model, batch[0]), batch[1])
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:

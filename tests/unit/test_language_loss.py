@@ -1,4 +1,4 @@
-"""Logits in training: those of the model, without a mask also where a CUDA graph is captured."""
+"""Logits and loss in training: those of the model, without a mask also where a CUDA graph is captured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from switch_cases import nano
 from torch.nn import functional as F
 
-from blast.training.token_logits import token_logits
+from blast.training import language_loss
+from blast.training.language_loss import token_logits, token_loss_of
 
 MODELS = ["gpt2-nano", "llama-nano"]
 TOKENS = torch.arange(24).reshape(2, 12) % 8
@@ -49,3 +50,30 @@ def test_the_model_stays_as_it_is(name):
     expected = model(TOKENS, use_cache=False).logits
     assert torch.equal(token_logits(model, TOKENS), expected)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_compiled_loss_and_its_gradients_are_those_of_the_model(name, wrapped, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: torch._dynamo.optimize("eager")(function))
+    monkeypatch.setattr(language_loss, "ROWS", 48)  # 64 words are a multiple of 64
+    model, other = nano(name), nano(name)
+    expected = model(TOKENS, labels=TOKENS, shift_labels=TOKENS.roll(-1, 1), use_cache=False).loss
+    expected.backward()
+    given = Wrapper(other) if wrapped else other
+    loss = token_loss_of(True)(given, TOKENS, TOKENS.roll(-1, 1))
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+class Wrapper(torch.nn.Module):
+    """Stands for `DistributedDataParallel`: the model is `module`."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
