@@ -7,7 +7,6 @@ import torch
 from switch_cases import nano
 from torch.nn import functional as F
 
-from blast.training import language_loss
 from blast.training.language_loss import token_logits, token_loss_of
 
 MODELS = ["gpt2-nano", "llama-nano"]
@@ -56,7 +55,6 @@ def test_the_model_stays_as_it_is(name):
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_compiled_loss_and_its_gradients_are_those_of_the_model(name, wrapped, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: torch._dynamo.optimize("eager")(function))
-    monkeypatch.setattr(language_loss, "ROWS", 48)  # 64 words are a multiple of 64
     model, other = nano(name), nano(name)
     expected = model(TOKENS, labels=TOKENS, shift_labels=TOKENS.roll(-1, 1), use_cache=False).loss
     expected.backward()
