@@ -17,7 +17,8 @@ TITLE = "Time to equal validation loss"
 NEEDS = ["train", "validation_loss", "training_time"]
 COLUMNS = (
     "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "end_of", "loss",
-    "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling", "status",
+    "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling",
+    "mask_update_share", "status",
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
             "pruned_s": math.nan if own is None else own, "ratio": theirs / own if both else math.nan,
             "dense_compile_s": dense.compiling[-1], "pruned_compile_s": run.compiling[-1],
             "ratio_without_compiling": running[0] / running[1] if both else math.nan,
+            "mask_update_share": run.update_share,
             "status": "ok" if both else "not reached",
         })  # fmt: skip
     return lines
@@ -87,6 +89,7 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             "without compiling": (
                 "–" if pd.isna(row.ratio_without_compiling) else f"{row.ratio_without_compiling:.2f}×"
             ),
+            "mask updates": "–" if pd.isna(row.mask_update_share) else f"+{100 * row.mask_update_share:.1f} %",
             "machine": style.hardware_label(row.hardware),
             "status": row.status,
         })  # fmt: skip

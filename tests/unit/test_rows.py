@@ -169,12 +169,18 @@ def test_a_half_written_record_is_refused_by_its_file(tmp_path):
 def test_times_of_training_become_a_curve_and_are_no_part_of_what_identifies_a_run():
     record, _ = make()
     before = run_id(record)
-    record["run"]["training_seconds"] = {"step": [99, 199], "value": [1.5, 2.75], "compiling": [0.5, 0.5]}
+    record["run"]["training_seconds"] = {
+        "step": [99, 199],
+        "value": [1.5, 2.75],
+        "compiling": [0.5, 0.5],
+        "updating": [0.1, 0.3],
+    }
     assert run_id(record) == before
     found = [row for row in record_rows(record) if row["metric"] == "training_time"]
     assert [(row["step"], row["value"], row["unit"]) for row in found] == [(99, 1.5, "s"), (199, 2.75, "s")]
     compiling = [row["value"] for row in record_rows(record) if row["metric"] == "compile_time"]
     assert compiling == [0.5, 0.5]
+    assert [row["value"] for row in record_rows(record) if row["metric"] == "mask_update_time"] == [0.1, 0.3]
     assert not [row for row in record_rows(make()[0]) if row["metric"] in ("training_time", "compile_time")]
 
 

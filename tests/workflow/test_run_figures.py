@@ -90,6 +90,7 @@ def test_the_table_gives_the_ratio_at_equal_loss_and_says_what_was_not_reached(r
     running = [pruned[key] - fake.COMPILING for key in ("dense_s", "pruned_s")]
     assert pruned["ratio_without_compiling"] == pytest.approx(running[0] / running[1])
     assert pruned["pruned_compile_s"] == fake.COMPILING
+    assert 0.005 < pruned["mask_update_share"] < 0.02  # a hundredth of all seconds, over those of steps
     assert dense["dense_s"] == pytest.approx(fake.DENSE_STEP * fake.STEPS)
     assert (dense["status"], pruned["status"]) == ("not reached", "ok")
     shown = module.printed(frame)

@@ -20,6 +20,8 @@ FILES = ("kernels", "training", "inference", "memory", "energy", "accuracy")
 CURVE_STEPS = 40
 # Curves that stay at a value and then change.
 STATES = ("sparse_execution", "compile_time")
+# A curve of which the end is looked at.
+TOTAL = "mask_update_time"
 
 
 def file_of(row: Row) -> str:
@@ -56,6 +58,9 @@ def _thin(rows: list[Row]) -> list[Row]:
         if metric in STATES:
             continue
         ordered = sorted(all_steps)
+        if metric == TOTAL:
+            kept[metric] = {ordered[-1]}
+            continue
         stride = -(-len(ordered) // CURVE_STEPS)
         kept[metric] = {*ordered[::stride], ordered[-1]}
     return [row for row in rows if row["step"] is None or row["step"] in kept[row["metric"]]]

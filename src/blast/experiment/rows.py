@@ -149,7 +149,7 @@ def _curves(record: Record) -> dict[str, Mapping[str, Any]]:
     curves = dict(record["result"].get("curves") or {})
     # Time is no part of a result, which is the same each time.
     seconds = record["run"].get("training_seconds") or {}
-    for key, name in (("value", "training_time"), ("compiling", "compile_time")):
+    for key, name in (("value", "training_time"), ("compiling", "compile_time"), ("updating", "mask_update_time")):
         if key in seconds:
             curves[name] = {"unit": "s", "step": seconds["step"], "value": seconds[key]}
     return curves
@@ -165,7 +165,8 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
 
     Returns:
         A row for each metric, then for each step of each curve, with the keys `COLUMNS`; `training_time` is a curve of
-        the seconds of training alone until each evaluation, `compile_time` what of them went into steps that compiled.
+        the seconds of training alone until each evaluation, `compile_time` what of them went into steps that compiled,
+        `mask_update_time` what mask updates added.
         A failed record is one row with `status` failed, no metric, and the cause in `setting`; failed language metrics
         add such a row too.
     """

@@ -11,7 +11,7 @@ import pandas as pd
 from blast.experiment.table import one_machine
 
 METHODS = ("dense", "blast", "rigl_swap")
-CURVES = ("validation_loss", "training_time", "compile_time")
+CURVES = ("validation_loss", "training_time", "compile_time", "mask_update_time")
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class TimedRun:
         seconds: Of training until each evaluation, ascending.
         losses: At each evaluation.
         compiling: How many of the seconds went into steps that compiled; zeros where that was not recorded.
+        updating: How many of them mask updates added; likewise.
     """
 
     point: Any
     seconds: tuple[float, ...]
     losses: tuple[float, ...]
     compiling: tuple[float, ...]
+    updating: tuple[float, ...]
 
     @property
     def total(self) -> float:
@@ -39,6 +41,11 @@ class TimedRun:
     def final(self) -> float:
         """Loss at the end."""
         return self.losses[-1]
+
+    @property
+    def update_share(self) -> float:
+        """What mask updates added to the time of all steps, compiling left out."""
+        return self.updating[-1] / (self.total - self.compiling[-1] - self.updating[-1])
 
     def time_to(self, loss: float) -> float | None:
         """Seconds until the loss was first this low; None if it never was."""
@@ -106,10 +113,12 @@ def _timed_run(rows: pd.DataFrame) -> TimedRun | None:
     if not {"validation_loss", "training_time"} <= set(curves):
         return None
     curves = curves.reindex(columns=CURVES)
-    # Exported rows keep it where it changes alone.
-    curves["compile_time"] = curves["compile_time"].ffill().fillna(0.0)
+    # Exported rows keep the first where it changes alone.
+    for name in CURVES[2:]:
+        curves[name] = curves[name].ffill().fillna(0.0)
     curves = curves.dropna()
     if curves.empty:
         return None
     point = next(rows[rows["metric"] == "validation_loss"].itertuples(index=False))
-    return TimedRun(point, *(tuple(curves[name]) for name in ("training_time", "validation_loss", "compile_time")))
+    seconds, losses = tuple(curves["training_time"]), tuple(curves["validation_loss"])
+    return TimedRun(point, seconds, losses, *(tuple(curves[name]) for name in CURVES[2:]))

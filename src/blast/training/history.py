@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 MASK_PICTURES = 8
+# Of the seconds that are counted: all, and what of them went into compiling and into mask updates.
+PARTS = ("value", "compiling", "updating")
 
 
 @dataclass
@@ -19,15 +21,15 @@ class History:
     Attributes:
         curves: By name, the steps and values of each learning curve.
         masks: By step, the mask of every pruned matrix, at most `MASK_PICTURES` times.
-        seconds: Wall time of all steps up to each point of the curve `validation_loss`, and how much of it went into
-            steps in which something was compiled. Evaluation and saving are left out.
-        spent: The same two up to now.
+        seconds: Wall time of all steps up to each point of the curve `validation_loss`; how much of it went into steps
+            in which something was compiled, and how much mask updates added. Evaluation and saving are left out.
+        spent: The same up to now.
     """
 
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     masks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "value": [], "compiling": []})
-    spent: dict[str, float] = field(default_factory=lambda: {"value": 0.0, "compiling": 0.0})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"step": [], **{part: [] for part in PARTS}})
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     def add(self, name: str, step: int, value: float) -> None:
         """Adds a point to a curve."""
@@ -39,12 +41,21 @@ class History:
 class Stopwatch:
     """Adds up the wall time of steps; what a run had taken before it was resumed counts too.
 
+    What a mask update adds is what its step, and the next, which may be captured anew, take beyond the one before.
+
     Args:
         history: Where it is kept.
     """
 
     def __init__(self, history: History) -> None:
         self._history = history
+        self._usual: float | None = None
+        self._updating = self._next = False
+
+    def of(self, updates: bool) -> Stopwatch:
+        """Itself, for a step that updates masks or does not."""
+        self._updating, self._next = updates or self._next, updates
+        return self
 
     def __enter__(self) -> None:
         self._graphs = _compiled_graphs()
@@ -52,9 +63,14 @@ class Stopwatch:
 
     def __exit__(self, *error: object) -> None:
         took = time.perf_counter() - self._started
-        self._history.spent["value"] += took
+        spent = self._history.spent
+        spent["value"] += took
         if _compiled_graphs() != self._graphs:
-            self._history.spent["compiling"] += took
+            spent["compiling"] += took
+        elif not self._updating:
+            self._usual = took
+        elif self._usual is not None:
+            spent["updating"] += took - self._usual
 
     def note(self, step: int) -> None:
         """Writes down what has been taken up to a step."""

@@ -85,7 +85,7 @@ def train(
     saved = spoken = time.monotonic()
     model.train()
     for step in range(first, settings.steps):
-        with spent:
+        with spent.of(sparsifier is not None and sparsifier.update_due):
             one.set_rate(settings.rate(step))
             value = one.run(batch_at(step), partial(guard.check, step), partial(guard.check_gradient, step))
 

@@ -1,0 +1,45 @@
+"""The time that training takes, and what of it goes into compiling and into mask updates."""
+
+from __future__ import annotations
+
+import pytest
+
+from blast.training import history as module
+from blast.training.history import History, Stopwatch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand, and a number of compiled graphs."""
+    now = {"seconds": 0.0, "graphs": 0}
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now["seconds"])
+    monkeypatch.setattr(module, "_compiled_graphs", lambda: now["graphs"])
+    return now
+
+
+def run(watch, clock, steps):
+    for updates, seconds, graphs in steps:
+        with watch.of(updates):
+            clock["seconds"] += seconds
+            clock["graphs"] += graphs
+        clock["seconds"] += 100  # what lies between steps does not count
+
+
+def test_a_mask_update_adds_what_its_step_and_the_next_take_beyond_the_one_before(clock):
+    history = History()
+    watch = Stopwatch(history)
+    run(watch, clock, [(True, 9, 1), (False, 5, 0), (False, 2, 0), (False, 2, 0), (True, 7, 0), (False, 4, 0)])
+    # The first update compiled, and what follows it has no step before it.
+    assert history.spent == {"value": 29, "compiling": 9, "updating": 7}
+    watch.note(5)
+    run(watch, clock, [(False, 3, 0), (True, 6, 0), (True, 8, 0), (False, 3, 0)])
+    assert history.spent == {"value": 49, "compiling": 9, "updating": 7 + 3 + 5}
+    watch.note(9)
+    assert history.seconds == {"step": [5, 9], "value": [29, 49], "compiling": [9, 9], "updating": [7, 15]}
+
+
+def test_a_resumed_run_goes_on_counting(clock):
+    history = History()
+    run(Stopwatch(history), clock, [(False, 2, 0), (True, 5, 0)])
+    run(Stopwatch(history), clock, [(False, 2, 0), (True, 4, 0)])
+    assert history.spent == {"value": 13, "compiling": 0, "updating": 5}
