@@ -119,17 +119,18 @@ def step_times(rows: pd.DataFrame, columns: tuple[str, str] = ("value", "value")
     )
 
 
-def update_share(times: StepTimes, sparse: float) -> float:
-    """What mask updates add to the time of such sparse steps, one in every `UPDATE_EVERY`."""
-    whole = times.masked - sparse + times.update
-    return (whole if times.sparse_update is None else times.sparse_update) / UPDATE_EVERY / sparse
-
-
 class WholeRun(NamedTuple):
-    """A whole run of as many steps as dense: how much faster, and the share of its steps run masked-dense."""
+    """A whole run of as many steps as dense.
+
+    Attributes:
+        speed_up: How much faster it is.
+        masked_share: The share of its steps run masked-dense.
+        update_share: What mask updates add to the time of its steps.
+    """
 
     speed_up: float
     masked_share: float
+    update_share: float
 
 
 def whole_run(times: StepTimes, final: float, growth: str) -> WholeRun:
@@ -141,7 +142,7 @@ def whole_run(times: StepTimes, final: float, growth: str) -> WholeRun:
         growth: `swap`: 1 - s(t) of the blocks are live; `union`: up to twice that until the trim, which is assumed.
     """
     config = SparsifyConfig(sparsity=final, block=(64, 64), steps=SAMPLES, hold=HOLD)
-    total = masked = 0.0
+    total = masked = added = 0.0
     for step in range(SAMPLES):
         live = 1 - target_sparsity(config, step)
         growing = step < config.final_step
@@ -154,8 +155,9 @@ def whole_run(times: StepTimes, final: float, growth: str) -> WholeRun:
             # A mask update needs the dense gradient: its step is at worst a masked-dense one.
             whole = times.masked - sparse + times.update
             took, dearer = sparse, whole if times.sparse_update is None else times.sparse_update
-        total += took + (dearer / UPDATE_EVERY if growing else 0.0)
-    return WholeRun(SAMPLES * times.dense / total, masked / SAMPLES)
+        total += took
+        added += dearer / UPDATE_EVERY if growing else 0.0
+    return WholeRun(SAMPLES * times.dense / (total + added), masked / SAMPLES, added / total)
 
 
 def interval(rows: pd.DataFrame, final: float, growth: str) -> tuple[float, float]:

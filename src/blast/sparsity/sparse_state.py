@@ -22,7 +22,7 @@ from blast.layers.repack import change_layouts, gathered, scattered
 from blast.layers.sparse_mlp import TrainedMlp
 from blast.layers.target import Target
 from blast.sparsity.optimizer_state import check_optimizer, replace_parameter
-from blast.sparsity.ranks import BUCKET, mean_over_ranks_
+from blast.sparsity.ranks import mean_over_ranks_
 from blast.sparsity.units import Unit, parameter_of
 
 # Largest relative difference of the two ways to the gradient of live blocks, both rounded in half precision.
@@ -146,38 +146,16 @@ def finish_gradients(units: Sequence[Unit], step: int) -> None:
     ]
     for _, layer in watched:
         mean_over_ranks_(layer.watch.total)
-    for (name, _), (difference, size) in zip(watched, _disagreements([layer for _, layer in watched]), strict=True):
+    # Whoever scales or clips does it to all: the first and the last of them tell.
+    for name, layer in watched[:: max(1, len(watched) - 1)]:
+        given, ours = layer.values.grad.float(), gathered(layer.watch.total, layer.index.index).float()
+        difference, size = torch.stack(((ours - given).norm(), given.norm())).tolist()
         # Written so that a gradient that is not finite passes: the choice of the mask names it.
         if difference > SAME_GRADIENT * size:
             raise BlastError(
                 f"at the mask update of step {step} the gradient of '{name}' is not that of the backward "
                 "passes before it; call sparsifier.step() right after backward(), before scaling or clipping."
             )
-
-
-def _disagreements(layers: Sequence[BlockLinear]) -> list[tuple[float, float]]:
-    """By how much the watched gradient of each layer differs from its gradient, and the norm of that.
-
-    A few layers at a time, since each takes one more copy of its gradient; no result is waited for before all are made.
-    """
-    norms: list[Tensor] = []
-    first = 0
-    while first < len(layers):
-        last, elements, device = first, 0, layers[first].values.device
-        while last < len(layers) and layers[last].values.device == device and elements < BUCKET:
-            elements += layers[last].values.numel()
-            last += 1
-        part = layers[first:last]
-        given = [layer.values.grad.float() for layer in part]
-        ours = [gathered(layer.watch.total, layer.index.index).float() for layer in part]
-        torch._foreach_sub_(ours, given)
-        norms.append(torch.stack([*torch._foreach_norm(ours), *torch._foreach_norm(given)]))
-        first = last
-    pairs = []
-    for norm in norms:
-        both = norm.tolist()
-        pairs += zip(both[: len(both) // 2], both[len(both) // 2 :], strict=True)
-    return pairs
 
 
 def end_watch(units: Sequence[Unit]) -> None:

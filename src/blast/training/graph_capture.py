@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 
 # Of the memory that a step takes, how much has to be free for graphs to have memory of their own.
-ROOM = 1.5
+ROOM = 1
 
 
 class GraphMemory:
