@@ -72,7 +72,7 @@ ui: env
 	$(RUN) python -m blast.experiment.mlflow_ui --port $(PORT)
 
 report: env
-	$(RUN) snakemake all --configfile $(CONFIG) --report results/report.zip
+	$(RUN) snakemake all --configfile $(CONFIG) --report results/report.zip --quiet progress
 
 clean:
 	rm -rf .snakemake .pytest_cache .hypothesis .ruff_cache

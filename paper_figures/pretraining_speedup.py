@@ -48,7 +48,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """Draws a panel for each model: whole runs with `union` and `swap`, and the steps they are made of."""
     rows = pretraining.step_rows(table)
     known = {case: pretraining.step_times(pretraining.of_case(rows, case)) for case in training.cases(rows)}
-    known = {case: times for case, times in known.items() if times is not None}
+    known = {case: times for case, times in known.items() if times is not None and times.spanned}
     if not known:
         return style.not_run(TITLE, training.why_empty(table))
     figure, axes = training.panels(len(known), 1.9)

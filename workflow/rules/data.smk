@@ -17,6 +17,8 @@ rule fetch:
     """Brings the raw files of a dataset into the cache."""
     output:
         FOLDER.root / "data" / "{dataset}.fetched.json",
+    # Before benchmarks, each of which has the machine for itself: trainings, too, come first, and wait for data.
+    priority: 10
     resources:
         slots=1,
     shell:
@@ -29,6 +31,7 @@ rule prepare:
         FOLDER.root / "data" / "{dataset}.fetched.json",
     output:
         FOLDER.data("{dataset}"),
+    priority: 10
     resources:
         slots=1,
     params:
@@ -45,6 +48,7 @@ rule requests:
         FOLDER.stamp("requests", "{dataset}"),
     log:
         FOLDER.log("requests.{dataset}"),
+    priority: 10
     resources:
         slots=1,
     params:

@@ -83,6 +83,11 @@ class StepTimes(NamedTuple):
     sparse: Mapping[float, float]
     sparse_update: float | None = None
 
+    @property
+    def spanned(self) -> bool:
+        """Whether steps of two sparsities were measured: what lies between, and so a whole run, follows from them."""
+        return len(self.sparse) > 1
+
     def sparse_at(self, live: float) -> float:
         """A step with this share of blocks live: between the measured ones and beyond them along straight lines."""
         known = sorted((1 - sparsity, value) for sparsity, value in self.sparse.items())
