@@ -12,7 +12,7 @@ from blast.training.settings import TrainingSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 STEPS = 24
-# Of six steps one updates the masks, one is captured and four are replayed; of the first six one more is launched.
+# Of six steps one updates the masks and the others are replayed; the first after it is captured if it has to be.
 CASES = {
     "masked": {"execution": "masked"},
     "switching": {"execution": "sparse", "break_even": 0.55},

@@ -183,7 +183,7 @@ class UpdateCost(NamedTuple):
     Attributes:
         total: Of a round of steps from one update to the next, less as many steps as usual.
         update: The step with the update, launched kernel by kernel.
-        capture: The step after it, captured and replayed.
+        capture: The step after it, captured anew in the sparse state, and replayed.
         usual: Any other.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from blast_kernels.packed_upload import upload_by_device
 from torch import Tensor
 
@@ -23,11 +24,12 @@ class DeviceMasks:
         self._masks: list[Tensor] = []
         self._live: list[Tensor] = []
         self._dead: list[Tensor] = []
+        self._stale = False
 
     def take(self, masks: Sequence[Tensor]) -> None:
         """Takes new masks, bool `[rows, cols]` on the host; nothing is copied yet."""
         self._masks = list(masks)
-        self._live, self._dead = [], []
+        self._live, self._stale = [], True
 
     def live(self) -> list[Tensor]:
         """The masks `[rows, cols]`, true where a block is live; moved along if the model was moved."""
@@ -36,9 +38,18 @@ class DeviceMasks:
         return self._live
 
     def dead(self) -> list[Tensor]:
-        """Masks `[rows, 1, cols, 1]`, true where a block is dead, as `fill_dead_` takes them."""
-        if not self._in_place(self._dead):
-            self._dead = self._copies([~mask.numpy()[:, None, :, None] for mask in self._masks])
+        """Masks `[rows, 1, cols, 1]`, true where a block is dead, as `fill_dead_` takes them.
+
+        New masks take the place of the old ones, so that CUDA graphs read them where they have read these.
+        """
+        placed = self._in_place(self._dead)
+        if self._stale or not placed:
+            copies = self._copies([~mask.numpy()[:, None, :, None] for mask in self._masks])
+            if placed:
+                torch._foreach_copy_(self._dead, copies)
+            else:
+                self._dead = copies
+            self._stale = False
         return self._dead
 
     def _in_place(self, copies: list[Tensor]) -> bool:

@@ -27,6 +27,11 @@ class GraphMemory:
         self._keeper: torch.cuda.CUDAGraph | None = None
         self._pool: tuple[int, int] | None = None
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is room for what a graph holds beside steps that are launched."""
+        return self._keeper is not None
+
     def captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """The graph of what `work` launches; the last graph has to be gone by now.
 

@@ -23,9 +23,9 @@ class OptimisationStep:
     """Makes optimisation steps of one model, one after the other.
 
     With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor
-    nothing: small models are several times faster. Mask updates are made by themselves, since they bring other
-    parameters and masks; then the step is captured anew. The first step of an execution is made by itself too, so that
-    code is compiled before it is captured. In several processes there are no graphs.
+    nothing: small models are several times faster. Mask updates are made by themselves; in the sparse state they bring
+    other parameters, and the step after them is captured anew. The first step of an execution is made by itself too, so
+    that code is compiled before it is captured. In several processes there are no graphs.
 
     Attributes:
         graphs: Whether steps are replayed.
@@ -85,12 +85,12 @@ class OptimisationStep:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             if self._update_due:
-                self._graph = None
+                loss = self._updated(batch, check_loss, check_norm)
             elif self._compiled == self._execution:
                 return self._replayed(batch, check_loss, check_norm)
             else:
                 self._graph, self._compiled = None, self._execution
-            loss = self._alone(batch, check_loss, check_norm)
+                loss = self._alone(batch, check_loss, check_norm)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
@@ -101,6 +101,18 @@ class OptimisationStep:
     @property
     def _execution(self) -> str:
         return "dense" if self._sparsifier is None else self._sparsifier.execution
+
+    def _updated(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
+        """A step with a mask update; masked-dense, new masks lie where the old ones did, and the graph stays."""
+        if self._execution == "sparse" or not self._memory.kept:
+            self._graph = None
+        loss = self._alone(batch, check_loss, check_norm)
+        if self._execution == "sparse":
+            self._graph = None
+        if self._graph is not None:
+            # Those of the graph have a place of their own.
+            self._optimizer.zero_grad(set_to_none=True)
+        return loss
 
     def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
         loss = self._loss_of(self._model, batch)

@@ -1,0 +1,39 @@
+"""Masks where the matrices are: new ones lie where the old ones did, what was handed out before stays."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from blast.sparsity.device_masks import DeviceMasks
+
+
+def masks_of(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(rows, cols, generator=generator) < 0.5 for rows, cols in ((3, 5), (4, 2))]
+
+
+def test_new_masks_take_the_place_of_the_old_ones():
+    units = [SimpleNamespace(device=torch.device("cpu")) for _ in range(2)]
+    device = DeviceMasks(units)
+    first, second = masks_of(1), masks_of(2)
+    device.take(first)
+    live, dead = device.live(), device.dead()
+    places = [tensor.data_ptr() for tensor in dead]
+    device.take(second)
+    assert [tensor.data_ptr() for tensor in device.dead()] == places
+    for mask, tensor, seen in zip(second, dead, device.live(), strict=True):
+        assert torch.equal(tensor[:, 0, :, 0], ~mask)
+        assert torch.equal(seen, mask)
+    # What `Sparsifier.masks` gave is still what it was.
+    assert all(torch.equal(seen, mask) for seen, mask in zip(live, first, strict=True))
+
+
+def test_masks_that_are_moved_are_made_anew():
+    units = [SimpleNamespace(device=torch.device("cpu"))]
+    device = DeviceMasks(units)
+    device.take(masks_of(1)[:1])
+    device.dead()
+    units[0].device = torch.device("meta")
+    assert device.dead()[0].device.type == "meta"
