@@ -11,7 +11,7 @@ blocks and both biases; each is computed only if it is asked for. The same input
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from blast_kernels import train_reference
@@ -84,6 +84,7 @@ def sparse_mlp_train_grads(
     hidden_bias: int,
     wants_x: bool,
     wants_blocks: bool,
+    dense: bool = False,
 ) -> list[Tensor]:
     """Gradients of `sparse_mlp_train`.
 
@@ -98,10 +99,11 @@ def sparse_mlp_train_grads(
         hidden_bias: Length of the front's bias; 0 for none.
         wants_x: Whether the gradient of `x` is asked for.
         wants_blocks: Whether those of the blocks are.
+        dense: Whether those of the matrices with all their blocks are; the lists have to be those of all hidden blocks.
 
     Returns:
-        Of the front's bias, `[0]` if it has none; of `x`, and of the front's blocks and
-        `down`, where asked for.
+        Of the front's bias, `[0]` if it has none; of `x`, of the front's blocks and `down`, and of the front's matrices
+        `[hidden, in]` and that of the down projection `[out, hidden]`, where asked for.
     """
     lists = TrainLists(*lists)
     flat_grad, flat = _flat(grad), _flat(x)
@@ -119,24 +121,35 @@ def sparse_mlp_train_grads(
         shapes = [tuple(values.shape) for values in front]
         out += module.sample(grad_pre, flat, lists.front_groups, shapes, own_is_out=True)
         out += module.sample(hidden, flat_grad, lists.down_groups, [tuple(down.shape)], own_is_out=False)
+    if dense:
+        out += [part.t() @ flat for part in grad_pre.chunk(len(front), dim=1)]
+        out.append(flat_grad.t() @ hidden)
     return out
 
 
 @sparse_mlp_train_grads.register_fake
-def _(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks):
+def _(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks, dense=False):
     out = [x.new_empty(hidden_bias)]
     if wants_x:
         out.append(x.new_empty(x.shape))
     if wants_blocks:
         out += [values.new_empty(values.shape) for values in (*front, down)]
+    if dense:
+        hidden = lists[0].shape[0] * down.shape[2]
+        out += [x.new_empty(hidden, x.shape[-1]) for _ in front]
+        out.append(x.new_empty(grad.shape[-1], hidden))
     return out
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    x, front, down, front_bias, down_bias, lists, activation, _ = inputs
     ctx.mark_non_differentiable(output[1])
+    _keep(ctx, inputs, output[1])
+
+
+def _keep(ctx, inputs, pre) -> None:
+    x, front, down, front_bias, down_bias, lists, activation, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[1], down, *front, *lists)
+    ctx.save_for_backward(x, pre, down, *front, *lists)
     ctx.fronts, ctx.activation = len(front), activation
     ctx.hidden_bias = 0 if front_bias is None else front_bias.numel()
     ctx.has_down_bias = down_bias is not None
@@ -168,6 +181,61 @@ def _backward(ctx, grad, _):
 
 
 sparse_mlp_train.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def train_and_watch(
+    x: Tensor,
+    front: Sequence[Tensor],
+    down: Tensor,
+    front_bias: Tensor | None,
+    down_bias: Tensor | None,
+    lists: Sequence[Tensor],
+    activation: str,
+    gate: str,
+    take: Callable[[list[Tensor]], object],
+) -> Tensor:
+    """`sparse_mlp_train` that makes the dense gradients of its matrices too, for a mask update.
+
+    Args:
+        x: As there; likewise the blocks, biases, activation and gate.
+        front: One or two.
+        down: See above.
+        front_bias: See above.
+        down_bias: See above.
+        lists: `TrainLists` of all hidden blocks (`whole`).
+        activation: See above.
+        gate: See above.
+        take: Called in the backward pass with the gradients of the front's matrices `[hidden, in]` and of the down
+            projection `[out, hidden]`, in the dtype of `x`.
+
+    Returns:
+        `[..., out]`; the gradients that autograd gets are those of the operator.
+    """
+    return _Watched.apply(take, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
+
+
+class _Watched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, take, activation, gate, lists, x, front_bias, down_bias, down, *front):
+        inputs = x, list(front), down, front_bias, down_bias, lists, activation, gate
+        y, pre = torch.ops.blast.sparse_mlp_train(*inputs)
+        _keep(ctx, inputs, pre)
+        ctx.take = take
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None:
+            return (None,) * (8 + ctx.fronts)
+        x, pre, down, *rest = ctx.saved_tensors
+        front, lists = rest[: ctx.fronts], rest[ctx.fronts :]
+        grad_bias, grad_x, *grads = torch.ops.blast.sparse_mlp_train_grads(
+            grad, x, pre, front, down, lists, ctx.activation, ctx.hidden_bias, True, True, True
+        )
+        ctx.take(grads[ctx.fronts + 1 :])
+        down_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_down_bias else None
+        front_bias = grad_bias if ctx.hidden_bias else None
+        return None, None, None, None, grad_x, front_bias, down_bias, grads[ctx.fronts], *grads[: ctx.fronts]
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -49,8 +49,9 @@ class TrainLists(NamedTuple):
 
 
 def train_lists(
-    front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: Members = (2, 2)
-) -> TrainLists:
+    front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: Members = (2, 2),
+    whole: bool = False,
+) -> TrainLists:  # fmt: skip
     """The lists of an MLP.
 
     They are made on the host, since that takes many small steps, and copied in one transfer.
@@ -62,23 +63,25 @@ def train_lists(
         tied: Gate and up have one mask: each list of the front holds it once.
         members: Blocks of a group, for the front and for the down projection: 1, 2 or 4; or what gives them for so
             many live blocks of the two (`partial(train_plan.group_members, side)`).
+        whole: Leave no hidden block out, dead or not.
 
     Returns:
         Tensors on the device of `down`.
     """
     *ours, last = [tuple(tensor.cpu().numpy() for tensor in index) for index in (*front, down)]
-    return TrainLists(*upload(train_arrays(ours, last, columns, tied, members), down[0].device))
+    return TrainLists(*upload(train_arrays(ours, last, columns, tied, members, whole), down[0].device))
 
 
 def train_arrays(
-    front: Sequence[HostIndex], down: HostIndex, columns: int, tied: bool = False, members: Members = (2, 2)
-) -> TrainLists:
+    front: Sequence[HostIndex], down: HostIndex, columns: int, tied: bool = False, members: Members = (2, 2),
+    whole: bool = False,
+) -> TrainLists:  # fmt: skip
     """`train_lists` from arrays of the host, as arrays of the host."""
     rows = front[0][0].size - 1
-    read = np.zeros(rows, dtype=bool)
+    read = np.full(rows, whole)
     read[down[1]] = True
     live = read
-    if len(front) == 2:
+    if len(front) == 2 and not whole:
         for offsets, _ in front:
             live = live & (np.diff(offsets) > 0)
     number = live.cumsum() - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.utils.checkpoint
-from blast_kernels import train_ops  # noqa: F401  (registers the operator)
+from blast_kernels import train_ops
 from kernel_cases import relative_error
 from train_cases import Mlp, dense_mlp, live_blocks, mlp_of
 
@@ -53,6 +53,35 @@ def test_output_and_all_gradients_are_those_of_the_dense_mlp(gate, activation, p
     dense_y, dense_grads = expected(mlp, activation, leaves[0], grad)
     assert relative_error(y, dense_y) < 1e-5
     for ours, dense in zip(grads, dense_grads, strict=True):
+        assert ours.shape == dense.shape
+        assert relative_error(ours, dense) < 1e-5
+
+
+@pytest.mark.parametrize("patterns", PATTERNS, ids=str)
+@pytest.mark.parametrize(("gate", "activation"), GATES)
+def test_a_watched_mlp_makes_the_dense_gradients_too_those_of_dead_hidden_blocks_as_well(
+    gate, activation, patterns, device
+):
+    mlp = mlp_of(gate, patterns, 32, 16, 64, device=device, whole=True)
+    leaves = leaves_of(mlp, device=device)
+    x, *blocks = leaves
+    fronts = len(mlp.front)
+    biases = blocks[fronts + 1 :] or NO_GRADIENT
+    taken = []
+    y = train_ops.train_and_watch(
+        x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate, taken.extend
+    )  # fmt: skip
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device)
+    assert taken == []
+    grads = torch.autograd.grad(y, leaves, grad)
+    dense_y, dense_grads = expected(mlp, activation, x, grad)
+    assert relative_error(y, dense_y) < 1e-5
+    for ours, dense in zip(grads, dense_grads, strict=True):
+        assert relative_error(ours, dense) < 1e-5
+    wide = [tensor.detach().double().requires_grad_() for tensor in (*mlp.dense_front, mlp.dense_down)]
+    fixed = [None if bias is None else bias.detach().double() for bias in biases]
+    y = dense_mlp(x.detach().double(), wide[:fronts], wide[fronts], fixed, activation)
+    for ours, dense in zip(taken, torch.autograd.grad(y, wide, grad.double()), strict=True):
         assert ours.shape == dense.shape
         assert relative_error(ours, dense) < 1e-5
 

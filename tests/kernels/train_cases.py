@@ -52,8 +52,9 @@ def mlp_of(
     device: str = "cpu",
     grid: tuple[int, int, int] = (4, 3, 3),
     members: tuple[int, int] = (2, 2),
+    whole: bool = False,
 ) -> Mlp:
-    """An MLP with `grid` = hidden, input and output blocks; `patterns` of its front and down masks."""
+    """An MLP with `grid` = hidden, input and output blocks; `patterns` of its front and down masks; `whole` lists."""
     rows, cols, outs = grid
     masks = [mask_of(patterns[0], rows, cols, seed, 0.5) for seed in (1, 2)]
     masks = {"none": masks[:1], "tied": masks[:1] * 2, "untied": masks}[gate]
@@ -65,7 +66,7 @@ def mlp_of(
     if gate == "none":
         front_bias = torch.randn(rows * b_hidden, generator=generator).to(device, dtype)
         down_bias = torch.randn(outs * b_out, generator=generator).to(device, dtype)
-    lists = train_lists([matrix.index for matrix in front], down.index, cols, gate == "tied", members)
+    lists = train_lists([matrix.index for matrix in front], down.index, cols, gate == "tied", members, whole)
     return Mlp(
         [matrix.values for matrix in front], down.values, front_bias, down_bias, lists,
         [matrix.dense for matrix in front], down.dense, [*masks, down_mask],

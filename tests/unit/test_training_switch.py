@@ -13,6 +13,7 @@ from blast.layers.block_linear import BlockLinear
 from blast.layers.sparse_mlp import TrainedMlp
 from blast.sparsity import execution
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.sparse_state import end_watch, watch_gradients
 from blast.sparsity.sparsifier import Sparsifier
 
 MODELS = ("llama-nano", "gpt2-nano")
@@ -47,6 +48,32 @@ def run(name, way, optimizer="adamw", accumulate=1, clip=0.5, **settings):
 def test_loss_curves_agree_across_the_ways_of_execution(name, way):
     ours = run(name, way)
     assert any(isinstance(module, TrainedMlp) for module in ours.model.modules())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_dense_gradients_of_whole_mlps_are_those_of_their_layers(name, autocast):
+    """At a mask update: also of hidden blocks that nobody reads, which an MLP leaves out in other steps."""
+    ours = sparsify(name, execution="sparse", sparsity=0.9, schedule="constant", hold=0.0)
+    mlps = [module for module in ours.model.modules() if isinstance(module, TrainedMlp)]
+    found = []
+    for whole in (True, False):
+        watch_gradients(ours._units)
+        if not whole:
+            for mlp in mlps:
+                mlp.forward = mlp.original.forward
+        ours.model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            nano_loss(ours.model, 3).backward()
+        layers = [layer for mlp in mlps for layer in mlp.layers]
+        assert any((layer.mask().sum(0) == 0).any() for layer in layers)
+        found.append([(layer.watch.total.clone(), layer.values.grad.clone()) for layer in layers])
+        end_watch(ours._units)
+    bound = 0.03 if autocast else 1e-5
+    for ours_of, theirs in zip(*found, strict=True):
+        for gradient, expected in zip(ours_of, theirs, strict=True):
+            assert gradient.dtype == expected.dtype == torch.float32
+            assert (gradient - expected).norm() <= bound * expected.norm()
 
 
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])

@@ -37,7 +37,11 @@ class DenseGradient:
 
     def add(self, x: Tensor, grad: Tensor) -> None:
         """Adds the gradient of one pass: input `[..., in]`, gradient of the output `[..., out]`."""
-        product = (grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])).to(self._values.dtype)
+        self.take(grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1]))
+
+    def take(self, product: Tensor) -> None:
+        """Adds the gradient of one pass `[out, in]`."""
+        product = product.to(self._values.dtype)
         stale = self._accumulated and self._values.grad is None
         if self.total is None or stale:
             self.total, self._accumulated = product, False

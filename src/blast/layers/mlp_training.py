@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import blast_kernels.train_ops  # noqa: F401  (registers torch.ops.blast.sparse_mlp_train)
 import numpy as np
 import torch
+from blast_kernels.packed_upload import upload
+from blast_kernels.train_ops import train_and_watch
 from blast_kernels.train_plan import group_members
 from blast_kernels.train_records import train_arrays, train_lists
 from torch import Tensor
@@ -88,14 +89,11 @@ def _state(indices: Sequence[IndexBuffers]) -> tuple[list[Tensor], list[int]]:
 
 
 def can_train(layers: list[BlockLinear]) -> bool:
-    """Whether the operator takes an MLP of these layers (gate, if any, up, down), now.
+    """Whether the operator takes an MLP of these layers (gate, if any, up, down).
 
-    Its hidden blocks have to be those that the down projection reads; and at a mask update each layer runs by itself,
-    since its dense gradient is looked at.
+    Its hidden blocks have to be those that the down projection reads.
     """
     *front, down = layers
-    if any(layer.watch is not None for layer in layers):
-        return False
     return all(layer.block == front[0].block for layer in front) and front[0].block.rows == down.block.cols
 
 
@@ -111,6 +109,32 @@ def run_training(x: Tensor, layers: list[BlockLinear], lists: MlpLists, activati
     Returns:
         `[..., out]`.
     """
+    *operands, gate = _operands(x, layers)
+    y, _ = torch.ops.blast.sparse_mlp_train(*operands, lists.of(layers), activation, gate)
+    return y
+
+
+def watches_all(layers: list[BlockLinear]) -> bool:
+    """Whether the coming backward pass shall make the dense gradient of every layer."""
+    return torch.is_grad_enabled() and all(layer.watch is not None and layer.values.requires_grad for layer in layers)
+
+
+def run_watched(x: Tensor, layers: list[BlockLinear], activation: str) -> Tensor:
+    """`run_training` that hands the dense gradients of the layers to those who watch them."""
+    *front, down = (layer.index.index.host for layer in layers)
+    lists = train_arrays(front, down, *_settings(layers), whole=True)
+    *operands, gate = _operands(x, layers)
+    watches = [layer.watch for layer in layers]
+
+    def take(gradients: list[Tensor]) -> None:
+        for watch, gradient in zip(watches, gradients, strict=True):
+            watch.take(gradient)
+
+    return train_and_watch(*operands, upload(lists, x.device), activation, gate, take)
+
+
+def _operands(x: Tensor, layers: list[BlockLinear]) -> tuple:
+    """Input, blocks of the front, of the down projection, and both biases, in the autocast dtype if there is one."""
     *front, down = layers
     values, biases = [layer.values for layer in layers], [front[-1].bias, down.bias]
     if torch.is_autocast_enabled(x.device.type):
@@ -118,7 +142,4 @@ def run_training(x: Tensor, layers: list[BlockLinear], lists: MlpLists, activati
         x, values = x.to(dtype), [tensor.to(dtype) for tensor in values]
         biases = [None if bias is None else bias.to(dtype) for bias in biases]
     gate = "none" if len(front) == 1 else "tied" if front[0].index is front[1].index else "untied"
-    y, _ = torch.ops.blast.sparse_mlp_train(
-        x, values[:-1], values[-1], biases[0], biases[1], lists.of(layers), activation, gate
-    )
-    return y
+    return x, values[:-1], values[-1], *biases, gate

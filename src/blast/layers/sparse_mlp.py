@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
-from blast.layers.mlp_training import MlpLists, can_train, run_training
+from blast.layers.mlp_training import MlpLists, can_train, run_training, run_watched, watches_all
 
 # How the fused kernels hold the weights: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
@@ -171,6 +171,9 @@ class SparseMlp(nn.Module):
         layers = self.layers
         if not can_train(layers):
             return self.original.forward(x)
+        if any(layer.watch is not None for layer in layers):
+            # At a mask update; layer by layer if some are not looked at.
+            return run_watched(x, layers, self.activation) if watches_all(layers) else self.original.forward(x)
         return run_training(x, layers, self.lists, self.activation)
 
     @torch.compiler.disable
