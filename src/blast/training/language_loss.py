@@ -50,14 +50,15 @@ def token_loss_of(compiled: bool) -> Loss:
             return loss_alone(token_logits(model, tokens), targets)
         with _unpadded(model.config):
             hidden = model.base_model(tokens, use_cache=False).last_hidden_state
-        return whole(hidden, model.get_output_embeddings().weight, targets)
+        head = model.get_output_embeddings()
+        return whole(hidden, head.weight, getattr(head, "bias", None), targets)
 
     return token_loss
 
 
-def _head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The loss from what the head (without bias) gets, `[batch, length, hidden]`, and its weights `[words, hidden]`."""
-    return cross_entropy(F.linear(hidden, weight), targets)
+def _head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """The loss from what the head gets, `[batch, length, hidden]`, its weights `[words, hidden]` and bias `[words]`."""
+    return cross_entropy(F.linear(hidden, weight, bias), targets)
 
 
 @contextmanager
