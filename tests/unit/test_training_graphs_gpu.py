@@ -76,7 +76,7 @@ def test_a_failed_capture_says_why_and_leaves_the_gpu_usable():
         with pytest.raises(ZeroDivisionError):
             memory.captured(lambda: 1 // 0)
         made = []
-        graph = memory.captured(lambda: made.append(x + 1))
+        (graph,) = memory.captured(lambda: made.append(x + 1))
         graph.replay()
     torch.cuda.synchronize()
     assert made[0].tolist() == [2.0] * 8

@@ -134,6 +134,10 @@ class Sparsifier:
             raise BlastError(f"a mask update is due at step {self.step_count}; call step() instead of skip().")
         self.step_count += 1
         self._execution.watch(self.step_count, self.finished)
+        self.replayed()
+
+    def replayed(self) -> None:
+        """Take note that the optimizer's work, after a `step()` of which the masks were updated, was replayed."""
         self._accumulation.after_optimizer()
 
     def step(self) -> None:

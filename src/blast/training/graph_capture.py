@@ -1,4 +1,4 @@
-"""CUDA graphs that take each other's place: one is captured where the last one was, without new memory."""
+"""CUDA graphs that take each other's place: they are captured where the last ones were, without new memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOM = 1
 
 
 class GraphMemory:
-    """Captures graphs on one stream, one alive at a time.
+    """Captures graphs on one stream.
 
-    What a graph held stays for the next one, if there is room for it beside what steps take that are launched. Else it
+    What they held stays for the next ones, if there is room for it beside what steps take that are launched. Else it
     can be had by these, and the next capture takes what they left: some hundred calls of the driver each time.
 
     Args:
@@ -27,32 +27,30 @@ class GraphMemory:
         self._keeper: torch.cuda.CUDAGraph | None = None
         self._pool: tuple[int, int] | None = None
 
-    @property
-    def kept(self) -> bool:
-        """Whether there is room for what a graph holds beside steps that are launched."""
-        return self._keeper is not None
-
-    def captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """The graph of what `work` launches; the last graph has to be gone by now.
+    def captured(self, *works: Callable[[], None]) -> list[torch.cuda.CUDAGraph]:
+        """A graph of what each of `works` launches, to be replayed in this order; those before have to be gone by now.
 
         Args:
-            work: Launched in the present stream, with nothing compiled by torch in it for the first time. Kernels of
+            works: Launch in the present stream, with nothing compiled by torch in it for the first time. Kernels of
                 Triton may be.
         """
         torch.cuda.synchronize()
         if self._keeper is None:
             self._make_room()
-        graph = torch.cuda.CUDAGraph()
-        # Modules are loaded when kernels are first launched, which only this mode allows.
-        graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
-        try:
-            work()
-        except BaseException:
-            with suppress(RuntimeError):
-                graph.capture_end()
-            raise
-        graph.capture_end()
-        return graph
+        graphs = []
+        for work in works:
+            graph = torch.cuda.CUDAGraph()
+            # Modules are loaded when kernels are first launched, which only this mode allows.
+            graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
+            try:
+                work()
+            except BaseException:
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+            graphs.append(graph)
+        return graphs
 
     def _make_room(self) -> None:
         device = self._stream.device

@@ -23,9 +23,10 @@ class OptimisationStep:
     """Makes optimisation steps of one model, one after the other.
 
     With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor
-    nothing: small models are several times faster. Mask updates are made by themselves; in the sparse state they bring
-    other parameters, and the step after them is captured anew. The first step of an execution is made by itself too, so
-    that code is compiled before it is captured. In several processes there are no graphs.
+    nothing: small models are several times faster. There are two, for the gradients and for what follows, and between
+    them masks are updated while the model is masked-dense. In the sparse state an update brings other parameters: it is
+    launched by itself, and the next step is captured anew. The first step of an execution is launched too, so that code
+    is compiled before it is captured. In several processes there are no graphs.
 
     Attributes:
         graphs: Whether steps are replayed.
@@ -52,7 +53,7 @@ class OptimisationStep:
         self._loss_of, self._clip = loss_of, clip
         device = next(model.parameters()).device
         self.graphs = graphs and device.type == "cuda" and world_size() == 1
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: list[torch.cuda.CUDAGraph] = []
         # The execution whose code has been compiled.
         self._compiled: str | None = None
         if self.graphs:
@@ -89,7 +90,7 @@ class OptimisationStep:
             elif self._compiled == self._execution:
                 return self._replayed(batch, check_loss, check_norm)
             else:
-                self._graph, self._compiled = None, self._execution
+                self._graphs, self._compiled = [], self._execution
                 loss = self._alone(batch, check_loss, check_norm)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
@@ -103,16 +104,27 @@ class OptimisationStep:
         return "dense" if self._sparsifier is None else self._sparsifier.execution
 
     def _updated(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
-        """A step with a mask update; masked-dense, new masks lie where the old ones did, and the graph stays."""
-        if self._execution == "sparse" or not self._memory.kept:
-            self._graph = None
-        loss = self._alone(batch, check_loss, check_norm)
+        """A step with a mask update."""
+        if self._execution == "sparse" or not self._graphs:
+            self._graphs = []
+            return self._alone(batch, check_loss, check_norm)
+        gradients, rest = self._graphs
+        self._bring(batch)
+        gradients.replay()
+        value = self._loss.item()
+        check_loss(value)
+        self._check_all_blocks(check_norm)
+        # New masks lie where the old ones did, so that the graphs go on with them.
+        self._sparsifier.step()
         if self._execution == "sparse":
-            self._graph = None
-        if self._graph is not None:
-            # Those of the graph have a place of their own.
-            self._optimizer.zero_grad(set_to_none=True)
-        return loss
+            self._graphs = []
+            check_norm(self._clipped().item())
+            self._optimizer.step()
+        else:
+            rest.replay()
+            self._sparsifier.replayed()
+            check_norm(self._norm.item())
+        return value
 
     def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
         loss = self._loss_of(self._model, batch)
@@ -123,44 +135,58 @@ class OptimisationStep:
         loss.backward()
         average_gradients(self._model)
         if self._update_due:
-            # The masks are chosen by these gradients.
-            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-            check_norm(nn.utils.get_total_norm(gradients).item())
+            self._check_all_blocks(check_norm)
         check_norm(self._rest().item())
         self._optimizer.step()
         return value
+
+    def _check_all_blocks(self, check_norm: Check) -> None:
+        """Has the norm of the gradient checked before a mask update: masks are chosen by it."""
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        check_norm(nn.utils.get_total_norm(gradients).item())
 
     def _rest(self) -> Tensor:
         """What lies between backward pass and optimizer; the norm of the gradient."""
         if self._sparsifier is not None:
             self._sparsifier.step()
+        return self._clipped()
+
+    def _clipped(self) -> Tensor:
+        """Clips the gradient; gives the norm that it had."""
         return nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
 
     def _replayed(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
-        if self._graph is None:
+        if not self._graphs:
             self._capture(batch)
         else:
-            for place, value in zip(self._batch, batch, strict=True):
-                place.copy_(value)
+            self._bring(batch)
             if self._sparsifier is not None:
                 self._sparsifier.skip()
-        self._graph.replay()
+        for graph in self._graphs:
+            graph.replay()
         value, norm = torch.stack((self._loss.float(), self._norm.float())).tolist()
         check_loss(value)
         check_norm(norm)
         return value
+
+    def _bring(self, batch: tuple[Tensor, ...]) -> None:
+        """Puts a batch where the graphs read it."""
+        for place, value in zip(self._batch, batch, strict=True):
+            place.copy_(value)
 
     def _capture(self, batch: tuple[Tensor, ...]) -> None:
         """Captures a step of this batch, which the sparsifier counts; nothing of it has been done yet."""
         self._batch = tuple(value.clone() for value in batch)
         self._optimizer.zero_grad(set_to_none=True)
 
-        def work() -> None:
+        def gradients() -> None:
             loss = self._loss_of(self._model, self._batch)
             loss.backward()
-            self._norm = self._rest()
-            self._optimizer.step()
             # Without its history, which the graph has been through.
             self._loss = loss.detach()
 
-        self._graph = self._memory.captured(work)
+        def rest() -> None:
+            self._norm = self._rest()
+            self._optimizer.step()
+
+        self._graphs = self._memory.captured(gradients, rest)

@@ -1,0 +1,115 @@
+"""Which steps are launched, captured and replayed, with graphs that compute on a CPU what they would on a GPU."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from switch_cases import nano_loss, sparsify
+from torch import nn
+
+from blast.training import optimisation_step
+from blast.training.optimisation_step import OptimisationStep
+
+STEPS, EVERY = 16, 4
+CASES = {
+    "masked": {"execution": "masked"},
+    "switching": {"execution": "sparse", "break_even": 0.55},
+    "sparse": {"execution": "sparse", "grow": "swap"},
+    "dense": None,
+}
+
+
+class Graph:
+    """Runs its work at each replay, counted once as in a capture."""
+
+    def __init__(self, replay):
+        self.replay = replay
+
+
+class Memory:
+    """Stands for `GraphMemory`; counts captures."""
+
+    def __init__(self, one):
+        self.one, self.captures, self.counted = one, 0, False
+
+    def captured(self, gradients, rest):
+        self.captures += 1
+        self.counted = False
+        optimizer, sparsifier = self.one._optimizer, self.one._sparsifier
+
+        def again():
+            if not self.counted or sparsifier is None:
+                rest()
+                self.counted = True
+            else:
+                # What a capture holds of the sparsifier's step: the host has counted it already.
+                sparsifier._clear_dead()
+                self.one._norm = self.one._clipped()
+                optimizer.step()
+
+        return [Graph(lambda: (optimizer.zero_grad(), gradients())), Graph(again)]
+
+
+def trained(case, monkeypatch=None):
+    """Losses, and the sparsifier or model, of some steps; with graphs if there is a monkeypatch to make them up."""
+    ours = sparsify("llama-nano", steps=STEPS, update_every=EVERY, **(CASES[case] or {"execution": "masked"}))
+    sparsifier = None if CASES[case] is None else ours
+    one = OptimisationStep(
+        ours.model, ours.optimizer, lambda model, batch: nano_loss(model, int(batch[0])), 0.5, sparsifier
+    )
+    memory = None
+    if monkeypatch is not None:
+        stream = type("Stream", (), {"wait_stream": lambda *_: None})()
+        monkeypatch.setattr(optimisation_step.torch.cuda, "current_stream", lambda: stream)
+        monkeypatch.setattr(optimisation_step.torch.cuda, "stream", lambda _: nullcontext())
+        memory = Memory(one)
+        one.graphs, one._stream, one._memory, one._rate = True, stream, memory, torch.zeros(())
+    norms = []
+    losses = [one.run((torch.tensor(step),), check_norm=norms.append) for step in range(STEPS)]
+    return losses, norms, ours, memory
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_with_graphs_are_those_without(case, monkeypatch):
+    expected, norms, plain, _ = trained(case)
+    losses, seen, ours, memory = trained(case, monkeypatch)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.tensor(seen), torch.tensor(norms), rtol=1e-4, atol=0)
+    if CASES[case] is not None:
+        assert ours.step_count == plain.step_count == STEPS
+        assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
+    # Masked-dense one capture serves all masks; in the sparse state each mask has its own.
+    updates = [step for step in range(STEPS) if step % EVERY == 0]
+    assert {"masked": 1, "dense": 1, "sparse": len(updates)}.get(case, memory.captures) == memory.captures
+    if case == "switching":
+        assert 1 < memory.captures < len(updates) + 1
+
+
+def test_a_mask_update_of_replayed_steps_stops_at_a_gradient_that_is_not_finite(monkeypatch):
+    """Before masks, weights or moments are touched."""
+    ours = sparsify("llama-nano", steps=STEPS, update_every=EVERY, execution="masked")
+
+    def loss_of(model: nn.Module, batch):
+        loss = nano_loss(model, 0)
+        return loss * float("nan") if int(batch[0]) == EVERY else loss
+
+    one = OptimisationStep(ours.model, ours.optimizer, loss_of, 0.5, ours)
+    stream = type("Stream", (), {"wait_stream": lambda *_: None})()
+    monkeypatch.setattr(optimisation_step.torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(optimisation_step.torch.cuda, "stream", lambda _: nullcontext())
+    one.graphs, one._stream, one._memory = True, stream, Memory(one)
+    for step in range(EVERY):
+        one.run((torch.tensor(step),))
+    weights = {name: value.clone() for name, value in ours.model.state_dict().items()}
+    masks = {name: mask.clone() for name, mask in ours.masks.items()}
+
+    def finite(value):
+        if not torch.isfinite(torch.tensor(value)):
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        one.run((torch.tensor(EVERY),), finite, finite)
+    assert all(torch.equal(value, weights[name]) for name, value in ours.model.state_dict().items())
+    assert all(torch.equal(mask, masks[name]) for name, mask in ours.masks.items())
