@@ -58,6 +58,7 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
         lines.append({
             "model": style.model_label(row.model) if isinstance(row.model, str) else "–",
             "block": kernels.block_label(row.block) if isinstance(row.block, str) else "",
+            "tokens": number(row.tokens, "d"),
             "sparsity": number(row.sparsity, "g", " %", 100),
             "dense (ms)": number(row.dense_ms, ".1f"),
             "masked (ms)": number(row.masked_ms, ".1f"),
