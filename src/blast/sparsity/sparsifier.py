@@ -100,10 +100,7 @@ class Sparsifier:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The live blocks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor.
-
-        They are copies, where the matrices are: to write to them changes nothing.
-        """
+        """Copies of the masks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor."""
         return self._by_name(self._device_masks.live())
 
     @property
