@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 
 import pytest
 
@@ -67,6 +69,24 @@ def test_the_verdict_names_it_in_one_sentence_and_keeps_its_record(folder, capsy
     assert f"FAILED point {NAME}: {SENTENCE}" in capsys.readouterr().err
     assert folder.record(NAME).read_bytes() == before
     assert not (folder.root / "verdict.txt").exists()
+
+
+def test_a_point_that_failed_before_its_run_was_cut_off_is_tried_again(folder):
+    run = {"fingerprint": fingerprint("benchmark"), "hardware": "cpu", "wall_s": 1.0}
+    write_json(folder.record(NAME), make_record(point(), status="failed", cause="the disk is full.", run=run))
+    stamp = folder.stamp("benchmark", "job")
+    with (folder.root / ".lock").open("w") as held:
+        # As the jobs of a run see it, whose verdict is still to come.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert drop_stale_stamps(plan(), folder) == []
+    verdict = folder.root / "verdict.txt"
+    verdict.touch()
+    os.utime(verdict, (stamp.stat().st_mtime + 10,) * 2)
+    assert drop_stale_stamps(plan(), folder) == []
+    verdict.unlink()
+    assert drop_stale_stamps(plan(), folder) == [stamp]
+    assert not folder.record(NAME).exists()
+    assert folder.failed(NAME).is_file()
 
 
 def test_the_next_run_redoes_its_job_and_then_nothing(folder, capsys):

@@ -36,6 +36,18 @@ def hold_grid(folder: GridFolder) -> None:
     _HELD.append(stream)
 
 
+def grid_is_free(folder: GridFolder) -> bool:
+    """Whether no run of the workflow holds a grid now."""
+    try:
+        with (folder.root / ".lock").open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[None]:
     """Holds points while they run; waits where what a killed workflow left behind still runs one of them."""

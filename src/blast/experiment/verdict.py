@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blast.experiment.grid import Plan
 from blast.experiment.layout import GridFolder
+from blast.experiment.locks import grid_is_free
 from blast.experiment.point import Point
 from blast.experiment.record import read_json, write_atomically
 
@@ -15,9 +16,20 @@ NOT_IMPORTED = "not imported"
 
 
 def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
-    """Removes the stamp of each job that lacks one of its files or is to try a point again: only that is done again."""
+    """Removes the stamp of each job that lacks one of its files or is to try a point again: only that is done again.
+
+    What failed in a run that was cut off before its verdict is put aside first, as the verdict would have.
+    """
     dropped = []
+    verdict = folder.root / "verdict.txt"
+    judged = verdict.stat().st_mtime if verdict.is_file() else 0.0
+    alone = grid_is_free(folder)
     for job in plan.jobs:
+        stamp = folder.stamp(job.stage, job.name)
+        if alone and stamp.is_file() and stamp.stat().st_mtime > judged:
+            for name in job.ids:
+                if _status(folder.record(name))[0] == "failed":
+                    _move_aside(folder, name)
         for stage, file_of in ((job.stage, folder.record), ("language", folder.language)):
             stamp = folder.stamp(stage, job.name)
             again = any(not file_of(name).is_file() or folder.retry(name).is_file() for name in job.ids)
