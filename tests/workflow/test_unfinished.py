@@ -73,7 +73,9 @@ def test_the_verdict_names_it_in_one_sentence_and_keeps_its_record(folder, capsy
 
 def test_a_point_that_failed_before_its_run_was_cut_off_is_tried_again(folder):
     run = {"fingerprint": fingerprint("benchmark"), "hardware": "cpu", "wall_s": 1.0}
-    write_json(folder.record(NAME), make_record(point(), status="failed", cause="the disk is full.", run=run))
+    write_json(
+        folder.record(NAME), make_record(point(), status="failed", result={}, cause="the disk is full.", run=run)
+    )
     stamp = folder.stamp("benchmark", "job")
     with (folder.root / ".lock").open("w") as held:
         # As the jobs of a run see it, whose verdict is still to come.
