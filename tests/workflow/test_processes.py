@@ -78,6 +78,7 @@ def test_two_processes_give_the_result_of_one_but_for_rounding(tmp_path):
     assert "Error" not in log
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_training_and_the_next_run_goes_on(tmp_path):
     steps = {"training": TWO | {"steps": 250}, "sparsify": SPARSIFY | {"steps": 250}}
     one, other = point(**steps), dense(training=TRAINING | {"steps": 5})
