@@ -155,62 +155,44 @@ def _keep(ctx, inputs, pre) -> None:
     ctx.has_down_bias = down_bias is not None
 
 
-def _backward(ctx, grad, _):
-    if grad is None:
-        return None, [None] * ctx.fronts, None, None, None, [None] * len(TrainLists._fields), None, None
+def _gradients(ctx, grad: Tensor, wants_x: bool, wants_blocks: bool, dense: bool = False) -> tuple[list, list[Tensor]]:
+    """Gradients of `x`, the list of the front's, of `down` and of both biases; then the dense ones."""
     x, pre, down, *rest = ctx.saved_tensors
     front, lists = rest[: ctx.fronts], rest[ctx.fronts :]
-    wants_x, wants_front, wants_down = ctx.needs_input_grad[:3]
-    wants_blocks = any(wants_front) or wants_down
-    grad_bias, *grads = torch.ops.blast.sparse_mlp_train_grads(
-        grad, x, pre, front, down, lists, ctx.activation, ctx.hidden_bias, wants_x, wants_blocks
+    front_bias, *grads = torch.ops.blast.sparse_mlp_train_grads(
+        grad, x, pre, front, down, lists, ctx.activation, ctx.hidden_bias, wants_x, wants_blocks, dense
     )
     grad_x = grads.pop(0) if wants_x else None
-    *grad_front, grad_down = grads if wants_blocks else [None] * (ctx.fronts + 1)
+    blocks = ctx.fronts + 1 if wants_blocks else 0
+    *grad_front, grad_down = grads[:blocks] or [None] * (ctx.fronts + 1)
     down_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_down_bias else None
-    return (
-        grad_x,
-        grad_front,
-        grad_down,
-        grad_bias if ctx.hidden_bias else None,
-        down_bias,
-        [None] * len(lists),
-        None,
-        None,
-    )
+    return [grad_x, grad_front, grad_down, front_bias if ctx.hidden_bias else None, down_bias], grads[blocks:]
+
+
+def _backward(ctx, grad, _):
+    none = [None] * len(TrainLists._fields), None, None
+    if grad is None:
+        return None, [None] * ctx.fronts, None, None, None, *none
+    wants_x, wants_front, wants_down = ctx.needs_input_grad[:3]
+    grads, _ = _gradients(ctx, grad, wants_x, any(wants_front) or wants_down)
+    return *grads, *none
 
 
 sparse_mlp_train.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def train_and_watch(
-    x: Tensor,
-    front: Sequence[Tensor],
-    down: Tensor,
-    front_bias: Tensor | None,
-    down_bias: Tensor | None,
-    lists: Sequence[Tensor],
-    activation: str,
-    gate: str,
-    take: Callable[[list[Tensor]], object],
-) -> Tensor:
+def train_and_watch(take: Callable[[list[Tensor]], object], *inputs: object) -> Tensor:
     """`sparse_mlp_train` that makes the dense gradients of its matrices too, for a mask update.
 
     Args:
-        x: As there; likewise the blocks, biases, activation and gate.
-        front: One or two.
-        down: See above.
-        front_bias: See above.
-        down_bias: See above.
-        lists: `TrainLists` of all hidden blocks (`whole`).
-        activation: See above.
-        gate: See above.
         take: Called in the backward pass with the gradients of the front's matrices `[hidden, in]` and of the down
             projection `[out, hidden]`, in the dtype of `x`.
+        inputs: Those of `sparse_mlp_train`, with the lists of all hidden blocks (`whole`).
 
     Returns:
         `[..., out]`; the gradients that autograd gets are those of the operator.
     """
+    x, front, down, front_bias, down_bias, lists, activation, gate = inputs
     return _Watched.apply(take, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
 
 
@@ -227,15 +209,9 @@ class _Watched(torch.autograd.Function):
     def backward(ctx, grad):
         if grad is None:
             return (None,) * (8 + ctx.fronts)
-        x, pre, down, *rest = ctx.saved_tensors
-        front, lists = rest[: ctx.fronts], rest[ctx.fronts :]
-        grad_bias, grad_x, *grads = torch.ops.blast.sparse_mlp_train_grads(
-            grad, x, pre, front, down, lists, ctx.activation, ctx.hidden_bias, True, True, True
-        )
-        ctx.take(grads[ctx.fronts + 1 :])
-        down_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_down_bias else None
-        front_bias = grad_bias if ctx.hidden_bias else None
-        return None, None, None, None, grad_x, front_bias, down_bias, grads[ctx.fronts], *grads[: ctx.fronts]
+        (grad_x, grad_front, grad_down, front_bias, down_bias), dense = _gradients(ctx, grad, True, True, dense=True)
+        ctx.take(dense)
+        return None, None, None, None, grad_x, front_bias, down_bias, grad_down, *grad_front
 
 
 def _flat(x: Tensor) -> Tensor:

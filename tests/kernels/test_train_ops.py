@@ -69,7 +69,7 @@ def test_a_watched_mlp_makes_the_dense_gradients_too_those_of_dead_hidden_blocks
     biases = blocks[fronts + 1 :] or NO_GRADIENT
     taken = []
     y = train_ops.train_and_watch(
-        x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate, taken.extend
+        taken.extend, x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate
     )  # fmt: skip
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device)
     assert taken == []

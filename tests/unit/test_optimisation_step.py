@@ -15,6 +15,8 @@ from blast.training.optimisation_step import OptimisationStep
 STEPS, EVERY = 16, 4
 CASES = {
     "masked": {"execution": "masked"},
+    # The last update right after another one.
+    "trimmed": {"execution": "masked", "hold": 3 / 16},
     "switching": {"execution": "sparse", "break_even": 0.55},
     "sparse": {"execution": "sparse", "grow": "swap"},
     "dense": None,
@@ -45,11 +47,15 @@ class Memory:
                 self.counted = True
             else:
                 # What a capture holds of the sparsifier's step: the host has counted it already.
+                stepped = sparsifier._accumulation._stepped
                 sparsifier._clear_dead()
                 self.one._norm = self.one._clipped()
                 optimizer.step()
+                # A replay calls no hooks.
+                sparsifier._accumulation._stepped = stepped
 
-        return [Graph(lambda: (optimizer.zero_grad(), gradients())), Graph(again)]
+        # Gradients stay where they were captured.
+        return [Graph(lambda: (optimizer.zero_grad(set_to_none=False), gradients())), Graph(again)]
 
 
 def trained(case, monkeypatch=None):
@@ -82,7 +88,9 @@ def test_steps_with_graphs_are_those_without(case, monkeypatch):
         assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
     # Masked-dense one capture serves all masks; in the sparse state each mask has its own.
     updates = [step for step in range(STEPS) if step % EVERY == 0]
-    assert {"masked": 1, "dense": 1, "sparse": len(updates)}.get(case, memory.captures) == memory.captures
+    assert {"masked": 1, "trimmed": 1, "dense": 1, "sparse": len(updates)}.get(case, memory.captures) == memory.captures
+    if case == "trimmed":
+        assert ours.config.final_step == updates[-1] + 1
     if case == "switching":
         assert 1 < memory.captures < len(updates) + 1
 

@@ -130,7 +130,7 @@ def run_watched(x: Tensor, layers: list[BlockLinear], activation: str) -> Tensor
         for watch, gradient in zip(watches, gradients, strict=True):
             watch.take(gradient)
 
-    return train_and_watch(*operands, upload(lists, x.device), activation, gate, take)
+    return train_and_watch(take, *operands, upload(lists, x.device), activation, gate)
 
 
 def _operands(x: Tensor, layers: list[BlockLinear]) -> tuple:

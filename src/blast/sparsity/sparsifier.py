@@ -134,7 +134,7 @@ class Sparsifier:
         self.replayed()
 
     def replayed(self) -> None:
-        """Take note that the optimizer's work, after a `step()` of which the masks were updated, was replayed."""
+        """Take note that the optimizer's work after a `step()` was done as a replay of it."""
         self._accumulation.after_optimizer()
 
     def step(self) -> None:
