@@ -146,16 +146,26 @@ def finish_gradients(units: Sequence[Unit], step: int) -> None:
     ]
     for _, layer in watched:
         mean_over_ranks_(layer.watch.total)
-    # Whoever scales or clips does it to all: the first and the last of them tell.
-    for name, layer in watched[:: max(1, len(watched) - 1)]:
-        given, ours = layer.values.grad.float(), gathered(layer.watch.total, layer.index.index).float()
-        difference, size = torch.stack(((ours - given).norm(), given.norm())).tolist()
+    # Whoever scales or clips does it to all: the first and the last of them tell, and the GPU is waited for once.
+    looked_at = watched[:: max(1, len(watched) - 1)]
+    if not looked_at:
+        return
+    norms = [_difference_and_size(layer) for _, layer in looked_at]
+    home = norms[0].device
+    found = torch.stack([norm.to(home) for norm in norms]).tolist()
+    for (name, _), (difference, size) in zip(looked_at, found, strict=True):
         # Written so that a gradient that is not finite passes: the choice of the mask names it.
         if difference > SAME_GRADIENT * size:
             raise BlastError(
                 f"at the mask update of step {step} the gradient of '{name}' is not that of the backward "
                 "passes before it; call sparsifier.step() right after backward(), before scaling or clipping."
             )
+
+
+def _difference_and_size(layer: BlockLinear) -> Tensor:
+    """How far the watched gradient is from the one that autograd gave, and the norm of that one `[2]`."""
+    given, ours = layer.values.grad.float(), gathered(layer.watch.total, layer.index.index).float()
+    return torch.stack(((ours - given).norm(), given.norm()))
 
 
 def end_watch(units: Sequence[Unit]) -> None:
