@@ -58,13 +58,20 @@ class Memory:
         return [Graph(lambda: (optimizer.zero_grad(set_to_none=False), gradients())), Graph(again)]
 
 
-def trained(case, monkeypatch=None):
-    """Losses, and the sparsifier or model, of some steps; with graphs if there is a monkeypatch to make them up."""
+def trained(case, monkeypatch=None, seen=None):
+    """Losses, and the sparsifier or model, of some steps; with graphs if there is a monkeypatch to make them up.
+
+    `seen` takes the batch of each loss that is made.
+    """
+
+    def loss_of(model, batch):
+        if seen is not None:
+            seen.append(batch[0])
+        return nano_loss(model, int(batch[0][0, 0]))
+
     ours = sparsify("llama-nano", steps=STEPS, update_every=EVERY, **(CASES[case] or {"execution": "masked"}))
     sparsifier = None if CASES[case] is None else ours
-    one = OptimisationStep(
-        ours.model, ours.optimizer, lambda model, batch: nano_loss(model, int(batch[0])), 0.5, sparsifier
-    )
+    one = OptimisationStep(ours.model, ours.optimizer, loss_of, 0.5, sparsifier)
     memory = None
     if monkeypatch is not None:
         stream = type("Stream", (), {"wait_stream": lambda *_: None})()
@@ -73,7 +80,9 @@ def trained(case, monkeypatch=None):
         memory = Memory(one)
         one.graphs, one._stream, one._memory, one._rate = True, stream, memory, torch.zeros(())
     norms = []
-    losses = [one.run((torch.tensor(step),), check_norm=norms.append) for step in range(STEPS)]
+    # As a training loop cuts inputs out of a longer row: with strides, and not from the start of its memory.
+    rows = [torch.full((2, 4), step)[:, 1:] for step in range(STEPS)]
+    losses = [one.run((row,), check_norm=norms.append) for row in rows]
     return losses, norms, ours, memory
 
 
@@ -93,6 +102,15 @@ def test_steps_with_graphs_are_those_without(case, monkeypatch):
         assert ours.config.final_step == updates[-1] + 1
     if case == "switching":
         assert 1 < memory.captures < len(updates) + 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_launched_and_captured_steps_read_their_batch_in_one_place(case, monkeypatch):
+    """What is compiled for the one serves the other: a capture cannot compile."""
+    seen = []
+    trained(case, monkeypatch, seen)
+    assert len({(batch.data_ptr(), batch.stride()) for batch in seen}) == 1
+    assert seen[0].is_contiguous() and seen[0].data_ptr() % 16 == 0
 
 
 def test_a_mask_update_of_replayed_steps_stops_at_a_gradient_that_is_not_finite(monkeypatch):

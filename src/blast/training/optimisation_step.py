@@ -54,6 +54,7 @@ class OptimisationStep:
         device = next(model.parameters()).device
         self.graphs = graphs and device.type == "cuda" and world_size() == 1
         self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._batch: tuple[Tensor, ...] = ()
         # The execution whose code has been compiled.
         self._compiled: str | None = None
         if self.graphs:
@@ -85,13 +86,14 @@ class OptimisationStep:
             return self._alone(batch, check_loss, check_norm)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
+            self._bring(batch)
             if self._update_due:
-                loss = self._updated(batch, check_loss, check_norm)
+                loss = self._updated(check_loss, check_norm)
             elif self._compiled == self._execution:
-                return self._replayed(batch, check_loss, check_norm)
+                return self._replayed(check_loss, check_norm)
             else:
                 self._graphs, self._compiled = [], self._execution
-                loss = self._alone(batch, check_loss, check_norm)
+                loss = self._alone(self._batch, check_loss, check_norm)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
@@ -103,13 +105,12 @@ class OptimisationStep:
     def _execution(self) -> str:
         return "dense" if self._sparsifier is None else self._sparsifier.execution
 
-    def _updated(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
+    def _updated(self, check_loss: Check, check_norm: Check) -> float:
         """A step with a mask update."""
         if self._execution == "sparse" or not self._graphs:
             self._graphs = []
-            return self._alone(batch, check_loss, check_norm)
+            return self._alone(self._batch, check_loss, check_norm)
         gradients, rest = self._graphs
-        self._bring(batch)
         gradients.replay()
         value = self._loss.item()
         check_loss(value)
@@ -155,13 +156,11 @@ class OptimisationStep:
         """Clips the gradient; gives the norm that it had."""
         return nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
 
-    def _replayed(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
+    def _replayed(self, check_loss: Check, check_norm: Check) -> float:
         if not self._graphs:
-            self._capture(batch)
-        else:
-            self._bring(batch)
-            if self._sparsifier is not None:
-                self._sparsifier.skip()
+            self._capture()
+        elif self._sparsifier is not None:
+            self._sparsifier.skip()
         for graph in self._graphs:
             graph.replay()
         value, norm = torch.stack((self._loss.float(), self._norm.float())).tolist()
@@ -170,13 +169,19 @@ class OptimisationStep:
         return value
 
     def _bring(self, batch: tuple[Tensor, ...]) -> None:
-        """Puts a batch where the graphs read it."""
-        for place, value in zip(self._batch, batch, strict=True):
-            place.copy_(value)
+        """Puts a batch where all steps read it, captured or launched.
 
-    def _capture(self, batch: tuple[Tensor, ...]) -> None:
-        """Captures a step of this batch, which the sparsifier counts; nothing of it has been done yet."""
-        self._batch = tuple(value.clone() for value in batch)
+        A capture of tensors with other strides than those of the launched step would be compiled anew, which a capture
+        cannot be.
+        """
+        if not self._batch:
+            self._batch = tuple(value.clone(memory_format=torch.contiguous_format) for value in batch)
+        else:
+            for place, value in zip(self._batch, batch, strict=True):
+                place.copy_(value)
+
+    def _capture(self) -> None:
+        """Captures a step of the batch, which the sparsifier counts; nothing of it has been done yet."""
         self._optimizer.zero_grad(set_to_none=True)
 
         def gradients() -> None:
