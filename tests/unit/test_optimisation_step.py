@@ -110,7 +110,8 @@ def test_launched_and_captured_steps_read_their_batch_in_one_place(case, monkeyp
     seen = []
     trained(case, monkeypatch, seen)
     assert len({(batch.data_ptr(), batch.stride()) for batch in seen}) == 1
-    assert seen[0].is_contiguous() and seen[0].data_ptr() % 16 == 0
+    assert seen[0].is_contiguous()
+    assert seen[0].data_ptr() % 16 == 0
 
 
 def test_a_mask_update_of_replayed_steps_stops_at_a_gradient_that_is_not_finite(monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blast.benchmark.timing import Timing
+from blast.training.determinism import deterministic_algorithms
 
 # Largest ‖out − reference‖ / ‖reference‖ of a whole MLP against float32: each dtype rounds weights' products twice
 # (hidden and output), bfloat16 to 3 digits (measured 3e-3), float16 to 4 (4e-4); float32 sums in another order.
@@ -52,12 +53,8 @@ def poisoned_memory() -> Iterator[None]:
 @contextmanager
 def plain_memory() -> Iterator[None]:
     """Within, buffers are not filled: deterministic algorithms fill each of them, and that would be timed."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
+    with deterministic_algorithms(False):
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def error_of(call: Call, expected: Tensor, rows: Tensor, poison: bool = True) -> float:

@@ -107,19 +107,20 @@ def _train(
                 total += cross_entropy(_logits(model, inputs), targets).item() * len(inputs)
         return total / len(held_out[0])
 
-    history = train(
-        model,
-        settings,
-        batch_at=batch_at,
-        loss_of=loss_of,
-        evaluate=evaluate,
-        optimizer=optimizer,
-        sparsifier=sparsifier,
-        state_file=folder.work(point.id) / TRAINING_STATE,
-        # What other settings, data or code had begun is not gone on with.
-        key=" ".join((point.digest, data.digest, fingerprint("train"))),
-        say=print if is_first_rank() else lambda line: None,
-    )
+    with settings.algorithms(device):
+        history = train(
+            model,
+            settings,
+            batch_at=batch_at,
+            loss_of=loss_of,
+            evaluate=evaluate,
+            optimizer=optimizer,
+            sparsifier=sparsifier,
+            state_file=folder.work(point.id) / TRAINING_STATE,
+            # What other settings, data or code had begun is not gone on with.
+            key=" ".join((point.digest, data.digest, fingerprint("train"))),
+            say=print if is_first_rank() else lambda line: None,
+        )
     model = unwrapped(model)
     release_blocks(model)
     if in_parts(model):

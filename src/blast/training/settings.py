@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class TrainingSettings:
             state are float32 in both.
         compile: Whether the blocks of the model and the loss run under `torch.compile`.
         cuda_graphs: Whether steps are replayed as CUDA graphs (on one GPU; elsewhere it makes no difference).
+        deterministic: Whether torch is asked for deterministic algorithms on a GPU; on a CPU it always is.
         spike: Nats above the usual loss from which ten losses in a row stop the run; 0 never does.
         checkpoint_seconds: Seconds between two savings of the training state; changes no result.
         processes: Processes that the batch is cut over, one a GPU where there are any; changes no result beyond
@@ -59,6 +61,7 @@ class TrainingSettings:
     dtype: str = "float32"
     compile: bool = False
     cuda_graphs: bool = False
+    deterministic: bool = True
     checkpoint_seconds: float = 20.0
     processes: int = 1
     parallel: str = "average"
@@ -105,6 +108,12 @@ class TrainingSettings:
         import torch  # a grid is planned without it
 
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def algorithms(self, device: torch.device) -> AbstractContextManager[None]:
+        """A context for whole steps, in which torch's algorithms are deterministic where that is asked for."""
+        from blast.training.determinism import deterministic_algorithms
+
+        return deterministic_algorithms(self.deterministic or device.type == "cpu")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (counted from 0): linear warm-up, then a cosine."""
