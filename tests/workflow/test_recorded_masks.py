@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from blast.experiment.cli import main
 from blast.experiment.export import export, export_grid
 from blast.experiment.layout import GridFolder
 from blast.experiment.mask_pictures import read_masks
-from blast.experiment.record import read_record
+from blast.experiment.provenance import fingerprint
+from blast.experiment.record import read_record, write_json
 from blast.experiment.table import load_table
 
 
@@ -98,6 +100,22 @@ def test_records_without_their_masks_are_taken_in_and_that_is_said(grid, tmp_pat
     (grid.work(name) / "masks.safetensors").unlink()
     assert take_in(grid.root, tmp_path / "here") == 0
     assert f"1 of them came without their masks, the first is '{name}'" in capsys.readouterr().out
+
+
+def test_records_of_other_code_are_taken_in_and_that_is_said(grid, tmp_path, capsys):
+    """The workflow would run them again; nobody should learn that from hours of waiting."""
+    names = sorted(file.stem for file in (grid.root / "records").glob("*.json"))
+    for name in names:
+        record = json.loads(grid.record(name).read_text())
+        record["run"]["fingerprint"] = fingerprint(record["point"]["stage"])
+        write_json(grid.record(name), record)
+    assert take_in(grid.root, tmp_path / "here") == 0
+    assert "other code" not in capsys.readouterr().out
+    record = json.loads(grid.record(names[1]).read_text())
+    record["run"]["fingerprint"] = "sha256:another"
+    write_json(grid.record(names[1]), record)
+    assert take_in(grid.root, tmp_path / "here") == 0
+    assert f"1 of them were made by other code than is here, the first is '{names[1]}'" in capsys.readouterr().out
 
 
 def test_masks_that_were_altered_on_the_way_are_refused_and_nothing_is_taken_in(grid, tmp_path, capsys):

@@ -130,7 +130,7 @@ def export(options: argparse.Namespace) -> int:
 
 def take_in(options: argparse.Namespace) -> int:
     """Takes in the records of another machine after checking their digests."""
-    from blast.experiment.take_in import take_in_records, without_masks
+    from blast.experiment.take_in import of_other_code, take_in_records, without_masks
 
     folder = GridFolder(options.grid_dir)
     taken = take_in_records(options.folder, folder)
@@ -139,6 +139,11 @@ def take_in(options: argparse.Namespace) -> int:
         print(
             f"{len(lost)} of them came without their masks, the first is '{lost[0]}'; "
             "bring points/<id>/masks.safetensors too, to keep and replay them."
+        )
+    if others := of_other_code(folder, taken):
+        print(
+            f"{len(others)} of them were made by other code than is here, the first is '{others[0]}'; they can be "
+            "exported and drawn, but the workflow would run them again."
         )
     return 0
 

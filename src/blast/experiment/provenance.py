@@ -53,8 +53,12 @@ MODULES = {
 KERNELS = {"train": ("ops.py", "reference.py", "train_*.py"), "benchmark": ("**/*.py",)}
 
 
-def _without_docstrings(source: str) -> str:
-    """The code alone: comments, blank lines and docstrings change nothing that is measured."""
+def code_text(source: str) -> str:
+    """The code alone: comments, blank lines and docstrings change nothing that is measured.
+
+    The same for every version of Python, so that a record that another machine made is known here for what it is
+    (`ast.dump` has other fields in 3.11, 3.12 and 3.13).
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -65,7 +69,17 @@ def _without_docstrings(source: str) -> str:
             and isinstance(body[0].value, ast.Constant)
         ):
             body[0].value.value = ""
-    return ast.dump(tree)
+    return _plain(tree)
+
+
+def _plain(node: object) -> str:
+    if isinstance(node, list):
+        return f"[{','.join(map(_plain, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    # Fields that are empty are new ones, as far as versions differ.
+    fields = (f"{name}={_plain(value)}" for name, value in ast.iter_fields(node) if value not in (None, []))
+    return f"{type(node).__name__}({','.join(fields)})"
 
 
 @cache
@@ -83,7 +97,7 @@ def fingerprint(stage: str) -> str:
     sha = hashlib.sha256()
     for file in files:
         text = file.read_text()
-        sha.update(file.name.encode() + b"\0" + (_without_docstrings(text) if file.suffix == ".py" else text).encode())
+        sha.update(file.name.encode() + b"\0" + (code_text(text) if file.suffix == ".py" else text).encode())
     return "sha256:" + sha.hexdigest()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blast.errors import BlastError
 from blast.experiment.layout import GridFolder
+from blast.experiment.provenance import fingerprint
 from blast.experiment.record import read_record, write_json
 
 
@@ -31,6 +32,16 @@ def without_masks(folder: GridFolder, ids: list[str]) -> list[str]:
         if named and not (folder.work(name) / named["path"]).is_file():
             found.append(name)
     return found
+
+
+def of_other_code(folder: GridFolder, ids: list[str]) -> list[str]:
+    """Those of some points whose records were made by other code than is here: the workflow would run them again."""
+    records = {name: read_record(folder.record(name)) for name in ids}
+    return [
+        name
+        for name, record in records.items()
+        if record["run"].get("fingerprint") != fingerprint(record["point"]["stage"])
+    ]
 
 
 def take_in_records(source: Path, folder: GridFolder) -> list[str]:
