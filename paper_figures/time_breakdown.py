@@ -19,6 +19,7 @@ PARTS = {
     "time_other": ("the rest", "#BBBBBB"),
 }
 UPDATES = ("mask updates, a hundredth of one", "#CC79A7")
+WHOLE = ("the whole step, parts not run", "#777777")
 
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
@@ -38,6 +39,9 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
             axes.barh(place, value, left=left, height=0.72, color=UPDATES[1], linewidth=0)
             left += value
         step = pretraining.values(rows, "step_time", provider)[sparsity]
+        if not left:
+            # Timed as a whole alone.
+            axes.barh(place, step, height=0.72, facecolor="none", edgecolor=WHOLE[1], linewidth=0.6)
         axes.text(left, place, f" {step:.3g}", ha="left", va="center", fontsize=5.5)
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.tick_params(axis="y", length=0)
@@ -63,6 +67,8 @@ def draw(table: pd.DataFrame) -> Figure:
         style.handle(label, marker="s", color=colour, markersize=5, markeredgewidth=0)
         for label, colour in [*PARTS.values(), UPDATES]
     ]
+    if len(timed[["point", "sparsity"]].drop_duplicates()) < len(rows[["point", "sparsity"]].drop_duplicates()):
+        entries.append(style.handle(WHOLE[0], marker="s", color=WHOLE[1], markersize=5, markerfacecolor="none"))
     style.legend_above(figure, entries)
     style.finish(figure)
     style.footer(

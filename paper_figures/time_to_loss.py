@@ -18,21 +18,21 @@ EARLY = 0.35
 
 
 def _panel(axes: Axes, group: list[TimedRun]) -> None:
-    size, unit = runs.unit_of(max(run.total for run in group))
+    size, unit = runs.unit_of(max(run.running[-1] for run in group))
     for run in group:
         colour = style.sparsity_colour(run.point.sparsity)
-        axes.plot([second / size for second in run.seconds], run.losses, color=colour,
+        axes.plot([second / size for second in run.running], run.losses, color=colour,
                   linestyle=runs.line_of(run.point), linewidth=1.1, zorder=3)  # fmt: skip
-        axes.plot(run.total / size, run.final, marker="o", markersize=3, color=colour, zorder=4)
+        axes.plot(run.running[-1] / size, run.final, marker="o", markersize=3, color=colour, zorder=4)
         dense = dense_of(run, group) if run.point.method != "dense" else None
-        reached = dense.time_to(run.final) if dense else None
+        reached = dense.time_running_to(run.final) if dense else None
         if reached is not None:
-            ends = sorted((reached / size, run.total / size))
+            ends = sorted((reached / size, run.running[-1] / size))
             axes.plot(ends, [run.final] * 2, color=colour, linewidth=0.5, alpha=0.6, zorder=2)
             axes.plot(reached / size, run.final, marker="o", markersize=3.4, color=colour, markerfacecolor="white",
                       markeredgewidth=0.8, zorder=5)  # fmt: skip
-    longest = max(run.total for run in group)
-    late = [loss for run in group for second, loss in zip(run.seconds, run.losses, strict=True)
+    longest = max(run.running[-1] for run in group)
+    late = [loss for run in group for second, loss in zip(run.running, run.losses, strict=True)
             if second >= EARLY * longest]  # fmt: skip
     low, high = min(late), max(late)
     if high > low:
@@ -74,7 +74,7 @@ def draw(table: pd.DataFrame) -> Figure:
     done = table[(table["status"] == "ok") & table["step"].notna()].drop_duplicates(["grid", "point"])
     untimed = sum((row.grid, row.point) not in left for row in done.itertuples(index=False))
     compiled = max(run.compiling[-1] for group in groups for run in group)
-    whole = f"Steps that compiled are in the times, at most {runs.time_label(compiled)} of a run." if compiled else ""
+    whole = f"Without the steps that compiled, at most {runs.time_label(compiled)} of a run." if compiled else ""
     note = "Wall time: runs of a grid may have shared their machine."
     if untimed:
         note += f" {untimed} runs without times, or of another machine, are left out."

@@ -1,4 +1,4 @@
-"""Time to equal validation loss: how long dense and each pruned run train until they are as low as either ends."""
+"""How long dense and each pruned run train: for all steps, and until they are as low as either ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paper_figures import _kernels as kernels
 from paper_figures import _runs as runs
 from paper_figures import _style as style
 
-TITLE = "Time to equal validation loss"
+TITLE = "Time of whole runs, and to equal validation loss"
 NEEDS = ["train", "validation_loss", "training_time"]
 COLUMNS = (
     "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "end_of", "loss",
@@ -22,22 +22,28 @@ COLUMNS = (
 )  # fmt: skip
 
 
+# What a row's times end with, as it is printed.
+ENDS = {"steps": "all steps are made", "dense": "dense's last loss", "pruned": "this run's last loss"}
+
+
 def _facts(point: Any) -> dict[str, Any]:
     return {name: getattr(point, name) for name in COLUMNS[:9]}
 
 
 def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
-    """Both against the loss that dense ended with, and against the one that the pruned run did."""
+    """All steps of both; then both against the loss that dense ended with, and the one that the pruned run did."""
+    ends = [("dense", dense.final), ("pruned", run.final)]
+    times = [(name, loss, *((r.time_to(loss), r.time_running_to(loss)) for r in (dense, run))) for name, loss in ends]
+    if dense.steps == run.steps:
+        times.insert(0, ("steps", run.final, *((r.total, r.running[-1]) for r in (dense, run))))
     lines = []
-    for name, end in (("dense", dense), ("pruned", run)):
-        theirs, own = dense.time_to(end.final), run.time_to(end.final)
+    for name, loss, (theirs, theirs_running), (own, own_running) in times:
         both = theirs is not None and own is not None
-        running = dense.time_running_to(end.final), run.time_running_to(end.final)
         lines.append(_facts(run.point) | {
-            "end_of": name, "loss": end.final, "dense_s": math.nan if theirs is None else theirs,
+            "end_of": name, "loss": loss, "dense_s": math.nan if theirs is None else theirs,
             "pruned_s": math.nan if own is None else own, "ratio": theirs / own if both else math.nan,
             "dense_compile_s": dense.compiling[-1], "pruned_compile_s": run.compiling[-1],
-            "ratio_without_compiling": running[0] / running[1] if both else math.nan,
+            "ratio_without_compiling": theirs_running / own_running if both else math.nan,
             "mask_update_share": run.update_share,
             "status": "ok" if both else "not reached",
         })  # fmt: skip
@@ -45,7 +51,7 @@ def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Two rows for each pruned run; `ratio` above 1: the pruned run was there sooner. Those not run come last."""
+    """Three rows for each pruned run; `ratio` above 1: it was there sooner. Those not run come last."""
     table = table[(table["suite"] == "train") & table["method"].isin(METHODS)]
     lines = []
     for group in timed_runs(table):
@@ -81,7 +87,7 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             "data": style.dataset_label(row.dataset),
             "run": runs.run_label(row) if known else "–",
             "block": kernels.block_label(row.block) if isinstance(row.block, str) else "",
-            "loss at the end of": "" if pd.isna(row.end_of) else "dense" if row.end_of == "dense" else "this run",
+            "until": "" if pd.isna(row.end_of) else ENDS[row.end_of],
             "loss": "–" if pd.isna(row.loss) else f"{row.loss:.3f}",
             "dense": time(row.dense_s, row.status),
             "this run": time(row.pruned_s, row.status),

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 import fake_records as fake
 
 from blast.errors import BlastError
-from blast.experiment.claims import VERDICTS, compare, judge, majority, weight_ratio
+from blast.experiment.claims import judge, majority, weight_ratio
+from blast.experiment.finding import VERDICTS, compare
 from blast.experiment.paper_values import FILE, read_paper_values
 from blast.experiment.rows import record_rows
 from blast.experiment.table import as_table

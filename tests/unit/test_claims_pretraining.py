@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
+import fake_runs
 import fake_training
 
 import paper_figures
@@ -89,3 +90,37 @@ def test_a_cpu_and_a_model_of_ours_say_nothing_about_it(monkeypatch):
         (finding,) = judge(CLAIM, table)
         assert (finding.verdict, finding.ours) == ("not run", "–")
         assert "of a published architecture" in finding.setting
+
+
+def test_whole_runs_that_were_timed_are_a_finding_for_each_method():
+    points = fake_runs.points()
+    rows = [row for point in points for row in record_rows(fake_runs.make_record_of(point))]
+    lacking, *found = judge(CLAIM, as_table(rows))
+    assert lacking.verdict == "not run"
+    last = fake_runs.STEPS - 1
+    seconds = {point.id: fake_runs.seconds_at(point, last) - fake_runs.COMPILING for point in points}
+    for finding, method in zip(found, ("rigl_swap", "blast"), strict=True):
+        own = {point.id: seconds[points[0].id] / seconds[point.id] for point in points if point.method == method}
+        assert finding.verdict == "undecided"
+        assert finding.ours == f"{max(own.values()):.2f}x"
+        assert f"measured, whole runs of {last + 1} steps, best of {len(own)}: gpt2 on" in finding.setting
+        assert f"95 %, {method}, block 64x64" in finding.setting
+
+
+def test_whole_runs_of_a_cpu_of_other_steps_or_of_our_own_models_say_nothing():
+    dense, pruned = fake_runs.make_point(), fake_runs.make_point("blast", 0.95)
+
+    def findings(*records):
+        return judge(CLAIM, as_table([row for record in records for row in record_rows(record)]))[1:]
+
+    made = fake_runs.make_record_of
+    assert len(findings(made(dense), made(pruned))) == 1
+    assert findings(made(dense, hardware="cpu-imaginary"), made(pruned, hardware="cpu-imaginary")) == []
+    own = fake_runs.make_point(model="gpt2-nano"), fake_runs.make_point("blast", 0.95, "gpt2-nano")
+    assert findings(*map(made, own)) == []
+    short = made(pruned)
+    for name in short["result"]["curves"].values():
+        name["step"], name["value"] = name["step"][:-1], name["value"][:-1]
+    for key, values in short["run"]["training_seconds"].items():
+        short["run"]["training_seconds"][key] = values[:-1]
+    assert findings(made(dense), short) == []

@@ -69,18 +69,20 @@ def test_each_run_ends_where_its_time_and_loss_do_and_dense_is_marked_at_the_sam
     long = [line for line in axes.lines if len(line.get_xdata()) == fake.STEPS // fake.EVERY]
     assert len(long) == len(fake.points())
     ends = sorted((line.get_xdata()[-1], line.get_ydata()[-1]) for line in long)
-    expected = sorted(fake.seconds_at(point, fake.STEPS - 1) / 60 for point in fake.points())
+    expected = sorted((fake.seconds_at(point, fake.STEPS - 1) - fake.COMPILING) / 60 for point in fake.points())
     assert [minutes for minutes, _ in ends] == pytest.approx(expected)
     frame = paper_figures.load("time_to_loss_table").rows(runs)
     own = frame[(frame["model"] == "gpt2") & (frame["end_of"] == "pruned")]
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
-    assert sorted(line.get_xdata()[0] for line in hollow) == pytest.approx(sorted(own["dense_s"] / 60))
+    assert sorted(line.get_xdata()[0] for line in hollow) == pytest.approx(
+        sorted((own["dense_s"] - fake.COMPILING) / 60)
+    )
 
 
-def test_the_table_gives_the_ratio_at_equal_loss_and_says_what_was_not_reached(runs):
+def test_the_table_gives_the_ratios_of_whole_runs_and_at_equal_loss_and_says_what_was_not_reached(runs):
     module = paper_figures.load("time_to_loss_table")
     frame = module.rows(runs)
-    assert len(frame) == 2 * 2 * (len(fake.points()) - 1)
+    assert len(frame) == 2 * 3 * (len(fake.points()) - 1)
     one = frame[(frame["model"] == "gpt2") & (frame["method"] == "rigl_swap")].set_index("end_of")
     pruned, dense = one.loc["pruned"], one.loc["dense"]
     point = fake.make_point("rigl_swap", 0.95)
@@ -93,9 +95,13 @@ def test_the_table_gives_the_ratio_at_equal_loss_and_says_what_was_not_reached(r
     assert 0.005 < pruned["mask_update_share"] < 0.02  # a hundredth of all seconds, over those of steps
     assert dense["dense_s"] == pytest.approx(fake.DENSE_STEP * fake.STEPS)
     assert (dense["status"], pruned["status"]) == ("not reached", "ok")
+    steps = one.loc["steps"]
+    whole = fake.seconds_at(fake.make_point(), fake.STEPS - 1), fake.seconds_at(point, fake.STEPS - 1)
+    assert steps["ratio"] == pytest.approx(whole[0] / whole[1])
+    assert steps["ratio_without_compiling"] == pytest.approx((whole[0] - fake.COMPILING) / (whole[1] - fake.COMPILING))
     shown = module.printed(frame)
     assert list(shown[(shown["model"] == "GPT-2") & (shown["run"] == "swap (RigL) 95 %")]["this run"]) == [
-        "not reached", "11 min",
+        "11 min", "not reached", "11 min",
     ]  # fmt: skip
     assert "BLaST 95 %, masked" in set(shown["run"])
 

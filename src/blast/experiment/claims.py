@@ -15,6 +15,8 @@ The rules, all of them:
   architectures alone, once with `swap` and once with `union`. It is judged like a measured value, on the interval that
   the quantiles of the step times give; the setting says that it is derived, and from which final sparsity each
   architecture passes the paper's value.
+  Whole runs whose training was timed are a finding of their own: the fastest pruned run of each method against its
+  dense run of as many steps on the same machine, compiling left out. One run has no interval, so it is undecided.
 - *Sparsity reached*: met when some point holds the sparsity within the rounding to whole blocks (half a percent);
   **not run** when none was asked to.
 """
@@ -22,58 +24,18 @@ The rules, all of them:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from blast import architectures
-from blast.experiment import pretraining
 from blast.experiment.comparison import main_metric, missing, summarise
+from blast.experiment.finding import SAME_SPARSITY, Finding, compare, not_run
 from blast.experiment.paper_values import PaperValue
+from blast.experiment.pretraining_claim import judge_pretraining
 from blast.experiment.ratio import ratios
 
-VERDICTS = ("met", "not met", "undecided", "projected", "not run")
 BLOCK_ROUNDING = 0.005
-SAME_SPARSITY = 0.02
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What we have to say about one claim.
-
-    Attributes:
-        verdict: One of `VERDICTS`.
-        ours: Our value as it is printed; "–" without one.
-        setting: What it was measured on, or what is missing.
-    """
-
-    verdict: str
-    ours: str
-    setting: str
-
-
-def not_run(reason: str) -> Finding:
-    """The finding where nothing comparable was measured."""
-    return Finding("not run", "–", reason)
-
-
-def compare(low: float, high: float, limit: float, *, at_least: bool) -> str:
-    """Verdict on a value known to lie in `[low, high]` against a limit it must reach, or must not pass.
-
-    Args:
-        low: Lower end; NaN if there is no interval.
-        high: Upper end; NaN if there is no interval.
-        limit: The paper's value.
-        at_least: Whether the value has to be at least the limit (a speed-up), or at most (a loss).
-    """
-    if math.isnan(low) or math.isnan(high):
-        return "undecided"
-    if not at_least:
-        low, high, limit = -high, -low, -limit
-    if low >= limit:
-        return "met"
-    return "not met" if high < limit else "undecided"
 
 
 def majority(losses: list[tuple[float, float]], limit: float, unknown: int = 0) -> str:
@@ -226,51 +188,12 @@ def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     return [Finding(verdict, f"{best['relative']:+.2f} %", where)]
 
 
-def _judge_pretraining(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    """A finding for each way to grow blocks: the best architecture, and where each of them passes the paper's value."""
-    rows = pretraining.step_rows(table)
-    known = {}
-    for case in pretraining.cases(rows):
-        times = pretraining.step_times(pretraining.of_case(rows, case))
-        fit = [
-            share
-            for share in (times.sparse if times and times.spanned else ())
-            if share <= (value.sparsity or 1) + SAME_SPARSITY
-        ]
-        if fit and case[0] in architectures.SHAPES:
-            known[case] = times, max(fit)
-    if not known:
-        return [
-            not_run("needs dense steps of a published architecture and sparse ones at two sparsities, timed on a GPU")
-        ]
-    findings = []
-    for growth, method in pretraining.GROWTH.items():
-        runs = {case: pretraining.whole_run(times, final, growth) for case, (times, final) in known.items()}
-        best = max(runs, key=lambda case: runs[case].speed_up)
-        model, block, tokens = best
-        final = known[best][1]
-        low, high = pretraining.interval(pretraining.of_case(rows, best), final, growth)
-        passed = {case: pretraining.passed_at(times, growth, value.value) for case, (times, _) in known.items()}
-        places = [
-            f"{case[0]} (block {case[1]}) {'never' if share is None else f'from {100 * share:g} %'}"
-            for case, share in sorted(passed.items(), key=lambda entry: (entry[1] or 1, entry[0]))
-        ]
-        setting = (
-            f"derived from step times, best of {len(runs)}: {model}, {100 * final:g} %, {method} ({growth}), "
-            f"block {block}, {tokens} tokens, {rows['hardware'].iloc[0]}; "
-            f"{value.value:g}x passed by {', '.join(places)}"
-        )
-        ours = f"{runs[best].speed_up:.2f}x" + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})")
-        findings.append(Finding(compare(low, high, value.value, at_least=True), ours, setting))
-    return findings
-
-
 JUDGES = {
     "majority": _judge_majority,
     "sparsity": _judge_sparsity,
     "ratio": _judge_ratio,
     "loss": _judge_loss,
-    "pretraining": _judge_pretraining,
+    "pretraining": judge_pretraining,
 }
 
 

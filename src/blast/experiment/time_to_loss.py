@@ -24,6 +24,7 @@ class TimedRun:
         losses: At each evaluation.
         compiling: How many of the seconds went into steps that compiled; zeros where that was not recorded.
         updating: How many of them mask updates added; likewise.
+        steps: Optimisation steps of the whole run.
     """
 
     point: Any
@@ -31,11 +32,17 @@ class TimedRun:
     losses: tuple[float, ...]
     compiling: tuple[float, ...]
     updating: tuple[float, ...]
+    steps: int
 
     @property
     def total(self) -> float:
         """Seconds of the whole run."""
         return self.seconds[-1]
+
+    @property
+    def running(self) -> tuple[float, ...]:
+        """The seconds until each evaluation without the steps that compiled, which a cache of kernels may spare."""
+        return tuple(whole - part for whole, part in zip(self.seconds, self.compiling, strict=True))
 
     @property
     def final(self) -> float:
@@ -53,8 +60,7 @@ class TimedRun:
 
     def time_running_to(self, loss: float) -> float | None:
         """The same without the steps that compiled."""
-        running = [whole - part for whole, part in zip(self.seconds, self.compiling, strict=True)]
-        return time_to(running, self.losses, loss)
+        return time_to(self.running, self.losses, loss)
 
 
 def time_to(seconds: Sequence[float], losses: Sequence[float], loss: float) -> float | None:
@@ -121,4 +127,6 @@ def _timed_run(rows: pd.DataFrame) -> TimedRun | None:
         return None
     point = next(rows[rows["metric"] == "validation_loss"].itertuples(index=False))
     seconds, losses = tuple(curves["training_time"]), tuple(curves["validation_loss"])
-    return TimedRun(point, seconds, losses, *(tuple(curves[name]) for name in CURVES[2:]))
+    # Steps are counted from 0.
+    steps = int(curves.index[-1]) + 1
+    return TimedRun(point, seconds, losses, *(tuple(curves[name]) for name in CURVES[2:]), steps)
