@@ -197,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
         made = verb(name, function)
         made.add_argument("--grid-dir", **grid_dir)
         made.add_argument("--tuned", **tuned)
+        if name == "break-even":
+            made.add_argument("--recorded", type=Path, default=Path("results/recorded"))
     made = verb("fetch", fetch)
     made.add_argument("what", metavar="CONFIG.yaml|DATASET")
     made.add_argument("--sizes", action="store_true", help="only say what a config needs")

@@ -13,6 +13,7 @@ from blast.experiment.layout import GridFolder
 
 if TYPE_CHECKING:
     from blast.experiment.grid import Plan
+    from blast.experiment.rows import Record
 
 
 def plan_of(config: Path) -> Plan:
@@ -77,15 +78,30 @@ def tuned_plans(options: argparse.Namespace) -> int:
 
 
 def break_even(options: argparse.Namespace) -> int:
-    """Makes the tables that say where dense is faster, from the benchmarks of kernels and of training of a grid."""
+    """Makes the tables that say where dense is faster, from benchmarks of a grid and recorded ones of its GPU."""
     from blast.experiment.break_even_table import write_table
-    from blast.experiment.rows import read_grid
     from blast.experiment.train_break_even_table import SUITE, write_train_table
 
-    records = [record for record, _ in read_grid(options.grid_dir)]
-    suites = {(record["point"].get("benchmark") or {}).get("suite") for record in records}
-    if SUITE in suites:
-        print(f"written: {write_train_table(records, options.tuned)}")
-    if "kernels" in suites or SUITE not in suites:
-        print(f"written: {write_table(records, options.tuned)}")
+    wrote = False
+    for suite, write in ((SUITE, write_train_table), ("kernels", write_table)):
+        records = _benchmarks(options.grid_dir, options.recorded, suite)
+        if records or (suite == "kernels" and not wrote):
+            print(f"written: {write(records, options.tuned)}")
+            wrote = True
     return 0
+
+
+def _benchmarks(grid_dir: Path, recorded: Path, suite: str) -> list[Record]:
+    """Benchmarks of a suite: those of a grid, and of the same GPU what it lacks of the recorded ones."""
+    from blast.experiment.recorded import recorded_benchmarks
+    from blast.experiment.rows import read_grid
+
+    of_grid = [record for record, _ in read_grid(grid_dir)]
+    local = [record for record in of_grid if (record["point"].get("benchmark") or {}).get("suite") == suite]
+    done = {record["point"]["id"] for record in local if record["status"] == "ok"}
+    machines = {record["run"].get("hardware") for record in local if record["run"].get("gpu")}
+    return local + [
+        record
+        for record in recorded_benchmarks(recorded, suite)
+        if record["point"]["id"] not in done and (not machines or record["run"]["hardware"] in machines)
+    ]
