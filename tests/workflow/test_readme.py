@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 from fake_records import write_grid
 
+import paper_figures
 from blast.experiment.cli import main
+from blast.experiment.table import load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -50,6 +53,55 @@ def test_the_speed_ups_of_the_readme_are_those_of_the_records():
             tied = {"own": "false", "shared": "true"}[masks]
             ratio = time[model, "dense_eager", "", tokens] / time[model, "ours", tied, tokens]
             assert f"{ratio:.1f}" == number.strip(), (model, masks, tokens, ratio)
+
+
+def recorded_table():
+    return load_table(ROOT / "no results", ROOT / "results" / "recorded")
+
+
+def same(number: float | None, printed: str, digits: int) -> bool:
+    """Whether a number is printed as it is; one that is missing as a dash."""
+    return printed.strip() == ("–" if number is None or math.isnan(number) else f"{number:.{digits}f}")
+
+
+def test_the_training_steps_of_the_readme_are_those_of_the_records():
+    table = recorded_table()
+    frame = paper_figures.load("pretraining_table").rows(table).set_index(["model", "tokens", "sparsity"])
+    frame = frame.sort_index()
+    peaks = table[(table["suite"] == "training_step") & (table["metric"] == "peak_bytes")]
+    peaks = peaks.set_index(["model", "tokens", "sparsity", "provider"])["value"]
+    lines = re.findall(r"^\| (\S+) \| (\d+x\d+) \| (\d+) \|(.*)\|$", README, flags=re.MULTILINE)
+    assert {line[0] for line in lines} == {model for model, *_ in frame.index}
+    for model, block, tokens, numbers in lines:
+        found = frame.loc[model, int(tokens)]
+        assert found.loc[0.95, "block"] == block
+        *steps, swap, union, memory = numbers.split("|")
+        for sparsity, printed in zip((0.8, 0.9, 0.95), steps, strict=True):
+            assert same(found["step_speed_up"].get(sparsity), printed, 2), (model, sparsity)
+        assert same(found.loc[0.95, "swap_speed_up"], swap, 2), model
+        assert same(found.loc[0.95, "union_speed_up"], union, 2), model
+        for provider, printed in zip(("dense_compiled", "ours"), memory.split("/"), strict=True):
+            assert same(peaks.loc[model, int(tokens), 0.95, provider] / 1e9, printed, 1), (model, provider)
+
+
+def test_the_real_run_of_the_readme_is_that_of_the_records():
+    table = recorded_table()
+    results = paper_figures.load("results_table").rows(table)
+    results = results[(results["grid"] == "study") & (results["architecture"] == "gpt2")]
+    bits = results[results["metric"] == "bits_per_byte"].set_index(["method", "sparsity"])
+    times = paper_figures.load("time_to_loss_table").rows(table)
+    times = times[(times["model"] == "gpt2") & (times["execution"] != "masked")]
+    ratios = times.set_index(["method", "sparsity", "end_of"])["ratio_without_compiling"]
+    lines = re.findall(r"^\| (dense|blast|rigl_swap) \| (\d+) \|(.*)\|$", README, flags=re.MULTILINE)
+    assert len(lines) == len(bits) == 5
+    for method, percent, numbers in lines:
+        place = method, int(percent) / 100
+        value, lost, steps, equal = (number.strip() for number in numbers.split("|"))
+        assert value == f"{bits.loc[place, 'value']:.3f}"
+        if method != "dense":
+            assert lost == f"{bits.loc[place, 'relative_loss_percent']:+.1f}"
+            assert same(ratios[(*place, "steps")], steps, 2)
+            assert same(ratios[(*place, "pruned")], equal, 2)
 
 
 def test_every_path_the_readme_names_is_there():
