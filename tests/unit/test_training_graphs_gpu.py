@@ -21,7 +21,7 @@ CASES = {
 
 
 def tokens_of(step: int) -> torch.Tensor:
-    """Cut out of longer rows, as a training loop cuts inputs and targets: a capture must not be compiled anew for it."""
+    """Cut out of longer rows, as a training loop cuts inputs: a capture must not be compiled anew for that."""
     return torch.randint(8, (2, 25), generator=torch.Generator().manual_seed(step)).cuda()[:, 1:]
 
 
