@@ -1,4 +1,4 @@
-"""A grid folder with an MLflow database of its own."""
+"""A grid folder with an MLflow database of its own, and a folder with the workflow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from workflow_place import Place
 
 from blast.experiment.layout import GridFolder
 from blast.experiment.mlflow_store import import_lock, open_client
@@ -28,3 +29,9 @@ def mlflow_folder(tmp_path: Path, empty_database: Path, monkeypatch: pytest.Monk
     database.parent.mkdir(parents=True)
     shutil.copy(empty_database, database)
     return GridFolder(tmp_path / "results dir" / "tiny")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A folder with the workflow in it and nothing else."""
+    return Place(tmp_path)

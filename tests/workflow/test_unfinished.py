@@ -102,7 +102,14 @@ def test_the_next_run_redoes_its_job_and_then_nothing(folder, capsys):
     assert drop_stale_stamps(plan(), folder) == []
     record = finished(folder, point())
     assert "unfinished" not in record["result"]
-    assert main(["verdict", "--grid-dir", str(folder.root), "--out", str(folder.root / "verdict.txt")]) == 0
+    verdict = folder.root / "verdict.txt"
+    assert main(["verdict", "--grid-dir", str(folder.root), "--out", str(verdict)]) == 0
+    assert drop_stale_stamps(plan(), folder) == []
+    assert verdict.is_file()
+    # To redo a point its record is removed; Snakemake looks behind the verdict only if that is gone too.
+    folder.record(NAME).unlink()
+    assert drop_stale_stamps(plan(), folder) == [folder.stamp("benchmark", "job")]
+    assert not verdict.exists()
 
 
 def test_a_job_that_leaves_a_point_unfinished_counts_it_as_a_failure(folder, tmp_path, monkeypatch):

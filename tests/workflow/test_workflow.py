@@ -3,58 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
-
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "workflow", "profiles", "config", "paper_figures")
-HOT = {"learning_rate": 1e30}
-
-
-def grid(name: str, **changes) -> dict:
-    common = {"architectures": ["vit-nano"], "datasets": ["digits"], "blocks": [16]}
-    return {
-        "name": name,
-        "figures": f"results/{name}/figures",
-        "training": {"default": {"steps": 20, "batch": 16, "learning_rate": 1e-3, "evaluate_every": 10}},
-        "points_per_job": {"default": 4},
-        "grid": [{**common, "sparsity": [0, 0.9]}, {**common, "sparsity": [0], "variant": "hot", "training": HOT}],
-        **changes,
-    }
-
-
-class Place:
-    """A folder with the workflow in it and nothing else."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for part in PARTS:
-            if (ROOT / part).is_dir():
-                shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.p[dn][fg]", "__pycache__"))
-            else:
-                shutil.copy(ROOT / part, folder / part)
-
-    def write(self, values: dict) -> Path:
-        file = self.folder / "grid.yaml"
-        file.write_text(yaml.safe_dump(values))
-        return file
-
-    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "snakemake", "--cores", "8", *words, "--configfile", "grid.yaml"]
-        return subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, timeout=230, env={**os.environ, **environment}
-        )
-
-
-@pytest.fixture
-def place(tmp_path) -> Place:
-    return Place(tmp_path)
+from workflow_place import ROOT, grid
 
 
 def test_a_poisoned_point_costs_only_itself_and_the_next_run_redoes_only_it(place):

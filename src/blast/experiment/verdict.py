@@ -18,7 +18,8 @@ NOT_IMPORTED = "not imported"
 def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
     """Removes the stamp of each job that lacks one of its files or is to try a point again: only that is done again.
 
-    What failed in a run that was cut off before its verdict is put aside first, as the verdict would have.
+    What failed in a run that was cut off before its verdict is put aside first, as the verdict would have. A verdict
+    that stands is taken back then: Snakemake makes nothing that is missing behind a target that is there.
     """
     dropped = []
     verdict = folder.root / "verdict.txt"
@@ -36,6 +37,8 @@ def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
             if stamp.is_file() and again:
                 stamp.unlink()
                 dropped.append(stamp)
+    if dropped:
+        verdict.unlink(missing_ok=True)
     return dropped
 
 
