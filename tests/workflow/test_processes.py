@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_job import SPARSIFY, TRAINING, dense, point, start
-from test_workflow import Place, grid
+from workflow_place import Place, grid
 
 from blast.experiment.job import run_points
 from blast.experiment.layout import OUTCOME, TRAINING_STATE, GridFolder
