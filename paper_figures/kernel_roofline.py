@@ -30,7 +30,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, tokens: list[int]) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel a model, on its widest block, gate and up with masks of their own."""
+    """Draws a panel a model, own masks for gate and up, on the block that most was timed of, else the widest."""
     found = kernels.fractions(table)
     found = found[~found["tied"]]
     if found.empty:
@@ -42,7 +42,8 @@ def draw(table: pd.DataFrame) -> Figure:
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes, model in zip(panels.ravel(), models, strict=False):
         rows = found[found["model"] == model]
-        block = kernels.by_area(rows["block"])[0]
+        timed = rows.drop_duplicates(["block", "sparsity", "tokens"])["block"].value_counts()
+        block = max(kernels.by_area(rows["block"]), key=timed.get)
         _panel(axes, rows[rows["block"] == block], tokens)
         axes.set_title(f"{style.model_label(model)}\nblock {kernels.block_label(block)}", fontsize=6.5)
     for axes in panels.ravel()[len(models) :]:
