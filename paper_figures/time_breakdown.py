@@ -22,26 +22,28 @@ UPDATES = ("mask updates, a hundredth of one", "#CC79A7")
 WHOLE = ("the whole step, parts not run", "#777777")
 
 
-def _panel(axes: Axes, rows: pd.DataFrame) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame) -> bool:
+    """Draws a bar for each step; whether there is one whose parts were not timed."""
+    whole = False
     sparse = pretraining.values(rows, "step_time", pretraining.OURS)
     dense = pretraining.values(rows, "time_mlp", pretraining.DENSE)
     updates = pretraining.values(rows, "time_mask_update", pretraining.OURS)
     bars = [("dense", pretraining.DENSE, max(dense))] if dense else []
     bars += [(f"{100 * sparsity:g} %", pretraining.OURS, sparsity) for sparsity in sorted(sparse)]
     for place, (_, provider, sparsity) in enumerate(bars):
+        step = pretraining.values(rows, "step_time", provider)[sparsity]
         left = 0.0
         for metric, (_, colour) in PARTS.items():
             value = pretraining.values(rows, metric, provider).get(sparsity, 0.0)
             axes.barh(place, value, left=left, height=0.72, color=colour, linewidth=0)
             left += value
+        if not left:
+            axes.barh(place, step, height=0.72, facecolor="none", edgecolor=WHOLE[1], linewidth=0.6)
+            left, whole = step, True
         if provider == pretraining.OURS and sparsity in updates:
             value = updates[sparsity] / pretraining.UPDATE_EVERY
             axes.barh(place, value, left=left, height=0.72, color=UPDATES[1], linewidth=0)
             left += value
-        step = pretraining.values(rows, "step_time", provider)[sparsity]
-        if not left:
-            # Timed as a whole alone.
-            axes.barh(place, step, height=0.72, facecolor="none", edgecolor=WHOLE[1], linewidth=0.6)
         axes.text(left, place, f" {step:.3g}", ha="left", va="center", fontsize=5.5)
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.tick_params(axis="y", length=0)
@@ -50,6 +52,7 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
     axes.set_xlabel("ms a step")
+    return whole
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -60,14 +63,15 @@ def draw(table: pd.DataFrame) -> Figure:
     if not known:
         return style.not_run(TITLE, training.why_empty(table))
     figure, axes = training.panels(len(known), 1.35)
+    whole = False
     for place, case in zip(axes, known, strict=True):
-        _panel(place, pretraining.of_case(rows, case))
+        whole |= _panel(place, pretraining.of_case(rows, case))
         place.set_title(f"{training.case_label(case)}\n{case[2]} tokens", fontsize=6.5)
     entries = [
         style.handle(label, marker="s", color=colour, markersize=5, markeredgewidth=0)
         for label, colour in [*PARTS.values(), UPDATES]
     ]
-    if len(timed[["point", "sparsity"]].drop_duplicates()) < len(rows[["point", "sparsity"]].drop_duplicates()):
+    if whole:
         entries.append(style.handle(WHOLE[0], marker="s", color=WHOLE[1], markersize=5, markerfacecolor="none"))
     style.legend_above(figure, entries)
     style.finish(figure)

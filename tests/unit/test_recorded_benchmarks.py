@@ -61,6 +61,14 @@ def test_what_the_grid_has_takes_the_place_of_what_was_recorded(tmp_path):
     assert table["break_even"] == break_even_rows([*records[:-1], again]) != break_even_rows(records)
 
 
+def test_a_grid_without_benchmarks_of_a_gpu_takes_none_of_another_machine(tmp_path, capsys):
+    export([fake.make_record_of(POINTS[0])], tmp_path / "recorded")
+    where = ["--grid-dir", str(tmp_path / "grid"), "--recorded", str(tmp_path / "recorded"), "--tuned", str(tmp_path)]
+    assert main(["break-even", *where]) == 2
+    assert "good records of the suite 'kernels' of one GPU are needed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("suite", "part", "rows_of"),
     [("kernels", "break_even", break_even_rows), ("training_mlp", "train_break_even", train_break_even_rows)],

@@ -104,6 +104,23 @@ def test_the_real_run_of_the_readme_is_that_of_the_records():
             assert same(ratios[(*place, "pruned")], equal, 2)
 
 
+def test_what_the_readme_says_of_the_vit_is_what_the_records_say():
+    table = recorded_table()
+    results = paper_figures.load("results_table").rows(table)
+    results = results[(results["architecture"] == "vit-s-4") & (results["metric"] == "top1")]
+    top = results.set_index(["method", "sparsity"])["value"]
+    times = paper_figures.load("time_to_loss_table").rows(table)
+    times = times[(times["model"] == "vit-s-4") & (times["end_of"] == "steps")]
+    said = " ".join(README.split())
+    dense, *pruned = (
+        f"{100 * top[place]:.1f}" for place in [("dense", 0.0), *(("blast", s) for s in (0.8, 0.9, 0.95))]
+    )
+    assert f"({dense} % top-1 dense; {pruned[0]}, {pruned[1]} and {pruned[2]} % at 80, 90 and 95 %)" in said
+    ratio, share = times["ratio_without_compiling"], 100 * times["mask_update_share"]
+    assert f"({ratio.min():.2f} to {ratio.max():.2f} times)" in said
+    assert f"added {share.min():.0f} to {share.max():.0f} %" in said
+
+
 def test_every_path_the_readme_names_is_there():
     made_by_runs = ("results/", "points", "away", "my-sparse-model")
     named = re.findall(r"`((?:src|kernels|config|workflow|paper_figures|tests)/[\w/.-]*)`", README)

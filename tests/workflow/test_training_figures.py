@@ -148,6 +148,29 @@ def test_the_bars_of_the_breakdown_add_up_to_the_step(steps):
     assert panel.texts[0].get_text() == " 50"
 
 
+def test_a_step_whose_parts_were_not_timed_is_an_outline_as_long_as_it_took(tmp_path):
+    records = [fake_training.make_record_of(fake_training.make_point("gpt2", s)) for s in (0.8, 0.95)]
+    again = []
+    for record in records:
+        if record["point"]["sparsity"] == 0.8:
+            kept = [m for m in record["result"]["metrics"] if not m["metric"].startswith("time_")]
+            point = fake_training.make_point("gpt2", 0.8)
+            result = record["result"] | {"metrics": kept}
+            record = fake_training.make_record(point, status="ok", result=result, run=record["run"])
+        again.append(record)
+    for case, outlines in ((records, 0), (again, 1)):
+        export(case, tmp_path / str(outlines))
+        drawn = paper_figures.load("time_breakdown").draw(load_table(tmp_path / "none", tmp_path / str(outlines)))
+        (panel,) = [axes for axes in drawn.axes if axes.get_title(loc="left").startswith("GPT-2, ")]
+        hollow = [patch for patch in panel.patches if patch.get_facecolor()[3] == 0]
+        assert len(hollow) == outlines
+        named = {text.get_text() for legend in drawn.legends for text in legend.get_texts()}
+        assert ("the whole step, parts not run" in named) is bool(outlines)
+    step = next(m["value"] for m in records[0]["result"]["metrics"]
+                if (m["provider"], m["metric"]) == ("ours", "step_time"))  # fmt: skip
+    assert hollow[0].get_width() == pytest.approx(step)
+
+
 def test_the_table_of_mlps_gives_ours_over_compiled_dense_and_over_stk(tmp_path):
     export([fake_training.mlp_record(0.9), fake_training.mlp_record(0.8, "cpu-imaginary-processor")], tmp_path)
     module = paper_figures.load("training_mlp_table")

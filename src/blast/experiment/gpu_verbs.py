@@ -82,17 +82,17 @@ def break_even(options: argparse.Namespace) -> int:
     from blast.experiment.break_even_table import write_table
     from blast.experiment.train_break_even_table import SUITE, write_train_table
 
-    wrote = False
-    for suite, write in ((SUITE, write_train_table), ("kernels", write_table)):
-        records = _benchmarks(options.grid_dir, options.recorded, suite)
-        if records or (suite == "kernels" and not wrote):
-            print(f"written: {write(records, options.tuned)}")
-            wrote = True
+    found = {suite: _benchmarks(options.grid_dir, options.recorded, suite) for suite in (SUITE, "kernels")}
+    if found[SUITE]:
+        print(f"written: {write_train_table(found[SUITE], options.tuned)}")
+    # Without either, this one says what is missing.
+    if found["kernels"] or not found[SUITE]:
+        print(f"written: {write_table(found['kernels'], options.tuned)}")
     return 0
 
 
 def _benchmarks(grid_dir: Path, recorded: Path, suite: str) -> list[Record]:
-    """Benchmarks of a suite: those of a grid, and of the same GPU what it lacks of the recorded ones."""
+    """Benchmarks of a suite: those of a grid, if it has any, and of the same GPU what it lacks of the recorded ones."""
     from blast.experiment.recorded import recorded_benchmarks
     from blast.experiment.rows import read_grid
 
@@ -100,8 +100,5 @@ def _benchmarks(grid_dir: Path, recorded: Path, suite: str) -> list[Record]:
     local = [record for record in of_grid if (record["point"].get("benchmark") or {}).get("suite") == suite]
     done = {record["point"]["id"] for record in local if record["status"] == "ok"}
     machines = {record["run"].get("hardware") for record in local if record["run"].get("gpu")}
-    return local + [
-        record
-        for record in recorded_benchmarks(recorded, suite)
-        if record["point"]["id"] not in done and (not machines or record["run"]["hardware"] in machines)
-    ]
+    kept = recorded_benchmarks(recorded, suite) if machines else ()
+    return local + [r for r in kept if r["point"]["id"] not in done and r["run"]["hardware"] in machines]
