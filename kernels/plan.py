@@ -15,6 +15,8 @@ ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
 BLOCK_SIDES = (16, 32, 64, 128)
 # Multiprocessors of an H100 or H200; a plan wants two programs for each.
 MULTIPROCESSORS = 132
+# Columns of a block row from which several programs share it, if there are few rows (decode).
+LONG_ROW = 600
 # Bytes of shared memory that one program may have on an H100 or H200.
 SHARED_MEMORY = 232_448
 # Tokens of a tile of `persistent`, columns of a result that it stores at once, and bytes it takes beside its buffers.
@@ -146,7 +148,15 @@ def _streamed(tokens: int, records: int, b_out: int, b_in: int, gate: str, row_b
         return Plan("tiles", 16, 64, 128, 3, 4)
     halves = records * max(1, b_out // 64)
     narrow = gate == "tied" or (gate == "untied" and halves < MULTIPROCESSORS)
-    return Plan("stream", tile, min(32 if narrow else 64, b_out), max(128, b_in), 4, 4)
+    rows = min(32 if narrow else 64, b_out)
+    if not has_tma or not 32 <= b_in < 128:
+        return Plan("stream", tile, rows, max(128, b_in), 4, 4)
+    # One small block a step, pipelined deeply; steps over several of them take up to twice as long. Few long rows are
+    # shared by four programs each.
+    least = min(32, b_out)
+    if gate == "none" and row_blocks * b_in >= LONG_ROW and records * (b_out // least) <= MULTIPROCESSORS:
+        return Plan("stream", tile, least, b_in, 4, 4, split=4)
+    return Plan("stream", tile, rows, b_in, 6, 4)
 
 
 def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> Plan:

@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+# What is said when a run is stopped by hand (Ctrl-C), and the exit code that shells give it.
+STOPPED, STOPPED_CODE = "stopped; what is done is kept, and the same command goes on from there.", 130
+
+
 class BlastError(ValueError):
     """A fault in what the user gave; its message is one sentence fit to be shown without a traceback."""
 

@@ -128,6 +128,22 @@ def test_a_step_changes_live_blocks_and_no_mask(imaginary_gpu):
     assert all(not torch.equal(before[name], layer.values) for name, layer in sparse_layers(model).items())
 
 
+@pytest.mark.parametrize("architecture", ["vit-tiny", "gpt2-tiny"])
+def test_gradients_reach_every_block_of_a_fresh_model(imaginary_gpu, architecture):
+    """Of a ViT whose head is zero, as torchvision makes it, all gradients of blocks are zero, and any are right."""
+    work = training_trainee.workload_of(architecture, 64, 16, "bfloat16", torch.device("cpu"), False)
+    model = training_trainee.fresh_model(work, 0)
+    masks = training_trainee.random_model_masks(model, 0.5, (16, 16), 0, "uniform")
+    gradients = training_trainee.live_gradients(training_trainee.Trainee(work, model), masks)
+    assert all(gradient.abs().amax(dim=(1, 2)).min() > 0 for gradient in gradients)
+
+
+def test_gradients_that_are_all_zero_are_compared_with_nothing():
+    zeros = [torch.zeros(2, 2)]
+    with pytest.raises(BlastError, match="all gradients of the dense model are zero"):
+        training_step._distance([torch.ones(2, 2)], zeros)
+
+
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
 def test_a_mask_update_is_timed_on_steps_that_update(imaginary_gpu, monkeypatch, execution):
     """Each reading of the clock is a second later, and eleven if the mask was updated in between."""

@@ -63,7 +63,7 @@ def start(folder: Path, *points: Point) -> subprocess.Popen:
         write_json(folder / f"{one.id}.json", one.to_dict())
         files.append(str(folder / f"{one.id}.json"))
     command = [sys.executable, "-m", "blast", "job", *files, "--out", str(folder), "--log", str(folder / "log")]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(tmp_path):
@@ -91,18 +91,33 @@ def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(tmp_
     assert not state.exists()
 
 
-def test_the_child_of_a_killed_job_does_not_live_on(tmp_path):
-    job = start(tmp_path, point(training=TRAINING | {"steps": 100_000}, sparsify=SPARSIFY | {"steps": 100_000}))
+def started_for_long(folder: Path) -> tuple[subprocess.Popen, str]:
+    """A job that would take hours, and the process that trains for it."""
+    job = start(folder, point(training=TRAINING | {"steps": 100_000}, sparsify=SPARSIFY | {"steps": 100_000}))
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     deadline = time.monotonic() + 30
     while not (found := children.read_text().split()) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return job, found[0]
+
+
+def test_a_job_that_is_stopped_by_hand_says_so_in_one_sentence(tmp_path):
+    job, child = started_for_long(tmp_path)
+    os.killpg(job.pid, signal.SIGINT)
+    _, said = job.communicate(timeout=30)
+    assert job.returncode == 130
+    assert said == "blast: stopped; what is done is kept, and the same command goes on from there.\n"
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_the_child_of_a_killed_job_does_not_live_on(tmp_path):
+    job, child = started_for_long(tmp_path)
     os.kill(job.pid, signal.SIGKILL)
     job.wait(30)
     deadline = time.monotonic() + 30
-    while Path(f"/proc/{found[0]}").exists() and time.monotonic() < deadline:
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not Path(f"/proc/{found[0]}").exists()
+    assert not Path(f"/proc/{child}").exists()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from blast.errors import BlastError
+from blast.errors import STOPPED, STOPPED_CODE, BlastError
 from blast.experiment.job import run_points
 from blast.experiment.layout import GridFolder
 from blast.experiment.point import Point
@@ -23,3 +23,6 @@ except BlastError as error:
     with log.open("a") as stream:
         stream.write(f"{error}\n")
     sys.exit(f"blast: {error}")
+except KeyboardInterrupt:
+    print(f"blast: {STOPPED}", file=sys.stderr)
+    sys.exit(STOPPED_CODE)

@@ -246,7 +246,14 @@ class StepRun(StepRows):
 
 
 def _distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    """`‖found − exact‖ / ‖exact‖` over all matrices together; infinite if an element is NaN."""
+    """`‖found − exact‖ / ‖exact‖` over all matrices together; infinite if an element is NaN.
+
+    Raises:
+        BlastError: if all of `exact` is zero: nothing is that far from it, or everything.
+    """
     off = sum((a.float() - b.float()).square().sum() for a, b in zip(found, exact, strict=True))
-    distance = (off / sum(b.float().square().sum() for b in exact)).sqrt().item()
+    norm = sum(b.float().square().sum() for b in exact)
+    if norm == 0:
+        raise BlastError("all gradients of the dense model are zero, so that none can be compared; nothing was timed.")
+    distance = (off / norm).sqrt().item()
     return distance if distance == distance else float("inf")

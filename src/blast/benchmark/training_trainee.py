@@ -25,6 +25,8 @@ from blast.training.loop import make_optimizer
 from blast.training.settings import TrainingSettings
 
 CLIP = 1.0
+# Standard deviation of weights that an architecture leaves at zero; GPT-2's for all of its own.
+FIRST_SPREAD = 0.02
 
 
 class Workload(NamedTuple):
@@ -152,10 +154,17 @@ class Trainee:
 
 
 def fresh_model(workload: Workload, seed: int) -> nn.Module:
-    """The architecture with random weights in float32, made on its device."""
+    """The architecture with random weights in float32, made on its device.
+
+    No linear layer is all zero, as torchvision's head of a ViT is at first: it would let no gradient through, and all
+    that is compared or timed in the backward pass would be zeros.
+    """
     torch.manual_seed(seed)
     with torch.device(workload.device):
         model = architectures.build(workload.architecture)
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and not module.weight.any():
+                nn.init.normal_(module.weight, std=FIRST_SPREAD)
     return model.to(workload.device).train()
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from blast.errors import BlastError
+from blast.errors import STOPPED, STOPPED_CODE, BlastError
 from blast.experiment.gpu_verbs import bench, break_even, plan_of, tune, tuned_plans
 from blast.experiment.layout import GridFolder
 
@@ -243,3 +243,16 @@ def main(arguments: list[str] | None = None) -> int:
     except BlastError as error:
         print(f"blast: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        # One of our own is a fault of ours.
+        if (error.name or "blast").startswith("blast"):
+            raise
+        print(
+            f"blast: the package '{error.name}' is not installed in this environment; `make env` installs all that the "
+            "workflow needs, `pip install -e '.[experiment]'` what this environment lacks.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"blast: {STOPPED}", file=sys.stderr)
+        return STOPPED_CODE
