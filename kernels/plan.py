@@ -1,8 +1,8 @@
 """Which kernel, with which tiles, for a product of a given shape: rules read off measurements (see NOTES.md).
 
 The rules are what runs without a table of the GPU (`tuned_plans`). They were read off a sweep on an H100 with blocks of
-128, sparsity .95 (and .8 for 8192 tokens), shapes of Llama 1B to 405B and 16, 128 and 2048 tokens; everything else is
-an inference from that.
+128, sparsity .95 (and .8 for 8192 tokens), shapes of Llama 1B to 405B and 16, 128 and 2048 tokens, and for up to 16
+tokens off all that the table holds; everything else is an inference from that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BLOCK_SIDES = (16, 32, 64, 128)
 # Multiprocessors of an H100 or H200; a plan wants two programs for each.
 MULTIPROCESSORS = 132
 # Columns of a block row from which several programs share it, if there are few rows (decode).
-LONG_ROW = 600
+LONG_ROW = 400
 # Bytes of shared memory that one program may have on an H100 or H200.
 SHARED_MEMORY = 232_448
 # Tokens of a tile of `persistent`, columns of a result that it stores at once, and bytes it takes beside its buffers.
@@ -123,7 +123,7 @@ def plan_for(
         # The packed rows of tied weights are twice as many: a step of 64 columns keeps the pipeline deep.
         return Plan("tiles", 32, half, min(64 if gate == "tied" else 128, b_in), 4, 4)
     if tokens <= 256:
-        return _middling(tokens, programs, half, b_in, gate, weights_first)
+        return _middling(tokens, programs, half, b_in, gate, weights_first, row_blocks * b_in)
     k = min(64, b_in)
     if gate == "tied":
         if row_blocks >= 16 and b_out == 128:
@@ -149,14 +149,15 @@ def _streamed(tokens: int, records: int, b_out: int, b_in: int, gate: str, row_b
     halves = records * max(1, b_out // 64)
     narrow = gate == "tied" or (gate == "untied" and halves < MULTIPROCESSORS)
     rows = min(32 if narrow else 64, b_out)
-    if not has_tma or not 32 <= b_in < 128:
+    if not has_tma or b_in < 32:
         return Plan("stream", tile, rows, max(128, b_in), 4, 4)
-    # One small block a step, pipelined deeply; steps over several of them take up to twice as long. Few long rows are
-    # shared by four programs each.
-    least = min(32, b_out)
-    if gate == "none" and row_blocks * b_in >= LONG_ROW and records * (b_out // least) <= MULTIPROCESSORS:
+    # Few long rows are shared by four programs each.
+    least = min(32 if b_in < 128 else 64, b_out)
+    long = row_blocks * b_in >= LONG_ROW * (1 if b_in < 128 else 2)
+    if gate == "none" and long and records * b_out <= 32 * MULTIPROCESSORS:
         return Plan("stream", tile, least, b_in, 4, 4, split=4)
-    return Plan("stream", tile, rows, b_in, 6, 4)
+    # Several blocks of 32 columns a step, one that is larger.
+    return Plan("stream", tile, rows, 128 if b_in == 32 else b_in, 4 if b_in == 128 else 6, 4)
 
 
 def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> Plan:
@@ -169,13 +170,17 @@ def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> Plan
     return Plan("stream", tile, min(64 if large else 32, b_out), max(128, b_in), 3, 4)
 
 
-def _middling(tokens: int, programs: int, half: int, b_in: int, gate: str, weights_first: bool) -> Plan:
+def _middling(tokens: int, programs: int, half: int, b_in: int, gate: str, weights_first: bool, columns: float) -> Plan:
     """33 to 256 tokens: where programs are few, half a token tile each and deep steps."""
     programs *= -(-tokens // 128)
     deep, plain = min(128, b_in), min(64, b_in)
     enough = programs > 64 if gate == "none" else programs >= 2 * MULTIPROCESSORS
     tile = 128 if tokens > 64 and (enough or not weights_first) else 64
     if gate == "none":
+        if not enough:
+            # Long rows of small blocks are many short steps: four programs share them.
+            split = 4 if b_in == 32 and columns >= 2 * LONG_ROW else 1
+            return Plan("tiles", 64, half, deep, 4, 4, weights_first, split=split)
         return Plan("tiles", tile, half, deep, 4, 4, weights_first)
     if gate == "tied":
         return Plan("tiles", tile, half, plain, 3, 4, weights_first)

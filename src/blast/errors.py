@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 # What is said when a run is stopped by hand (Ctrl-C), and the exit code that shells give it.
 STOPPED, STOPPED_CODE = "stopped; what is done is kept, and the same command goes on from there.", 130
 

@@ -98,3 +98,16 @@ def test_a_plan_that_wants_more_memory_than_there_is_does_not_fit():
     assert not fits(Plan("tiles", 32, 64, 128, 6, 4), 128, 128, "tied")
     assert not fits(Plan("tiles", 128, 128, 64, 3, 4), 64, 128, "none")
     assert not fits(Plan("tiles", 64, 32, 64, 3, 4), 128, 128, "none")
+
+
+def test_few_long_rows_are_shared_by_programs_and_small_blocks_pipelined_deeply():
+    """50 rows of 60 blocks of 32 columns once took ten times as long as 40 blocks, for which a sweep had split them."""
+    assert plan_for(1, 50, 32, 32, "none", row_blocks=60) == Plan("stream", 16, 32, 32, 4, 4, split=4)
+    assert plan_for(1, 16, 64, 128, "none", row_blocks=8) == Plan("stream", 16, 64, 128, 4, 4, split=4)
+    assert plan_for(128, 50, 32, 32, "none", row_blocks=60).split == 4
+    for place in ((1, 500, 32, 32), (1, 50, 64, 64)):
+        assert plan_for(*place, "none", row_blocks=4).split == 1
+    assert plan_for(16, 48, 64, 64, "none", row_blocks=2) == Plan("stream", 16, 64, 64, 6, 4)
+    assert plan_for(16, 200, 32, 32, "none", row_blocks=10) == Plan("stream", 16, 32, 128, 6, 4)
+    # Without the tensor memory accelerator nothing of this was measured.
+    assert plan_for(1, 50, 32, 32, "none", has_tma=False, row_blocks=60) == Plan("stream", 16, 32, 128, 4, 4)

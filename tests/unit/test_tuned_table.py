@@ -84,6 +84,13 @@ def test_tuning_again_keeps_other_versions_and_the_break_even_points(tmp_path):
     assert read_table(GPU, tmp_path) == (point,)
 
 
+def test_tuning_some_products_keeps_the_plans_of_others(tmp_path):
+    write_plans([record({RULES: 1.0, OTHER: 0.8}), record({RULES: 1.0, OTHER: 0.8}, records=64)], tmp_path)
+    file = write_plans([record({RULES: 1.0, THIRD: 0.7}, records=64)], tmp_path)
+    rows = json.loads(file.read_text())["plans"]["3.6"]["rows"]
+    assert [(row["records"], Plan(*row["plan"])) for row in rows] == [(32, OTHER), (64, THIRD)]
+
+
 def test_a_damaged_table_is_not_written_over(tmp_path):
     file = tmp_path / f"{GPU}.json"
     file.write_text("[1, 2")

@@ -10,7 +10,9 @@ import pytest
 
 def run_without(package: str, *words: str) -> subprocess.CompletedProcess:
     """The command in an environment that lacks a package."""
-    script = f"import sys; sys.modules[{package!r}] = None; from blast.experiment.cli import main; sys.exit(main({words}))"
+    script = (
+        f"import sys; sys.modules[{package!r}] = None; from blast.experiment.cli import main; sys.exit(main({words}))"
+    )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
 

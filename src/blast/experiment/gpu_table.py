@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,33 @@ def update_table(folder: Path, gpu: str, parts: Mapping[str, Any]) -> Path:
         BlastError: if the file that is there is damaged.
     """
     file = Path(folder, f"{gpu}.json")
-    try:
+    with _undamaged(file):
         table = json.loads(file.read_text()) if file.is_file() else {}
         for name, part in parts.items():
             table[name] = {**table.get(name, {}), **part} if isinstance(part, Mapping) else part
-    except (ValueError, TypeError) as error:
-        raise BlastError(f"{file}: is no table of a GPU ({error}); restore or delete it.") from None
     write_atomically(file, _text({"gpu": gpu, **table}) + "\n")
     return file
+
+
+def plans_of_table(folder: Path, gpu: str, triton: str) -> list[dict[str, Any]]:
+    """The plans that the table of a GPU holds for a minor version of Triton; none if there is no table.
+
+    Raises:
+        BlastError: if the file is damaged.
+    """
+    file = Path(folder, f"{gpu}.json")
+    if not file.is_file():
+        return []
+    with _undamaged(file):
+        return json.loads(file.read_text()).get("plans", {}).get(triton, {}).get("rows", [])
+
+
+@contextmanager
+def _undamaged(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BlastError(f"{file}: is no table of a GPU ({error}); restore or delete it.") from None
 
 
 def _text(value: Any, indent: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from blast_kernels.tuned_plans import minor
 
-from blast.experiment.gpu_table import good_records, run_of, update_table
+from blast.experiment.gpu_table import good_records, plans_of_table, run_of, update_table
 from blast.experiment.rows import Record
 
 # The rules keep their plan where no other is this much faster: less is what two runs of one plan differ by.
@@ -63,7 +63,9 @@ def plan_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def write_plans(records: Iterable[Record], folder: Path) -> Path:
-    """Writes the plans of the GPU and the version of Triton that the records were made with; other versions stay.
+    """Writes the plans of the GPU and the version of Triton that the records were made with.
+
+    Other versions stay, and of this one the plans of products that no record is of.
 
     Args:
         records: Records of a grid; those of other suites and failed ones are passed over.
@@ -79,5 +81,13 @@ def write_plans(records: Iterable[Record], folder: Path) -> Path:
     versions: dict[str, list[Record]] = defaultdict(list)
     for record in good:
         versions[minor(record["run"]["versions"]["triton"])].append(record)
-    plans = {name: {"run": run_of(made[0]), "rows": plan_rows(made)} for name, made in sorted(versions.items())}
+    plans = {}
+    for name, made in sorted(versions.items()):
+        rows = {_place(row): row for row in (*plans_of_table(folder, gpu, name), *plan_rows(made))}
+        plans[name] = {"run": run_of(made[0]), "rows": [row for _, row in sorted(rows.items())]}
     return update_table(folder, gpu, {"plans": plans})
+
+
+def _place(row: dict[str, Any]) -> tuple:
+    """Which product a row of the table is of."""
+    return (*row["block"], *(row[key] for key in ("gate", "dtype", "tokens", "records", "row_blocks")))
