@@ -1,9 +1,10 @@
 """From which sparsity on the sparse kernels beat dense cuBLAS: read from a table of the GPU, or judged without one.
 
 `tuned/<gpu>.json` holds `{"gpu": …, "break_even_run": {…}, "break_even": [row, …]}`, and beside it what `tuned_plans`
-reads; either part may be missing. A row
-`{"block": [64, 64], "gate": "untied", "dtype": "bfloat16", "tokens": 16, "sparsity": 0.42}` says that at so many tokens
-sparse is faster from that sparsity on. Between listed numbers of tokens the nearer one, by ratio, counts.
+reads; either part may be missing. A row `{"block": [64, 64], "gate": "untied", "dtype": "bfloat16", "in": 2048,
+"hidden": 8192, "tokens": 16, "sparsity": 0.42}` says that in an MLP of that size, at so many tokens, sparse is faster
+from that sparsity on. The shape nearest by its number of weights counts, and between listed numbers of tokens the nearer
+one, by ratio.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 TUNED = Path(__file__).parent / "tuned"
 # Without a table, by the shorter side of a block: judged from the measurements in NOTES.md, on the safe side.
 JUDGED = {128: 0.6, 64: 0.65, 32: 0.8, 16: 0.9}
-KEYS = ("block", "gate", "dtype", "tokens", "sparsity")
+KEYS = ("block", "gate", "dtype", "in", "hidden", "tokens", "sparsity")
 
 # Ranges of tokens, each up to a limit (None: no end) with whether dense is faster there.
 Ranges = tuple[tuple[int | None, bool], ...]
@@ -35,7 +36,13 @@ def gpu_name(device: torch.device) -> str | None:
 
 
 def dense_ranges(
-    sparsity: float, block: Sequence[int], gate: str, dtype: torch.dtype, gpu: str | None, folder: Path = TUNED
+    sparsity: float,
+    block: Sequence[int],
+    gate: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    gpu: str | None,
+    folder: Path = TUNED,
 ) -> Ranges:
     """For which numbers of tokens dense is faster than a matrix of this sparsity.
 
@@ -43,6 +50,7 @@ def dense_ranges(
         sparsity: Share of empty blocks.
         block: `[b_out, b_in]` of the front.
         gate: `none`, `untied` or `tied`.
+        shape: `(hidden, in)` of the front.
         dtype: Of weights and activations.
         gpu: As `gpu_name` gives it; None (no GPU) means sparse always.
         folder: Where the tables are.
@@ -61,12 +69,24 @@ def dense_ranges(
         side = min(block)
         limit = min((known for known in JUDGED if known >= side), default=128)
         return ((None, sparsity < JUDGED[limit]),)
+    rows = rows_of_nearest_shape(rows, shape)
     rows.sort(key=lambda row: row["tokens"])
     ranges: list[tuple[int | None, bool]] = []
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         end = None if following is None else math.isqrt(row["tokens"] * following["tokens"])
         ranges.append((end, sparsity < row["sparsity"]))
     return tuple(ranges)
+
+
+def rows_of_nearest_shape(rows: Sequence[dict[str, Any]], shape: tuple[int, int]) -> list[dict[str, Any]]:
+    """Those rows whose shape is nearest by its number of weights; of two as near, the first.
+
+    Args:
+        rows: At least one, each with `in` and `hidden`.
+        shape: `(hidden, in)`.
+    """
+    nearest = min(rows, key=lambda row: abs(math.log(row["in"] * row["hidden"] / math.prod(shape))))
+    return [row for row in rows if (row["in"], row["hidden"]) == (nearest["in"], nearest["hidden"])]
 
 
 def dense_wins(tokens: int, ranges: Ranges) -> bool:

@@ -10,16 +10,21 @@ from blast_kernels import break_even
 from blast_kernels.break_even import dense_ranges, dense_wins
 
 GPU = "imaginary-gpu"
+SHAPE = (8192, 2048)
 
 
 def table(folder, *rows):
     fixed = {"block": [64, 64], "gate": "untied", "dtype": "bfloat16"}
-    values = [fixed | {"tokens": tokens, "sparsity": sparsity} for tokens, sparsity in rows]
+    shapes = [shape or SHAPE for *_, shape in [(*row, None)[:3] for row in rows]]
+    values = [
+        fixed | {"in": width, "hidden": hidden, "tokens": row[0], "sparsity": row[1]}
+        for row, (hidden, width) in zip(rows, shapes, strict=True)
+    ]
     (folder / f"{GPU}.json").write_text(json.dumps({"gpu": GPU, "break_even": values}))
 
 
-def wins(folder, tokens, sparsity, block=(64, 64), dtype=torch.bfloat16):
-    return dense_wins(tokens, dense_ranges(sparsity, block, "untied", dtype, GPU, folder))
+def wins(folder, tokens, sparsity, block=(64, 64), dtype=torch.bfloat16, shape=SHAPE):
+    return dense_wins(tokens, dense_ranges(sparsity, block, "untied", shape, dtype, GPU, folder))
 
 
 def test_dense_runs_below_the_break_even_of_the_nearest_number_of_tokens(tmp_path):
@@ -31,6 +36,14 @@ def test_dense_runs_below_the_break_even_of_the_nearest_number_of_tokens(tmp_pat
     assert wins(tmp_path, 182, 0.5)
     assert wins(tmp_path, 100_000, 0.69)
     assert not wins(tmp_path, 100_000, 0.7)
+
+
+def test_the_shape_with_the_nearest_number_of_weights_decides(tmp_path):
+    table(tmp_path, (16, 0.4, (3072, 768)), (2048, 0.5, (3072, 768)), (16, 0.7, (53248, 16384)))
+    assert not wins(tmp_path, 16, 0.45, shape=(5120, 1280))
+    assert wins(tmp_path, 16, 0.45, shape=(28672, 8192))
+    # It is looked for before the number of tokens.
+    assert wins(tmp_path, 4096, 0.6, shape=(28672, 8192))
 
 
 def test_another_block_or_dtype_is_judged_without_the_table(tmp_path):
@@ -48,7 +61,7 @@ def test_without_a_table_very_sparse_runs_sparse_and_nearly_full_runs_dense(tmp_
 
 def test_without_a_gpu_dense_is_never_chosen():
     assert break_even.gpu_name(torch.device("cpu")) is None
-    assert not dense_wins(64, dense_ranges(0.0, (16, 16), "none", torch.float32, None))
+    assert not dense_wins(64, dense_ranges(0.0, (16, 16), "none", SHAPE, torch.float32, None))
 
 
 def test_a_damaged_table_is_named_in_one_sentence(tmp_path):

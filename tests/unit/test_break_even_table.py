@@ -7,9 +7,15 @@ import pytest
 from blast.errors import BlastError
 from blast.experiment.break_even_table import break_even_rows, write_table
 
+SIZES = {
+    "gpt2": {"hidden": 768, "ffn": 3072},
+    "vit-b-16": {"hidden": 768, "ffn": 3072},
+    "gpt2-xl": {"hidden": 1600, "ffn": 6400},
+}
+
 
 def record(sparsity: float, ours: float, shape: str = "gpt2", hardware: str = "imaginary-gpu", status: str = "ok"):
-    entry = {"metric": "latency", "tokens": 16, "dtype": "bfloat16", "setting": {"mask": "uniform"}}
+    entry = {"metric": "latency", "tokens": 16, "dtype": "bfloat16", "setting": SIZES[shape] | {"mask": "uniform"}}
     metrics = [
         entry | {"provider": "ours", "value": ours, "tied": False},
         entry | {"provider": "ours_skipped", "value": ours / 100, "tied": False},
@@ -41,7 +47,12 @@ def test_where_ours_never_lost_live_blocks_may_grow_until_it_would():
     assert limit(record(0.5, 0.1)) == 0.0
 
 
-def test_the_slowest_shape_decides():
+def test_shapes_have_rows_of_their_own():
+    rows = break_even_rows([record(0.7, 0.9), record(0.7, 1.1, "gpt2-xl"), record(0.9, 0.5, "gpt2-xl")])
+    assert [(row["in"], row["hidden"], row["sparsity"]) for row in rows] == [(768, 3072, 0.6667), (1600, 6400, 0.9)]
+
+
+def test_of_architectures_that_share_a_shape_the_slowest_decides():
     assert limit(record(0.7, 0.9), record(0.9, 0.5), record(0.7, 1.1, "vit-b-16"), record(0.9, 0.6, "vit-b-16")) == 0.9
 
 
@@ -51,7 +62,9 @@ def test_the_table_that_is_written_is_read_by_the_kernels(tmp_path):
 
     file = write_table([record(0.5, 1.2), record(0.7, 0.9)], tmp_path)
     assert file.name == "imaginary-gpu.json"
-    ranges = [dense_ranges(s, (64, 64), "untied", torch.bfloat16, "imaginary-gpu", tmp_path) for s in (0.6, 0.8)]
+    ranges = [
+        dense_ranges(s, (64, 64), "untied", (3072, 768), torch.bfloat16, "imaginary-gpu", tmp_path) for s in (0.6, 0.8)
+    ]
     assert [dense_wins(16, found) for found in ranges] == [True, False]
 
 

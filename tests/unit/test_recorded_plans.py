@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from blast_kernels.break_even import dense_ranges, dense_wins
 from blast_kernels.plan import plan_for
 from blast_kernels.tuned_plans import tuned_plan
 
@@ -48,3 +49,26 @@ def test_a_pick_from_the_table_costs_a_few_percent_of_the_best_plan_at_most():
             costs.append(plans[tuple(pick)] / min(plans.values()) - 1)
     assert len(costs) >= 350
     assert max(costs) < 0.0201
+
+
+def test_the_choice_between_sparse_and_dense_costs_little_wherever_both_were_timed():
+    times: dict[tuple, dict[str, float]] = {}
+    with (ROOT / "results/recorded" / GPU / "kernels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            facts = json.loads(row["setting"])
+            timed = row["suite"] == "kernels" and row["metric"] == "latency" and row["status"] == "ok"
+            if timed and (row["provider"] == "dense_eager" or facts.get("mask") == "uniform"):
+                gate = {"": "none", "false": "untied", "true": "tied"}[row["tied"]]
+                shape, block = (facts["ffn"], facts["hidden"]), tuple(map(int, row["block"].split("x")))
+                place = facts["point"], int(row["tokens"]), block, shape, float(row["sparsity"])
+                times.setdefault(place, {})[row["provider"] if row["provider"] != "ours" else gate] = float(
+                    row["value"]
+                )
+    costs = []
+    for (_, tokens, block, shape, sparsity), found in times.items():
+        for gate in found.keys() & {"none", "untied", "tied"}:
+            ranges = dense_ranges(sparsity, block, gate, shape, torch.bfloat16, GPU)
+            picked = found["dense_eager" if dense_wins(tokens, ranges) else gate]
+            costs.append(picked / min(found["dense_eager"], found[gate]))
+    assert len(costs) >= 2000
+    assert max(costs) < 1.1

@@ -75,7 +75,15 @@ def test_the_table_that_is_written_is_read_by_the_kernels(tmp_path):
 
 
 def test_tuning_again_keeps_other_versions_and_the_break_even_points(tmp_path):
-    point = {"block": [64, 64], "gate": "none", "dtype": "bfloat16", "tokens": 16, "sparsity": 0.5}
+    point = {
+        "block": [64, 64],
+        "gate": "none",
+        "dtype": "bfloat16",
+        "in": 768,
+        "hidden": 3072,
+        "tokens": 16,
+        "sparsity": 0.5,
+    }
     update_table(tmp_path, GPU, {"break_even": [point]})
     write_plans([record({RULES: 1.0}), record({RULES: 1.0, OTHER: 0.8}, triton="3.9.1")], tmp_path)
     write_plans([record({RULES: 1.0, THIRD: 0.7})], tmp_path)

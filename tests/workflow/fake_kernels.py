@@ -64,9 +64,11 @@ def make_record_of(point: Point, hardware: str = GPU) -> dict[str, Any]:
             metrics.append(_entry("latency", "ms", 0.4 * dense, "stk", tokens, setting={"mask": "uniform"}))
             cause = {"setting": {"mask": "uniform", "cause": "the package blksprs is not installed"}}
             metrics.append(_entry("latency", "ms", None, "blksprs", tokens, status="not run", **cause))
+    common = {"hidden": shape.hidden, "ffn": shape.ffn}
     if point.benchmark["down_block"] == "transposed":
-        for entry in metrics:
-            entry["setting"] = entry.get("setting", {}) | {"down_block": "transposed"}
+        common["down_block"] = "transposed"
+    for entry in metrics:
+        entry["setting"] = entry.get("setting", {}) | common
     result = {"metrics": metrics, "curves": {}, "sparsity": {"target": point.sparsity, "achieved": point.sparsity}}
     return make_record(point, status="ok", result=result, run=run_part(hardware, point.id, gpu="Imaginary"))
 

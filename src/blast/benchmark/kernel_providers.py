@@ -190,7 +190,9 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
             if fp8:
                 made.append(_fp8_provider(case, x, rows, (kind, tied), expected, facts))
             gpu = gpu_name(case.machine.device)
-            ranges = dense_ranges(case.sparsity, case.size.block, weights[0].gate, case.size.dtype, gpu)
+            ranges = dense_ranges(
+                case.sparsity, case.size.block, weights[0].gate, (case.size.ffn, case.size.hidden), case.size.dtype, gpu
+            )
             if dense_wins(tokens, ranges):
                 made.append(_fallback(case, x, rows, weights, expected, key, flag, facts))
     return made

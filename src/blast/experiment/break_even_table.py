@@ -9,13 +9,11 @@ from typing import Any
 from blast.experiment.gpu_table import break_even, good_records, latencies, run_of, update_table
 from blast.experiment.rows import Record
 
-PLACE = ("tokens", "dtype", "gate")
-
 
 def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """The sparsity from which on ours was faster than eager dense, by block, gate, dtype and number of tokens.
+    """The sparsity from which on ours was faster than eager dense, by block, gate, dtype, shape and number of tokens.
 
-    The slowest of the shapes that were measured decides; see `gpu_table.break_even`.
+    Of architectures that share a shape the slowest decides; see `gpu_table.break_even`.
 
     Args:
         records: Good records of the suite `kernels`, of one GPU; uniform masks are looked at.
@@ -27,13 +25,15 @@ def break_even_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
         for entry, gate in timed:
             if entry["provider"] != "ours" or entry["setting"].get("mask") != "uniform":
                 continue
-            place = (tuple(point["block"]), gate, entry["dtype"], entry["tokens"])
+            size = entry["setting"]["hidden"], entry["setting"]["ffn"]
+            place = (tuple(point["block"]), gate, entry["dtype"], *size, entry["tokens"])
             results = ratios.setdefault(place, {}).setdefault(point["sparsity"], [])
             results.append(dense[entry["tokens"]] / entry["value"])
     rows = []
-    for (block, gate, dtype, tokens), results in sorted(ratios.items()):
+    for (block, *place), results in sorted(ratios.items()):
         limit = break_even({sparsity: min(found) for sparsity, found in results.items()})
-        rows.append({"block": list(block), "gate": gate, "dtype": dtype, "tokens": tokens, "sparsity": limit})
+        facts = zip(("gate", "dtype", "in", "hidden", "tokens"), place, strict=True)
+        rows.append({"block": list(block), **dict(facts), "sparsity": limit})
     return rows
 
 

@@ -233,7 +233,8 @@ class SparseMlp(nn.Module):
         up, values = self._layer(self.roles.up), self.layers[0].values
         total = sum(layer.in_features * layer.out_features for layer in self.layers)
         sparsity = 1 - sum(layer.values.numel() for layer in self.layers) / total
-        self._ranges = dense_ranges(sparsity, up.block, self.gate, values.dtype, gpu_name(values.device))
+        shape, gpu = (up.out_features, up.in_features), gpu_name(values.device)
+        self._ranges = dense_ranges(sparsity, up.block, self.gate, shape, values.dtype, gpu)
         # No dense weights are held where the table never calls for them.
         if any(dense for _, dense in self._ranges):
             self._dense = [layer.matrix().to_dense() for layer in self.layers]

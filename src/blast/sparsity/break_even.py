@@ -7,11 +7,10 @@ tokens against the compiled dense one. Of a block and gate the shape nearest by 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
-from blast_kernels.break_even import TUNED, gpu_name, read_part
+from blast_kernels.break_even import TUNED, gpu_name, read_part, rows_of_nearest_shape
 
 from blast.sparsity.blocks import BlockShape
 
@@ -47,4 +46,4 @@ def training_break_even(
     rows = [row for row in measured if row["block"] == list(block) and row["gate"] == gate]
     if not rows:
         return JUDGED.get(max((known for known in JUDGED if known <= min(block)), default=0), NEVER)
-    return min(rows, key=lambda row: abs(math.log(row["in"] * row["hidden"] / (shape[0] * shape[1]))))["sparsity"]
+    return rows_of_nearest_shape(rows, shape)[0]["sparsity"]
