@@ -2,8 +2,8 @@
 
 `tuned/<gpu>.json` holds `{"gpu": …, "break_even_run": {…}, "break_even": [row, …]}`, and beside it what `tuned_plans`
 reads; either part may be missing. A row `{"block": [64, 64], "gate": "untied", "dtype": "bfloat16", "in": 2048,
-"hidden": 8192, "tokens": 16, "sparsity": 0.42}` says that in an MLP of that size, at so many tokens, sparse is faster
-from that sparsity on. The shape nearest by its number of weights counts, and between listed numbers of tokens the nearer
+"hidden": 8192, "tokens": 16, "sparsity": 0.42}` says that in an MLP of that size, at so many tokens, sparse wins from
+that sparsity on. The shape nearest by its number of weights counts, and between listed numbers of tokens the nearer
 one, by ratio.
 """
 

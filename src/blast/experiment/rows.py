@@ -6,8 +6,10 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from blast.errors import BlastError
@@ -228,14 +230,23 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
     write_atomically(Path(file), text.getvalue())
 
 
-def _value(column: str, text: str) -> Any:
-    if text == "":
-        return None
+def _reader_of(column: str) -> Callable[[str], Any]:
     if column in FLOATS:
-        return float(text)
+        return float
     if column in INTEGERS:
-        return int(text)
-    return text == "true" if column in BOOLEANS else text
+        return int
+    return "true".__eq__ if column in BOOLEANS else str
+
+
+# Some metrics of a point have the same setting: it is taken apart once.
+@lru_cache(maxsize=1 << 16)
+def read_setting(text: str | None) -> Mapping[str, Any]:
+    """The `setting` of a row, not to be changed.
+
+    Raises:
+        ValueError: if it is no JSON.
+    """
+    return MappingProxyType(json.loads(text or "{}"))
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -251,11 +262,12 @@ def read_rows(file: Path) -> list[Row]:
         if tuple(header) != COLUMNS:
             odd = sorted(set(COLUMNS) ^ set(header)) or ["the order"]
             raise BlastError(f"{file}: its columns differ from the expected ones in {', '.join(odd)}; {remedy}")
-        rows = []
+        rows, readers = [], [(column, _reader_of(column)) for column in COLUMNS]
         for values in reader:
             try:
-                rows.append({column: _value(column, text) for column, text in zip(COLUMNS, values, strict=True)})
-                json.loads(rows[-1]["setting"] or "{}")
+                cells = zip(readers, values, strict=True)
+                rows.append({column: read(text) if text else None for (column, read), text in cells})
+                read_setting(rows[-1]["setting"])
             except ValueError as error:
                 raise BlastError(f"{file}: line {reader.line_num} is damaged ({error}); {remedy}") from error
     return rows

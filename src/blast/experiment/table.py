@@ -12,7 +12,17 @@ import pandas as pd
 
 from blast.experiment.point import Point
 from blast.experiment.record import read_json, read_record
-from blast.experiment.rows import COLUMNS, FLOATS, INTEGERS, Row, execution_facts, read_grid, read_rows, record_rows
+from blast.experiment.rows import (
+    COLUMNS,
+    FLOATS,
+    INTEGERS,
+    Row,
+    execution_facts,
+    read_grid,
+    read_rows,
+    read_setting,
+    record_rows,
+)
 
 # Taken out of the `setting` of each row, as every view needs them.
 FROM_SETTING = (
@@ -41,7 +51,7 @@ def as_table(rows: Iterable[Row], source: str = "local") -> pd.DataFrame:
     seed: rows that agree in it are repetitions of one another.
     """
     rows = [row | {"source": row.get("source", source)} for row in rows]
-    settings = [json.loads(row["setting"] or "{}") for row in rows]
+    settings = [read_setting(row["setting"]) for row in rows]
     data: dict[str, Any] = {}
     for column in (*COLUMNS, "source"):
         values = [row.get(column) for row in rows]
@@ -137,7 +147,7 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
             masks[point["id"]] = str(Path(grid_dir, "points", point["id"], artifact["path"]))
     for file in sorted(Path(recorded_dir).glob("*/*.csv")):
         for row in read_rows(file):
-            setting = json.loads(row["setting"] or "{}")
+            setting = read_setting(row["setting"])
             if (setting.get("grid"), setting.get("point"), row["hardware"]) not in local:
                 rows.append(row | {"source": "recorded"})
                 done.add(setting.get("point"))
