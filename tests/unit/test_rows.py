@@ -98,6 +98,9 @@ def test_an_edited_file_of_rows_is_refused_with_its_name(tmp_path):
     file.write_text(text.rstrip("\n")[:-30])
     with pytest.raises(BlastError, match=r"line 3 is damaged"):
         read_rows(file)
+    write_rows(file, [dict.fromkeys(COLUMNS) | {"setting": "[3]"}])
+    with pytest.raises(BlastError, match=r"line 2 is damaged \(the setting is no object"):
+        read_rows(file)
 
 
 def test_exporting_twice_changes_nothing_and_order_does_not_matter(tmp_path):

@@ -244,9 +244,12 @@ def read_setting(text: str | None) -> Mapping[str, Any]:
     """The `setting` of a row, not to be changed.
 
     Raises:
-        ValueError: if it is no JSON.
+        ValueError: if it is no JSON object.
     """
-    return MappingProxyType(json.loads(text or "{}"))
+    setting = json.loads(text or "{}")
+    if not isinstance(setting, dict):
+        raise ValueError(f"the setting is no object: {setting}")
+    return MappingProxyType(setting)
 
 
 def read_rows(file: Path) -> list[Row]:
