@@ -101,23 +101,28 @@ def started_for_long(folder: Path) -> tuple[subprocess.Popen, str]:
     return job, found[0]
 
 
+def gone(process: str) -> bool:
+    """Whether a process ends within half a minute."""
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not Path(f"/proc/{process}").exists()
+
+
 def test_a_job_that_is_stopped_by_hand_says_so_in_one_sentence(tmp_path):
     job, child = started_for_long(tmp_path)
     os.killpg(job.pid, signal.SIGINT)
     _, said = job.communicate(timeout=30)
     assert job.returncode == 130
     assert said == "blast: stopped; what is done is kept, and the same command goes on from there.\n"
-    assert not Path(f"/proc/{child}").exists()
+    assert gone(child)
 
 
 def test_the_child_of_a_killed_job_does_not_live_on(tmp_path):
     job, child = started_for_long(tmp_path)
     os.kill(job.pid, signal.SIGKILL)
     job.wait(30)
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{child}").exists()
+    assert gone(child)
 
 
 @pytest.fixture(scope="module")
