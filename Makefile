@@ -29,9 +29,8 @@ $(VENV)/.done: requirements.lock pyproject.toml
 smoke: env
 	$(RUN) snakemake --cores $(CORES) all --configfile config/smoke.yaml
 
-# As many at once as there are processors, up to four: each takes about a gigabyte.
 test: env
-	$(RUN) python -m pytest -n logical --maxprocesses 4 -m "not slow and not gpu and not browser"
+	$(RUN) python -m pytest -n 2 -m "not slow and not gpu and not browser"
 
 test-slow: env
 	$(RUN) python -m pytest -m "slow or browser"
