@@ -1,11 +1,11 @@
 """The plan of a product: from the tuned table of the GPU where one was measured nearby, else from the rules of `plan`.
 
-`tuned/<gpu>.json` holds, beside the break-even points, `"plans": {"3.6": {"run": {…}, "rows": [row, …]}, …}`, one entry
-for each minor version of Triton it was tuned with. A row `{"block": [128, 128], "gate": "none", "dtype": "bfloat16",
-"tokens": 128, "records": 64, "row_blocks": 11.2, "plan": ["tiles", 64, …]}` is the fastest plan of a product of 64
-block rows of 11.2 blocks on average. If the version at hand was never tuned, the nearest one that was serves: what
-makes a plan fast is mostly the device, and a plan of another version still beats the rules, which know no other blocks
-than those of 128.
+`tuned/<gpu>.json` holds, beside the break-even points, `"plans": {"3.6": {"run": {…}, "rows": [row, …]}, …}`, one
+entry for each minor version of Triton it was tuned with (`earlier`: the runs before, if some rows are of theirs). A
+row `{"block": [128, 128], "gate": "none", "dtype": "bfloat16", "tokens": 128, "records": 64, "row_blocks": 11.2,
+"plan": ["tiles", 64, …]}` is the fastest plan of a product of 64 block rows of 11.2 blocks on average. If the version
+at hand was never tuned, the nearest one that was serves: what makes a plan fast is mostly the device, and a plan of
+another version still beats the rules, which know no other blocks than those of 128.
 """
 
 from __future__ import annotations

@@ -95,8 +95,23 @@ def test_tuning_again_keeps_other_versions_and_the_break_even_points(tmp_path):
 def test_tuning_some_products_keeps_the_plans_of_others(tmp_path):
     write_plans([record({RULES: 1.0, OTHER: 0.8}), record({RULES: 1.0, OTHER: 0.8}, records=64)], tmp_path)
     file = write_plans([record({RULES: 1.0, THIRD: 0.7}, records=64)], tmp_path)
-    rows = json.loads(file.read_text())["plans"]["3.6"]["rows"]
-    assert [(row["records"], Plan(*row["plan"])) for row in rows] == [(32, OTHER), (64, THIRD)]
+    found = json.loads(file.read_text())["plans"]["3.6"]
+    assert [(row["records"], Plan(*row["plan"])) for row in found["rows"]] == [(32, OTHER), (64, THIRD)]
+
+
+def test_a_table_of_several_runs_names_all_of_them(tmp_path):
+    first, other = record({RULES: 1.0}), record({RULES: 1.0}, records=64)
+    other["run"] |= {"commit": "def"}
+
+    def runs(*records):
+        found = json.loads(write_plans(records, tmp_path).read_text())["plans"]["3.6"]
+        return found["run"]["commit"], [run["commit"] for run in found.get("earlier", [])]
+
+    assert runs(first) == ("abc", [])
+    assert runs(other) == ("def", ["abc"])
+    assert runs(other) == ("def", ["abc"])
+    # All of it swept again: nothing is left of the runs before.
+    assert runs(first, other) == ("abc", [])
 
 
 def test_a_damaged_table_is_not_written_over(tmp_path):

@@ -69,17 +69,17 @@ def update_table(folder: Path, gpu: str, parts: Mapping[str, Any]) -> Path:
     return file
 
 
-def plans_of_table(folder: Path, gpu: str, triton: str) -> list[dict[str, Any]]:
-    """The plans that the table of a GPU holds for a minor version of Triton; none if there is no table.
+def plans_of_table(folder: Path, gpu: str, triton: str) -> dict[str, Any]:
+    """What the table of a GPU holds on plans for a minor version of Triton; nothing if there is no table.
 
     Raises:
         BlastError: if the file is damaged.
     """
     file = Path(folder, f"{gpu}.json")
     if not file.is_file():
-        return []
+        return {}
     with _undamaged(file):
-        return json.loads(file.read_text()).get("plans", {}).get(triton, {}).get("rows", [])
+        return json.loads(file.read_text()).get("plans", {}).get(triton, {})
 
 
 @contextmanager

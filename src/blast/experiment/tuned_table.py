@@ -65,7 +65,7 @@ def plan_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
 def write_plans(records: Iterable[Record], folder: Path) -> Path:
     """Writes the plans of the GPU and the version of Triton that the records were made with.
 
-    Other versions stay, and of this one the plans of products that no record is of.
+    Other versions stay, and of this one the plans of products that no record is of; `earlier` then names their runs.
 
     Args:
         records: Records of a grid; those of other suites and failed ones are passed over.
@@ -83,8 +83,12 @@ def write_plans(records: Iterable[Record], folder: Path) -> Path:
         versions[minor(record["run"]["versions"]["triton"])].append(record)
     plans = {}
     for name, made in sorted(versions.items()):
-        rows = {_place(row): row for row in (*plans_of_table(folder, gpu, name), *plan_rows(made))}
-        plans[name] = {"run": run_of(made[0]), "rows": [row for _, row in sorted(rows.items())]}
+        before, run, swept = plans_of_table(folder, gpu, name), run_of(made[0]), plan_rows(made)
+        rows = {_place(row): row for row in (*before.get("rows", ()), *swept)}
+        plans[name] = {"run": run, "rows": [row for _, row in sorted(rows.items())]}
+        if len(rows) > len(swept):
+            earlier = [*before.get("earlier", ()), before["run"]]
+            plans[name]["earlier"] = [one for one in earlier if one != run]
     return update_table(folder, gpu, {"plans": plans})
 
 
