@@ -14,6 +14,7 @@ import blast
 from blast.errors import BlastError
 from blast.layers import sparse_mlp
 from blast.layers.convert import to_sparse
+from blast.layers.recognise import find_mlps
 from blast.layers.sparse_mlp import SparseMlp
 
 
@@ -151,9 +152,11 @@ def test_a_fused_model_is_one_graph_for_the_compiler(kind) -> None:
 
 
 def test_dense_runs_where_the_table_says_that_it_is_faster(monkeypatch) -> None:
-    _, sparse, _ = pair("llama")
-    monkeypatch.setattr(sparse_mlp, "dense_ranges", lambda *_: ((8, False), (None, True)))
+    dense, sparse, _ = pair("llama")
+    asked = []
+    monkeypatch.setattr(sparse_mlp, "dense_ranges", lambda *given: asked.append(given[3]) or ((8, False), (None, True)))
     model = blast.fuse(copy.deepcopy(sparse), dense_fallback=True)
+    assert set(asked) == {tuple(mlp.up.shape) for mlp in find_mlps(dense)}
     ran = []
     monkeypatch.setattr(
         SparseMlp, "_run_dense", lambda self, x, run=SparseMlp._run_dense: ran.append(1) or run(self, x)

@@ -90,9 +90,13 @@ def test_dead_hidden_blocks_are_reported_on_their_own(imaginary_gpu):
 
 
 def test_the_dense_fallback_is_timed_where_the_table_calls_for_it(imaginary_gpu, monkeypatch):
-    monkeypatch.setattr(kernel_providers, "dense_ranges", lambda *_: ((10, True), (None, False)))
-    found = {entry["tokens"] for entry in latencies(measure()) if entry["provider"] == "ours_dense_fallback"}
-    assert found == {3}
+    asked = []
+    monkeypatch.setattr(
+        kernel_providers, "dense_ranges", lambda *given: asked.append(given[3]) or ((10, True), (None, False))
+    )
+    metrics = latencies(measure())
+    assert {entry["tokens"] for entry in metrics if entry["provider"] == "ours_dense_fallback"} == {3}
+    assert set(asked) == {(entry["setting"]["ffn"], entry["setting"]["hidden"]) for entry in metrics}
 
 
 def test_what_is_left_when_the_seconds_are_over_is_said(imaginary_gpu):
