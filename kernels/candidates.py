@@ -142,7 +142,8 @@ def _many(b_out: int, b_in: int, gate: str) -> Iterator[Plan]:
             yield Plan(
                 "persistent", PERSISTENT_TOKENS, half if gate == "tied" else b_out, plain, stages, 4, False, group
             )
-    for group in (4, 8):
+    # Down projections of long rows: all of the hidden activations of one tile of tokens are as much as the cache holds.
+    for group in (1, 2, 4, 8):
         yield Plan("tiles", 256, half, plain, 3, 8, False, group)
     yield Plan("tiles", 128, half, plain, 4, 4, False, 8)
     yield Plan("tiles", 128, half, deep, 3, 4, False, 8)
