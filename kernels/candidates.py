@@ -43,7 +43,7 @@ def fits(plan: Plan, b_out: int, b_in: int, gate: str, x_item: int = 2, w_item: 
         return plan.k % b_in == 0
     rows = plan.slice * (2 if gate == "tied" else 1)
     if plan.kernel == "persistent":
-        return b_in % plan.k == 0 and rows in (64, 128) and plan.tile == PERSISTENT_TOKENS and x_item == w_item == 2
+        return b_in % plan.k == 0 and rows in (32, 64, 128) and plan.tile == PERSISTENT_TOKENS and x_item == w_item == 2
     m_side = rows if plan.weights_first else plan.tile
     # A warp group multiplies 64 rows; below, wgmma is not used.
     fast = m_side >= 16 * plan.warps and x_item < 4
