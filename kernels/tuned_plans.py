@@ -71,7 +71,8 @@ def _plan_of(tokens, records, blocks, b_out, b_in, gate, dtype, device) -> Plan:
     gpu = gpu_name(device)
     found = tuned_plan(tokens, records, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
     wide, float8 = dtype == torch.float32, dtype == torch.float8_e4m3fn
-    return found or plan_for(tokens, records, b_out, b_in, gate, wide, has_tma, row_blocks, float8)
+    on_gpu = device.type == "cuda"
+    return found or plan_for(tokens, records, b_out, b_in, gate, wide, has_tma, row_blocks, float8, on_gpu)
 
 
 def tuned_plan(

@@ -142,7 +142,7 @@ def main() -> None:
     cases += [(90, 128, 128, "untied", some), (90, 32, 128, "none", many), (90, 16, 16, "none", many)]
     cases += [(80, 128, 128, "none", few), (80, 128, 128, "untied", many)]
     for capability, b_out, b_in, gate, tokens in cases:
-        plan = plan_for(tokens, 200, b_out, b_in, gate, has_tma=capability >= 90)
+        plan = plan_for(tokens, 200, b_out, b_in, gate, has_tma=capability >= 90, has_gluon=False)
         report = compile_plan(plan, b_out, b_in, gate, capability)
         reports.append({"case": f"sm_{capability} {b_out}x{b_in} {gate}", "plan": plan, **report})
     # What the memory of a plan is reckoned by: wide tiles, deep pipelines, weights on either side.
