@@ -55,6 +55,10 @@ def sparse_mlp_train(
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
+    return _forward(x, front, down, front_bias, down_bias, lists, activation, gate)
+
+
+def _forward(x, front, down, front_bias, down_bias, lists, activation, gate) -> tuple[Tensor, Tensor]:
     lists = TrainLists(*lists)
     _check(x, front, down, front_bias, down_bias, lists, activation, gate)
     flat = _flat(x)
@@ -84,7 +88,6 @@ def sparse_mlp_train_grads(
     hidden_bias: int,
     wants_x: bool,
     wants_blocks: bool,
-    dense: bool = False,
 ) -> list[Tensor]:
     """Gradients of `sparse_mlp_train`.
 
@@ -99,12 +102,14 @@ def sparse_mlp_train_grads(
         hidden_bias: Length of the front's bias; 0 for none.
         wants_x: Whether the gradient of `x` is asked for.
         wants_blocks: Whether those of the blocks are.
-        dense: Whether those of the matrices with all their blocks are; the lists have to be those of all hidden blocks.
 
     Returns:
-        Of the front's bias, `[0]` if it has none; of `x`, of the front's blocks and `down`, and of the front's matrices
-        `[hidden, in]` and that of the down projection `[out, hidden]`, where asked for.
+        Of the front's bias, `[0]` if it has none; of `x`, and of the front's blocks and `down`, where asked for.
     """
+    return _backward_of(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks)
+
+
+def _backward_of(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks) -> list[Tensor]:
     lists = TrainLists(*lists)
     flat_grad, flat = _flat(grad), _flat(x)
     module = _module(flat, [*front, down])
@@ -121,23 +126,16 @@ def sparse_mlp_train_grads(
         shapes = [tuple(values.shape) for values in front]
         out += module.sample(grad_pre, flat, lists.front_groups, shapes, own_is_out=True)
         out += module.sample(hidden, flat_grad, lists.down_groups, [tuple(down.shape)], own_is_out=False)
-    if dense:
-        out += [part.t() @ flat for part in grad_pre.chunk(len(front), dim=1)]
-        out.append(flat_grad.t() @ hidden)
     return out
 
 
 @sparse_mlp_train_grads.register_fake
-def _(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks, dense=False):
+def _(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks):
     out = [x.new_empty(hidden_bias)]
     if wants_x:
         out.append(x.new_empty(x.shape))
     if wants_blocks:
         out += [values.new_empty(values.shape) for values in (*front, down)]
-    if dense:
-        hidden = lists[0].shape[0] * down.shape[2]
-        out += [x.new_empty(hidden, x.shape[-1]) for _ in front]
-        out.append(x.new_empty(grad.shape[-1], hidden))
     return out
 
 
@@ -155,18 +153,17 @@ def _keep(ctx, inputs, pre) -> None:
     ctx.has_down_bias = down_bias is not None
 
 
-def _gradients(ctx, grad: Tensor, wants_x: bool, wants_blocks: bool, dense: bool = False) -> tuple[list, list[Tensor]]:
-    """Gradients of `x`, the list of the front's, of `down` and of both biases; then the dense ones."""
-    x, pre, down, *rest = ctx.saved_tensors
+def _gradients(gradients: Callable, ctx, saved, grad: Tensor, wants_x: bool, wants_blocks: bool) -> list:
+    """Gradients of `x`, the list of the front's, of `down` and of both biases."""
+    x, pre, down, *rest = saved
     front, lists = rest[: ctx.fronts], rest[ctx.fronts :]
-    front_bias, *grads = torch.ops.blast.sparse_mlp_train_grads(
-        grad, x, pre, front, down, lists, ctx.activation, ctx.hidden_bias, wants_x, wants_blocks, dense
+    front_bias, *grads = gradients(
+        grad, x, pre, front, down, lists, ctx.activation, ctx.hidden_bias, wants_x, wants_blocks
     )
     grad_x = grads.pop(0) if wants_x else None
-    blocks = ctx.fronts + 1 if wants_blocks else 0
-    *grad_front, grad_down = grads[:blocks] or [None] * (ctx.fronts + 1)
+    *grad_front, grad_down = grads or [None] * (ctx.fronts + 1)
     down_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_down_bias else None
-    return [grad_x, grad_front, grad_down, front_bias if ctx.hidden_bias else None, down_bias], grads[blocks:]
+    return [grad_x, grad_front, grad_down, front_bias if ctx.hidden_bias else None, down_bias]
 
 
 def _backward(ctx, grad, _):
@@ -174,44 +171,79 @@ def _backward(ctx, grad, _):
     if grad is None:
         return None, [None] * ctx.fronts, None, None, None, *none
     wants_x, wants_front, wants_down = ctx.needs_input_grad[:3]
-    grads, _ = _gradients(ctx, grad, wants_x, any(wants_front) or wants_down)
-    return *grads, *none
+    gradients = torch.ops.blast.sparse_mlp_train_grads
+    return *_gradients(gradients, ctx, ctx.saved_tensors, grad, wants_x, any(wants_front) or wants_down), *none
 
 
 sparse_mlp_train.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def train_and_watch(take: Callable[[list[Tensor]], object], *inputs: object) -> Tensor:
-    """`sparse_mlp_train` that makes the dense gradients of its matrices too, for a mask update.
+def train_and_tell(tell: Callable[[Tensor, Tensor], object], *inputs: object) -> Tensor:
+    """`sparse_mlp_train` whose backward pass tells what a mask update asks for: see `dense_gradients`.
 
     Args:
-        take: Called in the backward pass with the gradients of the front's matrices `[hidden, in]` and of the down
-            projection `[out, hidden]`, in the dtype of `x`.
-        inputs: Those of `sparse_mlp_train`, with the lists of all hidden blocks (`whole`).
+        tell: Called in the backward pass with `x` and the gradient of the result.
+        inputs: Those of `sparse_mlp_train`.
 
     Returns:
-        `[..., out]`; the gradients that autograd gets are those of the operator.
+        `[..., out]`.
     """
     x, front, down, front_bias, down_bias, lists, activation, gate = inputs
-    return _Watched.apply(take, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
+    return _Told.apply(tell, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
 
 
-class _Watched(torch.autograd.Function):
+class _Told(torch.autograd.Function):
+    # Outside of compiled graphs, so that it need not be an operator of torch, which takes the host longer to call.
     @staticmethod
-    def forward(ctx, take, activation, gate, lists, x, front_bias, down_bias, down, *front):
+    def forward(ctx, tell, activation, gate, lists, x, front_bias, down_bias, down, *front):
         inputs = x, list(front), down, front_bias, down_bias, lists, activation, gate
-        y, pre = torch.ops.blast.sparse_mlp_train(*inputs)
+        y, pre = _forward(*inputs)
         _keep(ctx, inputs, pre)
-        ctx.take = take
+        ctx.tell = tell
         return y
 
     @staticmethod
     def backward(ctx, grad):
         if grad is None:
             return (None,) * (8 + ctx.fronts)
-        (grad_x, grad_front, grad_down, front_bias, down_bias), dense = _gradients(ctx, grad, True, True, dense=True)
-        ctx.take(dense)
+        wants_x, wants_blocks = ctx.needs_input_grad[4], any(ctx.needs_input_grad[7:])
+        # Looked at once: a checkpoint makes them again each time.
+        saved = ctx.saved_tensors
+        grad_x, grad_front, grad_down, front_bias, down_bias = _gradients(
+            _backward_of, ctx, saved, grad, wants_x, wants_blocks
+        )
+        ctx.tell(saved[0], grad)
         return None, None, None, None, grad_x, front_bias, down_bias, grad_down, *grad_front
+
+
+@torch.no_grad()
+def dense_gradients(
+    grad: Tensor,
+    x: Tensor,
+    front: Sequence[Tensor],
+    down: Tensor,
+    front_bias: Tensor | None,
+    whole: Sequence[Tensor],
+    activation: str,
+    gate: str,
+) -> list[Tensor]:
+    """Gradients of the matrices of an MLP with all their blocks, live or not; other arguments as `sparse_mlp_train`.
+
+    The hidden activations are made again, those of dead hidden blocks too, which no step computes.
+
+    Args:
+        grad: Gradient of its result `[..., out]`.
+        x: Its input `[..., in]`.
+        whole: `train_records.whole_arrays`, on the device of `x`.
+
+    Returns:
+        Of the front's matrices `[hidden, in]` and of the down projection `[out, hidden]`, in the dtype of `x`.
+    """
+    flat_grad, flat, front = _flat(grad), _flat(x), list(front)
+    module = _module(flat, [*front, down])
+    pre, _ = module.front(flat, front, whole[0], front_bias, activation, gate)
+    grad_pre, hidden, _ = module.hidden_grad(flat_grad, down, pre, whole[1], activation, has_bias=False)
+    return [*(part.t() @ flat for part in grad_pre.chunk(len(front), dim=1)), flat_grad.t() @ hidden]
 
 
 def _flat(x: Tensor) -> Tensor:

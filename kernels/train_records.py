@@ -49,9 +49,8 @@ class TrainLists(NamedTuple):
 
 
 def train_lists(
-    front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: Members = (2, 2),
-    whole: bool = False,
-) -> TrainLists:  # fmt: skip
+    front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: Members = (2, 2)
+) -> TrainLists:
     """The lists of an MLP.
 
     They are made on the host, since that takes many small steps, and copied in one transfer.
@@ -63,34 +62,29 @@ def train_lists(
         tied: Gate and up have one mask: each list of the front holds it once.
         members: Blocks of a group, for the front and for the down projection: 1, 2 or 4; or what gives them for so
             many live blocks of the two (`partial(train_plan.group_members, side)`).
-        whole: Leave no hidden block out, dead or not.
 
     Returns:
         Tensors on the device of `down`.
     """
     *ours, last = [tuple(tensor.cpu().numpy() for tensor in index) for index in (*front, down)]
-    return TrainLists(*upload(train_arrays(ours, last, columns, tied, members, whole), down[0].device))
+    return TrainLists(*upload(train_arrays(ours, last, columns, tied, members), down[0].device))
 
 
 def train_arrays(
-    front: Sequence[HostIndex], down: HostIndex, columns: int, tied: bool = False, members: Members = (2, 2),
-    whole: bool = False,
-) -> TrainLists:  # fmt: skip
+    front: Sequence[HostIndex], down: HostIndex, columns: int, tied: bool = False, members: Members = (2, 2)
+) -> TrainLists:
     """`train_lists` from arrays of the host, as arrays of the host."""
     rows = front[0][0].size - 1
-    read = np.full(rows, whole)
-    read[down[1]] = True
-    live = read
-    if len(front) == 2 and not whole:
+    live = np.zeros(rows, dtype=bool)
+    live[down[1]] = True
+    if len(front) == 2:
         for offsets, _ in front:
             live = live & (np.diff(offsets) > 0)
     number = live.cumsum() - 1
     labels = np.flatnonzero(live)
     count = labels.size
 
-    parts = [_entries(index) for index in front]
-    row, column, position = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    second = np.repeat(np.arange(len(parts)), [part[0].size for part in parts])
+    row, column, position, second = _joined(front)
     kept = live[row]
     once = kept & (second == 0) if tied else kept
     own = number[row] + second * count
@@ -113,6 +107,30 @@ def train_arrays(
     )
 
 
+def whole_arrays(front: Sequence[HostIndex], down: HostIndex, tied: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """`front` and `hidden` of the lists, with no hidden block left out, dead or not: what dense gradients follow from.
+
+    Args:
+        front: As for `train_lists`.
+        down: As there.
+        tied: As there.
+    """
+    rows = front[0][0].size - 1
+    row, column, position, second = _joined(front)
+    down_row, down_column, down_position = _entries(down)
+    return (
+        _lists(row, second, position, column, second == 0 if tied else slice(None), rows),
+        _lists(down_column, np.zeros_like(down_row), down_position, down_row, slice(None), rows),
+    )
+
+
+def _joined(front: Sequence[HostIndex]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and position of each block of one or two matrices, and which of the two it is of."""
+    parts = [_entries(index) for index in front]
+    row, column, position = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return row, column, position, np.repeat(np.arange(len(parts)), [part[0].size for part in parts])
+
+
 def _entries(index: HostIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, column and position of each block, int64."""
     offsets, columns = index
@@ -121,8 +139,8 @@ def _entries(index: HostIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _lists(
-    owner: np.ndarray, second: np.ndarray, position: np.ndarray, column: np.ndarray, kept: np.ndarray, owners: int,
-    labels: np.ndarray | None = None,
+    owner: np.ndarray, second: np.ndarray, position: np.ndarray, column: np.ndarray, kept: np.ndarray | slice,
+    owners: int, labels: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     owner, second, position, column = (array[kept] for array in (owner, second, position, column))
     order = np.argsort(owner * 2 + second, kind="stable")

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from blast_kernels.train_records import TrainLists, train_lists
+from blast_kernels.packed_upload import upload
+from blast_kernels.train_records import TrainLists, train_lists, whole_arrays
 from kernel_cases import mask_of, matrix_of
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Mlp(NamedTuple):
         dense_front: Dense front matrices.
         dense_down: Dense down projection.
         masks: Masks of the front matrices and of the down projection.
+        whole: What `dense_gradients` reads.
     """
 
     front: list[Tensor]
@@ -40,6 +42,7 @@ class Mlp(NamedTuple):
     dense_front: list[Tensor]
     dense_down: Tensor
     masks: list[Tensor]
+    whole: list[Tensor]
 
 
 def mlp_of(
@@ -52,9 +55,8 @@ def mlp_of(
     device: str = "cpu",
     grid: tuple[int, int, int] = (4, 3, 3),
     members: tuple[int, int] = (2, 2),
-    whole: bool = False,
 ) -> Mlp:
-    """An MLP with `grid` = hidden, input and output blocks; `patterns` of its front and down masks; `whole` lists."""
+    """An MLP with `grid` = hidden, input and output blocks; `patterns` of its front and down masks."""
     rows, cols, outs = grid
     masks = [mask_of(patterns[0], rows, cols, seed, 0.5) for seed in (1, 2)]
     masks = {"none": masks[:1], "tied": masks[:1] * 2, "untied": masks}[gate]
@@ -66,10 +68,12 @@ def mlp_of(
     if gate == "none":
         front_bias = torch.randn(rows * b_hidden, generator=generator).to(device, dtype)
         down_bias = torch.randn(outs * b_out, generator=generator).to(device, dtype)
-    lists = train_lists([matrix.index for matrix in front], down.index, cols, gate == "tied", members, whole)
+    indices = [tuple(tensor.cpu().numpy() for tensor in matrix.index) for matrix in (*front, down)]
+    whole = upload(whole_arrays(indices[:-1], indices[-1], gate == "tied"), device)
+    lists = train_lists([matrix.index for matrix in front], down.index, cols, gate == "tied", members)
     return Mlp(
         [matrix.values for matrix in front], down.values, front_bias, down_bias, lists,
-        [matrix.dense for matrix in front], down.dense, [*masks, down_mask],
+        [matrix.dense for matrix in front], down.dense, [*masks, down_mask], whole,
     )  # fmt: skip
 
 

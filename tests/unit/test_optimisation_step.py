@@ -9,6 +9,7 @@ import torch
 from switch_cases import nano_loss, sparsify
 from torch import nn
 
+from blast.layers.block_linear import BlockLinear
 from blast.training import optimisation_step
 from blast.training.optimisation_step import OptimisationStep
 
@@ -36,6 +37,9 @@ class Memory:
     def __init__(self, one):
         self.one, self.captures, self.counted = one, 0, False
 
+    def give_way(self):
+        """There is room."""
+
     def captured(self, gradients, rest):
         self.captures += 1
         self.counted = False
@@ -54,8 +58,21 @@ class Memory:
                 # A replay calls no hooks.
                 sparsifier._accumulation._stepped = stepped
 
-        # Gradients stay where they were captured.
-        return [Graph(lambda: (optimizer.zero_grad(set_to_none=False), gradients())), Graph(again)]
+        def once_more():
+            # Gradients stay where they were captured, and a replay knows nothing of who watches since.
+            optimizer.zero_grad(set_to_none=False)
+            if sparsifier is not None:
+                sparsifier.remember()
+                layers = [module for module in sparsifier.model.modules() if isinstance(module, BlockLinear)]
+                watches = [layer.watch for layer in layers]
+                for layer in layers:
+                    layer.watch = None
+            gradients()
+            if sparsifier is not None:
+                for layer, watch in zip(layers, watches, strict=True):
+                    layer.watch = watch
+
+        return [Graph(once_more), Graph(again)]
 
 
 def trained(case, monkeypatch=None, seen=None):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from blast_kernels.packed_upload import upload
-from blast_kernels.train_ops import train_and_watch
+from blast_kernels.packed_upload import upload_by_device
+from blast_kernels.train_ops import dense_gradients, train_and_tell
 from blast_kernels.train_plan import group_members
-from blast_kernels.train_records import train_arrays, train_lists
+from blast_kernels.train_records import train_arrays, train_lists, whole_arrays
 from torch import Tensor
 
 from blast.layers.block_linear import BlockLinear, IndexBuffers
@@ -77,9 +77,9 @@ def list_arrays(layers: list[BlockLinear], indices: Sequence[HostIndex]) -> list
 
 def _settings(layers: list[BlockLinear]) -> tuple:
     """What the lists depend on besides the masks."""
-    *front, down = layers
-    tied = len(front) == 2 and front[0].index is front[1].index
-    return front[0].in_features // front[0].block.cols, tied, partial(group_members, down.block.cols)
+    front, down = layers[0], layers[-1]
+    columns = front.in_features // front.block.cols
+    return columns, _gate(layers) == "tied", partial(group_members, down.block.cols)
 
 
 def _state(indices: Sequence[IndexBuffers]) -> tuple[list[Tensor], list[int]]:
@@ -115,22 +115,37 @@ def run_training(x: Tensor, layers: list[BlockLinear], lists: MlpLists, activati
 
 
 def watches_all(layers: list[BlockLinear]) -> bool:
-    """Whether the coming backward pass shall make the dense gradient of every layer."""
-    return torch.is_grad_enabled() and all(layer.watch is not None and layer.values.requires_grad for layer in layers)
+    """Whether the dense gradient of every layer is asked for."""
+    return all(layer.watch is not None and layer.values.requires_grad for layer in layers)
 
 
-def run_watched(x: Tensor, layers: list[BlockLinear], activation: str) -> Tensor:
-    """`run_training` that hands the dense gradients of the layers to those who watch them."""
-    *front, down = (layer.index.index.host for layer in layers)
-    lists = train_arrays(front, down, *_settings(layers), whole=True)
+def run_told(
+    x: Tensor, layers: list[BlockLinear], lists: MlpLists, activation: str, tell: Callable[[Tensor, Tensor], object]
+) -> Tensor:
+    """`run_training` whose backward pass tells the input and the gradient of the output, for `hand_over`."""
     *operands, gate = _operands(x, layers)
-    watches = [layer.watch for layer in layers]
+    return train_and_tell(tell, *operands, lists.of(layers), activation, gate)
 
-    def take(gradients: list[Tensor]) -> None:
-        for watch, gradient in zip(watches, gradients, strict=True):
-            watch.take(gradient)
 
-    return train_and_watch(take, *operands, upload(lists, x.device), activation, gate)
+def hand_over(told: Sequence[tuple[list[BlockLinear], str, Sequence[tuple[Tensor, Tensor]]]]) -> None:
+    """Hands the dense gradients of MLPs to those who watch their layers.
+
+    Args:
+        told: Of each MLP its layers (gate, if any, up, down), its activation, and of each backward pass what it told:
+            its input and the gradient of its output.
+    """
+    made = []
+    for layers, _, _ in told:
+        *front, down = (layer.index.index.host for layer in layers)
+        made.append((layers[-1].values.device, whole_arrays(front, down, _gate(layers) == "tied")))
+    for whole, (layers, activation, passes) in zip(upload_by_device(made), told, strict=True):
+        for x, grad in passes:
+            values = [layer.values.detach().to(x.dtype) for layer in layers]
+            bias = layers[-2].bias
+            bias = None if bias is None else bias.detach().to(x.dtype)
+            gradients = dense_gradients(grad, x, values[:-1], values[-1], bias, whole, activation, _gate(layers))
+            for layer, gradient in zip(layers, gradients, strict=True):
+                layer.watch.take(gradient)
 
 
 def _operands(x: Tensor, layers: list[BlockLinear]) -> tuple:
@@ -141,5 +156,9 @@ def _operands(x: Tensor, layers: list[BlockLinear]) -> tuple:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, values = x.to(dtype), [tensor.to(dtype) for tensor in values]
         biases = [None if bias is None else bias.to(dtype) for bias in biases]
-    gate = "none" if len(front) == 1 else "tied" if front[0].index is front[1].index else "untied"
-    return x, values[:-1], values[-1], *biases, gate
+    return x, values[:-1], values[-1], *biases, _gate(layers)
+
+
+def _gate(layers: list[BlockLinear]) -> str:
+    *front, _ = layers
+    return "none" if len(front) == 1 else "tied" if front[0].index is front[1].index else "untied"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
-from blast.layers.mlp_training import MlpLists, can_train, run_training, run_watched, watches_all
+from blast.layers.mlp_training import MlpLists, can_train, hand_over, run_told, run_training, watches_all
 
 # How the fused kernels hold the weights: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
@@ -85,6 +85,9 @@ class SparseMlp(nn.Module):
             setattr(self, hooks, getattr(original, hooks))
         self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
         self.lists = MlpLists()
+        # Input and gradient of the output of each backward pass, if they shall be kept: of a captured step they lie
+        # where each replay puts them, and a mask update takes the dense gradients from there.
+        self.told: list[tuple[Tensor, Tensor]] | None = None
         self._packed: Packed | None = None
         self._dense: list[Tensor] | None = None
         self._ranges: Ranges = ()
@@ -173,8 +176,18 @@ class SparseMlp(nn.Module):
             return self.original.forward(x)
         if any(layer.watch is not None for layer in layers):
             # At a mask update; layer by layer if some are not looked at.
-            return run_watched(x, layers, self.activation) if watches_all(layers) else self.original.forward(x)
+            if not watches_all(layers):
+                return self.original.forward(x)
+            return run_told(x, layers, self.lists, self.activation, self._hand_over)
+        if self.told is not None:
+            return run_told(x, layers, self.lists, self.activation, self._keep)
         return run_training(x, layers, self.lists, self.activation)
+
+    def _hand_over(self, x: Tensor, grad: Tensor) -> None:
+        hand_over([(self.layers, self.activation, [(x, grad)])])
+
+    def _keep(self, x: Tensor, grad: Tensor) -> None:
+        self.told.append((x, grad))
 
     @torch.compiler.disable
     def _train_outside_graph(self, x: Tensor) -> Tensor:

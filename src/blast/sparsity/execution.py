@@ -98,6 +98,21 @@ class Execution:
             sparse_state.end_watch(self._units)
             self._watched = False
 
+    def remember(self, wanted: bool, finished: bool) -> None:
+        """Has the coming backward pass keep what `recall` needs of it, if masks will grow by it; or forgets that."""
+        if self.state == "sparse":
+            sparse_state.keep_told(self._model, wanted and not finished and self._config.grow != "none")
+
+    @property
+    def can_recall(self) -> bool:
+        """Whether a replay of the remembered backward pass does for a mask update."""
+        return self.state == "masked" or sparse_state.can_recall(self._model, self._units)
+
+    def recall(self) -> None:
+        """Makes the watched gradients from the remembered backward pass."""
+        if self.state == "sparse":
+            sparse_state.recall(self._model)
+
     def before_update(self, step: int) -> None:
         """Brings the watched gradients together over all processes, and checks them."""
         if self.state == "sparse":

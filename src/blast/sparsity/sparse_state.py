@@ -18,6 +18,7 @@ from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.convert import to_dense, to_sparse
 from blast.layers.dense_gradient import DenseGradient
 from blast.layers.fuse import fuse_for_training
+from blast.layers.mlp_training import hand_over, watches_all
 from blast.layers.repack import change_layouts, gathered, scattered
 from blast.layers.sparse_mlp import TrainedMlp
 from blast.layers.target import Target
@@ -85,7 +86,7 @@ def repack(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[U
 
     Grown blocks get their gradient of this step, if it was watched; the watch ends.
     """
-    mlps = [module for module in model.modules() if isinstance(module, TrainedMlp)]
+    mlps = _trained(model)
     wanted = {unit.targets[0].module.index: mask.numpy() for unit, mask in zip(units, masks, strict=True)}
     layouts = change_layouts(wanted, mlps)
     for unit in units:
@@ -128,6 +129,33 @@ def watch_gradients(units: Sequence[Unit]) -> None:
             layer = target.module
             if layer.watch is None:
                 layer.watch = watches.setdefault(id(layer.values), DenseGradient(layer.values))
+
+
+def keep_told(model: nn.Module, wanted: bool) -> None:
+    """Has the MLPs keep what the next backward passes tell of them, or forget what they kept."""
+    for mlp in _trained(model):
+        mlp.told = [] if wanted else None
+
+
+def can_recall(model: nn.Module, units: Sequence[Unit]) -> bool:
+    """Whether the dense gradient of every watched layer follows from what the MLPs kept."""
+    known = {layer for mlp in _trained(model) if mlp.told and watches_all(mlp.layers) for layer in mlp.layers}
+    return all(t.module in known for unit in units for t in unit.targets if t.module.watch is not None)
+
+
+def recall(model: nn.Module) -> None:
+    """Makes the dense gradients of watched layers from what the MLPs kept."""
+    told = [mlp for mlp in _trained(model) if mlp.told and watches_all(mlp.layers)]
+    try:
+        hand_over([(mlp.layers, mlp.activation, mlp.told) for mlp in told])
+    except BaseException:
+        for layer in (layer for mlp in told for layer in mlp.layers):
+            layer.watch.total = None
+        raise
+
+
+def _trained(model: nn.Module) -> list[TrainedMlp]:
+    return [module for module in model.modules() if isinstance(module, TrainedMlp)]
 
 
 def finish_gradients(units: Sequence[Unit], step: int) -> None:

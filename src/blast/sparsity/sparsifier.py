@@ -137,6 +137,24 @@ class Sparsifier:
         """Take note that the optimizer's work after a `step()` was done as a replay of it."""
         self._accumulation.after_optimizer()
 
+    def remember(self, wanted: bool = True) -> None:
+        """Have the coming backward pass keep what a mask update needs of it (`recall`), or forget what was kept.
+
+        For a backward pass that is captured in a CUDA graph: replays bring its tensors up to date where they lie. What
+        is kept is the input of each sparse MLP and the gradient of its output; the memory they lie in is not used again
+        within the step.
+        """
+        self._execution.remember(wanted, self.finished)
+
+    @property
+    def can_recall(self) -> bool:
+        """Whether, at a mask update, a replay of the remembered backward pass does for a pass by itself."""
+        return self._execution.can_recall
+
+    def recall(self) -> None:
+        """After such a replay, and before `step()`: make the gradients that blocks grow by."""
+        self._execution.recall()
+
     def step(self) -> None:
         """Update the mask if it is due, then clear gradients, optimizer state and weights of dead blocks.
 

@@ -15,8 +15,8 @@ ROOM = 1
 class GraphMemory:
     """Captures graphs on one stream.
 
-    What they held stays for the next ones, if there is room for it beside what steps take that are launched. Else it
-    can be had by these, and the next capture takes what they left: some hundred calls of the driver each time.
+    What they held stays for the next ones. Where there is no room for it beside what steps take that are launched, they
+    have to be told to give way to those (`give_way`).
 
     Args:
         stream: Of all captures.
@@ -26,6 +26,7 @@ class GraphMemory:
         self._stream = stream
         self._keeper: torch.cuda.CUDAGraph | None = None
         self._pool: tuple[int, int] | None = None
+        self._has_room = True
 
     def captured(self, *works: Callable[[], None]) -> list[torch.cuda.CUDAGraph]:
         """A graph of what each of `works` launches, to be replayed in this order; those before have to be gone by now.
@@ -52,16 +53,20 @@ class GraphMemory:
             graphs.append(graph)
         return graphs
 
+    def give_way(self) -> None:
+        """Lets a step by itself have the memory of graphs that are gone, if it needs it."""
+        if not self._has_room:
+            self._keeper = None
+
     def _make_room(self) -> None:
         device = self._stream.device
         free, _ = torch.cuda.mem_get_info(device)
         taken = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        self._pool = torch.cuda.graph_pool_handle()
-        if free < ROOM * taken:
+        self._has_room = free >= ROOM * taken
+        if not self._has_room:
             torch.cuda.empty_cache()
-            return
         # Memory stays with a pool as long as there is a graph of it.
-        self._keeper = torch.cuda.CUDAGraph()
+        self._pool, self._keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is empty
             self._keeper.capture_begin(pool=self._pool)

@@ -24,9 +24,9 @@ class OptimisationStep:
 
     With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor
     nothing: small models are several times faster. There are two, for the gradients and for what follows, and between
-    them masks are updated while the model is masked-dense. In the sparse state an update brings other parameters: it is
-    launched by itself, and the next step is captured anew. The first step of an execution is launched too, so that code
-    is compiled before it is captured. In several processes there are no graphs.
+    them masks are updated. In the sparse state an update brings other parameters: what follows is launched by itself
+    then, and the next step is captured anew. The first step of an execution is launched too, so that code is compiled
+    before it is captured. In several processes there are no graphs.
 
     Attributes:
         graphs: Whether steps are replayed.
@@ -92,8 +92,8 @@ class OptimisationStep:
             elif self._compiled == self._execution:
                 return self._replayed(check_loss, check_norm)
             else:
-                self._graphs, self._compiled = [], self._execution
-                loss = self._alone(self._batch, check_loss, check_norm)
+                self._compiled = self._execution
+                loss = self._launched(check_loss, check_norm)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
@@ -107,18 +107,23 @@ class OptimisationStep:
 
     def _updated(self, check_loss: Check, check_norm: Check) -> float:
         """A step with a mask update."""
-        if self._execution == "sparse" or not self._graphs:
-            self._graphs = []
-            return self._alone(self._batch, check_loss, check_norm)
+        if not self._graphs or not self._sparsifier.can_recall:
+            return self._launched(check_loss, check_norm)
         gradients, rest = self._graphs
         gradients.replay()
+        try:
+            # The host works while the GPU does.
+            self._sparsifier.recall()
+        except torch.OutOfMemoryError:
+            return self._launched(check_loss, check_norm)
         value = self._loss.item()
         check_loss(value)
         self._check_all_blocks(check_norm)
-        # New masks lie where the old ones did, so that the graphs go on with them.
+        before = self._execution
+        # Masked-dense, new masks lie where the old ones did, so that the graphs go on with them.
         self._sparsifier.step()
-        if self._execution == "sparse":
-            self._graphs = []
+        if "sparse" in (before, self._execution):
+            self._drop()
             check_norm(self._clipped().item())
             self._optimizer.step()
         else:
@@ -126,6 +131,18 @@ class OptimisationStep:
             self._sparsifier.replayed()
             check_norm(self._norm.item())
         return value
+
+    def _launched(self, check_loss: Check, check_norm: Check) -> float:
+        """A step by itself between steps that are replayed."""
+        self._drop()
+        self._memory.give_way()
+        return self._alone(self._batch, check_loss, check_norm)
+
+    def _drop(self) -> None:
+        """Gives the graphs up."""
+        self._graphs = []
+        if self._sparsifier is not None:
+            self._sparsifier.remember(False)
 
     def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
         loss = self._loss_of(self._model, batch)
@@ -183,6 +200,8 @@ class OptimisationStep:
     def _capture(self) -> None:
         """Captures a step of the batch, which the sparsifier counts; nothing of it has been done yet."""
         self._optimizer.zero_grad(set_to_none=True)
+        if self._sparsifier is not None:
+            self._sparsifier.remember()
 
         def gradients() -> None:
             loss = self._loss_of(self._model, self._batch)
