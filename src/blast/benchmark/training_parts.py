@@ -182,7 +182,7 @@ class UpdateCost(NamedTuple):
 
     Attributes:
         total: Of a round of steps from one update to the next, less as many steps as usual.
-        update: The step with the update; in the sparse state launched kernel by kernel.
+        update: The step with the update.
         capture: The step after it, captured anew in the sparse state, and replayed.
         usual: Any other.
     """
@@ -196,8 +196,8 @@ class UpdateCost(NamedTuple):
 def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> UpdateCost:
     """What a mask update costs as the training loop makes it with CUDA graphs; `swap`, which holds the budget.
 
-    The choice; in the sparse state dense gradient and re-packing too, that the step is launched one kernel after the
-    other instead of replayed, and that a new graph is captured. Medians over rounds.
+    The choice; in the sparse state dense gradient and re-packing too, that clipping and optimizer are launched one kernel
+    after the other instead of replayed, and that new graphs are captured. Medians over rounds.
 
     Args:
         work: What a step is of.
