@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from switch_cases import nano_loss, sparsify
 from torch import nn
 
+from blast.layers import sparse_mlp
 from blast.layers.block_linear import BlockLinear
+from blast.layers.dense_gradient import DenseGradient
 from blast.training import optimisation_step
 from blast.training.optimisation_step import OptimisationStep
 
@@ -35,10 +38,10 @@ class Memory:
     """Stands for `GraphMemory`; counts captures."""
 
     def __init__(self, one):
-        self.one, self.captures, self.counted = one, 0, False
+        self.one, self.captures, self.counted, self.launched, self.gave_way = one, 0, False, [], 0
 
     def give_way(self):
-        """There is room."""
+        self.gave_way += 1
 
     def captured(self, gradients, rest):
         self.captures += 1
@@ -75,10 +78,10 @@ class Memory:
         return [Graph(once_more), Graph(again)]
 
 
-def trained(case, monkeypatch=None, seen=None):
+def trained(case, monkeypatch=None, seen=None, fault=None, steps=STEPS):
     """Losses, and the sparsifier or model, of some steps; with graphs if there is a monkeypatch to make them up.
 
-    `seen` takes the batch of each loss that is made.
+    `seen` takes the batch of each loss that is made; `fault` prepares the sparsifier for one.
     """
 
     def loss_of(model, batch):
@@ -96,9 +99,13 @@ def trained(case, monkeypatch=None, seen=None):
         monkeypatch.setattr(optimisation_step.torch.cuda, "stream", lambda _: nullcontext())
         memory = Memory(one)
         one.graphs, one._stream, one._memory, one._rate = True, stream, memory, torch.zeros(())
+        launch = one._alone
+        monkeypatch.setattr(one, "_alone", lambda *given: (memory.launched.append(ours.step_count), launch(*given))[1])
+        if fault is not None:
+            fault(ours, monkeypatch)
     norms = []
     # As a training loop cuts inputs out of a longer row: with strides, and not from the start of its memory.
-    rows = [torch.full((2, 4), step)[:, 1:] for step in range(STEPS)]
+    rows = [torch.full((2, 4), step)[:, 1:] for step in range(steps)]
     losses = [one.run((row,), check_norm=norms.append) for row in rows]
     return losses, norms, ours, memory
 
@@ -119,6 +126,52 @@ def test_steps_with_graphs_are_those_without(case, monkeypatch):
         assert ours.config.final_step == updates[-1] + 1
     if case == "switching":
         assert 1 < memory.captures < len(updates) + 1
+    # The first of each execution, so that it is compiled, and a first mask update; all others are replays, updates too.
+    switched = [step for step in memory.launched if step > 1]
+    assert memory.launched == ([0] if case == "dense" else [0, 1]) + switched
+    assert len(switched) == (case == "switching")
+    assert memory.gave_way == len(memory.launched)
+
+
+def out_of_memory(ours, monkeypatch):
+    """Of the second update the last gradient finds no room."""
+    take, left = DenseGradient.take, [11]
+
+    def fails(self, product):
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError
+        take(self, product)
+
+    monkeypatch.setattr(DenseGradient, "take", fails)
+
+
+def layer_by_layer(ours, monkeypatch):
+    """An MLP that does not run by the operator tells nothing."""
+    monkeypatch.setattr(sparse_mlp, "can_train", lambda layers: False)
+
+
+@pytest.mark.parametrize("fault", [out_of_memory, layer_by_layer])
+def test_an_update_that_a_replay_does_not_do_for_is_launched(fault, monkeypatch):
+    with monkeypatch.context() as patch:
+        fault(None, patch) if fault is layer_by_layer else None
+        losses, norms, plain, _ = trained("sparse")
+    ours_losses, ours_norms, ours, memory = trained("sparse", monkeypatch, fault=fault)
+    # The last update fixes the masks, for which no gradient is asked.
+    growing = range(EVERY, ours.config.final_step, EVERY)
+    assert memory.launched == [0, 1, *(growing[:1] if fault is out_of_memory else growing)]
+    torch.testing.assert_close(torch.tensor(ours_losses), torch.tensor(losses), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.tensor(ours_norms), torch.tensor(norms), rtol=1e-4, atol=0)
+    assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
+
+
+def test_a_model_can_be_copied_while_a_mask_update_is_awaited(monkeypatch):
+    *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY - 1)
+    told = [module.told for module in ours.model.modules() if isinstance(module, sparse_mlp.TrainedMlp)]
+    assert all(len(passes) == 1 for passes in told)
+    assert not any(tensor.requires_grad for passes in told for one in passes for tensor in one)
+    copied = copy.deepcopy(ours.model)
+    torch.testing.assert_close(nano_loss(copied, 3), nano_loss(ours.model, 3))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -196,8 +196,8 @@ class UpdateCost(NamedTuple):
 def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> UpdateCost:
     """What a mask update costs as the training loop makes it with CUDA graphs; `swap`, which holds the budget.
 
-    The choice; in the sparse state dense gradient and re-packing too, that clipping and optimizer are launched one kernel
-    after the other instead of replayed, and that new graphs are captured. Medians over rounds.
+    The choice; in the sparse state dense gradient and re-packing too, that clipping and optimizer are launched by
+    themselves instead of replayed, and that new graphs are captured. Medians over rounds.
 
     Args:
         work: What a step is of.

@@ -187,7 +187,8 @@ class SparseMlp(nn.Module):
         hand_over([(self.layers, self.activation, [(x, grad)])])
 
     def _keep(self, x: Tensor, grad: Tensor) -> None:
-        self.told.append((x, grad))
+        # Without the graph of autograd, which they would keep.
+        self.told.append((x.detach(), grad.detach()))
 
     @torch.compiler.disable
     def _train_outside_graph(self, x: Tensor) -> Tensor:
