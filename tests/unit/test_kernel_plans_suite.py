@@ -227,6 +227,6 @@ def test_the_points_for_the_tuned_table_are_planned(request):
     config = request.config.rootpath / "config" / "h100.yaml"
     points = expand(read_config(config), config).points.values()
     plans = [point for point in points if (point.benchmark or {}).get("suite") == "kernel_plans"]
-    assert len(plans) == 58
+    assert len(plans) == 66
     square, other = {(128, 128), (64, 64), (32, 32)}, {(32, 128), (64, 128), (128, 32), (128, 64)}
     assert {tuple(point.block) for point in plans} == square | other

@@ -13,6 +13,7 @@ from torch import nn
 from blast.layers import sparse_mlp
 from blast.layers.block_linear import BlockLinear
 from blast.layers.dense_gradient import DenseGradient
+from blast.layers.trained_mlp import TrainedMlp
 from blast.training import optimisation_step
 from blast.training.optimisation_step import OptimisationStep
 
@@ -65,7 +66,7 @@ class Memory:
             # Gradients stay where they were captured, and a replay knows nothing of who watches since.
             optimizer.zero_grad(set_to_none=False)
             if sparsifier is not None:
-                sparsifier.remember()
+                sparsifier.replays.remember()
                 layers = [module for module in sparsifier.model.modules() if isinstance(module, BlockLinear)]
                 watches = [layer.watch for layer in layers]
                 for layer in layers:
@@ -167,7 +168,7 @@ def test_an_update_that_a_replay_does_not_do_for_is_launched(fault, monkeypatch)
 
 def test_a_model_can_be_copied_while_a_mask_update_is_awaited(monkeypatch):
     *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY - 1)
-    told = [module.told for module in ours.model.modules() if isinstance(module, sparse_mlp.TrainedMlp)]
+    told = [module.told for module in ours.model.modules() if isinstance(module, TrainedMlp)]
     assert all(len(passes) == 1 for passes in told)
     assert not any(tensor.requires_grad for passes in told for one in passes for tensor in one)
     copied = copy.deepcopy(ours.model)

@@ -13,7 +13,7 @@ from blast.layers.block_csr import BlockCSR, BlockIndex
 from blast.layers.block_linear import IndexBuffers
 from blast.layers.fuse import fuse_for_training
 from blast.layers.repack import change_layouts, gathered, scattered
-from blast.layers.sparse_mlp import TrainedMlp
+from blast.layers.trained_mlp import TrainedMlp
 
 BUFFERS = ("row_offsets", "col_indices", "t_offsets", "t_indices", "t_order")
 SHARES = st.sampled_from([0.0, 0.3, 0.7, 1.0])

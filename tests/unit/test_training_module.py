@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 import blast
 from blast.layers.block_linear import BlockLinear
 from blast.layers.fuse import fuse_for_training
-from blast.layers.sparse_mlp import SparseMlp, TrainedMlp
+from blast.layers.sparse_mlp import SparseMlp
+from blast.layers.trained_mlp import TrainedMlp
 
 KINDS = ("gpt2", "llama", "vit")
 

@@ -10,7 +10,7 @@ import torch
 from switch_cases import OPTIMIZERS, SETTINGS, STEPS, dense_weights, nano, nano_loss, sparsify, steps
 
 from blast.layers.block_linear import BlockLinear
-from blast.layers.sparse_mlp import TrainedMlp
+from blast.layers.trained_mlp import TrainedMlp
 from blast.sparsity import execution
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparse_state import end_watch, watch_gradients

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_csr import BlockCSR, BlockIndex, block_of
 from blast.layers.block_linear import BlockLinear, IndexBuffers
-from blast.layers.sparse_mlp import TrainedMlp
 from blast.layers.target import is_conv1d
+from blast.layers.trained_mlp import TrainedMlp
 from blast.sparsity.blocks import BlockShape, as_block, tiles
 from blast.sparsity.shards import refuse_sharded
 

@@ -19,8 +19,9 @@ from blast.layers.block_linear import HOOKS, BlockLinear
 from blast.layers.convert import replace_modules, unwrapped
 from blast.layers.mlp_training import can_train
 from blast.layers.recognise import find_mlps
-from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp, TrainedMlp
+from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp
 from blast.layers.target import Mlp
+from blast.layers.trained_mlp import TrainedMlp
 
 # Largest ‖fused − unfused‖ / ‖unfused‖ by dtype: both round the hidden activations, but sum in another order.
 SAME = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}

@@ -14,7 +14,7 @@ from blast.layers.block_csr import BlockCSR, BlockIndex
 from blast.layers.block_linear import IndexBuffers
 from blast.layers.host_index import HostIndex
 from blast.layers.mlp_training import list_arrays
-from blast.layers.sparse_mlp import TrainedMlp
+from blast.layers.trained_mlp import TrainedMlp
 from blast.sparsity.blocks import tiles
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
-from blast.layers.mlp_training import MlpLists, can_train, hand_over, run_told, run_training, watches_all
+from blast.layers.mlp_training import MlpLists, can_train, run_training
 
 # How the fused kernels hold the weights: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
@@ -85,9 +85,6 @@ class SparseMlp(nn.Module):
             setattr(self, hooks, getattr(original, hooks))
         self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
         self.lists = MlpLists()
-        # Input and gradient of the output of each backward pass, if they shall be kept: of a captured step they lie
-        # where each replay puts them, and a mask update takes the dense gradients from there.
-        self.told: list[tuple[Tensor, Tensor]] | None = None
         self._packed: Packed | None = None
         self._dense: list[Tensor] | None = None
         self._ranges: Ranges = ()
@@ -174,21 +171,10 @@ class SparseMlp(nn.Module):
         layers = self.layers
         if not can_train(layers):
             return self.original.forward(x)
-        if any(layer.watch is not None for layer in layers):
-            # At a mask update; layer by layer if some are not looked at.
-            if not watches_all(layers):
-                return self.original.forward(x)
-            return run_told(x, layers, self.lists, self.activation, self._hand_over)
-        if self.told is not None:
-            return run_told(x, layers, self.lists, self.activation, self._keep)
+        return self._run_training(x, layers)
+
+    def _run_training(self, x: Tensor, layers: list[BlockLinear]) -> Tensor:
         return run_training(x, layers, self.lists, self.activation)
-
-    def _hand_over(self, x: Tensor, grad: Tensor) -> None:
-        hand_over([(self.layers, self.activation, [(x, grad)])])
-
-    def _keep(self, x: Tensor, grad: Tensor) -> None:
-        # Without the graph of autograd, which they would keep.
-        self.told.append((x.detach(), grad.detach()))
 
     @torch.compiler.disable
     def _train_outside_graph(self, x: Tensor) -> Tensor:
@@ -294,18 +280,3 @@ def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
         # Of the same number, nothing was dropped, and the layer's own values serve.
         values = values if kept.numel() == values.shape[0] else values[kept]
     return Packed(front.detach().contiguous(), front_records, values.detach(), plain_records(offsets, columns))
-
-
-class TrainedMlp(SparseMlp):
-    """A `SparseMlp` of a model in training: it holds no packed copy, and runs by the training operator always."""
-
-    def pack(self) -> None:
-        """Makes the lists of the present masks; to be called when an index was replaced."""
-        self._packed = self._dense = None
-        layers = self.layers
-        if can_train(layers) and not layers[0].values.is_meta:
-            self.lists.make(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`, as the MLP it replaces."""
-        return self.original.forward(x) if self.training and self._dropout else self._train(x)

@@ -20,8 +20,8 @@ from blast.layers.dense_gradient import DenseGradient
 from blast.layers.fuse import fuse_for_training
 from blast.layers.mlp_training import hand_over, watches_all
 from blast.layers.repack import change_layouts, gathered, scattered
-from blast.layers.sparse_mlp import TrainedMlp
 from blast.layers.target import Target
+from blast.layers.trained_mlp import TrainedMlp
 from blast.sparsity.optimizer_state import check_optimizer, replace_parameter
 from blast.sparsity.ranks import mean_over_ranks_
 from blast.sparsity.units import Unit, parameter_of

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution import Execution
@@ -23,6 +22,7 @@ from blast.sparsity.mask import block_budget, live_cost
 from blast.sparsity.one_shot import best_masks, full_mask
 from blast.sparsity.prune_and_grow import prune_and_grow
 from blast.sparsity.ranks import world_size
+from blast.sparsity.replays import Replays
 from blast.sparsity.saved_state import STATE_FORMAT, check_state
 from blast.sparsity.schedule import swap_limit, target_sparsity
 from blast.sparsity.shards import is_sharded, sharded_modules
@@ -92,6 +92,8 @@ class Sparsifier:
         self._execution = Execution(model, optimizer, self._units, config, keeper)
         self._clear_weights()
         self._accumulation, self._modules = AccumulationCheck(), ModuleCheck(model, self._units)
+        # For loops that replay their steps as CUDA graphs.
+        self.replays = Replays(self, self._execution, self._accumulation)
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
@@ -120,40 +122,6 @@ class Sparsifier:
         """Whether the coming `step()` chooses masks anew, or fixes them; execution changes in such steps alone."""
         last = self.step_count >= self.config.final_step
         return not self.finished and (last or self.step_count % self.config.update_every == 0)
-
-    def skip(self) -> None:
-        """Count a step whose work on the device, that of `step()` and of the optimizer, was done as a replay of it.
-
-        Raises:
-            BlastError: if a mask update is due, which no replay can make.
-        """
-        if self.update_due:
-            raise BlastError(f"a mask update is due at step {self.step_count}; call step() instead of skip().")
-        self.step_count += 1
-        self._execution.watch(self.step_count, self.finished)
-        self.replayed()
-
-    def replayed(self) -> None:
-        """Take note that the optimizer's work after a `step()` was done as a replay of it."""
-        self._accumulation.after_optimizer()
-
-    def remember(self, wanted: bool = True) -> None:
-        """Have the coming backward pass keep what a mask update needs of it (`recall`), or forget what was kept.
-
-        For a backward pass that is captured in a CUDA graph: replays bring its tensors up to date where they lie. What
-        is kept is the input of each sparse MLP and the gradient of its output; the memory they lie in is not used again
-        within the step.
-        """
-        self._execution.remember(wanted, self.finished)
-
-    @property
-    def can_recall(self) -> bool:
-        """Whether, at a mask update, a replay of the remembered backward pass does for a pass by itself."""
-        return self._execution.can_recall
-
-    def recall(self) -> None:
-        """After such a replay, and before `step()`: make the gradients that blocks grow by."""
-        self._execution.recall()
 
     def step(self) -> None:
         """Update the mask if it is due, then clear gradients, optimizer state and weights of dead blocks.

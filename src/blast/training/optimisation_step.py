@@ -107,13 +107,13 @@ class OptimisationStep:
 
     def _updated(self, check_loss: Check, check_norm: Check) -> float:
         """A step with a mask update."""
-        if not self._graphs or not self._sparsifier.can_recall:
+        if not self._graphs or not self._sparsifier.replays.can_recall:
             return self._launched(check_loss, check_norm)
         gradients, rest = self._graphs
         gradients.replay()
         try:
             # The host works while the GPU does.
-            self._sparsifier.recall()
+            self._sparsifier.replays.recall()
         except torch.OutOfMemoryError:
             return self._launched(check_loss, check_norm)
         value = self._loss.item()
@@ -128,7 +128,7 @@ class OptimisationStep:
             self._optimizer.step()
         else:
             rest.replay()
-            self._sparsifier.replayed()
+            self._sparsifier.replays.optimized()
             check_norm(self._norm.item())
         return value
 
@@ -142,7 +142,7 @@ class OptimisationStep:
         """Gives the graphs up."""
         self._graphs = []
         if self._sparsifier is not None:
-            self._sparsifier.remember(False)
+            self._sparsifier.replays.remember(False)
 
     def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
         loss = self._loss_of(self._model, batch)
@@ -177,7 +177,7 @@ class OptimisationStep:
         if not self._graphs:
             self._capture()
         elif self._sparsifier is not None:
-            self._sparsifier.skip()
+            self._sparsifier.replays.skip()
         for graph in self._graphs:
             graph.replay()
         value, norm = torch.stack((self._loss.float(), self._norm.float())).tolist()
@@ -201,7 +201,7 @@ class OptimisationStep:
         """Captures a step of the batch, which the sparsifier counts; nothing of it has been done yet."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._sparsifier is not None:
-            self._sparsifier.remember()
+            self._sparsifier.replays.remember()
 
         def gradients() -> None:
             loss = self._loss_of(self._model, self._batch)
