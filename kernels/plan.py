@@ -19,8 +19,9 @@ MULTIPROCESSORS = 132
 LONG_ROW = 400
 # Columns of a block row of 32 rows from which its product, at many tokens, is bound by re-reading activations.
 WIDE_ROW = 1500
-# Tiles a multiprocessor from which a front, at many tokens, is faster in one program a multiprocessor.
-MANY_TILES = 8
+# Tiles a multiprocessor from which a front, at many tokens, is faster in one program a multiprocessor; and columns of a
+# block row below which those of 32 rows are too short for it.
+MANY_TILES, SHORT_ROW = 8, 200
 # Bytes of shared memory that one program may have on an H100 or H200.
 SHARED_MEMORY = 232_448
 # Tokens of a tile of `persistent`, columns of a result that it stores at once, and bytes it takes beside its buffers.
@@ -131,14 +132,14 @@ def plan_for(
     if tokens <= 256:
         return _middling(tokens, programs, half, b_in, gate, weights_first, row_blocks * b_in)
     k = min(64, b_in)
+    many_tiles = records * -(-tokens // PERSISTENT_TOKENS) >= MANY_TILES * MULTIPROCESSORS
+    if many_tiles and has_gluon and not float8 and _fills_persistent(b_out, b_in, gate, row_blocks):
+        held = gate == "untied" and b_out == 128
+        rows, group = half if gate == "tied" else b_out, 4 if b_out == 128 else 2
+        return Plan("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
     if b_out == 32 and row_blocks * b_in >= WIDE_ROW:
         # 405B: up to 2.5 times as fast as tiles of 128 tokens, eight side by side.
         return Plan("tiles", 256, 32, k, 3, 8, False, 1)
-    many_tiles = records * -(-tokens // PERSISTENT_TOKENS) >= MANY_TILES * MULTIPROCESSORS
-    if gate != "none" and b_out >= 64 and many_tiles and has_gluon and not float8:
-        held = gate == "untied" and b_out == 128
-        rows, group = 64 if gate == "tied" else b_out, 4 if b_out == 128 else 2
-        return Plan("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
     if gate == "tied":
         if row_blocks >= 16 and b_out == 128:
             return Plan("tiles", 256, half, k, 3, 8, False, 4)
@@ -152,6 +153,13 @@ def plan_for(
     if gate == "untied":
         return Plan("tiles", 128, 128, k, 3, 4, True, 8)
     return Plan("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if records <= 32 else 4)
+
+
+def _fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bool:
+    """Whether a front has the rows of weights that one program a multiprocessor wants: 64, or twice 32."""
+    if gate == "tied" and (b_out, b_in) == (32, 128):
+        return row_blocks * b_in >= SHORT_ROW
+    return gate != "none" and b_out >= 64
 
 
 def _streamed(tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool) -> Plan:

@@ -42,9 +42,9 @@ def test_every_candidate_fits_its_block_and_the_device(place, row_blocks, items)
             assert max(rows, plan.tile) <= 256
 
 
-@given(places, lengths, st.booleans(), st.booleans())
-def test_the_rules_always_give_a_plan_that_fits(place, row_blocks, wide_float, has_tma):
-    plan = plan_for(*place, wide_float, has_tma, row_blocks)
+@given(places, lengths, st.booleans(), st.booleans(), st.booleans())
+def test_the_rules_always_give_a_plan_that_fits(place, row_blocks, wide_float, has_tma, has_gluon):
+    plan = plan_for(*place, wide_float, has_tma, row_blocks, has_gluon=has_gluon)
     item = 4 if wide_float else 2
     assert fits(plan, *place[2:], item, item)
     assert has_tma or plan.kernel == "stream"
@@ -98,6 +98,26 @@ def test_a_plan_that_wants_more_memory_than_there_is_does_not_fit():
     assert not fits(Plan("tiles", 32, 64, 128, 6, 4), 128, 128, "tied")
     assert not fits(Plan("tiles", 128, 128, 64, 3, 4), 64, 128, "none")
     assert not fits(Plan("tiles", 64, 32, 64, 3, 4), 128, 128, "none")
+
+
+def test_fronts_of_many_tiles_run_in_one_program_a_multiprocessor_where_gluon_does():
+    for place in ((2048, 448, 64, 64, "tied"), (8192, 112, 128, 128, "untied"), (2048, 832, 64, 128, "untied")):
+        assert plan_for(*place).kernel == "persistent"
+        # The interpreter, float32, float8 and other devices have no such kernel.
+        for without in ({"has_gluon": False}, {"wide_float": True}, {"float8": True}, {"has_tma": False}):
+            assert plan_for(*place, **without).kernel != "persistent"
+        assert plan_for(place[0] // 16, *place[1:]).kernel != "persistent"
+    assert plan_for(2048, 448, 64, 64, "none").kernel == plan_for(2048, 24, 64, 64, "tied").kernel == "tiles"
+    assert plan_for(2048, 448, 32, 128, "tied", row_blocks=2).kernel == "persistent"
+    assert plan_for(2048, 448, 32, 128, "tied", row_blocks=1).kernel == "tiles"
+
+
+def test_long_rows_of_32_take_wide_tiles_of_tokens_one_at_a_time():
+    """Those of 405B had taken 2.5 times as long with tiles of 128 tokens, eight side by side."""
+    for b_in, row_blocks in ((32, 83), (128, 21)):
+        plan = plan_for(8192, 512, 32, b_in, "none", row_blocks=row_blocks)
+        assert (plan.kernel, plan.tile, plan.group) == ("tiles", 256, 1)
+        assert plan_for(8192, 512, 32, b_in, "none", row_blocks=row_blocks / 4).tile == 128
 
 
 def test_few_long_rows_are_shared_by_programs_and_small_blocks_pipelined_deeply():

@@ -40,6 +40,17 @@ def test_the_rules_alone_cost_a_few_percent_of_the_best_plan_at_decode():
     assert max(costs) < 0.06
 
 
+def test_the_rules_cost_little_for_fronts_of_many_tiles_and_long_rows_of_32():
+    costs = []
+    for (_, _, b_out, b_in, gate, tokens, records, row_blocks), plans in swept().items():
+        rules = plan_for(tokens, records, b_out, b_in, gate, row_blocks=row_blocks)
+        alone = rules.kernel == "persistent" or (rules.tile, rules.slice, rules.group) == (256, 32, 1)
+        if alone and tuple(rules) in plans:
+            costs.append(plans[tuple(rules)] / min(plans.values()) - 1)
+    assert len(costs) >= 80
+    assert max(costs) < 0.06
+
+
 def test_a_pick_from_the_table_costs_a_few_percent_of_the_best_plan_at_most():
     costs = []
     for (_, _, b_out, b_in, gate, tokens, records, row_blocks), plans in swept().items():
