@@ -161,12 +161,13 @@ def hidden_grad(
 
 def sample(
     own: Tensor, shared: Tensor, records: Tensor, shapes: list[tuple[int, int, int]], own_is_out: bool,
-    plan: SamplePlan | None = None,
+    plan: SamplePlan | None = None, dtype: torch.dtype | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the blocks of one or two matrices; arguments as `train_reference.sample`."""
+    dtype = dtype or own.dtype
     if _emulates(own):
-        return [out.to(own.dtype) for out in sample(own.float(), shared.float(), records, shapes, own_is_out, plan)]
-    outs = [torch.empty(shape, dtype=own.dtype, device=own.device) for shape in shapes]
+        return [out.to(dtype) for out in sample(own.float(), shared.float(), records, shapes, own_is_out, plan)]
+    outs = [torch.empty(shape, dtype=dtype, device=own.device) for shape in shapes]
     slots = sum(shape[0] for shape in shapes)
     if slots == 0 or own.numel() == 0:
         return [out.zero_() for out in outs]

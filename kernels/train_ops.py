@@ -12,6 +12,7 @@ blocks and both biases; each is computed only if it is asked for. The same input
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from blast_kernels import train_reference
@@ -109,23 +110,29 @@ def sparse_mlp_train_grads(
     return _backward_of(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks)
 
 
-def _backward_of(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks) -> list[Tensor]:
+def _backward_of(
+    grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks, dtype=None
+) -> list[Tensor]:
+    """As `sparse_mlp_train_grads`; those of bias and blocks in `dtype`, by default that of `x`."""
+    dtype = dtype or x.dtype
     lists = TrainLists(*lists)
     flat_grad, flat = _flat(grad), _flat(x)
     module = _module(flat, [*front, down])
     grad_pre, hidden, live_bias = module.hidden_grad(flat_grad, down, pre, lists.hidden, activation, hidden_bias > 0)
-    bias = x.new_zeros(hidden_bias)
-    if hidden_bias:
+    bias = live_bias.to(dtype)
+    if bias.numel() < hidden_bias:
         # A dead hidden block is read by nobody: its bias has no gradient.
-        bias.view(-1, down.shape[2])[lists.live.long()] = live_bias.view(-1, down.shape[2]).to(x.dtype)
+        blocks = bias.view(-1, down.shape[2])
+        bias = blocks.new_zeros(hidden_bias // blocks.shape[1], blocks.shape[1])
+        bias = bias.index_copy_(0, lists.live.long(), blocks).view(-1)
     out = [bias]
     if wants_x:
         grad_x = module.gather_product(grad_pre, list(front), lists.inputs, None, turned=True)
         out.append(grad_x.view(x.shape))
     if wants_blocks:
         shapes = [tuple(values.shape) for values in front]
-        out += module.sample(grad_pre, flat, lists.front_groups, shapes, own_is_out=True)
-        out += module.sample(hidden, flat_grad, lists.down_groups, [tuple(down.shape)], own_is_out=False)
+        out += module.sample(grad_pre, flat, lists.front_groups, shapes, own_is_out=True, dtype=dtype)
+        out += module.sample(hidden, flat_grad, lists.down_groups, [tuple(down.shape)], own_is_out=False, dtype=dtype)
     return out
 
 
@@ -162,7 +169,7 @@ def _gradients(gradients: Callable, ctx, saved, grad: Tensor, wants_x: bool, wan
     )
     grad_x = grads.pop(0) if wants_x else None
     *grad_front, grad_down = grads or [None] * (ctx.fronts + 1)
-    down_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_down_bias else None
+    down_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=front_bias.dtype) if ctx.has_down_bias else None
     return [grad_x, grad_front, grad_down, front_bias if ctx.hidden_bias else None, down_bias]
 
 
@@ -178,42 +185,58 @@ def _backward(ctx, grad, _):
 sparse_mlp_train.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def train_and_tell(tell: Callable[[Tensor, Tensor], object], *inputs: object) -> Tensor:
-    """`sparse_mlp_train` whose backward pass tells what a mask update asks for: see `dense_gradients`.
+def train_uncompiled(tell: Callable[[Tensor, Tensor], object] | None, dtype: torch.dtype, *inputs: object) -> Tensor:
+    """`sparse_mlp_train` for calls from outside of compiled graphs, which the host is faster with.
 
     Args:
-        tell: Called in the backward pass with `x` and the gradient of the result.
-        inputs: Those of `sparse_mlp_train`.
+        tell: Called in the backward pass with `x`, in `dtype`, and the gradient of the result: `dense_gradients` follow
+            from them. None tells nobody.
+        dtype: What is multiplied and returned. Gradients have the dtypes of the operands; those of blocks and biases
+            are never rounded to `dtype` on their way.
+        inputs: Those of `sparse_mlp_train`, of any dtype.
 
     Returns:
         `[..., out]`.
     """
     x, front, down, front_bias, down_bias, lists, activation, gate = inputs
-    return _Told.apply(tell, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
+    return _Uncompiled.apply(tell, dtype, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
 
 
-class _Told(torch.autograd.Function):
-    # Outside of compiled graphs, so that it need not be an operator of torch, which takes the host longer to call.
+class _Uncompiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tell, activation, gate, lists, x, front_bias, down_bias, down, *front):
-        inputs = x, list(front), down, front_bias, down_bias, lists, activation, gate
+    def forward(ctx, tell, dtype, activation, gate, lists, x, front_bias, down_bias, down, *front):
+        ctx.tell, ctx.dtype_of_x, ctx.dtype_of_blocks = tell, x.dtype, down.dtype
+        front_bias, down_bias, down, *front = cast((front_bias, down_bias, down, *front), dtype)
+        inputs = x.to(dtype), front, down, front_bias, down_bias, lists, activation, gate
         y, pre = _forward(*inputs)
         _keep(ctx, inputs, pre)
-        ctx.tell = tell
         return y
 
     @staticmethod
     def backward(ctx, grad):
         if grad is None:
-            return (None,) * (8 + ctx.fronts)
-        wants_x, wants_blocks = ctx.needs_input_grad[4], any(ctx.needs_input_grad[7:])
+            return (None,) * (9 + ctx.fronts)
+        wants_x, wants_blocks = ctx.needs_input_grad[5], any(ctx.needs_input_grad[8:])
+        gradients = partial(_backward_of, dtype=ctx.dtype_of_blocks)
         # Looked at once: a checkpoint makes them again each time.
         saved = ctx.saved_tensors
         grad_x, grad_front, grad_down, front_bias, down_bias = _gradients(
-            _backward_of, ctx, saved, grad, wants_x, wants_blocks
+            gradients, ctx, saved, grad, wants_x, wants_blocks
         )
-        ctx.tell(saved[0], grad)
-        return None, None, None, None, grad_x, front_bias, down_bias, grad_down, *grad_front
+        if ctx.tell is not None:
+            ctx.tell(saved[0], grad)
+        grad_x = None if grad_x is None else grad_x.to(ctx.dtype_of_x)
+        return None, None, None, None, None, grad_x, front_bias, down_bias, grad_down, *grad_front
+
+
+def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Tensors (None stays None) in a dtype, without gradients; those of another one are copied in one launch."""
+    others = [tensor for tensor in tensors if tensor is not None and tensor.dtype != dtype]
+    made = [torch.empty_like(tensor, dtype=dtype, requires_grad=False) for tensor in others]
+    if others:
+        torch._foreach_copy_(made, [tensor.detach() for tensor in others])
+    copies = iter(made)
+    return [tensor if tensor is None or tensor.dtype == dtype else next(copies) for tensor in tensors]
 
 
 @torch.no_grad()
@@ -227,7 +250,7 @@ def dense_gradients(
     activation: str,
     gate: str,
 ) -> list[Tensor]:
-    """Gradients of the matrices of an MLP with all their blocks, live or not; other arguments as `sparse_mlp_train`.
+    """Gradients of the matrices of an MLP with all their blocks, live or not; other arguments as `train_uncompiled`.
 
     The hidden activations are made again, those of dead hidden blocks too, which no step computes.
 
@@ -239,7 +262,8 @@ def dense_gradients(
     Returns:
         Of the front's matrices `[hidden, in]` and of the down projection `[out, hidden]`, in the dtype of `x`.
     """
-    flat_grad, flat, front = _flat(grad), _flat(x), list(front)
+    flat_grad, flat = _flat(grad), _flat(x)
+    front_bias, down, *front = cast((front_bias, down, *front), x.dtype)
     module = _module(flat, [*front, down])
     pre, _ = module.front(flat, front, whole[0], front_bias, activation, gate)
     grad_pre, hidden, _ = module.hidden_grad(flat_grad, down, pre, whole[1], activation, has_bias=False)

@@ -120,8 +120,9 @@ def hidden_grad(
 
 
 def sample(
-    own: Tensor, shared: Tensor, records: Tensor, shapes: list[tuple[int, int, int]], own_is_out: bool
-) -> list[Tensor]:
+    own: Tensor, shared: Tensor, records: Tensor, shapes: list[tuple[int, int, int]], own_is_out: bool,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:  # fmt: skip
     """Gradients of the live blocks.
 
     Args:
@@ -130,9 +131,10 @@ def sample(
         records: `TrainLists.front_groups` or `.down_groups`.
         shapes: `[nnz, b_out, b_in]` of the one or two results; slots count through them.
         own_is_out: Whether `own` gives the rows of a block (gradient of the front) or its columns (down projection).
+        dtype: Of the gradients; that of `own` if left out.
 
     Returns:
-        One gradient a shape, in the dtype of `own`.
+        One gradient a shape.
     """
     compute = _compute_dtype(own.dtype)
     b_out, b_in = shapes[0][1:]
@@ -145,7 +147,7 @@ def sample(
                 left, right = owns[own_column], shareds[column]
                 torch.mm(left.t() if own_is_out else right.t(), right if own_is_out else left, out=out[slot])
     # An operator's results may not share memory.
-    return [part.to(own.dtype, copy=True) for part in out.split([shape[0] for shape in shapes])]
+    return [part.to(dtype or own.dtype, copy=True) for part in out.split([shape[0] for shape in shapes])]
 
 
 def _slope(x: Tensor, activation: str) -> Tensor:

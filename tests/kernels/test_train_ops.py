@@ -68,8 +68,16 @@ def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dea
     fronts = len(mlp.front)
     biases = blocks[fronts + 1 :] or NO_GRADIENT
     told = []
-    y = train_ops.train_and_tell(
-        lambda *given: told.extend(given), x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate
+    y = train_ops.train_uncompiled(
+        lambda *given: told.extend(given),
+        x.dtype,
+        x,
+        blocks[:fronts],
+        blocks[fronts],
+        *biases,
+        mlp.lists,
+        activation,
+        gate,
     )
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device)
     assert told == []
@@ -90,6 +98,29 @@ def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dea
         assert ours.shape == dense.shape
         assert not ours.requires_grad
         assert relative_error(ours, dense) < 1e-5
+
+
+@pytest.mark.parametrize(("gate", "activation"), GATES)
+def test_gradients_of_float32_blocks_are_not_rounded_to_the_dtype_of_the_products(gate, activation, device):
+    mlp = mlp_of(gate, ("uniform", "uniform"), 32, 16, 64, device=device)
+    leaves = leaves_of(mlp, device=device)
+    x, *blocks = leaves
+    fronts = len(mlp.front)
+    biases = blocks[fronts + 1 :] or NO_GRADIENT
+    y = train_ops.train_uncompiled(
+        None, torch.bfloat16, x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate
+    )
+    assert y.dtype == torch.bfloat16
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device, torch.bfloat16)
+    grads = torch.autograd.grad(y, leaves, grad)
+    rounded = [leaf.detach().bfloat16().requires_grad_() for leaf in leaves]
+    expected_y = run(mlp, gate, activation, *rounded)
+    assert torch.equal(y, expected_y)
+    for n, (ours, theirs) in enumerate(zip(grads, torch.autograd.grad(expected_y, rounded, grad), strict=True)):
+        assert ours.dtype == torch.float32
+        # The same sums; those of blocks and biases carry more digits than bfloat16 has.
+        assert torch.equal(ours.bfloat16(), theirs)
+        assert torch.equal(ours, ours.bfloat16().float()) == (n == 0)
 
 
 @pytest.mark.parametrize(("gate", "activation"), GATES)

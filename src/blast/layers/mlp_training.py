@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 from blast_kernels.packed_upload import upload_by_device
-from blast_kernels.train_ops import dense_gradients, train_and_tell
+from blast_kernels.train_ops import dense_gradients, train_uncompiled
 from blast_kernels.train_plan import group_members
 from blast_kernels.train_records import train_arrays, train_lists, whole_arrays
 from torch import Tensor
@@ -119,12 +119,25 @@ def watches_all(layers: list[BlockLinear]) -> bool:
     return all(layer.watch is not None and layer.values.requires_grad for layer in layers)
 
 
-def run_told(
-    x: Tensor, layers: list[BlockLinear], lists: MlpLists, activation: str, tell: Callable[[Tensor, Tensor], object]
+def run_uncompiled(
+    x: Tensor,
+    layers: list[BlockLinear],
+    lists: MlpLists,
+    activation: str,
+    tell: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Tensor:
-    """`run_training` whose backward pass tells the input and the gradient of the output, for `hand_over`."""
-    *operands, gate = _operands(x, layers)
-    return train_and_tell(tell, *operands, lists.of(layers), activation, gate)
+    """`run_training` outside of compiled graphs; arguments as there.
+
+    Args:
+        tell: Takes, in the backward pass, the input and the gradient of the output, for `hand_over`.
+    """
+    *front, up, down = layers
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    values = [layer.values for layer in (*front, up)]
+    return train_uncompiled(
+        tell, dtype, x, values, down.values, up.bias, down.bias, lists.of(layers), activation, _gate(layers)
+    )
 
 
 def hand_over(told: Sequence[tuple[list[BlockLinear], str, Sequence[tuple[Tensor, Tensor]]]]) -> None:
@@ -140,10 +153,8 @@ def hand_over(told: Sequence[tuple[list[BlockLinear], str, Sequence[tuple[Tensor
         made.append((layers[-1].values.device, whole_arrays(front, down, _gate(layers) == "tied")))
     for whole, (layers, activation, passes) in zip(upload_by_device(made), told, strict=True):
         for x, grad in passes:
-            values = [layer.values.detach().to(x.dtype) for layer in layers]
-            bias = layers[-2].bias
-            bias = None if bias is None else bias.detach().to(x.dtype)
-            gradients = dense_gradients(grad, x, values[:-1], values[-1], bias, whole, activation, _gate(layers))
+            *front, down = (layer.values for layer in layers)
+            gradients = dense_gradients(grad, x, front, down, layers[-2].bias, whole, activation, _gate(layers))
             for layer, gradient in zip(layers, gradients, strict=True):
                 layer.watch.take(gradient)
 

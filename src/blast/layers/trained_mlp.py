@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from blast.layers.block_linear import BlockLinear
-from blast.layers.mlp_training import can_train, hand_over, run_told, watches_all
+from blast.layers.mlp_training import can_train, hand_over, run_uncompiled, watches_all
 from blast.layers.sparse_mlp import SparseMlp
 
 
@@ -34,14 +35,15 @@ class TrainedMlp(SparseMlp):
         return self.original.forward(x) if self.training and self._dropout else self._train(x)
 
     def _run_training(self, x: Tensor, layers: list[BlockLinear]) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super()._run_training(x, layers)
+        tell = None if self.told is None else self._keep
         if any(layer.watch is not None for layer in layers):
             # Layer by layer if some are not looked at.
             if not watches_all(layers):
                 return self.original.forward(x)
-            return run_told(x, layers, self.lists, self.activation, self._hand_over)
-        if self.told is not None:
-            return run_told(x, layers, self.lists, self.activation, self._keep)
-        return super()._run_training(x, layers)
+            tell = self._hand_over
+        return run_uncompiled(x, layers, self.lists, self.activation, tell)
 
     def _hand_over(self, x: Tensor, grad: Tensor) -> None:
         hand_over([(self.layers, self.activation, [(x, grad)])])
