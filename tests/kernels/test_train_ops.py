@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.utils.checkpoint
-from blast_kernels import train_ops
+from blast_kernels.train_passes import dense_gradients
+from blast_kernels.train_uncompiled import train_uncompiled
 from kernel_cases import relative_error
 from train_cases import Mlp, dense_mlp, live_blocks, mlp_of
 
@@ -68,7 +69,7 @@ def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dea
     fronts = len(mlp.front)
     biases = blocks[fronts + 1 :] or NO_GRADIENT
     told = []
-    y = train_ops.train_uncompiled(
+    y = train_uncompiled(
         lambda *given: told.extend(given),
         x.dtype,
         x,
@@ -88,9 +89,7 @@ def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dea
     for ours, theirs in zip(grads, torch.autograd.grad(plain, leaves, grad), strict=True):
         assert torch.equal(ours, theirs)
     assert [tensor.data_ptr() for tensor in told] == [x.data_ptr(), grad.data_ptr()]
-    taken = train_ops.dense_gradients(
-        told[1], told[0], blocks[:fronts], blocks[fronts], biases[0], mlp.whole, activation, gate
-    )
+    taken = dense_gradients(told[1], told[0], blocks[:fronts], blocks[fronts], biases[0], mlp.whole, activation, gate)
     wide = [tensor.detach().double().requires_grad_() for tensor in (*mlp.dense_front, mlp.dense_down)]
     fixed = [None if bias is None else bias.detach().double() for bias in biases]
     y = dense_mlp(x.detach().double(), wide[:fronts], wide[fronts], fixed, activation)
@@ -107,9 +106,7 @@ def test_gradients_of_float32_blocks_are_not_rounded_to_the_dtype_of_the_product
     x, *blocks = leaves
     fronts = len(mlp.front)
     biases = blocks[fronts + 1 :] or NO_GRADIENT
-    y = train_ops.train_uncompiled(
-        None, torch.bfloat16, x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate
-    )
+    y = train_uncompiled(None, torch.bfloat16, x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate)
     assert y.dtype == torch.bfloat16
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device, torch.bfloat16)
     grads = torch.autograd.grad(y, leaves, grad)

@@ -69,7 +69,7 @@ def mlp_of(
         front_bias = torch.randn(rows * b_hidden, generator=generator).to(device, dtype)
         down_bias = torch.randn(outs * b_out, generator=generator).to(device, dtype)
     indices = [tuple(tensor.cpu().numpy() for tensor in matrix.index) for matrix in (*front, down)]
-    whole = upload(whole_arrays(indices[:-1], indices[-1], gate == "tied"), device)
+    whole = upload(whole_arrays([(indices[:-1], indices[-1])], gate == "tied")[0], device)
     lists = train_lists([matrix.index for matrix in front], down.index, cols, gate == "tied", members)
     return Mlp(
         [matrix.values for matrix in front], down.values, front_bias, down_bias, lists,

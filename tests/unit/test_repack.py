@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 from blast_kernels.train_records import train_lists
 from hypothesis import given, settings
@@ -12,8 +15,11 @@ from torch import Tensor
 from blast.layers.block_csr import BlockCSR, BlockIndex
 from blast.layers.block_linear import IndexBuffers
 from blast.layers.fuse import fuse_for_training
+from blast.layers.host_index import HostIndex
+from blast.layers.mlp_training import list_arrays
 from blast.layers.repack import change_layouts, gathered, scattered
 from blast.layers.trained_mlp import TrainedMlp
+from blast.sparsity.blocks import BlockShape
 
 BUFFERS = ("row_offsets", "col_indices", "t_offsets", "t_indices", "t_order")
 SHARES = st.sampled_from([0.0, 0.3, 0.7, 1.0])
@@ -85,6 +91,20 @@ def test_layouts_and_lists_of_a_whole_model_are_those_made_one_by_one():
             mlp.gate == "tied",
         )
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(given, expected, strict=True))
+
+
+def test_mlps_of_different_shapes_get_their_own_lists_in_their_order():
+    def mlp(hidden: int, inner: int, seed: int) -> tuple[list[SimpleNamespace], list[HostIndex]]:
+        shapes = [(hidden, inner), (inner, hidden)]
+        layers = [
+            SimpleNamespace(out_features=8 * out, in_features=8 * given, block=BlockShape(8, 8), index=object())
+            for out, given in shapes
+        ]
+        return layers, [HostIndex.of(mask_of(*shape, 0.5, seed + n).numpy()) for n, shape in enumerate(shapes)]
+
+    mlps = [mlp(4, 3, 0), mlp(6, 2, 2), mlp(4, 3, 4), mlp(6, 2, 6)]
+    for lists, one in zip(list_arrays(mlps), mlps, strict=True):
+        assert all(np.array_equal(ours, alone) for ours, alone in zip(lists, list_arrays([one])[0], strict=True))
 
 
 def test_writing_to_the_buffers_of_an_index_leaves_another_that_was_made_of_them_alone():

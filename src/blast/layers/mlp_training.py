@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import blast_kernels.train_ops  # noqa: F401  (registers torch.ops.blast.*)
 import numpy as np
 import torch
 from blast_kernels.packed_upload import upload_by_device
-from blast_kernels.train_ops import dense_gradients, train_uncompiled
+from blast_kernels.train_passes import dense_gradients
 from blast_kernels.train_plan import group_members
 from blast_kernels.train_records import train_arrays, train_lists, whole_arrays
+from blast_kernels.train_uncompiled import train_uncompiled
 from torch import Tensor
 
 from blast.layers.block_linear import BlockLinear, IndexBuffers
@@ -64,15 +66,33 @@ class MlpLists:
         self._made_of, self._versions = _state(indices)
 
 
-def list_arrays(layers: list[BlockLinear], indices: Sequence[HostIndex]) -> list[np.ndarray]:
-    """The lists of an MLP under masks that its layers will have; those that were tied stay so.
+def list_arrays(mlps: Sequence[tuple[list[BlockLinear], Sequence[HostIndex]]]) -> list[list[np.ndarray]]:
+    """The lists of MLPs under masks that their layers will have; those that were tied stay so.
 
     Args:
-        layers: Gate (if any), up, down.
-        indices: On the host, of each layer.
+        mlps: Of each the layers (gate, if any, up, down) and, on the host, their indices.
     """
-    *front, down = indices
-    return list(train_arrays(front, down, *_settings(layers)))
+    return [list(lists) for lists in _alike(mlps, train_arrays, _settings)]
+
+
+def _alike(mlps: Sequence[tuple[list[BlockLinear], Sequence[HostIndex]]], make: Callable, settings: Callable) -> list:
+    """What `make` gives for each MLP; it is called for all those at once whose layers are alike.
+
+    Args:
+        mlps: As for `list_arrays`.
+        make: Takes MLPs and what `settings` says of them.
+        settings: Of the layers of an MLP.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for place, (layers, _) in enumerate(mlps):
+        shapes = tuple((layer.in_features, layer.out_features, layer.block) for layer in layers)
+        groups.setdefault((shapes, _gate(layers)), []).append(place)
+    made: dict[int, object] = {}
+    for places in groups.values():
+        indices = [mlps[place][1] for place in places]
+        each = make([(front, down) for *front, down in indices], *settings(mlps[places[0]][0]))
+        made |= zip(places, each, strict=True)
+    return [made[place] for place in range(len(mlps))]
 
 
 def _settings(layers: list[BlockLinear]) -> tuple:
@@ -147,11 +167,11 @@ def hand_over(told: Sequence[tuple[list[BlockLinear], str, Sequence[tuple[Tensor
         told: Of each MLP its layers (gate, if any, up, down), its activation, and of each backward pass what it told:
             its input and the gradient of its output.
     """
-    made = []
-    for layers, _, _ in told:
-        *front, down = (layer.index.index.host for layer in layers)
-        made.append((layers[-1].values.device, whole_arrays(front, down, _gate(layers) == "tied")))
-    for whole, (layers, activation, passes) in zip(upload_by_device(made), told, strict=True):
+    indices = [(layers, [layer.index.index.host for layer in layers]) for layers, _, _ in told]
+    arrays = _alike(indices, whole_arrays, lambda layers: (_gate(layers) == "tied",))
+    devices = [layers[-1].values.device for layers, _, _ in told]
+    lists = upload_by_device(list(zip(devices, arrays, strict=True)))
+    for whole, (layers, activation, passes) in zip(lists, told, strict=True):
         for x, grad in passes:
             *front, down = (layer.values for layer in layers)
             gradients = dense_gradients(grad, x, front, down, layers[-2].bias, whole, activation, _gate(layers))

@@ -71,10 +71,9 @@ def change_layouts(
         if not new.equals(old.index.host):
             plans[old] = _Plan(old.index, new)
     hit = [mlp for mlp in mlps if any(layer.index in plans for layer in mlp.layers)]
-    lists = []
-    for mlp in hit:
-        indices = [plans[x.index].new if x.index in plans else x.index.index.host for x in mlp.layers]
-        lists.append((mlp.layers[-1].values.device, list_arrays(mlp.layers, indices)))
+    indices = [[plans[x.index].new if x.index in plans else x.index.index.host for x in mlp.layers] for mlp in hit]
+    arrays = list_arrays([(mlp.layers, ours) for mlp, ours in zip(hit, indices, strict=True)])
+    lists = [(mlp.layers[-1].values.device, ours) for mlp, ours in zip(hit, arrays, strict=True)]
     # Apart from what follows from it, since it is saved with the model, and a part is saved with its whole memory.
     saved = upload_by_device([(plan.device, plan.new) for plan in plans.values()])
     made = upload_by_device([*((plan.device, plan.arrays()) for plan in plans.values()), *lists])

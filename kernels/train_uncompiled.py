@@ -1,0 +1,54 @@
+"""A sparse MLP in training outside of compiled graphs: no operator of torch, and so faster for the host to call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from blast_kernels.train_passes import cast, forward, gradients, gradients_of, keep
+from torch import Tensor
+
+
+def train_uncompiled(tell: Callable[[Tensor, Tensor], object] | None, dtype: torch.dtype, *inputs: object) -> Tensor:
+    """`sparse_mlp_train` for calls from outside of compiled graphs, which the host is faster with.
+
+    Args:
+        tell: Called in the backward pass with `x`, in `dtype`, and the gradient of the result: `dense_gradients` follow
+            from them. None tells nobody.
+        dtype: What is multiplied and returned. Gradients have the dtypes of the operands; those of blocks and biases
+            are never rounded to `dtype` on their way.
+        inputs: Those of `sparse_mlp_train`, of any dtype.
+
+    Returns:
+        `[..., out]`.
+    """
+    x, front, down, front_bias, down_bias, lists, activation, gate = inputs
+    return _Uncompiled.apply(tell, dtype, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
+
+
+class _Uncompiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tell, dtype, activation, gate, lists, x, front_bias, down_bias, down, *front):
+        ctx.tell, ctx.dtype_of_x, ctx.dtype_of_blocks = tell, x.dtype, down.dtype
+        front_bias, down_bias, down, *front = cast((front_bias, down_bias, down, *front), dtype)
+        inputs = x.to(dtype), front, down, front_bias, down_bias, lists, activation, gate
+        y, pre = forward(*inputs)
+        keep(ctx, inputs, pre)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None:
+            return (None,) * (9 + ctx.fronts)
+        wants_x, wants_blocks = ctx.needs_input_grad[5], any(ctx.needs_input_grad[8:])
+        make = partial(gradients, dtype=ctx.dtype_of_blocks)
+        # Looked at once: a checkpoint makes them again each time.
+        saved = ctx.saved_tensors
+        grad_x, grad_front, grad_down, front_bias, down_bias = gradients_of(
+            make, ctx, saved, grad, wants_x, wants_blocks
+        )
+        if ctx.tell is not None:
+            ctx.tell(saved[0], grad)
+        grad_x = None if grad_x is None else grad_x.to(ctx.dtype_of_x)
+        return None, None, None, None, None, grad_x, front_bias, down_bias, grad_down, *grad_front
