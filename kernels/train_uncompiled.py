@@ -10,18 +10,23 @@ from blast_kernels.train_passes import cast, forward, gradients, gradients_of, k
 from torch import Tensor
 
 
-def train_uncompiled(tell: Callable[[Tensor, Tensor], object] | None, dtype: torch.dtype, *inputs: object) -> Tensor:
+def train_uncompiled(
+    tell: Callable[[Tensor, Tensor], object] | None, dtype: torch.dtype | None, *inputs: object
+) -> Tensor:
     """`sparse_mlp_train` for calls from outside of compiled graphs, which the host is faster with.
 
     Args:
         tell: Called in the backward pass with `x`, in `dtype`, and the gradient of the result: `dense_gradients` follow
             from them. None tells nobody.
-        dtype: What is multiplied and returned. Gradients have the dtypes of the operands; those of blocks and biases
-            are never rounded to `dtype` on their way.
-        inputs: Those of `sparse_mlp_train`, of any dtype.
+        dtype: What is multiplied and returned, as under autocast. Gradients have the dtypes of the operands; those of
+            blocks and biases are never rounded to `dtype` on their way. None: that of the operands, which is one.
+        inputs: Those of `sparse_mlp_train`.
 
     Returns:
         `[..., out]`.
+
+    Raises:
+        ValueError: as `sparse_mlp_train`.
     """
     x, front, down, front_bias, down_bias, lists, activation, gate = inputs
     return _Uncompiled.apply(tell, dtype, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
@@ -31,8 +36,10 @@ class _Uncompiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tell, dtype, activation, gate, lists, x, front_bias, down_bias, down, *front):
         ctx.tell, ctx.dtype_of_x, ctx.dtype_of_blocks = tell, x.dtype, down.dtype
-        front_bias, down_bias, down, *front = cast((front_bias, down_bias, down, *front), dtype)
-        inputs = x.to(dtype), front, down, front_bias, down_bias, lists, activation, gate
+        if dtype is not None:
+            x = x.to(dtype)
+            front_bias, down_bias, down, *front = cast((front_bias, down_bias, down, *front), dtype)
+        inputs = x, list(front), down, front_bias, down_bias, lists, activation, gate
         y, pre = forward(*inputs)
         keep(ctx, inputs, pre)
         return y

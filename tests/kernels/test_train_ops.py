@@ -71,7 +71,7 @@ def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dea
     told = []
     y = train_uncompiled(
         lambda *given: told.extend(given),
-        x.dtype,
+        None,
         x,
         blocks[:fronts],
         blocks[fronts],
@@ -97,6 +97,13 @@ def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dea
         assert ours.shape == dense.shape
         assert not ours.requires_grad
         assert relative_error(ours, dense) < 1e-5
+
+
+def test_without_a_dtype_operands_of_two_are_refused():
+    mlp = mlp_of("untied", ("uniform", "uniform"), 16, 16, 16)
+    x, *blocks = leaves_of(mlp)
+    with pytest.raises(ValueError, match=r"x is torch\.bfloat16 .* blocks are torch\.float32"):
+        train_uncompiled(None, None, x.bfloat16(), blocks[:2], blocks[2], None, None, mlp.lists, "silu", "untied")
 
 
 @pytest.mark.parametrize(("gate", "activation"), GATES)

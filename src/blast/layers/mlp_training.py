@@ -153,7 +153,7 @@ def run_uncompiled(
     """
     *front, up, down = layers
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     values = [layer.values for layer in (*front, up)]
     return train_uncompiled(
         tell, dtype, x, values, down.values, up.bias, down.bias, lists.of(layers), activation, _gate(layers)
