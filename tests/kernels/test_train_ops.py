@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import blast_kernels.train_ops  # noqa: F401  (registers torch.ops.blast.*)
 import pytest
 import torch
 import torch.utils.checkpoint
