@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 GPU = "nvidia-h100-80gb-hbm3"
 
 
+@cache
 def swept() -> dict[tuple, dict[tuple, float]]:
     """Milliseconds by plan, of each product of each point; of a sweep the picks and the best are kept."""
     times: dict[tuple, dict[tuple, float]] = {}

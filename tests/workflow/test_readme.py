@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +57,7 @@ def test_the_speed_ups_of_the_readme_are_those_of_the_records():
             assert f"{ratio:.1f}" == number.strip(), (model, masks, tokens, ratio)
 
 
+@cache
 def recorded_table():
     return load_table(ROOT / "no results", ROOT / "results" / "recorded")
 
