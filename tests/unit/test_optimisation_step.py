@@ -40,9 +40,11 @@ class Memory:
 
     def __init__(self, one):
         self.one, self.captures, self.counted, self.launched, self.gave_way = one, 0, False, [], 0
+        self.was_short = False
 
-    def give_way(self):
+    def give_way(self, short):
         self.gave_way += 1
+        self.was_short |= short
 
     def captured(self, gradients, rest):
         self.captures += 1
@@ -161,6 +163,7 @@ def test_an_update_that_a_replay_does_not_do_for_is_launched(fault, monkeypatch)
     # The last update fixes the masks, for which no gradient is asked.
     growing = range(EVERY, ours.config.final_step, EVERY)
     assert memory.launched == [0, 1, *(growing[:1] if fault is out_of_memory else growing)]
+    assert memory.was_short == (fault is out_of_memory)
     torch.testing.assert_close(torch.tensor(ours_losses), torch.tensor(losses), rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.tensor(ours_norms), torch.tensor(norms), rtol=1e-4, atol=0)
     assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())

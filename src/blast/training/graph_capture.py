@@ -53,9 +53,13 @@ class GraphMemory:
             graphs.append(graph)
         return graphs
 
-    def give_way(self) -> None:
-        """Lets a step by itself have the memory of graphs that are gone, if it needs it."""
-        if not self._has_room:
+    def give_way(self, short: bool = False) -> None:
+        """Lets a step by itself have the memory of graphs that are gone, if there was no room for both.
+
+        Args:
+            short: That there is none has shown since.
+        """
+        if short or not self._has_room:
             self._keeper = None
 
     def _make_room(self) -> None:

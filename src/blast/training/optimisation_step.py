@@ -111,11 +111,8 @@ class OptimisationStep:
             return self._launched(check_loss, check_norm)
         gradients, rest = self._graphs
         gradients.replay()
-        try:
-            # The host works while the GPU does.
-            self._sparsifier.replays.recall()
-        except torch.OutOfMemoryError:
-            return self._launched(check_loss, check_norm)
+        if not self._recalled():
+            return self._launched(check_loss, check_norm, short=True)
         value = self._loss.item()
         check_loss(value)
         self._check_all_blocks(check_norm)
@@ -132,10 +129,19 @@ class OptimisationStep:
             check_norm(self._norm.item())
         return value
 
-    def _launched(self, check_loss: Check, check_norm: Check) -> float:
-        """A step by itself between steps that are replayed."""
+    def _recalled(self) -> bool:
+        """Has the gradients made that blocks grow by, on the host while the GPU replays; false if memory is short."""
+        try:
+            self._sparsifier.replays.recall()
+        except torch.OutOfMemoryError:
+            # Handled by the caller: up to here the error holds what was made already.
+            return False
+        return True
+
+    def _launched(self, check_loss: Check, check_norm: Check, short: bool = False) -> float:
+        """A step by itself between steps that are replayed; `short` of memory, which their graphs held."""
         self._drop()
-        self._memory.give_way()
+        self._memory.give_way(short)
         return self._alone(self._batch, check_loss, check_norm)
 
     def _drop(self) -> None:
