@@ -35,7 +35,7 @@ def train_uncompiled(
 class _Uncompiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tell, dtype, activation, gate, lists, x, front_bias, down_bias, down, *front):
-        ctx.tell, ctx.dtype_of_x, ctx.dtype_of_blocks = tell, x.dtype, down.dtype
+        ctx.tell, ctx.dtype_of_blocks = tell, down.dtype
         if dtype is not None:
             x = x.to(dtype)
             front_bias, down_bias, down, *front = cast((front_bias, down_bias, down, *front), dtype)
@@ -57,5 +57,5 @@ class _Uncompiled(torch.autograd.Function):
         )
         if ctx.tell is not None:
             ctx.tell(saved[0], grad)
-        grad_x = None if grad_x is None else grad_x.to(ctx.dtype_of_x)
+        # Autograd casts the gradient of `x`.
         return None, None, None, None, None, grad_x, front_bias, down_bias, grad_down, *grad_front

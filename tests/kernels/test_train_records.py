@@ -43,6 +43,8 @@ def test_several_mlps_at_once_have_the_lists_of_each_alone(grid, draws, gate, me
         for one, other in zip((*lists, *whole), (*alone[0], *alone[1]), strict=True):
             assert one.dtype == other.dtype == np.int32
             assert np.array_equal(one, other)
+        for records in (lists.front, lists.down, lists.hidden, lists.inputs, *whole):
+            assert np.all(np.diff(records[:, 2]) <= 0), "the longest come first, so that none is left for the end"
         # Live hidden blocks have the lists that they have when none is left out; labels tell which they are.
         assert len(whole[0]) == len(whole[1]) == rows
         of_hidden = {record[0]: record[2] for record in whole[1]}

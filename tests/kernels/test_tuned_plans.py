@@ -120,6 +120,8 @@ def test_without_a_gpu_the_rules_decide():
     plan = plan_of(16, 64, 320, 128, 128, "untied", torch.bfloat16, device)
     assert plan == plan_for(16, 64, 128, 128, "untied", row_blocks=5.0)
     assert plan_of(16, 64, 320, 128, 128, "untied", torch.float32, device).kernel == "stream"
+    # The interpreter knows no Gluon.
+    assert plan_of(2048, 448, 2867, 64, 64, "tied", torch.bfloat16, device).kernel == "tiles"
 
 
 def test_on_a_tuned_gpu_the_table_decides_and_elsewhere_on_it_the_rules(tmp_path, monkeypatch):

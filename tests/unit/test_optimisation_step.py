@@ -169,6 +169,12 @@ def test_an_update_that_a_replay_does_not_do_for_is_launched(fault, monkeypatch)
     assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
 
 
+def test_nothing_is_kept_of_graphs_that_are_gone(monkeypatch):
+    *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY + 1)
+    assert ours.step_count == EVERY + 1
+    assert all(module.told is None for module in ours.model.modules() if isinstance(module, TrainedMlp))
+
+
 def test_a_model_can_be_copied_while_a_mask_update_is_awaited(monkeypatch):
     *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY - 1)
     told = [module.told for module in ours.model.modules() if isinstance(module, TrainedMlp)]
