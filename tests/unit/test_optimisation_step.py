@@ -46,12 +46,30 @@ class Memory:
         self.gave_way += 1
         self.was_short |= short
 
-    def captured(self, gradients, rest):
+    def captured(self, forward, backward, rest):
         self.captures += 1
         self.counted = False
         optimizer, sparsifier = self.one._optimizer, self.one._sparsifier
+        hidden = {}
 
-        def again():
+        def first():
+            # Gradients stay where they were captured, and a replay knows nothing of who watches since.
+            optimizer.zero_grad(set_to_none=False)
+            if sparsifier is not None:
+                sparsifier.replays.remember()
+                layers = [module for module in sparsifier.model.modules() if isinstance(module, BlockLinear)]
+                hidden.update({layer: layer.watch for layer in layers})
+                for layer in layers:
+                    layer.watch = None
+            forward()
+
+        def second():
+            backward()
+            for layer, watch in hidden.items():
+                layer.watch = watch
+            hidden.clear()
+
+        def third():
             if not self.counted or sparsifier is None:
                 rest()
                 self.counted = True
@@ -64,21 +82,8 @@ class Memory:
                 # A replay calls no hooks.
                 sparsifier._accumulation._stepped = stepped
 
-        def once_more():
-            # Gradients stay where they were captured, and a replay knows nothing of who watches since.
-            optimizer.zero_grad(set_to_none=False)
-            if sparsifier is not None:
-                sparsifier.replays.remember()
-                layers = [module for module in sparsifier.model.modules() if isinstance(module, BlockLinear)]
-                watches = [layer.watch for layer in layers]
-                for layer in layers:
-                    layer.watch = None
-            gradients()
-            if sparsifier is not None:
-                for layer, watch in zip(layers, watches, strict=True):
-                    layer.watch = watch
-
-        return [Graph(once_more), Graph(again)]
+        for work in (first, second, third):
+            yield Graph(work)
 
 
 def trained(case, monkeypatch=None, seen=None, fault=None, steps=STEPS):

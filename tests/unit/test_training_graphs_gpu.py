@@ -78,7 +78,7 @@ def test_a_failed_capture_says_why_and_leaves_the_gpu_usable():
     x = torch.ones(8, device="cuda")
     with torch.cuda.stream(stream):
         with pytest.raises(ZeroDivisionError):
-            memory.captured(lambda: 1 // 0)
+            list(memory.captured(lambda: 1 // 0))
         made = []
         (graph,) = memory.captured(lambda: made.append(x + 1))
         graph.replay()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import torch
@@ -28,8 +28,10 @@ class GraphMemory:
         self._pool: tuple[int, int] | None = None
         self._has_room = True
 
-    def captured(self, *works: Callable[[], None]) -> list[torch.cuda.CUDAGraph]:
-        """A graph of what each of `works` launches, to be replayed in this order; those before have to be gone by now.
+    def captured(self, *works: Callable[[], None]) -> Iterator[torch.cuda.CUDAGraph]:
+        """Graphs of what each of `works` launches, one after the other as they are asked for.
+
+        They are to be replayed in this order, each as soon as it is there if one likes; those before have to be gone.
 
         Args:
             works: Launch in the present stream, with nothing compiled by torch in it for the first time. Kernels of
@@ -38,7 +40,6 @@ class GraphMemory:
         torch.cuda.synchronize()
         if self._keeper is None:
             self._make_room()
-        graphs = []
         for work in works:
             graph = torch.cuda.CUDAGraph()
             # Modules are loaded when kernels are first launched, which only this mode allows.
@@ -50,8 +51,7 @@ class GraphMemory:
                     graph.capture_end()
                 raise
             graph.capture_end()
-            graphs.append(graph)
-        return graphs
+            yield graph
 
     def give_way(self, short: bool = False) -> None:
         """Lets a step by itself have the memory of graphs that are gone, if there was no room for both.

@@ -23,10 +23,10 @@ class OptimisationStep:
     """Makes optimisation steps of one model, one after the other.
 
     With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor
-    nothing: small models are several times faster. There are two, for the gradients and for what follows, and between
-    them masks are updated. In the sparse state an update brings other parameters: what follows is launched by itself
-    then, and the next step is captured anew. The first step of an execution is launched too, so that code is compiled
-    before it is captured. In several processes there are no graphs.
+    nothing: small models are several times faster. There are three, for the loss, the gradients and what follows, and
+    before the last one masks are updated. In the sparse state an update brings other parameters: what follows is
+    launched by itself then, and the next step is captured anew. The first step of an execution is launched too, so that
+    code is compiled before it is captured. In several processes there are no graphs.
 
     Attributes:
         graphs: Whether steps are replayed.
@@ -109,8 +109,9 @@ class OptimisationStep:
         """A step with a mask update."""
         if not self._graphs or not self._sparsifier.replays.can_recall:
             return self._launched(check_loss, check_norm)
-        gradients, rest = self._graphs
-        gradients.replay()
+        *gradients, rest = self._graphs
+        for graph in gradients:
+            graph.replay()
         if not self._recalled():
             return self._launched(check_loss, check_norm, short=True)
         value = self._loss.item()
@@ -182,10 +183,11 @@ class OptimisationStep:
     def _replayed(self, check_loss: Check, check_norm: Check) -> float:
         if not self._graphs:
             self._capture()
-        elif self._sparsifier is not None:
-            self._sparsifier.replays.skip()
-        for graph in self._graphs:
-            graph.replay()
+        else:
+            if self._sparsifier is not None:
+                self._sparsifier.replays.skip()
+            for graph in self._graphs:
+                graph.replay()
         value, norm = torch.stack((self._loss.float(), self._norm.float())).tolist()
         check_loss(value)
         check_norm(norm)
@@ -204,19 +206,26 @@ class OptimisationStep:
                 place.copy_(value)
 
     def _capture(self) -> None:
-        """Captures a step of the batch, which the sparsifier counts; nothing of it has been done yet."""
+        """Captures and replays a step of the batch, which the sparsifier counts; nothing of it has been done yet."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._sparsifier is not None:
             self._sparsifier.replays.remember()
 
-        def gradients() -> None:
-            loss = self._loss_of(self._model, self._batch)
-            loss.backward()
+        def forward() -> None:
+            self._loss = self._loss_of(self._model, self._batch)
+
+        def backward() -> None:
+            self._loss.backward()
             # Without its history, which the graph has been through.
-            self._loss = loss.detach()
+            self._loss = self._loss.detach()
 
         def rest() -> None:
             self._norm = self._rest()
             self._optimizer.step()
 
-        self._graphs = self._memory.captured(gradients, rest)
+        graphs = []
+        for graph in self._memory.captured(forward, backward, rest):
+            # The GPU runs it while the host captures the next one.
+            graph.replay()
+            graphs.append(graph)
+        self._graphs = graphs
