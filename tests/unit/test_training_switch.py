@@ -9,7 +9,6 @@ import pytest
 import torch
 from switch_cases import OPTIMIZERS, SETTINGS, STEPS, dense_weights, nano, nano_loss, sparsify, steps
 
-from blast.layers import trained_mlp
 from blast.layers.block_linear import BlockLinear
 from blast.layers.trained_mlp import TrainedMlp
 from blast.sparsity import execution
@@ -221,24 +220,6 @@ def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_upda
     ours.model = module
     same(ours, masked, losses, expected)
     assert any("sparse_mlp_train" in graph.print_readable(False) for graph in graphs) == settled
-
-
-def test_a_compiled_model_hands_its_mlps_the_dtype_of_autocast(monkeypatch):
-    """The graph casts with what made the input; outside of it a kernel of its own would."""
-    seen = []
-    run = trained_mlp.run_uncompiled
-    monkeypatch.setattr(trained_mlp, "run_uncompiled", lambda x, *rest: (seen.append(x.dtype), run(x, *rest))[1])
-    expected = steps(sparsify("llama-nano", execution="sparse"), autocast=True)
-    # The norm before the MLP computes in float32.
-    assert set(seen) == {torch.float32}
-    torch._dynamo.reset()
-    ours = sparsify("llama-nano", execution="sparse")
-    module = ours.model
-    ours.model = torch.compile(module, backend="eager")
-    seen.clear()
-    losses = steps(ours, autocast=True)
-    assert set(seen) == {torch.bfloat16}
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
+from blast.layers.trained_mlp import TrainedMlp
 from blast.sparsity import sparse_state
 from blast.sparsity.break_even import NEVER, training_break_even
 from blast.sparsity.config import SparsifyConfig
@@ -43,6 +44,8 @@ class Execution:
         self._watched = False
         self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
         self._keeper = keeper
+        # Those that run as one in the sparse state.
+        self._mlps: list[TrainedMlp] = []
         self._break_even = self._choose()
 
     def settle(self, masks: Sequence[Tensor], achieved: float, finished: bool) -> None:
@@ -70,7 +73,7 @@ class Execution:
         """From masked to sparse; arguments as for `settle`."""
         if self.state == "masked":
             self._check_free()
-            sparse_state.enter(self._model, self._optimizer, self._units, masks)
+            self._mlps = sparse_state.enter(self._model, self._optimizer, self._units, masks)
             fixed = self._config.grow == "none" and self._config.schedule == "constant"
             sparse_state.settle(self._units, finished or fixed)
             self.state = "sparse"
@@ -80,11 +83,11 @@ class Execution:
         if self.state == "sparse":
             sparse_state.end_watch(self._units)
             sparse_state.leave(self._model, self._optimizer, self._units)
-            self.state = "masked"
+            self._mlps, self.state = [], "masked"
 
     def repack(self, masks: Sequence[Tensor]) -> None:
         """Takes new masks in the sparse state."""
-        sparse_state.repack(self._model, self._optimizer, self._units, masks)
+        sparse_state.repack(self._mlps, self._optimizer, self._units, masks)
 
     def watch(self, step: int, finished: bool) -> None:
         """Watches the dense gradient if this coming step grows blocks by it, and else does not."""
@@ -101,17 +104,17 @@ class Execution:
     def remember(self, wanted: bool, finished: bool) -> None:
         """Has the coming backward pass keep what `recall` needs of it, if masks will grow by it; or forgets that."""
         if self.state == "sparse":
-            sparse_state.keep_told(self._model, wanted and not finished and self._config.grow != "none")
+            sparse_state.keep_told(self._mlps, wanted and not finished and self._config.grow != "none")
 
     @property
     def can_recall(self) -> bool:
         """Whether a replay of the remembered backward pass does for a mask update."""
-        return self.state == "masked" or sparse_state.can_recall(self._model, self._units)
+        return self.state == "masked" or sparse_state.can_recall(self._mlps, self._units)
 
     def recall(self) -> None:
         """Makes the watched gradients from the remembered backward pass."""
         if self.state == "sparse":
-            sparse_state.recall(self._model)
+            sparse_state.recall(self._mlps)
 
     def before_update(self, step: int) -> None:
         """Brings the watched gradients together over all processes, and checks them."""

@@ -31,7 +31,9 @@ SAME_GRADIENT = 0.1
 
 
 @torch.no_grad()
-def enter(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]) -> None:
+def enter(
+    model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]
+) -> list[TrainedMlp]:
     """Takes a model from its masked-dense to its sparse state, in place.
 
     Args:
@@ -39,6 +41,9 @@ def enter(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Un
         optimizer: Holds its parameters.
         units: The matrices; they stand for the block-sparse ones afterwards.
         masks: Of each unit, bool `[rows, cols]`.
+
+    Returns:
+        Those of its MLPs that run as one from then on, which the other functions take as `mlps`.
 
     Raises:
         BlastError: if the optimizer cannot take the parameters; nothing is changed then.
@@ -61,6 +66,7 @@ def enter(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Un
             values.grad = None if weight.grad is None else cut(weight.grad)
             replace_parameter(optimizer, weight, values, cut)
     fuse_for_training(model)
+    return [module for module in model.modules() if isinstance(module, TrainedMlp)]
 
 
 @torch.no_grad()
@@ -81,12 +87,13 @@ def leave(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Un
 
 
 @torch.no_grad()
-def repack(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]) -> None:
+def repack(
+    mlps: Sequence[TrainedMlp], optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]
+) -> None:
     """Gives a model in its sparse state new masks: grown blocks and their moments are zero, dropped ones are gone.
 
     Grown blocks get their gradient of this step, if it was watched; the watch ends.
     """
-    mlps = _trained(model)
     wanted = {unit.targets[0].module.index: mask.numpy() for unit, mask in zip(units, masks, strict=True)}
     layouts = change_layouts(wanted, mlps)
     for unit in units:
@@ -131,31 +138,27 @@ def watch_gradients(units: Sequence[Unit]) -> None:
                 layer.watch = watches.setdefault(id(layer.values), DenseGradient(layer.values))
 
 
-def keep_told(model: nn.Module, wanted: bool) -> None:
+def keep_told(mlps: Sequence[TrainedMlp], wanted: bool) -> None:
     """Has the MLPs keep what the next backward passes tell of them, or forget what they kept."""
-    for mlp in _trained(model):
+    for mlp in mlps:
         mlp.told = [] if wanted else None
 
 
-def can_recall(model: nn.Module, units: Sequence[Unit]) -> bool:
+def can_recall(mlps: Sequence[TrainedMlp], units: Sequence[Unit]) -> bool:
     """Whether the dense gradient of every watched layer follows from what the MLPs kept."""
-    known = {layer for mlp in _trained(model) if mlp.told and watches_all(mlp.layers) for layer in mlp.layers}
+    known = {layer for mlp in mlps if mlp.told and watches_all(mlp.layers) for layer in mlp.layers}
     return all(t.module in known for unit in units for t in unit.targets if t.module.watch is not None)
 
 
-def recall(model: nn.Module) -> None:
+def recall(mlps: Sequence[TrainedMlp]) -> None:
     """Makes the dense gradients of watched layers from what the MLPs kept."""
-    told = [mlp for mlp in _trained(model) if mlp.told and watches_all(mlp.layers)]
+    told = [mlp for mlp in mlps if mlp.told and watches_all(mlp.layers)]
     try:
         hand_over([(mlp.layers, mlp.activation, mlp.told) for mlp in told])
     except BaseException:
         for layer in (layer for mlp in told for layer in mlp.layers):
             layer.watch.total = None
         raise
-
-
-def _trained(model: nn.Module) -> list[TrainedMlp]:
-    return [module for module in model.modules() if isinstance(module, TrainedMlp)]
 
 
 def finish_gradients(units: Sequence[Unit], step: int) -> None:
