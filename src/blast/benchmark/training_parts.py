@@ -21,7 +21,7 @@ from blast.training.language_loss import token_logits
 from blast.training.optimisation_step import OptimisationStep
 
 # Mask updates that are timed, and the steps between two of them.
-UPDATES, UPDATE_EVERY = 4, 8
+UPDATES, UPDATE_EVERY = 12, 4
 
 
 class Memory(NamedTuple):

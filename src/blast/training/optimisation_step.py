@@ -220,7 +220,9 @@ class OptimisationStep:
             self._loss = self._loss_of(self._model, self._batch)
 
         def backward() -> None:
-            self._loss.backward()
+            # By this thread: to have another one launch it takes the host a sixth longer.
+            with torch.autograd.set_multithreading_enabled(False):
+                self._loss.backward()
             # Without its history, which the graph has been through.
             self._loss = self._loss.detach()
 
