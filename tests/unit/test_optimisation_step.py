@@ -40,7 +40,7 @@ class Memory:
 
     def __init__(self, one):
         self.one, self.captures, self.counted, self.launched, self.gave_way = one, 0, False, [], 0
-        self.was_short = False
+        self.was_short, self.cuts = False, 0
 
     def give_way(self, short):
         self.gave_way += 1
@@ -82,8 +82,15 @@ class Memory:
                 # A replay calls no hooks.
                 sparsifier._accumulation._stepped = stepped
 
-        for work in (first, second, third):
-            yield Graph(work)
+        graphs = [Graph(work) for work in (first, second, third)]
+        for graph in graphs:
+            before = self.cuts
+            graph.replay()
+            assert self.cuts - before == (optimisation_step.BACKWARD_PARTS - 1 if graph is graphs[1] else 0)
+        return graphs
+
+    def cut(self):
+        self.cuts += 1
 
 
 def trained(case, monkeypatch=None, seen=None, fault=None, steps=STEPS):

@@ -78,12 +78,29 @@ def test_a_failed_capture_says_why_and_leaves_the_gpu_usable():
     x = torch.ones(8, device="cuda")
     with torch.cuda.stream(stream):
         with pytest.raises(ZeroDivisionError):
-            list(memory.captured(lambda: 1 // 0))
+            memory.captured(lambda: (memory.cut(), 1 // 0))
         made = []
         (graph,) = memory.captured(lambda: made.append(x + 1))
+        torch.cuda.synchronize()
+        assert made[0].tolist() == [2.0] * 8
+        x.fill_(2)
         graph.replay()
     torch.cuda.synchronize()
-    assert made[0].tolist() == [2.0] * 8
+    assert made[0].tolist() == [3.0] * 8
+
+
+def test_a_work_is_cut_into_graphs_that_are_replayed_in_order():
+    stream = torch.cuda.Stream()
+    memory, x = graph_capture.GraphMemory(stream), torch.ones(8, device="cuda")
+    with torch.cuda.stream(stream):
+        graphs = memory.captured(lambda: (x.mul_(3), memory.cut(), x.add_(1)), lambda: x.mul_(2))
+        assert len(graphs) == 3
+        torch.cuda.synchronize()
+        assert x.tolist() == [8.0] * 8
+        for graph in graphs:
+            graph.replay()
+    torch.cuda.synchronize()
+    assert x.tolist() == [50.0] * 8
 
 
 def test_a_killed_run_with_graphs_goes_on(tmp_path):

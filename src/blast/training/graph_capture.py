@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -27,31 +27,48 @@ class GraphMemory:
         self._keeper: torch.cuda.CUDAGraph | None = None
         self._pool: tuple[int, int] | None = None
         self._has_room = True
+        # Those that are being captured.
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def captured(self, *works: Callable[[], None]) -> Iterator[torch.cuda.CUDAGraph]:
-        """Graphs of what each of `works` launches, one after the other as they are asked for.
+    def captured(self, *works: Callable[[], None]) -> list[torch.cuda.CUDAGraph]:
+        """Graphs of what each of `works` launches, to be replayed in this order; those before have to be gone by now.
 
-        They are to be replayed in this order, each as soon as it is there if one likes; those before have to be gone.
+        Each is replayed once already: the GPU runs it while the host captures the next one.
 
         Args:
-            works: Launch in the present stream, with nothing compiled by torch in it for the first time. Kernels of
-                Triton may be.
+            works: Launch in the stream, with nothing compiled by torch in it for the first time. Kernels of Triton may
+                be. Within a work `cut` begins another graph.
         """
         torch.cuda.synchronize()
         if self._keeper is None:
             self._make_room()
+        self._graphs = []
         for work in works:
-            graph = torch.cuda.CUDAGraph()
-            # Modules are loaded when kernels are first launched, which only this mode allows.
-            graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
+            self._begin()
             try:
                 work()
             except BaseException:
                 with suppress(RuntimeError):
-                    graph.capture_end()
+                    self._graphs[-1].capture_end()
+                self._graphs = []
                 raise
-            graph.capture_end()
-            yield graph
+            self._end()
+        graphs, self._graphs = self._graphs, []
+        return graphs
+
+    def cut(self) -> None:
+        """Within a work: has what it launched so far replayed."""
+        self._end()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._graphs.append(torch.cuda.CUDAGraph())
+        # Modules are loaded when kernels are first launched, which only this mode allows.
+        self._graphs[-1].capture_begin(pool=self._pool, capture_error_mode="relaxed")
+
+    def _end(self) -> None:
+        self._graphs[-1].capture_end()
+        self._graphs[-1].replay()
 
     def give_way(self, short: bool = False) -> None:
         """Lets a step by itself have the memory of graphs that are gone, if there was no room for both.

@@ -12,6 +12,9 @@ from blast.sparsity.ranks import average_gradients, mean_over_ranks_, world_size
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.graph_capture import GraphMemory
 
+# Graphs of a backward pass: the GPU runs one part of it while the host captures the next.
+BACKWARD_PARTS = 4
+
 Check = Callable[[float], Any]
 
 
@@ -23,7 +26,7 @@ class OptimisationStep:
     """Makes optimisation steps of one model, one after the other.
 
     With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor
-    nothing: small models are several times faster. There are three, for the loss, the gradients and what follows, and
+    nothing: small models are several times faster. There are graphs for the loss, the gradients and what follows, and
     before the last one masks are updated. In the sparse state an update brings other parameters: what follows is
     launched by itself then, and the next step is captured anew. The first step of an execution is launched too, so that
     code is compiled before it is captured. In several processes there are no graphs.
@@ -220,19 +223,24 @@ class OptimisationStep:
             self._loss = self._loss_of(self._model, self._batch)
 
         def backward() -> None:
+            marks = [p.register_post_accumulate_grad_hook(lambda _: self._memory.cut()) for p in self._part_ends()]
             # By this thread: to have another one launch it takes the host a sixth longer.
-            with torch.autograd.set_multithreading_enabled(False):
-                self._loss.backward()
-            # Without its history, which the graph has been through.
+            try:
+                with torch.autograd.set_multithreading_enabled(False):
+                    self._loss.backward()
+            finally:
+                for mark in marks:
+                    mark.remove()
+            # Without its history, which the graphs have been through.
             self._loss = self._loss.detach()
 
         def rest() -> None:
             self._norm = self._rest()
             self._optimizer.step()
 
-        graphs = []
-        for graph in self._memory.captured(forward, backward, rest):
-            # The GPU runs it while the host captures the next one.
-            graph.replay()
-            graphs.append(graph)
-        self._graphs = graphs
+        self._graphs = self._memory.captured(forward, backward, rest)
+
+    def _part_ends(self) -> list[nn.Parameter]:
+        """Parameters whose gradients end a part of the backward pass: about as many lie between any two of them."""
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        return [trained[len(trained) * part // BACKWARD_PARTS] for part in range(1, BACKWARD_PARTS)]
