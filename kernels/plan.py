@@ -135,7 +135,9 @@ def plan_for(
     many_tiles = records * -(-tokens // PERSISTENT_TOKENS) >= MANY_TILES * MULTIPROCESSORS
     if many_tiles and has_gluon and not float8 and _fills_persistent(b_out, b_in, gate, row_blocks):
         held = gate == "untied" and b_out == 128
-        rows, group = half if gate == "tied" else b_out, 4 if b_out == 128 else 2
+        rows = half if gate == "tied" else b_out
+        # Few rows are those of a narrow model (1B), of whose activations more tiles stay in the cache.
+        group = 2 if b_out < 128 else 8 if records <= 64 else 4
         return Plan("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
     if b_out == 32 and row_blocks * b_in >= WIDE_ROW:
         # 405B: up to 2.5 times as fast as tiles of 128 tokens, eight side by side.

@@ -185,12 +185,16 @@ class UpdateCost(NamedTuple):
         update: The step with the update.
         capture: The step after it, captured anew in the sparse state, and replayed.
         usual: Any other.
+        low: Of a fifth of the rounds `total` is below this.
+        high: Of a fifth of them above this. The work is the host's, whose speed is its neighbours' affair too.
     """
 
     total: float
     update: float
     capture: float
     usual: float
+    low: float
+    high: float
 
 
 def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> UpdateCost:
@@ -226,7 +230,9 @@ def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, e
     # The first round compiles kernels and fills the allocator.
     steps = [statistics.median(took) for took in zip(*rounds[1:], strict=True)]
     usual = statistics.median(steps[2:])
-    return UpdateCost(max(0.0, sum(steps[:2]) - 2 * usual), *steps[:2], usual)
+    costs = [max(0.0, sum(took[:2]) - 2 * usual) for took in rounds[1:]]
+    low, *_, high = statistics.quantiles(costs, n=5, method="inclusive")
+    return UpdateCost(statistics.median(costs), *steps[:2], usual, low, high)
 
 
 def wait(device: torch.device) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from blast.benchmark.gpu_needed import gpu_for
 from blast.benchmark.graph_timing import plain_memory, replay_of, time_in_turn
-from blast.benchmark.training_parts import Meter, largest_batch, part_calls, update_cost
+from blast.benchmark.training_parts import UPDATES, Meter, largest_batch, part_calls, update_cost
 from blast.benchmark.training_step_rows import DENSE, MASKED, OURS, Entry, StepRows
 from blast.benchmark.training_trainee import (
     Trainee,
@@ -164,15 +164,19 @@ class StepRun(StepRows):
 
     def _hold(self, name: str) -> None:
         """Makes a model and keeps it; where both do not fit at once, what is there is timed and given up first."""
+        known = len(self.metrics)
         try:
             self.resident[name] = self._bring_up(name)
+            return
         except torch.OutOfMemoryError:
-            if not self.resident:
-                self.missing(name, "not even one step fits the memory of this GPU; give fewer tokens")
-                return
-            self._time_resident()
-            self.resident.clear()
-            self._hold(name)
+            # Handled below: up to here the error holds what was made already.
+            del self.metrics[known:]
+        if not self.resident:
+            self.missing(name, "not even one step fits the memory of this GPU; give fewer tokens")
+            return
+        self._time_resident()
+        self.resident.clear()
+        self._hold(name)
 
     def _bring_up(self, name: str) -> Trainee:
         self.meter.restart()
@@ -228,6 +232,7 @@ class StepRun(StepRows):
         self.add_memory(MASKED, trainee, 0)
         share = max(1.0, min(8.0, 0.3 * self.left()))
         trainee.clear()
+        self.meter.restart()
         trainee.replay = replay_of(trainee.step)
         timing = time_in_turn({MASKED: (trainee.replay, 1)}, self.settings["repeats"], share)[MASKED]
         self.add_step(MASKED, timing, together=False)
@@ -241,8 +246,9 @@ class StepRun(StepRows):
             self.meter.restart()
             cost = update_cost(self.work, self.sparsity, self.block, self.seed, execution)
             # Of a round: its first two steps, and the others.
-            steps = {f"{key}_step": value for key, value in cost._asdict().items() if key != "total"}
-            self.metrics.append(self.entry(name, "time_mask_update", "ms", cost.total, "lower", **steps))
+            steps = {f"{key}_step": getattr(cost, key) for key in ("update", "capture", "usual")}
+            entry = self.entry(name, "time_mask_update", "ms", cost.total, "lower", **steps)
+            self.metrics.append(entry | {"low": cost.low, "high": cost.high, "spread": "q20-80", "n": UPDATES})
 
 
 def _distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
