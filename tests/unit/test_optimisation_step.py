@@ -181,6 +181,13 @@ def test_an_update_that_a_replay_does_not_do_for_is_launched(fault, monkeypatch)
     assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
 
 
+@pytest.mark.parametrize(("layers", "ends"), [(1, [0]), (2, [0, 1]), (16, [4, 8, 12])])
+def test_parts_of_the_backward_pass_end_at_parameters_of_their_own(layers, ends):
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(layers)), nn.Linear(2, 2).requires_grad_(False))
+    one = OptimisationStep(model, torch.optim.SGD(model.parameters()), lambda *_: torch.zeros(()), 1.0)
+    assert [id(end) for end in one._part_ends()] == [id(model[place].weight) for place in ends]
+
+
 def test_nothing_is_kept_of_graphs_that_are_gone(monkeypatch):
     *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY + 1)
     assert ours.step_count == EVERY + 1

@@ -185,7 +185,7 @@ class OptimisationStep:
 
     @property
     def _parameters(self) -> list[nn.Parameter]:
-        # Of the optimizer: going through all modules of a model takes a thousand times longer.
+        # Of the optimizer: to go through all modules of a model takes the host longer.
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def _replayed(self, check_loss: Check, check_norm: Check) -> float:
@@ -243,4 +243,6 @@ class OptimisationStep:
     def _part_ends(self) -> list[nn.Parameter]:
         """Parameters whose gradients end a part of the backward pass: about as many lie between any two of them."""
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        return [trained[len(trained) * part // BACKWARD_PARTS] for part in range(1, BACKWARD_PARTS)]
+        return [
+            trained[at] for at in sorted({len(trained) * part // BACKWARD_PARTS for part in range(1, BACKWARD_PARTS)})
+        ]
