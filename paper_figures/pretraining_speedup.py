@@ -27,9 +27,10 @@ def _panel(axes: Axes, times: pretraining.StepTimes, colour: str) -> None:
         places = [style.sparsity_place(final) for final in finals]
         axes.plot(places, found, color=colour, linestyle=line, zorder=3)
         passed = pretraining.passed_at(times, growth)
-        notes.append(
-            f"{growth} {found[-1]:.2f}×, " + ("never 1.11×" if passed is None else f"1.11× from {100 * passed:g} %")
-        )
+        # Rounded, 1.109 would be what it never reaches.
+        digits = 3 if passed is None and round(found[-1], 2) >= pretraining.PAPER_SPEED_UP else 2
+        said = "never 1.11×" if passed is None else f"1.11× from {100 * passed:g} %"
+        notes.append(f"{growth} {found[-1]:.{digits}f}×, {said}")
     steps = {sparsity: times.dense / value for sparsity, value in times.sparse.items()}
     places = [style.sparsity_place(sparsity) for sparsity in steps]
     axes.plot(places, list(steps.values()), color=colour, linestyle="none", marker="o", markerfacecolor="white",
