@@ -89,12 +89,14 @@ def test_a_failed_capture_says_why_and_leaves_the_gpu_usable():
     assert made[0].tolist() == [3.0] * 8
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_work_is_cut_into_graphs_that_are_replayed_in_order():
     stream = torch.cuda.Stream()
     memory, x = graph_capture.GraphMemory(stream), torch.ones(8, device="cuda")
     with torch.cuda.stream(stream):
-        graphs = memory.captured(lambda: (x.mul_(3), memory.cut(), x.add_(1)), lambda: x.mul_(2))
-        assert len(graphs) == 3
+        # Nothing is launched between the first two cuts.
+        graphs = memory.captured(lambda: (x.mul_(3), memory.cut(), memory.cut(), x.add_(1)), lambda: x.mul_(2))
+        assert len(graphs) == 4
         torch.cuda.synchronize()
         assert x.tolist() == [8.0] * 8
         for graph in graphs:

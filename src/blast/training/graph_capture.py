@@ -67,7 +67,7 @@ class GraphMemory:
         self._graphs[-1].capture_begin(pool=self._pool, capture_error_mode="relaxed")
 
     def _end(self) -> None:
-        self._graphs[-1].capture_end()
+        _end_capture(self._graphs[-1])
         self._graphs[-1].replay()
 
     def give_way(self, short: bool = False) -> None:
@@ -88,7 +88,12 @@ class GraphMemory:
             torch.cuda.empty_cache()
         # Memory stays with a pool as long as there is a graph of it.
         self._pool, self._keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is empty
-            self._keeper.capture_begin(pool=self._pool)
-            self._keeper.capture_end()
+        self._keeper.capture_begin(pool=self._pool)
+        _end_capture(self._keeper)
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph) -> None:
+    with warnings.catch_warnings():
+        # As those are on purpose that hold memory, and those between two cuts where nothing is launched.
+        warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+        graph.capture_end()
