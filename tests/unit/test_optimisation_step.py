@@ -181,6 +181,17 @@ def test_an_update_that_a_replay_does_not_do_for_is_launched(fault, monkeypatch)
     assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
 
 
+def test_the_gradients_of_all_groups_are_clipped_together():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD([{"params": layer.parameters()} for layer in model], lr=0.1)
+    one = OptimisationStep(model, optimizer, lambda net, batch: net(batch[0]).square().sum(), 0.5)
+    norms: list[float] = []
+    one.run((torch.ones(4, 3),), check_norm=norms.append)
+    clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item()
+    assert clipped == pytest.approx(0.5, rel=1e-4)
+    assert norms[0] > 0.5
+
+
 @pytest.mark.parametrize(("layers", "ends"), [(1, [0]), (2, [0, 1]), (16, [4, 8, 12])])
 def test_parts_of_the_backward_pass_end_at_parameters_of_their_own(layers, ends):
     model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(layers)), nn.Linear(2, 2).requires_grad_(False))
@@ -189,8 +200,9 @@ def test_parts_of_the_backward_pass_end_at_parameters_of_their_own(layers, ends)
 
 
 def test_nothing_is_kept_of_graphs_that_are_gone(monkeypatch):
-    *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY + 1)
+    *_, ours, memory = trained("sparse", monkeypatch, steps=EVERY + 1)
     assert ours.step_count == EVERY + 1
+    assert not memory.one._loss.requires_grad
     assert all(module.told is None for module in ours.model.modules() if isinstance(module, TrainedMlp))
 
 

@@ -31,8 +31,11 @@ def test_dense_ours_and_masked_dense_are_timed_with_their_memory_and_parts(imagi
     # Two layers: 2 of attention, 3 of MLP and half of the optimizer leave 4.5 of 10.
     assert values(metrics, "time_other") == {"dense_compiled": 4.5, "ours": 0.0}
     assert values(metrics, "time_attention") == {"dense_compiled": 2.0, "ours": 2.0}
-    updates = values(metrics, "time_mask_update")
-    assert set(updates) == {"masked_dense", "ours"}
+    updates = [entry for entry in metrics if entry["metric"] == "time_mask_update"]
+    assert {entry["provider"] for entry in updates} == {"masked_dense", "ours"}
+    for entry in updates:
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert (entry["spread"], entry["n"]) == ("q20-80", training_parts.UPDATES)
     for metric in ("peak_bytes", "activation_bytes"):
         assert set(values(metrics, metric)) == {"dense_compiled", "ours", "masked_dense"}
     entry = metrics[0]
@@ -150,11 +153,12 @@ def test_gradients_that_are_all_zero_are_compared_with_nothing():
 
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
 def test_a_mask_update_is_timed_on_steps_that_update(imaginary_gpu, monkeypatch, execution):
-    """Each reading of the clock is a second later, and eleven if the mask was updated in between."""
-    seconds, updated = [0.0], Sparsifier._update
+    """Each reading of the clock is a second later, and more if the mask was updated in between: by 10, then 20, ..."""
+    seconds, updated, updates = [0.0], Sparsifier._update, []
 
     def update(sparsifier, step):
-        seconds[0] += 10
+        updates.append(step)
+        seconds[0] += 10 * len(updates)
         updated(sparsifier, step)
 
     def clock():
@@ -165,7 +169,9 @@ def test_a_mask_update_is_timed_on_steps_that_update(imaginary_gpu, monkeypatch,
     monkeypatch.setattr(training_parts.time, "perf_counter", clock)
     work = training_trainee.workload_of("gpt2-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
     cost = training_parts.update_cost(work, 0.5, BlockShape(16, 16), 0, execution)
-    assert cost == (10_000, 11_000, 1_000, 1_000, 10_000, 10_000)
+    # Of all but the first: 20 to 130 seconds.
+    assert len(updates) == 1 + training_parts.UPDATES == 13
+    assert cost == (75_000, 76_000, 1_000, 1_000, pytest.approx(42_000), pytest.approx(108_000))
 
 
 def test_parts_are_those_of_the_model_and_their_gradients_reach_the_weights(imaginary_gpu):

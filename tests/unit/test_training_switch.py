@@ -135,6 +135,15 @@ def test_nothing_keeps_the_dense_weights_and_moments_alive_after_the_switch():
     assert len(alive) == len(ours.masks)
 
 
+def test_nothing_keeps_the_sparse_mlps_alive_after_the_way_back():
+    ours = sparsify("llama-nano", execution="sparse")
+    left = [weakref.ref(module) for module in ours.model.modules() if isinstance(module, TrainedMlp)]
+    assert left
+    ours.to_masked()
+    gc.collect()
+    assert all(ref() is None for ref in left)
+
+
 def test_without_a_gpu_auto_stays_masked():
     ours = sparsify("gpt2-nano", execution="auto")
     steps(ours)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 for place in (Path(__file__).parent, ROOT):
@@ -126,6 +127,19 @@ def test_the_table_and_the_figure_say_where_the_paper_is_passed(steps):
     assert f"swap {row['swap_speed_up']:.2f}×, 1.11× from {100 * passed:g} %" in text
     slow = pretraining.StepTimes(100.0, 100.0, 0.0, {0.8: 99.0, 0.9: 98.0})
     assert pretraining.passed_at(slow, "swap") is None
+
+
+def test_a_speed_up_just_below_the_papers_is_not_rounded_to_it():
+    def whole(last):
+        times = pretraining.StepTimes(100.0, 102.0, 1.0, {0.8: 90.0, 0.95: last})
+        return times, pretraining.whole_run(times, 0.95, "swap").speed_up
+
+    times, speed_up = next(found for found in map(whole, range(85, 60, -1)) if found[1] > 1.1052)
+    assert 1.105 < speed_up < 1.11
+    axes = Figure().add_subplot()
+    paper_figures.load("pretraining_speedup")._panel(axes, times, "black")
+    (text,) = [text.get_text() for text in axes.texts if "swap" in text.get_text()]
+    assert f"swap {speed_up:.3f}×, never 1.11×" in text
 
 
 def test_memory_bars_carry_the_recorded_peak_and_stand_on_the_phases(steps):
