@@ -167,6 +167,9 @@ class SparseMlp(nn.Module):
 
     def _train(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() and not self._layer(self.roles.down).settled:
+            if torch.is_autocast_enabled(x.device.type):
+                # By the graph, which fuses it with what made `x`.
+                x = x.to(torch.get_autocast_dtype(x.device.type))
             return self._train_outside_graph(x)
         layers = self.layers
         if not can_train(layers):

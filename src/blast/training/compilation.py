@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +25,11 @@ def compile_blocks(model: nn.Module) -> None:
 
     Names, parameters and `state_dict` stay as they are. Blocks share what is compiled, so that a model of 48 takes no
     longer than one of 12; what lies between them (embeddings, last norm, head) runs as it is.
+
+    From then on Dynamo's `nested_graph_breaks` is set: a block is compiled up to the very place within its sparse MLP
+    where that is called outside of the graph. The cast of the MLP's input is then one kernel with the norm before it.
     """
+    torch._dynamo.config.nested_graph_breaks = True
     for block in repeated_blocks(model) or [model]:
         block.compile()
 
