@@ -49,7 +49,7 @@ class GraphMemory:
                 work()
             except BaseException:
                 with suppress(RuntimeError):
-                    self._graphs[-1].capture_end()
+                    _end_capture(self._graphs[-1])
                 self._graphs = []
                 raise
             self._end()
