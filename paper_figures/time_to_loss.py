@@ -74,7 +74,7 @@ def draw(table: pd.DataFrame) -> Figure:
     done = table[(table["status"] == "ok") & table["step"].notna()].drop_duplicates(["grid", "point"])
     untimed = sum((row.grid, row.point) not in left for row in done.itertuples(index=False))
     compiled = max(run.compiling[-1] for group in groups for run in group)
-    whole = f"Without the steps that compiled, at most {runs.time_label(compiled)} of a run." if compiled else ""
+    whole = f"Without compiling, at most {runs.time_label(compiled)} of a run." if compiled else ""
     note = "Wall time: runs of a grid may have shared their machine."
     if untimed:
         note += f" {untimed} runs without times, or of another machine, are left out."

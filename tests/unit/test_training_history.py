@@ -10,10 +10,11 @@ from blast.training.history import History, Stopwatch
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that is set by hand, and a number of compiled graphs."""
-    now = {"seconds": 0.0, "graphs": 0}
+    """A clock that is set by hand, a number of compiled graphs, and the seconds that kernels of a step took."""
+    now = {"seconds": 0.0, "graphs": 0, "kernels": 0.0}
     monkeypatch.setattr(module.time, "perf_counter", lambda: now["seconds"])
     monkeypatch.setattr(module, "_compiled_graphs", lambda: now["graphs"])
+    monkeypatch.setattr(module.KernelCompiling, "stop", lambda _: now["kernels"])
     return now
 
 
@@ -43,3 +44,14 @@ def test_a_resumed_run_goes_on_counting(clock):
     run(Stopwatch(history), clock, [(False, 2, 0), (True, 5, 0)])
     run(Stopwatch(history), clock, [(False, 2, 0), (True, 4, 0)])
     assert history.spent == {"value": 13, "compiling": 0, "updating": 5}
+
+
+def test_what_kernels_took_to_compile_is_neither_usual_nor_of_a_mask_update(clock):
+    history = History()
+    watch = Stopwatch(history)
+    clock["kernels"] = 3
+    run(watch, clock, [(False, 5, 0), (True, 10, 0)])
+    assert history.spent == {"value": 15, "compiling": 6, "updating": 5}
+    # Of a step with a compiled graph all is counted already.
+    run(watch, clock, [(False, 20, 1)])
+    assert history.spent == {"value": 35, "compiling": 26, "updating": 5}

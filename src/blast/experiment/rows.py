@@ -167,7 +167,7 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
 
     Returns:
         A row for each metric, then for each step of each curve, with the keys `COLUMNS`; `training_time` is a curve of
-        the seconds of training alone until each evaluation, `compile_time` what of them went into steps that compiled,
+        the seconds of training alone until each evaluation, `compile_time` what of them went into compiling,
         `mask_update_time` what mask updates added.
         A failed record is one row with `status` failed, no metric, and the cause in `setting`; failed language metrics
         add such a row too.

@@ -22,7 +22,7 @@ class TimedRun:
         point: A row of its validation loss; what it is.
         seconds: Of training until each evaluation, ascending.
         losses: At each evaluation.
-        compiling: How many of the seconds went into steps that compiled; zeros where that was not recorded.
+        compiling: How many of the seconds went into compiling; zeros where that was not recorded.
         updating: How many of them mask updates added; likewise.
         steps: Optimisation steps of the whole run.
     """
@@ -41,7 +41,7 @@ class TimedRun:
 
     @property
     def running(self) -> tuple[float, ...]:
-        """The seconds until each evaluation without the steps that compiled, which a cache of kernels may spare."""
+        """The seconds until each evaluation without compiling, which a cache of kernels may spare."""
         return tuple(whole - part for whole, part in zip(self.seconds, self.compiling, strict=True))
 
     @property
@@ -59,7 +59,7 @@ class TimedRun:
         return time_to(self.seconds, self.losses, loss)
 
     def time_running_to(self, loss: float) -> float | None:
-        """The same without the steps that compiled."""
+        """The same without compiling."""
         return time_to(self.running, self.losses, loss)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from blast.training.kernel_compiling import KernelCompiling
+
 MASK_PICTURES = 8
 # Of the seconds that are counted: all, and what of them went into compiling and into mask updates.
 PARTS = ("value", "compiling", "updating")
@@ -21,8 +23,8 @@ class History:
     Attributes:
         curves: By name, the steps and values of each learning curve.
         masks: By step, the mask of every pruned matrix, at most `MASK_PICTURES` times.
-        seconds: Wall time of all steps up to each point of the curve `validation_loss`; how much of it went into steps
-            in which something was compiled, and how much mask updates added. Evaluation and saving are left out.
+        seconds: Wall time of all steps up to each point of the curve `validation_loss`; how much of it went into
+            compiling, and how much mask updates added. Evaluation and saving are left out.
         spent: The same up to now.
     """
 
@@ -41,7 +43,8 @@ class History:
 class Stopwatch:
     """Adds up the wall time of steps; what a run had taken before it was resumed counts too.
 
-    What a mask update adds is what its step, and the next, which may be captured anew, take beyond the one before.
+    What a mask update adds is what its step, and the next, which may be captured anew, take beyond the one before. Of
+    a step in which `torch.compile` was at work all counts as compiling, of others what kernels of Triton took.
 
     Args:
         history: Where it is kept.
@@ -51,6 +54,7 @@ class Stopwatch:
         self._history = history
         self._usual: float | None = None
         self._updating = self._next = False
+        self._kernels = KernelCompiling()
 
     def of(self, updates: bool) -> Stopwatch:
         """Itself, for a step that updates masks or does not."""
@@ -59,15 +63,19 @@ class Stopwatch:
 
     def __enter__(self) -> None:
         self._graphs = _compiled_graphs()
+        self._kernels.start()
         self._started = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        took = time.perf_counter() - self._started
+        took, kernels = time.perf_counter() - self._started, self._kernels.stop()
         spent = self._history.spent
         spent["value"] += took
         if _compiled_graphs() != self._graphs:
             spent["compiling"] += took
-        elif not self._updating:
+            return
+        spent["compiling"] += kernels
+        took -= kernels
+        if not self._updating:
             self._usual = took
         elif self._usual is not None:
             spent["updating"] += took - self._usual
