@@ -98,6 +98,9 @@ def test_the_training_steps_of_the_readme_are_those_of_the_records():
         assert same(found.loc[0.95, "union_speed_up"], union, 2), model
         for provider, printed in zip(("dense_compiled", "ours"), memory.split("/"), strict=True):
             assert same(peaks.loc[model, int(tokens), 0.95, provider] / 1e9, printed, 1), (model, provider)
+    shares = 100 * frame[["swap_update_share", "union_update_share"]].xs(0.95, level="sparsity").stack()
+    said = f"(one in every hundredth step: {shares.min():.1f} to {shares.max():.1f} % of the time)"
+    assert said in " ".join(README.split())
 
 
 def test_the_real_run_of_the_readme_is_that_of_the_records():

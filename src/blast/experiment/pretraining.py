@@ -106,22 +106,28 @@ def step_times(rows: pd.DataFrame, columns: tuple[str, str] = ("value", "value")
 
     Args:
         rows: As `of_case` gives them.
-        columns: Of dense, and of ours and masked-dense: `value`, `low` or `high`. What mask updates add is measured
-            once, so that it has no quantiles.
+        columns: Of dense, and of ours and masked-dense with their mask updates: `value`, `low` or `high`. Mask updates
+            that were recorded without quantiles are taken as they are.
     """
     dense = values(rows, "step_time", DENSE, columns[0])
     sparse, masked = (values(rows, "step_time", provider, columns[1]) for provider in (OURS, MASKED))
     if not dense or not sparse:
         return None
     middle = float(pd.Series(dense).median())
-    update, dearer = (values(rows, "time_mask_update", provider) for provider in (MASKED, OURS))
+    update, dearer = (_updates(rows, provider, columns[1]) for provider in (MASKED, OURS))
     return StepTimes(
         dense=middle,
         masked=float(pd.Series(masked).median()) if masked else middle,
-        update=float(pd.Series(update).median()) if update else 0.0,
+        update=0.0 if update is None else update,
         sparse=sparse,
-        sparse_update=float(pd.Series(dearer).median()) if dearer else None,
+        sparse_update=dearer,
     )
+
+
+def _updates(rows: pd.DataFrame, provider: str, column: str) -> float | None:
+    """What a mask update adds in one state, the median over all points; None where it was not timed."""
+    timed, known = (pd.Series(values(rows, "time_mask_update", provider, name)) for name in (column, "value"))
+    return float(timed.fillna(known).median()) if len(known) else None
 
 
 class WholeRun(NamedTuple):
