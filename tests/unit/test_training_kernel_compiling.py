@@ -63,6 +63,21 @@ def test_hooks_of_others_are_called_and_come_back(runtime):
     assert (runtime.jit_cache_hook, runtime.jit_post_compile_hook) == mine
 
 
+def test_a_hook_that_is_set_in_between_stays(runtime):
+    runtime, now = runtime
+    counted = KernelCompiling()
+    counted.start()
+    calls = []
+    runtime.jit_post_compile_hook = calls.append
+    counted.stop()
+    assert (runtime.jit_cache_hook, runtime.jit_post_compile_hook) == (None, calls.append)
+    counted.start()
+    runtime.jit_cache_hook(key="k")
+    now["seconds"] += 2
+    runtime.jit_post_compile_hook("k")
+    assert (counted.stop(), calls) == (2, ["k"])
+
+
 def test_what_another_hook_stops_is_not_counted(runtime):
     runtime, now = runtime
     runtime.jit_cache_hook = lambda key: True

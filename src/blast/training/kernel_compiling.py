@@ -36,7 +36,12 @@ class KernelCompiling:
     def stop(self) -> float:
         """The seconds since `start`."""
         if self._runtime is not None:
-            self._runtime.jit_cache_hook, self._runtime.jit_post_compile_hook = self._hooks
+            before, after = self._hooks
+            # Hooks that were set in between stay.
+            if self._runtime.jit_cache_hook == self._before:
+                self._runtime.jit_cache_hook = before
+            if self._runtime.jit_post_compile_hook == self._after:
+                self._runtime.jit_post_compile_hook = after
         return self._seconds
 
     def _before(self, *args: Any, **kwargs: Any) -> bool | None:
