@@ -73,6 +73,17 @@ def test_the_interval_holds_what_mask_updates_vary_by():
     assert 0.8 * low < slower < 0.98 * low
 
 
+def test_mask_updates_that_were_not_timed_cost_no_more_than_a_masked_dense_step():
+    rows = pretraining.step_rows(table_of("gpt2-xl"))
+    rows = pretraining.of_case(rows, pretraining.cases(rows)[0])
+    times = pretraining.step_times(rows)
+    free = pretraining.step_times(rows[rows["metric"] != "time_mask_update"])
+    assert free == times._replace(update=0.0, sparse_update=None)
+    # Beyond what makes a step of the sparse state a masked-dense one.
+    share = pretraining.whole_run(free, 0.95, "swap").update_share
+    assert 0 < share < pretraining.whole_run(times, 0.95, "swap").update_share
+
+
 def test_the_whole_interval_decides():
     table = table_of("gpt2-xl")
     rows = pretraining.step_rows(table)
