@@ -46,10 +46,10 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) hypothesis pytest pytest-timeout pytest-xdist "setuptools>=77" "numpy<2.4"
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/unit/test_sparsity_*.py \
-		tests/unit/test_training_*.py tests/unit/test_repack.py \
-		tests/unit/test_recognise.py tests/unit/test_block_*.py tests/unit/test_convert.py tests/unit/test_sparse_models.py \
-		tests/unit/test_checkpoint*.py tests/unit/test_library_in_five_lines.py tests/unit/test_scoring.py \
-		tests/unit/test_fuse.py tests/unit/test_language_loss.py tests/unit/test_kernel_peers.py tests/unit/test_kernel_weights.py
+		tests/unit/test_training_*.py tests/layers/test_repack.py \
+		tests/model/test_discovery.py tests/unit/test_block_*.py tests/model/test_convert.py tests/model/test_sparse_models.py \
+		tests/unit/test_checkpoint*.py tests/test_library_in_five_lines.py tests/evaluation/test_scoring.py \
+		tests/model/test_fuse.py tests/training/test_language_loss.py tests/benchmark/providers/test_peers.py tests/benchmark/inputs/test_weights.py
 
 lint: env
 	$(RUN) ruff check .
@@ -69,7 +69,7 @@ schema: env
 	$(RUN) blast schema > config/schema.json
 
 ui: env
-	$(RUN) python -m blast.experiment.mlflow_ui --port $(PORT)
+	$(RUN) python -m blast.experiment.tracking.ui --port $(PORT)
 
 report: env
 	$(RUN) snakemake all --configfile $(CONFIG) --report results/report.zip --quiet progress

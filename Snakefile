@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 
 from blast.errors import BlastError
-from blast.experiment import provenance
-from blast.experiment.config import used_config
-from blast.experiment.grid import expand
-from blast.experiment.launch import visible_gpus
-from blast.experiment.layout import GridFolder
-from blast.experiment.locks import hold_grid
-from blast.experiment.machine import jobs_at_once
-from blast.experiment.unknown_target import UnknownTarget
-from blast.experiment.verdict import drop_stale_stamps
+from blast.experiment.records import provenance
+from blast.experiment.plan.config import used_config
+from blast.experiment.plan.grid import expand
+from blast.experiment.run.launch import visible_gpus
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.run.locks import hold_grid
+from blast.experiment.plan.resources import jobs_at_once
+from blast.experiment.snakemake_hooks import UnknownTarget
+from blast.experiment.run.verdict import drop_stale_stamps
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment.comparison import missing
-from blast.experiment.ratio import on_gpu, ratios
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.ratio import on_gpu, ratios
 from paper_figures import _style as style
 
 SUITE = "kernels"

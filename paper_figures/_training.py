@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment import pretraining
-from blast.experiment.comparison import missing
-from blast.experiment.pretraining import SUITE
+from blast.experiment.analysis import pretraining
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.pretraining import SUITE
 from paper_figures import _style as style
 from paper_figures._kernels import block_label, by_size
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from blast.experiment.claims import judge
-from blast.experiment.paper_values import read_paper_values
+from blast.experiment.analysis.claims import judge
+from blast.experiment.analysis.paper_values import read_paper_values
 
 TITLE = "Claims of the paper"
 NEEDS = ["train", "benchmark", "bits_per_byte", "top1", "acc", "latency", "step_time", "weights_bytes"]

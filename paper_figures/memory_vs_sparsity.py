@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment.comparison import missing
-from blast.experiment.ratio import ratios
-from blast.experiment.table import one_machine
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.ratio import ratios
+from blast.experiment.records.table import one_machine
 from paper_figures import _style as style
 
 TITLE = "Memory against sparsity"

@@ -9,8 +9,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment.comparison import missing
-from blast.experiment.ratio import ratios
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.ratio import ratios
 from paper_figures import _style as style
 
 TITLE = "Speed of the sparse MLP"

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment import pretraining
+from blast.experiment.analysis import pretraining
 from paper_figures import _style as style
 from paper_figures import _training as training
 

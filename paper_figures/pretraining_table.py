@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment import pretraining
+from blast.experiment.analysis import pretraining
 from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 from paper_figures import _training as training

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment.comparison import missing, summarise
+from blast.experiment.analysis.comparison import missing, summarise
 from paper_figures import _style as style
 
 TITLE = "Loss relative to dense"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment.comparison import missing, summarise
+from blast.experiment.analysis.comparison import missing, summarise
 from paper_figures import _style as style
 
 TITLE = "All results"

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment.comparison import missing
-from blast.experiment.switch_pairs import SwitchPair, switch_pairs
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.execution_pairs import SwitchPair, switch_pairs
 from paper_figures import _style as style
 
 TITLE = "Loss across the switch"

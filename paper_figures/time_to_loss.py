@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment.comparison import missing
-from blast.experiment.time_to_loss import METHODS, TimedRun, dense_of, timed_runs
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.time_to_loss import METHODS, TimedRun, dense_of, timed_runs
 from paper_figures import _runs as runs
 from paper_figures import _style as style
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment.comparison import missing
-from blast.experiment.time_to_loss import METHODS, TimedRun, dense_of, timed_runs
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.time_to_loss import METHODS, TimedRun, dense_of, timed_runs
 from paper_figures import _kernels as kernels
 from paper_figures import _runs as runs
 from paper_figures import _style as style

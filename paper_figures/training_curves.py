@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment.comparison import missing, without_twins
-from blast.experiment.table import one_machine
+from blast.experiment.analysis.comparison import missing, without_twins
+from blast.experiment.records.table import one_machine
 from paper_figures import _style as style
 
 TITLE = "Training curves"

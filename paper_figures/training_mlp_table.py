@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment.ratio import on_gpu
+from blast.experiment.analysis.ratio import on_gpu
 from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 

@@ -17,38 +17,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from blast.block_sparse.csr import BlockCSR
+    from blast.checkpoint.checkpoint import load, save
+    from blast.distributed import average_gradients
     from blast.errors import BlastError
-    from blast.layers.block_csr import BlockCSR
     from blast.layers.block_linear import BlockLinear
-    from blast.layers.checkpoint import load, save
-    from blast.layers.convert import masks_of, to_dense, to_sparse
-    from blast.layers.fuse import fuse, quantization_errors, unfuse
-    from blast.layers.memory import model_bytes
-    from blast.layers.recognise import find_mlps
+    from blast.model.convert import masks_of, to_dense, to_sparse
+    from blast.model.discovery import find_mlps
+    from blast.model.fuse import fuse, quantization_errors, unfuse
+    from blast.model.memory import model_bytes
     from blast.sparsity.config import METHODS, SparsifyConfig
-    from blast.sparsity.ranks import average_gradients
     from blast.sparsity.sparsifier import Sparsifier
 
     __version__: str
 
 _HOME = {
     "BlastError": "blast.errors",
-    "BlockCSR": "blast.layers.block_csr",
+    "BlockCSR": "blast.block_sparse.csr",
     "BlockLinear": "blast.layers.block_linear",
     "METHODS": "blast.sparsity.config",
     "Sparsifier": "blast.sparsity.sparsifier",
     "SparsifyConfig": "blast.sparsity.config",
-    "average_gradients": "blast.sparsity.ranks",
-    "find_mlps": "blast.layers.recognise",
-    "fuse": "blast.layers.fuse",
-    "load": "blast.layers.checkpoint",
-    "masks_of": "blast.layers.convert",
-    "model_bytes": "blast.layers.memory",
-    "quantization_errors": "blast.layers.fuse",
-    "save": "blast.layers.checkpoint",
-    "to_dense": "blast.layers.convert",
-    "to_sparse": "blast.layers.convert",
-    "unfuse": "blast.layers.fuse",
+    "average_gradients": "blast.distributed",
+    "find_mlps": "blast.model.discovery",
+    "fuse": "blast.model.fuse",
+    "load": "blast.checkpoint.checkpoint",
+    "masks_of": "blast.model.convert",
+    "model_bytes": "blast.model.memory",
+    "quantization_errors": "blast.model.fuse",
+    "save": "blast.checkpoint.checkpoint",
+    "to_dense": "blast.model.convert",
+    "to_sparse": "blast.model.convert",
+    "unfuse": "blast.model.fuse",
 }
 
 __all__ = [  # noqa: RUF022  (in the order of use)

@@ -1,26 +1,14 @@
-"""Without a GPU the kernels run through Triton's interpreter, which has to be asked for before Triton is imported."""
+"""The device that kernels run on, and fresh memory that is poisoned."""
 
 from __future__ import annotations
-
-import os
-import sys
 
 import pytest
 import torch
 
-ON_GPU = torch.cuda.is_available()
-
-if not ON_GPU:
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise pytest.UsageError(
-            "triton was imported before tests/kernels could ask for its interpreter; run with TRITON_INTERPRET=1"
-        )
-    os.environ["TRITON_INTERPRET"] = "1"
-
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    return "cuda" if ON_GPU else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +26,3 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-1)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if ON_GPU:
-        return
-    reason = "needs a CUDA device, and torch.cuda.is_available() is false here"
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=reason))

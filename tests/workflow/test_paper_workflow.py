@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from blast.experiment.config import read_config
-from blast.experiment.grid import expand
+from blast.experiment.plan.config import read_config
+from blast.experiment.plan.grid import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,7 @@ from fake_records import write_grid
 
 import paper_figures
 from blast.experiment.cli import main
-from blast.experiment.table import load_table
+from blast.experiment.records.table import load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

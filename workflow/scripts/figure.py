@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.name not in paper_figures.figures():
             raise paper_figures.unknown_name("figure", given.name, paper_figures.figures())
-        from blast.experiment.table import load_table
+        from blast.experiment.records.table import load_table
         from paper_figures._write import save_figure
 
         figure = paper_figures.load(given.name).draw(load_table(given.grid_dir, given.recorded))

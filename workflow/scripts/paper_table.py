@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.name not in paper_figures.tables():
             raise paper_figures.unknown_name("table", given.name, paper_figures.tables())
-        from blast.experiment.table import load_table
+        from blast.experiment.records.table import load_table
         from paper_figures._write import save_table
 
         module = paper_figures.load(given.name)

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from blast.errors import STOPPED, STOPPED_CODE, BlastError
-from blast.experiment.job import run_points
-from blast.experiment.layout import GridFolder
-from blast.experiment.point import Point
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
+from blast.experiment.run.job import run_points
 
 points = [Point.from_dict(values) for values in snakemake.params.points]  # noqa: F821
 log = Path(snakemake.log[0])  # noqa: F821

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from blast.experiment.record import write_atomically, write_json
+from blast.files import write_atomically, write_json
 
 values = snakemake.params  # noqa: F821
 write_atomically(Path(snakemake.output.config), yaml.safe_dump(values.config, sort_keys=False))  # noqa: F821

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blast.architectures.architecture import Architecture
+from blast.architectures.architecture import Architecture, Build
 from blast.architectures.shapes import SHAPES, ModelShape
-from blast.datasets.cache import build_once, cache_root
-from blast.datasets.download import Progress
+from blast.download.cache import build_once, cache_root
+from blast.download.sources import Progress
 from blast.errors import BlastError, unknown_name
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ def build(
     missing = [key for key in needed if getattr(shape, key) is None]
     if missing:
         raise BlastError(f"{name} has no size of its own for {', '.join(missing)}; give it from the dataset.")
-    return importlib.import_module(f"{__name__}.{architecture.family}").build(shape)
+    return _builder(architecture)(shape)
+
+
+def _builder(architecture: Architecture) -> Build:
+    return importlib.import_module(f"{__name__}.{architecture.family}").build
 
 
 def _published(name: str) -> Architecture:
@@ -162,7 +166,7 @@ def load(
     architecture = _published(name)
     fetch(name, cache, progress)
     sizes = {"classes": num_classes, "image": image_size, "channels": channels}
-    return architecture.weights.open(name, architecture.shape, cache or cache_root(), **sizes)
+    return architecture.weights.open(name, architecture.shape, _builder(architecture), cache or cache_root(), **sizes)
 
 
 def tokenizer_folder(name: str, cache: Path | None = None, progress: Progress | None = None) -> Path:

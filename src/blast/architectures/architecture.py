@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Makes a model of a family with fresh weights.
+Build = Callable[[ModelShape], "nn.Module"]
+
+
 @dataclass(frozen=True)
 class TokenizerFiles:
     """A tokenizer that is in the cache.
@@ -44,12 +48,13 @@ class Weights(Protocol):
     def fetch(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
         """Brings them into the cache; returns facts (`digest`, `folder`, …) or raises one sentence."""
 
-    def open(self, name: str, shape: ModelShape, cache: Path, **sizes: int | None) -> nn.Module:
+    def open(self, name: str, shape: ModelShape, build: Build, cache: Path, **sizes: int | None) -> nn.Module:
         """The model with these weights, in float32, without dropout.
 
         Args:
             name: Name of the architecture.
             shape: Its sizes.
+            build: Makes the family's model of given sizes, with fresh weights.
             cache: Cache that holds the weights.
             sizes: `classes`, `image` and `channels` that differ from the published ones; a new head starts fresh.
         """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blast.architectures._weights.packaged import PackagedWeights
 from blast.architectures.architecture import Architecture
-from blast.architectures.packaged_weights import PackagedWeights
 from blast.architectures.shapes import SHAPES, ModelShape
-from blast.datasets.packages import PypiPackage
+from blast.download.registries import PypiPackage
 
 if TYPE_CHECKING:
     from transformers import BertForSequenceClassification, BertModel

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blast.architectures._weights.byte_level_vocabulary import ByteLevelVocabulary
+from blast.architectures._weights.hub import HubWeights
 from blast.architectures.architecture import Architecture
-from blast.architectures.byte_level_vocabulary import ByteLevelVocabulary
-from blast.architectures.hub_weights import HubWeights
 from blast.architectures.shapes import SHAPES, ModelShape
-from blast.datasets.download import UrlSource
-from blast.datasets.hub import hub_address
-from blast.datasets.packages import NpmPackage
+from blast.download.hub import hub_address
+from blast.download.registries import NpmPackage
+from blast.download.sources import UrlSource
 
 if TYPE_CHECKING:
     from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel

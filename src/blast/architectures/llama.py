@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from blast.architectures._weights.hub import HubWeights
+from blast.architectures._weights.packaged import PackagedWeights
 from blast.architectures.architecture import Architecture
-from blast.architectures.hub_weights import HubWeights
-from blast.architectures.packaged_weights import PackagedWeights
 from blast.architectures.shapes import SHAPES, ModelShape
-from blast.datasets.packages import PypiPackage
+from blast.download.registries import PypiPackage
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blast.architectures._weights.hub import HubWeights
 from blast.architectures.architecture import Architecture
-from blast.architectures.hub_weights import HubWeights
 from blast.architectures.llama import decoder_sizes
 from blast.architectures.shapes import SHAPES, ModelShape
 

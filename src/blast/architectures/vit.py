@@ -6,9 +6,9 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
+from blast.architectures._weights.torchvision import TorchvisionWeights
 from blast.architectures.architecture import Architecture
 from blast.architectures.shapes import SHAPES, ModelShape
-from blast.architectures.torchvision_weights import TorchvisionWeights
 from blast.errors import BlastError
 
 if TYPE_CHECKING:

@@ -12,19 +12,26 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from blast_kernels.candidates import candidates
-from blast_kernels.plan import Plan, plan_for
-from blast_kernels.tuned_plans import plan_of
+from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.search_space import candidates
+from blast_kernels.mlp_inference.tuned_configs import plan_of
 from torch import Tensor
 
-from blast.benchmark.graph_timing import ERROR_BOUND, Candidate, capture, error_of, plain_memory, sampled_rows
-from blast.benchmark.graph_timing import time_in_turn as time_rounds
-from blast.benchmark.kernel_providers import first_line
-from blast.benchmark.kernel_weights import MlpSize
+from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.kernels import mlp_size
-from blast.benchmark.plan_compiling import Job, compile_all
-from blast.benchmark.plan_products import Product, products_of
-from blast.benchmark.timing import Timing
+from blast.benchmark.plans.compilation import Job, compile_all
+from blast.benchmark.plans.products import Product, products_of
+from blast.benchmark.providers.mlp_inference import first_line
+from blast.benchmark.timing.cuda_graphs import (
+    ERROR_BOUND,
+    Candidate,
+    capture,
+    error_of,
+    plain_memory,
+    sampled_rows,
+)
+from blast.benchmark.timing.cuda_graphs import time_in_turn as time_rounds
+from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError, unknown_name
 
 SETTINGS = {"tied": [False], "seconds": 60.0, "down_block": "same"}

@@ -13,20 +13,13 @@ from typing import Any
 import torch
 
 from blast import architectures
-from blast.benchmark.graph_timing import ERROR_BOUND, capture, plain_memory, time_in_turn
-from blast.benchmark.kernel_entries import Asked, latency_entry, missing_entry, work_entries
-from blast.benchmark.kernel_masks import masks_folder
-from blast.benchmark.kernel_providers import (
-    Case,
-    Machine,
-    Provider,
-    dense_providers,
-    first_line,
-    our_providers,
-)
-from blast.benchmark.kernel_weights import MlpSize
-from blast.benchmark.peer_providers import peer_providers
-from blast.benchmark.roofline import measured_ceilings
+from blast.benchmark.inference.entries import Asked, latency_entry, missing_entry, work_entries
+from blast.benchmark.inputs.masks import masks_folder
+from blast.benchmark.inputs.mlp import MlpSize
+from blast.benchmark.providers.mlp_inference import Case, Machine, Provider, dense_providers, first_line, our_providers
+from blast.benchmark.providers.peers import peer_providers
+from blast.benchmark.timing.cuda_graphs import ERROR_BOUND, capture, plain_memory, time_in_turn
+from blast.benchmark.timing.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
 
 DOWN_BLOCKS = ("same", "transposed")

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blast import architectures
-from blast.benchmark.timing import time_interleaved
+from blast.benchmark.timing.interleaved import time_interleaved
+from blast.block_sparse.blocks import BlockShape
 from blast.errors import BlastError, unknown_name
-from blast.layers.convert import to_sparse
-from blast.sparsity.blocks import BlockShape
+from blast.model.convert import to_sparse
 from blast.sparsity.one_shot import apply_masks_
 
 # Largest ‖out − ref‖ / ‖ref‖ against the float64 reference; no timing is recorded above it.

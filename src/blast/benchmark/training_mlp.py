@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from blast.benchmark.gpu_needed import gpu_for
-from blast.benchmark.graph_timing import ERROR_BOUND, capture, plain_memory, time_in_turn
-from blast.benchmark.kernel_entries import Asked, latency_entry, missing_entry
-from blast.benchmark.kernel_providers import Provider, first_line
-from blast.benchmark.kernel_weights import MlpSize, sparse_weights
+from blast.benchmark.inference.entries import Asked, latency_entry, missing_entry
+from blast.benchmark.inputs.masks import live_share, training_masks
+from blast.benchmark.inputs.mlp import MlpSize
+from blast.benchmark.inputs.weights import sparse_weights
 from blast.benchmark.kernels import mlp_size
-from blast.benchmark.training_masks import live_share, training_masks
-from blast.benchmark.training_mlp_providers import Task, dense_providers, expected_step, our_provider, stk_provider
+from blast.benchmark.providers.mlp_inference import Provider, first_line
+from blast.benchmark.providers.mlp_training import Task, dense_providers, expected_step, our_provider, stk_provider
+from blast.benchmark.timing.cuda_graphs import ERROR_BOUND, capture, plain_memory, time_in_turn
+from blast.benchmark.timing.device import gpu_for
 from blast.errors import BlastError, unknown_name
 
 PEERS = ("stk",)

@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 
-from blast.benchmark.gpu_needed import gpu_for
-from blast.benchmark.graph_timing import plain_memory, replay_of, time_in_turn
-from blast.benchmark.training_parts import UPDATES, Meter, largest_batch, part_calls, update_cost
-from blast.benchmark.training_step_rows import DENSE, MASKED, OURS, Entry, StepRows
-from blast.benchmark.training_trainee import (
+from blast.benchmark.step.breakdown import UPDATES, Meter, largest_batch, part_calls, update_cost
+from blast.benchmark.step.entries import DENSE, MASKED, OURS, Entry, StepRows
+from blast.benchmark.step.training_setup import (
     Trainee,
     Workload,
     fresh_model,
@@ -26,8 +24,10 @@ from blast.benchmark.training_trainee import (
     sparse_state,
     workload_of,
 )
+from blast.benchmark.timing.cuda_graphs import plain_memory, replay_of, time_in_turn
+from blast.benchmark.timing.device import gpu_for
+from blast.block_sparse.blocks import BlockShape
 from blast.errors import BlastError
-from blast.sparsity.blocks import BlockShape
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_
 from blast.sparsity.sparsifier import Sparsifier

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blast.datasets.cifar_binary import CifarBinary
+from blast.datasets._vision.cifar import CifarBinary
 
 MODALITY = "vision"
 LICENCE = "none stated; free for research, cite Krizhevsky 2009"

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from blast.datasets.download import Progress
-from blast.datasets.vision_data import VisionData, check_settings, shown_as
+from blast.datasets._vision.vision_data import VisionData, check_settings, shown_as
+from blast.download.sources import Progress
 from blast.errors import BlastError
 
 MODALITY = "vision"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from blast.datasets.idx_images import IdxImages
-from blast.datasets.packages import DebianPackage
+from blast.datasets._vision.idx import IdxImages
+from blast.download.registries import DebianPackage
 
 MODALITY = "vision"
 LICENCE = "MIT"

@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from blast.datasets.digests import settings_digest
-from blast.datasets.download import Progress
-from blast.datasets.image_folder_data import SETTINGS, ImageFolderData
-from blast.datasets.vision_data import check_settings
+from blast.datasets._vision.image_folder import SETTINGS, ImageFolderData
+from blast.datasets._vision.vision_data import check_settings
+from blast.download.sources import Progress
 from blast.errors import BlastError
+from blast.files import settings_digest
 
 MODALITY = "vision"
 LICENCE = "ImageNet terms of access (research only)"

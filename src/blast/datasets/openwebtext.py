@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blast.datasets.hub_text import HubText
-from blast.datasets.language_data import LanguageData
-from blast.datasets.text_shards import Document, check_settings, is_held_out, open_text, prepare_text
+from blast.datasets._text.hub_text import HubText
+from blast.datasets._text.language_data import LanguageData
+from blast.datasets._text.prepare import Document, check_settings, is_held_out, open_text, prepare_text
 
 MODALITY = "language"
 LICENCE = "CC0-1.0 (the collection; the pages belong to their authors)"

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blast.datasets.download import Progress
-from blast.datasets.language_data import LanguageData
-from blast.datasets.text_shards import Document, check_settings, is_held_out, open_text, prepare_text
+from blast.datasets._text.language_data import LanguageData
+from blast.datasets._text.prepare import Document, check_settings, is_held_out, open_text, prepare_text
+from blast.download.sources import Progress
 from blast.errors import BlastError
 
 MODALITY = "language"

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from blast.datasets.download import Progress
-from blast.datasets.text_shards import TOKENIZER
+from blast.datasets._text.prepare import TOKENIZER
+from blast.download.sources import Progress
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blast.datasets.hub_text import HubText
-from blast.datasets.language_data import LanguageData
-from blast.datasets.text_shards import Document, check_settings, open_text, prepare_text
+from blast.datasets._text.hub_text import HubText
+from blast.datasets._text.language_data import LanguageData
+from blast.datasets._text.prepare import Document, check_settings, open_text, prepare_text
 
 MODALITY = "language"
 LICENCE = "CC-BY-SA-3.0"

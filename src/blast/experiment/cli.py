@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from blast.errors import STOPPED, STOPPED_CODE, BlastError
-from blast.experiment.gpu_verbs import bench, break_even, plan_of, tune, tuned_plans
-from blast.experiment.layout import GridFolder
+from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, tuned_plans
+from blast.experiment.plan.paths import GridFolder
 
 
 def check(options: argparse.Namespace) -> int:
@@ -29,7 +29,7 @@ def check(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Writes the points of a config as files, to be run elsewhere with `blast job`."""
-    from blast.experiment.record import write_json
+    from blast.files import write_json
 
     points = plan_of(options.config).points
     for point in points.values():
@@ -40,8 +40,8 @@ def plan(options: argparse.Namespace) -> int:
 
 def job(options: argparse.Namespace) -> int:
     """Runs points; always leaves a record of each."""
-    from blast.experiment.job import run_points
-    from blast.experiment.point import Point
+    from blast.experiment.plan.point import Point
+    from blast.experiment.run.job import run_points
 
     points = [Point.read(file) for file in options.points]
     folder = GridFolder(options.out)
@@ -52,12 +52,12 @@ def job(options: argparse.Namespace) -> int:
 def fetch(options: argparse.Namespace) -> int:
     """Brings a dataset, or everything that a config needs, into the cache, and says the sizes first."""
     if options.what.endswith((".yaml", ".yml")):
-        from blast.experiment.fetch_stage import fetch_all
+        from blast.experiment.data.fetch import fetch_all
 
         return 1 if fetch_all(plan_of(Path(options.what)), options.sizes) else 0
     if options.out is None:
         raise BlastError("the facts of one dataset need a file: add --out FILE, or name a config.")
-    from blast.experiment.data_stage import fetch_dataset
+    from blast.experiment.data.prepare import fetch_dataset
 
     fetch_dataset(options.what, options.out)
     return 0
@@ -65,7 +65,7 @@ def fetch(options: argparse.Namespace) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Tokenises or unpacks a dataset that was fetched."""
-    from blast.experiment.data_stage import prepare_dataset
+    from blast.experiment.data.prepare import prepare_dataset
 
     prepare_dataset(options.dataset, json.loads(options.settings), options.fetched, options.out)
     return 0
@@ -73,7 +73,7 @@ def prepare(options: argparse.Namespace) -> int:
 
 def requests(options: argparse.Namespace) -> int:
     """Builds lm-eval's requests for a dataset."""
-    from blast.experiment.data_stage import build_dataset_requests
+    from blast.experiment.data.prepare import build_dataset_requests
 
     build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir), options.items)
     return 0
@@ -81,7 +81,7 @@ def requests(options: argparse.Namespace) -> int:
 
 def language(options: argparse.Namespace) -> int:
     """Lets lm-eval make its metrics of the scores of points."""
-    from blast.experiment.language_stage import make_language_metrics
+    from blast.experiment.language.stage import make_language_metrics
 
     make_language_metrics(GridFolder(options.grid_dir), options.ids)
     return 0
@@ -89,8 +89,8 @@ def language(options: argparse.Namespace) -> int:
 
 def mlflow(options: argparse.Namespace) -> int:
     """Shows points in MLflow."""
-    from blast.experiment.record import write_atomically
-    from blast.experiment.tracking_stage import show_in_mlflow
+    from blast.experiment.tracking.stage import show_in_mlflow
+    from blast.files import write_atomically
 
     said = show_in_mlflow(GridFolder(options.grid_dir), options.ids)
     if options.out:
@@ -101,8 +101,8 @@ def mlflow(options: argparse.Namespace) -> int:
 
 def verdict(options: argparse.Namespace) -> int:
     """Says what failed and puts it aside for the next run."""
-    from blast.experiment.record import write_atomically
-    from blast.experiment.verdict import settle
+    from blast.experiment.run.verdict import settle
+    from blast.files import write_atomically
 
     points, sentences = settle(GridFolder(options.grid_dir))
     for sentence in sentences:
@@ -121,7 +121,7 @@ def verdict(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Flattens records to the tables under `results/recorded`."""
-    from blast.experiment.export import export_grid
+    from blast.experiment.records.export import export_grid
 
     files = export_grid(options.grid_dir, options.recorded)
     print("written: " + (", ".join(map(str, files)) or "nothing, as there are no records"))
@@ -130,7 +130,7 @@ def export(options: argparse.Namespace) -> int:
 
 def take_in(options: argparse.Namespace) -> int:
     """Takes in the records of another machine after checking their digests."""
-    from blast.experiment.take_in import of_other_code, take_in_records, without_masks
+    from blast.experiment.records.import_records import of_other_code, take_in_records, without_masks
 
     folder = GridFolder(options.grid_dir)
     taken = take_in_records(options.folder, folder)
@@ -150,7 +150,7 @@ def take_in(options: argparse.Namespace) -> int:
 
 def schema(options: argparse.Namespace) -> int:
     """Prints the JSON schema of a config."""
-    from blast.experiment.config import schema as text
+    from blast.experiment.plan.config import schema as text
 
     print(text(), end="")
     return 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import blast_kernels.ops  # noqa: F401  (registers torch.ops.blast.*)
+import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
 from torch import Tensor, nn
 
+from blast.block_sparse.blocks import BlockShape
+from blast.block_sparse.conv1d import is_conv1d
+from blast.block_sparse.csr import BlockCSR, BlockIndex
 from blast.errors import BlastError
-from blast.layers.block_csr import BlockCSR, BlockIndex
 from blast.layers.dense_gradient import DenseGradient
-from blast.layers.target import is_conv1d
-from blast.sparsity.blocks import BlockShape
 
 
 class IndexBuffers(nn.Module):

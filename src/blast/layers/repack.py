@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from blast_kernels.packed_upload import upload_by_device
+from blast_kernels.common.batched_copy import upload_by_device
 from torch import Tensor
 
-from blast.layers.block_csr import BlockCSR, BlockIndex
+from blast.block_sparse.blocks import tiles
+from blast.block_sparse.csr import BlockCSR, BlockIndex
+from blast.block_sparse.host_index import HostIndex
 from blast.layers.block_linear import IndexBuffers
-from blast.layers.host_index import HostIndex
-from blast.layers.mlp_training import list_arrays
-from blast.layers.trained_mlp import TrainedMlp
-from blast.sparsity.blocks import tiles
+from blast.layers.mlp_autograd import list_arrays
+from blast.layers.training_mlp import TrainedMlp
 
 
 @dataclass(frozen=True)

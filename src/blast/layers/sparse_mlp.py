@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import blast_kernels.ops  # noqa: F401  (registers torch.ops.blast.*)
+import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
-from blast_kernels.break_even import Ranges, dense_ranges, dense_wins, gpu_name
-from blast_kernels.quantize import HALVES, quantize_blocks
-from blast_kernels.records import drop_columns, gated_records, live_hidden_rows, pack_tied, plain_records
+from blast_kernels.common.quantize import HALVES, quantize_blocks
+from blast_kernels.mlp_inference.row_lists import (
+    drop_columns,
+    gated_records,
+    live_hidden_rows,
+    pack_tied,
+    plain_records,
+)
+from blast_kernels.tables.break_even import Ranges, dense_ranges, dense_wins, gpu_name
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
-from blast.layers.mlp_training import MlpLists, can_train, run_training
+from blast.layers.mlp_autograd import MlpLists, can_train, run_training
 
 # How the fused kernels hold the weights: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
@@ -59,8 +65,8 @@ class SparseMlp(nn.Module):
         activation: `silu`, `gelu`, `gelu_tanh` or `none`.
         skip_dead: Whether hidden blocks that are provably zero, or that nobody reads, are left out. The result is the
             same for finite inputs.
-        dense_fallback: Whether to run dense where `blast_kernels.break_even` says that dense is faster for so many
-            tokens. Holds the dense weights as well.
+        dense_fallback: Whether to run dense where `blast_kernels.tables.break_even` says that dense is faster for so
+            many tokens. Holds the dense weights as well.
         weights: `same`, or `fp8`: half the bytes to read, at the price that `quantization_error` states. An MLP that is
             cast to float32 or float64 runs with its own weights.
     """

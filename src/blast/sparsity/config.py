@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from blast.block_sparse.blocks import BlockShape, as_block
 from blast.errors import BlastError, unknown_name
-from blast.sparsity.blocks import BlockShape, as_block
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("cubic", "linear", "constant"),

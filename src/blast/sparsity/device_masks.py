@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from blast_kernels.packed_upload import upload_by_device
+from blast_kernels.common.batched_copy import upload_by_device
 from torch import Tensor
 
-from blast.sparsity.units import Unit
+from blast.sparsity.mask_groups import Unit
 
 
 class DeviceMasks:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from blast.block_sparse.blocks import BlockShape, as_block, block_grid
+from blast.block_sparse.sharding import clear_dead_anywhere_
 from blast.errors import BlastError, unknown_name
-from blast.layers.recognise import match_linears
-from blast.sparsity.blocks import BlockShape, as_block, block_grid
+from blast.model.discovery import match_linears
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.mask import block_budget
+from blast.sparsity.mask_groups import Unit, groups_of, units_of
 from blast.sparsity.prune_and_grow import keep_best
-from blast.sparsity.shards import clear_dead_anywhere_
-from blast.sparsity.unit_scores import unit_scores
-from blast.sparsity.units import Unit, groups_of, units_of
+from blast.sparsity.scores import unit_scores
+from blast.sparsity.selection import block_budget
 
 
 def one_shot_masks(model: nn.Module, config: SparsifyConfig) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blast.sparsity.mask import EXCLUDED, best_blocks, host_array
+from blast.sparsity.selection import EXCLUDED, best_blocks, host_array
 
 
 def keep_best(

@@ -9,25 +9,29 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from blast.block_sparse.sharding import is_sharded, sharded_modules
+from blast.distributed import world_size
+from blast.errors import BlastError
+from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.cuda_graphs import Replays
 from blast.sparsity.device_masks import DeviceMasks
-from blast.sparsity.execution import Execution
-from blast.sparsity.loop_checks import AccumulationCheck, ModuleCheck, check_held
-from blast.sparsity.mask import block_budget, live_cost
+from blast.sparsity.execution.switch import Execution
+from blast.sparsity.mask_groups import groups_of, units_of
 from blast.sparsity.one_shot import best_masks, full_mask
 from blast.sparsity.prune_and_grow import prune_and_grow
-from blast.sparsity.ranks import world_size
-from blast.sparsity.replays import Replays
-from blast.sparsity.saved_state import STATE_FORMAT, check_state
 from blast.sparsity.schedule import swap_limit, target_sparsity
-from blast.sparsity.shards import is_sharded, sharded_modules
-from blast.sparsity.unit_scores import unit_scores
-from blast.sparsity.units import groups_of, units_of
+from blast.sparsity.scores import unit_scores
+from blast.sparsity.selection import block_budget, live_cost
+from blast.sparsity.usage_checks import AccumulationCheck, ModuleCheck, check_held
+
+STATE_FORMAT = 2
 
 
 class Sparsifier:
@@ -55,7 +59,7 @@ class Sparsifier:
 
     Args:
         model: Any model, after `fully_shard` if it is to be sharded; its matrices are found by structure (see
-            `blast.layers.recognise`).
+            `blast.model.discovery`).
         optimizer: The optimizer over its parameters.
         config: What to prune, how far, how fast.
 
@@ -81,29 +85,38 @@ class Sparsifier:
         self._groups = groups_of(self._units, config.ranking)
         check_held(optimizer, self._units)
         self.dense_targets = [target.name for target in dense]
-        self.step_count = 0
-        self.finished = False
+        self._clock = StepClock(config)
         self.sparsity_target = target_sparsity(config, 0)
         # Masks are chosen and kept on the host; the matrices are cleared by copies of them.
         self._device_masks = DeviceMasks(self._units)
         self._take([full_mask(unit) for unit in self._units])
         if self.sparsity_target > 0:
             self._take(best_masks(self._units, self._masks, config, self.sparsity_target, step=0))
-        self._execution = Execution(model, optimizer, self._units, config, keeper)
+        self._execution = Execution(model, optimizer, self._units, config, self._clock, keeper)
         self._clear_weights()
         self._accumulation, self._modules = AccumulationCheck(), ModuleCheck(model, self._units)
         # For loops that replay their steps as CUDA graphs.
-        self.replays = Replays(self, self._execution, self._accumulation)
+        self.replays = Replays(self._clock, self._execution, self._accumulation)
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
-        self._execution.settle(self._masks, self.sparsity_achieved, self.finished)
-        self._execution.watch(0, self.finished)
+        self._execution.settle(self._masks, self.sparsity_achieved)
+        self._execution.watch()
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """Copies of the masks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor."""
         return self._by_name(self._device_masks.live())
+
+    @property
+    def step_count(self) -> int:
+        """Optimization steps done."""
+        return self._clock.step_count
+
+    @property
+    def finished(self) -> bool:
+        """Whether the masks are fixed: at the exact final budget, until the end of the training."""
+        return self._clock.finished
 
     @property
     def execution(self) -> str:
@@ -120,8 +133,7 @@ class Sparsifier:
     @property
     def update_due(self) -> bool:
         """Whether the coming `step()` chooses masks anew, or fixes them; execution changes in such steps alone."""
-        last = self.step_count >= self.config.final_step
-        return not self.finished and (last or self.step_count % self.config.update_every == 0)
+        return self._clock.update_due
 
     def step(self) -> None:
         """Update the mask if it is due, then clear gradients, optimizer state and weights of dead blocks.
@@ -137,16 +149,16 @@ class Sparsifier:
         due = self.update_due
         if due:
             self._accumulation.before_update(self._units, self.step_count)
-            self._execution.before_update(self.step_count)
-            if self.step_count >= self.config.final_step:
+            self._execution.before_update()
+            if self._clock.last_update:
                 self._trim()
             else:
                 self._update(self.step_count)
         self._clear_dead()
-        self.step_count += 1
+        self._clock.step_count += 1
         if due:
-            self._execution.settle(self._masks, self.sparsity_achieved, self.finished)
-        self._execution.watch(self.step_count, self.finished)
+            self._execution.settle(self._masks, self.sparsity_achieved)
+        self._execution.watch()
         self._accumulation.after_step(self._units)
 
     def finish(self) -> None:
@@ -155,7 +167,7 @@ class Sparsifier:
             self._reshard()
             self._trim()
             self._clear_dead()
-            self._execution.settle(self._masks, self.sparsity_achieved, self.finished)
+            self._execution.settle(self._masks, self.sparsity_achieved)
 
     def to_sparse(self) -> None:
         """Hold and train live blocks alone from now on; to be called between two steps, not after `backward()`.
@@ -163,8 +175,8 @@ class Sparsifier:
         Raises:
             BlastError: if the optimizer cannot take the parameters; nothing is changed then.
         """
-        self._execution.enter(self._masks, self.finished)
-        self._execution.watch(self.step_count, self.finished)
+        self._execution.enter(self._masks)
+        self._execution.watch()
 
     def to_masked(self) -> None:
         """Hold dense matrices again, with zeros in dead blocks; beyond the break-even until the next mask update."""
@@ -203,19 +215,19 @@ class Sparsifier:
             BlastError: if the state was saved under another config, by another number of processes, or for other
                 matrices.
         """
-        check_state(state, self.config, self._by_name(self._masks))
+        _check_state(state, self.config, self._by_name(self._masks))
         saved = [state["masks"][unit.targets[0].name] for unit in self._units]
         self._take([mask.to("cpu", torch.bool, copy=True) for mask in saved])
-        self.step_count = int(state["step_count"])
-        self.finished = bool(state["finished"])
+        self._clock.step_count = int(state["step_count"])
+        self._clock.finished = bool(state["finished"])
         self.sparsity_target = float(state["sparsity_target"])
         if state["execution"] == "masked":
             self._execution.leave()
         elif self.execution == "sparse":
             self._execution.repack(self._masks)
         else:
-            self._execution.enter(self._masks, self.finished)
-        self._execution.watch(self.step_count, self.finished)
+            self._execution.enter(self._masks)
+        self._execution.watch()
         self._changed = self.execution == "masked"
 
     def _update(self, step: int) -> None:
@@ -242,7 +254,7 @@ class Sparsifier:
         """Cut the masks to the exact final budget and fix them."""
         self.sparsity_target = self.config.sparsity
         self._take(best_masks(self._units, self._masks, self.config, self.sparsity_target, self.step_count))
-        self.finished = True
+        self._clock.finished = True
 
     def _take(self, masks: list[Tensor]) -> None:
         """Takes new masks, on the host."""
@@ -282,3 +294,28 @@ class Sparsifier:
     def _after_optimizer(self) -> None:
         self._accumulation.after_optimizer()
         self._clear_weights()
+
+
+def _check_state(state: Mapping[str, Any], config: SparsifyConfig, masks: Mapping[str, Tensor]) -> None:
+    """Raises unless a state is of this format, config, number of processes and of these matrices.
+
+    Args:
+        state: What `Sparsifier.state_dict` gave.
+        config: Of the run that would go on.
+        masks: Its masks, by name.
+    """
+    if state.get("format") != STATE_FORMAT:
+        raise BlastError(f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start afresh.")
+    ours, theirs = config.to_dict(), state["config"]
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if keys:
+        differ = ", ".join(f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}" for key in keys)
+        raise BlastError(f"the saved sparsifier has another config ({differ}); resume with the saved one.")
+    if state["world_size"] != world_size():
+        raise BlastError(
+            f"the saved sparsifier is that of {state['world_size']} processes and this run has {world_size()}; "
+            "resume with as many, since each has its share of the data."
+        )
+    shapes = {name: mask.shape for name, mask in masks.items()}
+    if shapes != {name: mask.shape for name, mask in state["masks"].items()}:
+        raise BlastError("the saved masks are of other matrices than this model's; resume with the saved model.")

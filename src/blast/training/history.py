@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from blast.training.kernel_compiling import KernelCompiling
+from blast.training.triton_compile_time import KernelCompiling
 
 MASK_PICTURES = 8
 # Of the seconds that are counted: all, and what of them went into compiling and into mask updates.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blast.sparsity.shards import sharded_modules
+from blast.block_sparse.sharding import sharded_modules
 from blast.training.compilation import cross_entropy
 
 UNPADDED = "unpadded_sdpa"

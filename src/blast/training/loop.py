@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast.sparsity.ranks import is_first_rank
+from blast.distributed import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
-from blast.training.guard import LossGuard
+from blast.training.checkpoint import TrainingState
+from blast.training.divergence import LossGuard
 from blast.training.history import MASK_PICTURES, History, Stopwatch
-from blast.training.optimisation_step import OptimisationStep
 from blast.training.parallel import agreed
-from blast.training.resume import TrainingState
 from blast.training.settings import TrainingSettings
+from blast.training.step import OptimisationStep
 
 CURVE_POINTS = 60
 

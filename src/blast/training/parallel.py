@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from blast.sparsity.ranks import world_size
-from blast.sparsity.shards import sharded_modules
+from blast.block_sparse.sharding import sharded_modules
+from blast.distributed import world_size
 from blast.training.compilation import repeated_blocks
 from blast.training.settings import PARALLEL
 

@@ -1,0 +1,1 @@
+"""What the operators share: dense references, activations, tile order, quantisation, checks."""

@@ -1,0 +1,1 @@
+"""A whole block-sparse MLP without gradients, in two kernels."""

@@ -1,0 +1,255 @@
+"""One entry point for a block-sparse product with its epilogue: picks the kernel by shape and launches it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from blast_kernels.common.constants import BLOCK_SIDES
+from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.persistent import persistent
+from blast_kernels.mlp_inference.split_k import CLEARED_BY_ONE
+from blast_kernels.mlp_inference.stream import stream
+from blast_kernels.mlp_inference.tiles import tiles
+from blast_kernels.mlp_inference.tuned_configs import plan_of
+from torch import Tensor
+from triton.experimental.gluon.language import NVMMASharedLayout
+from triton.experimental.gluon.language import bfloat16 as gluon_bfloat16
+from triton.experimental.gluon.language import float16 as gluon_float16
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+from triton.runtime.errors import OutOfResources
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+INTERPRETED = triton.knobs.runtime.interpret
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Chain(NamedTuple):
+    """How a kernel is tied to the ones before and after it.
+
+    Attributes:
+        leads: Lets the next kernel start before this one ends (that one must be launched with `waits`).
+        waits: Whether it is launched before the kernel before it has ended, and when it waits for that: `never`, it is
+            not; `first`, before it reads anything; `late`, before it reads `x`: weights and records have to be older.
+        counters: int32, `counters_needed(…)` of them and all zero, where the plan splits block lists; made by `product`
+            if left out, which costs a launch.
+        clears: Counters of a kernel that comes later, zeroed by this one.
+    """
+
+    leads: bool = False
+    waits: str = "never"
+    counters: Tensor | None = None
+    clears: Tensor | None = None
+
+
+def supports(values: Tensor, gate: str) -> bool:
+    """Whether the kernels take this dtype and block shape; the twin takes all."""
+    b_out = _rows_of_a_block(values, gate)
+    sides_fit = b_out in BLOCK_SIDES and values.shape[2] in BLOCK_SIDES
+    return sides_fit and values.dtype in (*FLOATS, torch.float8_e4m3fn)
+
+
+def choose(x: Tensor, values: Tensor, records: Tensor, gate: str) -> Plan:
+    """The plan for a product of this shape on this device."""
+    b_out, b_in = _rows_of_a_block(values, gate), values.shape[2]
+    if values.shape[0] == 0:
+        # A descriptor cannot describe nothing; what is left to do is the epilogue.
+        return plan_for(1, records.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
+    blocks = values.shape[0]
+    return plan_of(x.shape[0], records.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
+
+
+def counters_needed(plan: Plan, tokens: int, records: int, b_out: int) -> int:
+    """How many counters a split product wants; none without a split."""
+    return 0 if plan.split == 1 else records * (b_out // plan.slice) * triton.cdiv(tokens, plan.tile)
+
+
+def product(
+    x: Tensor,
+    values: Tensor,
+    records: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    activation: str,
+    gate: str,
+    plan: Plan | None = None,
+    scales: Tensor | None = None,
+    chain: Chain = Chain(),  # noqa: B008  (never written to)
+) -> None:
+    """Writes the block rows that have a record into `y`; arguments as `reference.product`, contiguous.
+
+    Args:
+        x: `[tokens, in]`.
+        values: `[nnz, b_out, b_in]`, or `[nnz, 2 · b_out, b_in]` if `gate` is `tied`.
+        records: See `records`.
+        bias: `[out]` or None; None with a gate.
+        y: `[tokens, out]`, written at the block rows that have a record, all else left as it is.
+        activation: `none`, `silu`, `gelu` or `gelu_tanh`.
+        gate: `none`, `untied` or `tied`.
+        plan: How to run it; chosen by shape if left out.
+        scales: float32 `[nnz]`, powers of two, of blocks in float8 (x is float16 or bfloat16 then); None otherwise.
+        chain: How it is tied to the kernels around it.
+
+    Raises:
+        ValueError: if the plan wants more shared memory or registers than the device has.
+    """
+    if x.shape[0] == 0 or records.shape[0] == 0:
+        return
+    if INTERPRETED and x.dtype == torch.bfloat16:
+        # The interpreter multiplies the raw bits of bfloat16.
+        wide = None if bias is None else bias.float()
+        out = y.float()
+        blocks = values.float() if scales is None else values.float() * scales[:, None, None]
+        product(x.float(), blocks, records, wide, out, activation, gate, plan, None, chain)
+        y.copy_(out)
+        return
+    plan = plan or choose(x, values, records, gate)
+    b_out = _rows_of_a_block(values, gate)
+    partials = counters = records
+    if plan.split > 1:
+        needed = counters_needed(plan, x.shape[0], records.shape[0], b_out)
+        counters = chain.counters
+        if counters is None:
+            counters = torch.zeros(needed, dtype=torch.int32, device=x.device)
+        wide_rows = plan.slice * (1 if gate == "none" else 2)
+        partials = torch.empty(needed * plan.split * wide_rows * plan.tile, dtype=torch.float32, device=x.device)
+    common = {
+        "B_OUT": b_out,
+        "B_IN": values.shape[2],
+        "SLICE": plan.slice,
+        "TILE": plan.tile,
+        "GATE": gate,
+        "ACTIVATION": activation,
+        "HAS_BIAS": bias is not None,
+        "HAS_SCALES": scales is not None,
+        "SPLIT": plan.split,
+        "STAGES": plan.stages,
+        # The interpreter knows no assembly.
+        "OPAQUE": not INTERPRETED,
+        "LEADS": chain.leads,
+        "WAITS": chain.waits,
+        "num_warps": plan.warps,
+    }
+    if plan.kernel == "persistent" and (scales is not None or x.dtype == torch.float32 or INTERPRETED):
+        raise ValueError("the persistent kernel takes float16 and bfloat16 weights on a GPU; pass another plan or none")
+    if chain.waits != "never":
+        common["launch_pdl"] = True
+    if plan.registers is not None:
+        common["maxnreg"] = plan.registers
+    bias = x if bias is None else bias
+    scales = x if scales is None else scales
+    launch = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[plan.kernel]
+    # The launch goes to the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(x):
+        try:
+            launch(x, values, scales, records, bias, y, partials, counters, chain.clears, gate, plan, common)
+        except OutOfResources as error:
+            raise ValueError(f"{plan} does not fit this device: {error}; pass another plan or none") from None
+
+
+def _launch_stream(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+    b_out, b_in = common["B_OUT"], common["B_IN"]
+    grid = (records.shape[0] * (b_out // plan.slice), triton.cdiv(x.shape[0], plan.tile), plan.split)
+    to_clear, clear_count, cleared = _clearing(clears, grid[0] * grid[1] * grid[2], records)
+    stream[grid](
+        x,
+        values,
+        scales,
+        records,
+        bias,
+        y,
+        partials,
+        counters,
+        to_clear,
+        x.shape[0],
+        x.shape[1],
+        y.shape[1],
+        records.shape[1],
+        clear_count,
+        CLEARS=cleared,
+        BLOCKS=max(1, plan.k // b_in),
+        # tf32 would lose the three digits that float32 is asked for.
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        **common,
+    )
+
+
+def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+    b_out, b_in = common["B_OUT"], common["B_IN"]
+    if x.data_ptr() % 16:
+        # A view into another tensor may start anywhere; the tensor memory accelerator wants 16 bytes.
+        x = x.clone()
+    token_tiles = triton.cdiv(x.shape[0], plan.tile)
+    w_rows = plan.slice * (2 if gate == "tied" else 1)
+    programs = records.shape[0] * token_tiles * (b_out // plan.slice) * plan.split
+    to_clear, clear_count, cleared = _clearing(clears, programs, records)
+    tiles[(programs,)](
+        TensorDescriptor.from_tensor(x, [plan.tile, plan.k]),
+        TensorDescriptor.from_tensor(values.view(-1, b_in), [w_rows, plan.k]),
+        TensorDescriptor.from_tensor(y, [plan.tile, plan.slice]),
+        scales,
+        records,
+        bias,
+        partials,
+        counters,
+        to_clear,
+        records.shape[0],
+        token_tiles,
+        min(plan.group, token_tiles),
+        records.shape[1],
+        clear_count,
+        CLEARS=cleared,
+        K=plan.k,
+        # Converted weights are in registers, where the product takes its first operand alone.
+        WEIGHTS_FIRST=plan.weights_first or common["HAS_SCALES"],
+        **common,
+    )
+
+
+def _launch_persistent(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+    b_out, b_in = common["B_OUT"], common["B_IN"]
+    if x.data_ptr() % 16:
+        x = x.clone()
+    _clearing(clears, 0, records)
+    rows = plan.slice * (2 if gate == "tied" else 1)
+    token_tiles = triton.cdiv(x.shape[0], plan.tile)
+    programs = torch.cuda.get_device_properties(x.device).multi_processor_count
+    tiles_in_all = records.shape[0] * token_tiles * (b_out // plan.slice)
+    persistent[(min(programs, tiles_in_all),)](
+        _gluon_descriptor(x, [plan.tile // 2, plan.k]),
+        _gluon_descriptor(values.view(-1, b_in), [rows, plan.k]),
+        # A front with two masks holds its gate in the buffer of the result.
+        _gluon_descriptor(y, [plan.tile // 2, plan.slice if gate == "untied" else min(64, plan.slice)]),
+        records,
+        bias,
+        records.shape[0],
+        token_tiles,
+        min(plan.group, token_tiles),
+        records.shape[1],
+        K=plan.k,
+        # Twelve warps share the registers of a multiprocessor.
+        maxnreg=168,
+        **{name: common[name] for name in ("B_OUT", "B_IN", "SLICE", "GATE", "ACTIVATION", "HAS_BIAS", "STAGES")},
+        num_warps=4,
+    )
+
+
+def _gluon_descriptor(matrix: Tensor, box: list[int]) -> GluonDescriptor:
+    element = gluon_bfloat16 if matrix.dtype == torch.bfloat16 else gluon_float16
+    return GluonDescriptor.from_tensor(matrix, box, NVMMASharedLayout.get_default_for(box, element))
+
+
+def _clearing(clears: Tensor | None, programs: int, otherwise: Tensor) -> tuple[Tensor, int, int]:
+    """The counters to clear, how many, and how many a program (0: none)."""
+    if clears is None or clears.numel() == 0:
+        return otherwise, 0, 0
+    if programs * CLEARED_BY_ONE < clears.numel():
+        # Too few programs (or a kernel that does not do it).
+        clears.zero_()
+        return otherwise, 0, 0
+    return clears, clears.numel(), CLEARED_BY_ONE
+
+
+def _rows_of_a_block(values: Tensor, gate: str) -> int:
+    return values.shape[1] // 2 if gate == "tied" else values.shape[1]

@@ -1,0 +1,199 @@
+"""The plan of a product: from the tuned table of the GPU where one was measured nearby, else from the rules of `plan`.
+
+`tuned/<gpu>.json` holds, beside the break-even points, `"plans": {"3.6": {"run": {…}, "rows": [row, …]}, …}`, one
+entry for each minor version of Triton it was tuned with (`earlier`: the runs before, if some rows are of theirs). A
+row `{"block": [128, 128], "gate": "none", "dtype": "bfloat16", "tokens": 128, "records": 64, "row_blocks": 11.2,
+"plan": ["tiles", 64, …]}` is the fastest plan of a product of 64 block rows of 11.2 blocks on average. If the version
+at hand was never tuned, the nearest one that was serves: what makes a plan fast is mostly the device, and a plan of
+another version still beats the rules, which know no other blocks than those of 128.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from blast_kernels.common.constants import GATES
+from blast_kernels.mlp_inference.heuristics import KERNELS, Plan, plan_for
+from blast_kernels.tables.break_even import TUNED, gpu_name
+
+KEYS = ("block", "gate", "dtype", "tokens", "records", "row_blocks", "plan")
+# How far a row may be: in powers of two, the root of the squared distances in tokens, records and row length. Rows of a
+# sweep lie two to four apart, so that what lies between them is found; twice as far is another kind of product.
+LIMIT = 1.6
+# Beyond that many tokens, more of them change nothing; up to there, the tile that holds them all decides.
+MANY_TOKENS, FEW_TOKENS = 8192, 128
+SMALLEST_TILE = 16
+FIELDS_AT_FIRST = 9
+
+
+class Tuned(NamedTuple):
+    """A row of the table: where it was measured, as powers of two, and the plan that was fastest."""
+
+    tokens: float
+    records: float
+    row_blocks: float
+    plan: Plan
+
+
+def plan_of(
+    tokens: int, records: int, blocks: int, b_out: int, b_in: int, gate: str, dtype: torch.dtype, device: torch.device
+) -> Plan:
+    """The plan of a product on a device: tuned if its GPU was, else by the rules. Reads no device memory.
+
+    Args:
+        tokens: Rows of the activations.
+        records: Block rows that are computed, at least one.
+        blocks: Stored blocks of the matrix, packed ones counted once.
+        b_out: Rows of a block.
+        b_in: Columns of a block.
+        gate: One of `GATES`.
+        dtype: Of the stored blocks.
+        device: Where it runs.
+
+    Raises:
+        ValueError: if the table of this GPU is damaged.
+    """
+    return _plan_of(tokens, records, blocks, b_out, b_in, gate, dtype, device)
+
+
+# A decode step asks for the same few plans again and again; a prefill of any length adds two entries.
+@lru_cache(maxsize=4096)
+def _plan_of(tokens, records, blocks, b_out, b_in, gate, dtype, device) -> Plan:
+    row_blocks = blocks / max(1, records)
+    has_tma = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
+    gpu = gpu_name(device)
+    found = tuned_plan(tokens, records, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
+    wide, float8 = dtype == torch.float32, dtype == torch.float8_e4m3fn
+    on_gpu = device.type == "cuda"
+    return found or plan_for(tokens, records, b_out, b_in, gate, wide, has_tma, row_blocks, float8, on_gpu)
+
+
+def tuned_plan(
+    tokens: int,
+    records: int,
+    row_blocks: float,
+    b_out: int,
+    b_in: int,
+    gate: str,
+    dtype: torch.dtype,
+    gpu: str | None,
+    triton: str | None = None,
+    folder: Path = TUNED,
+) -> Plan | None:
+    """The plan of the nearest row of the same block, gate and dtype.
+
+    Args:
+        tokens: Rows of the activations.
+        records: Block rows that are computed.
+        row_blocks: Mean length of a block row, gate and up together.
+        b_out: Rows of a block.
+        b_in: Columns of a block.
+        gate: One of `GATES`.
+        dtype: Of the stored blocks.
+        gpu: As `break_even.gpu_name` gives it; None means that there is no GPU.
+        triton: Version whose table is wanted; the installed one if left out.
+        folder: Where the tables are.
+
+    Returns:
+        Its plan; None if there is no row nearer than `LIMIT`.
+
+    Raises:
+        ValueError: if the table of this GPU is damaged.
+    """
+    if gpu is None or row_blocks <= 0:
+        return None
+    index = _indexed(gpu, triton or installed_triton(), folder)
+    # The two half precisions take the same time.
+    dtypes = (dtype, torch.bfloat16) if dtype == torch.float16 else (dtype,)
+    rows = next((rows for name in dtypes if (rows := index.get((b_out, b_in, gate, str(name))))), ())
+    place = _place(tokens, records, row_blocks)
+    near = min(rows, key=lambda row: (math.dist(row[:3], place), -row.tokens), default=None)
+    return near.plan if near is not None and math.dist(near[:3], place) <= LIMIT else None
+
+
+@cache
+def installed_triton() -> str:
+    """The minor version of Triton that is installed, `3.6`; empty if there is none."""
+    try:
+        return minor(version("triton"))
+    except PackageNotFoundError:
+        return ""
+
+
+def minor(full: str) -> str:
+    """`3.6` of `3.6.0` or `3.6.0+git`."""
+    return ".".join(full.split(".")[:2])
+
+
+@cache
+def read_plans(gpu: str, folder: Path = TUNED) -> dict[str, tuple[dict[str, Any], ...]]:
+    """The rows of a GPU's table by version of Triton; nothing if it was never tuned.
+
+    Raises:
+        ValueError: if the file is no such table; one sentence with its name.
+    """
+    file = Path(folder, f"{gpu}.json")
+    if not file.is_file():
+        return {}
+    try:
+        tables = {name: tuple(part["rows"]) for name, part in json.loads(file.read_text()).get("plans", {}).items()}
+        fault = next((fault for rows in tables.values() for row in rows if (fault := _fault(row))), None)
+        [_version(name) for name in tables]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: holds no table of plans ({error}); tune again or delete it") from None
+    if fault:
+        raise ValueError(f"{file}: {fault}; tune again or delete it")
+    return tables
+
+
+def _fault(row: dict[str, Any]) -> str | None:
+    if not set(KEYS) <= row.keys():
+        return f"a row lacks one of {', '.join(KEYS)}"
+    plan = row["plan"]
+    # Fields that a plan got later have defaults.
+    if row["gate"] not in GATES or plan[0] not in KERNELS or not FIELDS_AT_FIRST <= len(plan) <= len(Plan._fields):
+        return f"{row['gate']} {plan} is no plan of this version"
+    if not all(row[key] > 0 for key in ("tokens", "records", "row_blocks")):
+        return f"the place of {plan} is not positive"
+    return None
+
+
+@cache
+def _indexed(gpu: str, triton: str, folder: Path) -> dict[tuple, list[Tuned]]:
+    """Rows by block, gate and dtype, of this version of Triton or else of the nearest."""
+    tables = read_plans(gpu, folder)
+    index: dict[tuple, list[Tuned]] = defaultdict(list)
+    for row in tables[_nearest_version(triton, tables)] if tables else ():
+        place = _place(row["tokens"], row["records"], row["row_blocks"])
+        index[(*row["block"], row["gate"], f"torch.{row['dtype']}")].append(Tuned(*place, Plan(*row["plan"])))
+    return dict(index)
+
+
+def _nearest_version(wanted: str, known: Iterable[str]) -> str:
+    major, least = _version(wanted) if wanted else (0, 0)
+
+    def distance(name: str) -> tuple[int, int, str]:
+        other = _version(name)
+        return abs(other[0] - major), abs(other[1] - least), name
+
+    return min(known, key=distance)
+
+
+def _version(name: str) -> tuple[int, int]:
+    major, least = name.split(".")
+    return int(major), int(least)
+
+
+def _place(tokens: int, records: int, row_blocks: float) -> tuple[float, float, float]:
+    tokens = min(max(tokens, SMALLEST_TILE), MANY_TOKENS)
+    # 33 tokens need the tile of 64, which costs what it costs with 64.
+    log_tokens = math.ceil(math.log2(tokens)) if tokens <= FEW_TOKENS else math.log2(tokens)
+    return float(log_tokens), math.log2(max(1, records)), math.log2(row_blocks)

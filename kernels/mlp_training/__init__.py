@@ -1,0 +1,1 @@
+"""A whole block-sparse MLP with gradients."""

@@ -1,0 +1,1 @@
+"""Readers of the measured tables of a GPU in `tuned/`."""

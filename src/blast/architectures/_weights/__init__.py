@@ -1,0 +1,1 @@
+"""Where published weights come from and how they are opened."""

@@ -1,0 +1,1 @@
+"""What the inference suites share."""

@@ -1,0 +1,1 @@
+"""What the suite `kernel_plans` is made of."""

@@ -1,0 +1,140 @@
+"""The two products of an MLP, each on its own, with enough weights that none is found in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from blast_kernels.common.dense import apply_activation
+from blast_kernels.mlp_inference import launch as fast
+from blast_kernels.mlp_inference.heuristics import Plan
+from torch import Tensor
+
+from blast.benchmark.inputs.masks import random_masks
+from blast.benchmark.inputs.mlp import MlpSize
+from blast.benchmark.inputs.weights import Csr, sets_needed, sparse_weights
+
+# Different masks in rotation: the longest row of one mask alone would decide.
+MASKS = 4
+# More sets of the weights of a small model would take longer to launch than they tell; those stay in the cache.
+MOST_SETS = 128
+
+
+class Product(NamedTuple):
+    """One product of an MLP.
+
+    Attributes:
+        part: `front` or `down`.
+        gate: `none`, `untied` or `tied`.
+        activation: Of the product; `none` for the down projection.
+        sets: Stored blocks and records, one pair a set.
+        bias: `[out_features]` or None.
+        matrices: The matrices of the first set: gate (if any) and up, or down.
+        in_features: Columns.
+        out_features: Rows.
+    """
+
+    part: str
+    gate: str
+    activation: str
+    sets: list[tuple[Tensor, Tensor]]
+    bias: Tensor | None
+    matrices: tuple[Csr, ...]
+    in_features: int
+    out_features: int
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """`[out, in]` of a block."""
+        _, b_out, b_in = self.matrices[0].values.shape
+        return b_out, b_in
+
+    @property
+    def records(self) -> int:
+        """Block rows that are computed."""
+        return self.sets[0][1].shape[0]
+
+    @property
+    def row_blocks(self) -> float:
+        """Mean stored blocks of a block row."""
+        return self.sets[0][0].shape[0] / self.records
+
+    def input(self, tokens: int, generator: torch.Generator) -> Tensor:
+        """Random activations `[tokens, in_features]`."""
+        values = self.sets[0][0]
+        x = torch.empty(tokens, self.in_features, device=values.device, dtype=values.dtype)
+        return x.normal_(generator=generator)
+
+    def expected(self, x: Tensor) -> Tensor:
+        """What the first set gives for `x [rows, in_features]`, in float32 throughout."""
+        products = [x.float() @ matrix.dense().float().t() for matrix in self.matrices]
+        if self.bias is not None:
+            products[-1] += self.bias.float()
+        out = apply_activation(products[0], self.activation)
+        return out * products[1] if len(products) == 2 else out
+
+    def call(self, plan: Plan, x: Tensor, y: Tensor) -> Callable[[int], Tensor]:
+        """Runs a set with a plan, into `y`.
+
+        The counters of a split down projection are zeroed once a round, as in an MLP the front does that; those of a
+        split front cost a launch, as they do there.
+        """
+        counters = None
+        if self.part == "down" and plan.split > 1:
+            needed = fast.counters_needed(plan, x.shape[0], self.records, self.block[0])
+            # Sets start at multiples of 128 bytes, as a tensor of their own would.
+            counters = torch.zeros(len(self.sets), -(-needed // 32) * 32, dtype=torch.int32, device=x.device)
+
+        def run(number: int) -> Tensor:
+            values, records = self.sets[number]
+            chain = fast.Chain()
+            if counters is not None:
+                if number == 0:
+                    counters.zero_()
+                chain = fast.Chain(counters=counters[number])
+            fast.product(x, values, records, self.bias, y, self.activation, self.gate, plan, chain=chain)
+            return y
+
+        return run
+
+
+def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Generator, cache: int) -> list[Product]:
+    """The front and the down projection of an MLP with uniform random masks.
+
+    Args:
+        size: The MLP.
+        sparsity: Share of empty blocks.
+        tied: Whether gate and up share a mask.
+        generator: Its state decides masks and weights; they are made on its device.
+        cache: Bytes of the cache that weights have to be rotated past.
+    """
+    arguments = ("uniform", size.hidden, size.ffn, size.gated, tied, sparsity)
+    drawn = [
+        sparse_weights(size, random_masks(*arguments, size.block, generator, size.down_block), tied, generator)
+        for _ in range(MASKS)
+    ]
+    first, made = drawn[0], []
+    for part in ("front", "down"):
+        is_front = part == "front"
+        sets = [(w.front, w.front_records) if is_front else (w.down, w.down_records) for w in drawn]
+        made.append(
+            Product(
+                part,
+                first.gate if is_front else "none",
+                size.activation if is_front else "none",
+                _rotated(sets, cache),
+                first.biases[0 if is_front else 1],
+                first.matrices[:-1] if is_front else first.matrices[-1:],
+                size.hidden if is_front else size.ffn,
+                size.ffn if is_front else size.hidden,
+            )
+        )
+    return made
+
+
+def _rotated(sets: list[tuple[Tensor, Tensor]], cache: int) -> list[tuple[Tensor, Tensor]]:
+    """As many sets as the cache calls for; what is the same again lies elsewhere in memory."""
+    count = min(MOST_SETS, sets_needed(sets[0][0].nbytes, cache))
+    copies = [tuple(tensor.clone() for tensor in sets[number % len(sets)]) for number in range(len(sets), count)]
+    return [*sets[:count], *copies]

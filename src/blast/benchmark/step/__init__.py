@@ -1,0 +1,1 @@
+"""What the suite `training_step` is made of."""

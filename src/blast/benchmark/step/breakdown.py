@@ -1,0 +1,261 @@
+"""Where a step's time and memory go: parts of the model timed on their own, and bytes by phase."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from blast.benchmark.step.training_setup import CLIP, Trainee, Workload, fresh_model
+from blast.block_sparse.blocks import BlockShape
+from blast.model.discovery import find_mlps
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.sparsifier import Sparsifier
+from blast.training.language_loss import token_logits
+from blast.training.step import OptimisationStep
+
+# Mask updates that are timed, and the steps between two of them.
+UPDATES, UPDATE_EVERY = 12, 4
+
+
+class Memory(NamedTuple):
+    """Bytes of one model in training; `activations` is what the forward pass leaves for the backward pass."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+class Meter:
+    """Bytes that tensors on a GPU take, by torch's own allocator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def allocated(self) -> int:
+        """Bytes taken now."""
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        """Most bytes taken since `restart`."""
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def restart(self) -> None:
+        """Begins a new peak, with what nobody holds any more given back."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+
+def memory_of(trainee: Trainee, meter: Meter, before: int) -> Memory:
+    """Bytes by phase of a step.
+
+    Args:
+        trainee: It has made a step, so that code is compiled and moments exist.
+        meter: Reads bytes.
+        before: Bytes that were taken before the model was made; they are not counted.
+    """
+    trainee.clear()
+    meter.restart()
+    idle = meter.allocated()
+    loss = trainee.forward()
+    held = meter.allocated() - idle
+    loss.backward()
+    del loss
+    if trainee.between is not None:
+        trainee.between()
+    trainee.update()
+    peak = meter.peak() - before
+    state = [value for held in trainee.optimizer.state.values() for value in held.values()]
+    return Memory(
+        parameters=_bytes(trainee.model.parameters()),
+        gradients=_bytes([p.grad for p in trainee.parameters if p.grad is not None]),
+        optimizer=_bytes([value for value in state if isinstance(value, Tensor)]),
+        activations=held,
+        peak=peak,
+    )
+
+
+def part_calls(trainee: Trainee) -> dict[str, tuple[Callable[[], None], int]]:
+    """What to time to know where a step goes: `attention` and `mlp` forward and backward, and `optimizer`.
+
+    Attention (its projections with it) and MLP are those of one layer, run alone on what they get in the model and
+    compiled as the model is; the number says how many layers there are. What is left of a step is everything else:
+    embeddings, norms, the head, the loss. The optimizer goes with the clipping of gradients.
+    """
+    calls: dict[str, tuple[Callable[[], None], int]] = {}
+    attention = [module for module in trainee.model.modules() if type(module).__name__.endswith("Attention")]
+    mlps = [trainee.model.get_submodule(name) for name in mlp_names(trainee.model)]
+    for name, modules in (("attention", attention), ("mlp", mlps)):
+        if modules:
+            calls[name] = (_alone(trainee, modules[0]), len(modules))
+    trainee.step()
+    calls["optimizer"] = (trainee.update, 1)
+    return calls
+
+
+def mlp_names(model: nn.Module) -> list[str]:
+    """Names of the MLPs of a model, dense or in its sparse state."""
+    from blast.model.module_replacement import sparse_layers
+
+    found = dict.fromkeys(mlp.name for mlp in find_mlps(model))
+    for name in sparse_layers(model):
+        found[name.rpartition(".")[0]] = None
+    return list(found)
+
+
+def _alone(trainee: Trainee, module: nn.Module) -> Callable[[], None]:
+    """Forward and backward of a module on what it gets in a step."""
+    caught: list[tuple] = []
+
+    def catch(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        caught.append((args, kwargs))
+
+    device, dtype = trainee.workload.device, trainee.workload.dtype
+    handle = module.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        # Compiled blocks do not call hooks.
+        with torch.no_grad(), torch.autocast(device.type, dtype), torch.compiler.set_stance("force_eager"):
+            model = trainee.model
+            model(trainee.inputs) if trainee.workload.vision else token_logits(model, trainee.inputs)
+    finally:
+        handle.remove()
+    leaves: dict[int, Tensor] = {}
+
+    def as_leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        # One tensor may come as query, key and value: it stays one.
+        if id(value) not in leaves:
+            leaves[id(value)] = value.detach().clone().requires_grad_()
+        return leaves[id(value)]
+
+    args, kwargs = tree_map(as_leaf, caught[0])
+    run = torch.compile(module, dynamic=False) if trainee.workload.compiled else module
+    wanted = [*leaves.values(), *(p for p in module.parameters() if p.requires_grad)]
+    grads: list[Tensor] = []
+
+    def both() -> None:
+        with torch.autocast(device.type, dtype):
+            out = next(leaf for leaf in tree_flatten(run(*args, **kwargs))[0] if isinstance(leaf, Tensor))
+        if not grads:
+            grads.append(torch.randn_like(out))
+        torch.autograd.grad(out, wanted, grads[0], allow_unused=True)
+
+    return both
+
+
+def largest_batch(trainee: Trainee, most_trials: int, left: Callable[[], float]) -> tuple[int, bool]:
+    """The largest batch whose step fits the memory, to a quarter, and whether the search came to its end.
+
+    Args:
+        trainee: Its own batch fits.
+        most_trials: Steps of other sizes that are tried.
+        left: Seconds that are left.
+    """
+    good, bad = trainee.workload.batch, None
+    for _ in range(most_trials):
+        if bad is not None and bad - good <= max(1, good // 4):
+            return good, True
+        if left() <= 0:
+            break
+        tried = 2 * good if bad is None else (good + bad) // 2
+        if _fits(trainee, tried):
+            good = tried
+        else:
+            bad = tried
+    return good, bad is not None and bad - good <= max(1, good // 4)
+
+
+class UpdateCost(NamedTuple):
+    """What a mask update costs a run, in ms; `total` is what the others, steps of a round, take beyond steps as usual.
+
+    Attributes:
+        total: Of a round of steps from one update to the next, less as many steps as usual.
+        update: The step with the update.
+        capture: The step after it, captured anew in the sparse state, and replayed.
+        usual: Any other.
+        low: Of a fifth of the rounds `total` is below this.
+        high: Of a fifth of them above this. The work is the host's, whose speed is its neighbours' affair too.
+    """
+
+    total: float
+    update: float
+    capture: float
+    usual: float
+    low: float
+    high: float
+
+
+def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> UpdateCost:
+    """What a mask update costs as the training loop makes it with CUDA graphs; `swap`, which holds the budget.
+
+    The choice; in the sparse state dense gradient and re-packing too, that clipping and optimizer are launched by
+    themselves instead of replayed, and that new graphs are captured. Medians over rounds.
+
+    Args:
+        work: What a step is of.
+        sparsity: From the first step on.
+        block: Block shape.
+        seed: Seed of the weights.
+        execution: `masked` or `sparse`.
+    """
+    trainee = Trainee(work, fresh_model(work, seed))
+    config = SparsifyConfig(
+        sparsity=sparsity, block=block, steps=10 * UPDATES * UPDATE_EVERY, schedule="constant", hold=0.0,
+        update_every=UPDATE_EVERY, grow="swap", execution=execution,
+    )  # fmt: skip
+    sparsifier = Sparsifier(trainee.model, trainee.optimizer, config)
+    one = OptimisationStep(trainee.model, trainee.optimizer, trainee.loss_of, CLIP, sparsifier, graphs=True)
+    batch = trainee.inputs, trainee.targets
+    rounds = []
+    for _ in range(UPDATES + 1):
+        took = []
+        for _ in range(UPDATE_EVERY):
+            started = time.perf_counter()
+            one.run(batch)
+            wait(work.device)
+            took.append(1000 * (time.perf_counter() - started))
+        rounds.append(took)
+    # The first round compiles kernels and fills the allocator.
+    steps = [statistics.median(took) for took in zip(*rounds[1:], strict=True)]
+    usual = statistics.median(steps[2:])
+    costs = [max(0.0, sum(took[:2]) - 2 * usual) for took in rounds[1:]]
+    low, *_, high = statistics.quantiles(costs, n=5, method="inclusive")
+    return UpdateCost(statistics.median(costs), *steps[:2], usual, low, high)
+
+
+def wait(device: torch.device) -> None:
+    """Until the GPU has done all it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _fits(trainee: Trainee, batch: int) -> bool:
+    try:
+        trainee.take(batch)
+        trainee.step()
+    except torch.OutOfMemoryError:
+        fits = False
+    else:
+        fits = True
+    trainee.clear()
+    gc.collect()
+    wait(trainee.workload.device)
+    torch.cuda.empty_cache()
+    return fits
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of tensors, each counted once."""
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())

@@ -1,0 +1,1 @@
+"""Clocks: interleaved timing, CUDA graphs, the roofline model, the device."""

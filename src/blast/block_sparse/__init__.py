@@ -1,0 +1,1 @@
+"""The format: blocks, block-CSR and its index, and matrices sharded over processes. Tensors in, tensors out."""

@@ -1,0 +1,139 @@
+"""Cutting a weight matrix into blocks: shapes, counts, and the views that everything else is written in.
+
+A weight is always seen as `[out, in]`. A block is `b_out` rows by `b_in` columns; a mask has one truth value a block.
+Nothing here imports torch, so that a grid of runs can be checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from blast.errors import BlastError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COMMON_SIDES = (8, 16, 32, 64, 128)
+
+
+class BlockShape(NamedTuple):
+    """Shape of a block of a weight seen as `[out, in]`."""
+
+    rows: int
+    cols: int
+
+    def __str__(self) -> str:
+        return str(self.rows) if self.rows == self.cols else f"{self.rows}x{self.cols}"
+
+
+def as_block(block: int | Sequence[int]) -> BlockShape:
+    """The block shape meant by a side or by a pair `(b_out, b_in)`.
+
+    Raises:
+        BlastError: if it is neither one positive whole number nor two.
+    """
+    sides = (block, block) if isinstance(block, int) else block
+    if isinstance(block, bool) or not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
+        raise _bad_block(block)
+    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise _bad_block(block)
+    return BlockShape(sides[0], sides[1])
+
+
+def _bad_block(block: object) -> BlastError:
+    return BlastError(f"block is {block!r}; give one positive whole number (a square) or two, [b_out, b_in].")
+
+
+def legal_sides(shape: Sequence[int]) -> list[int]:
+    """The common square sides (8 to 128) that divide a matrix of this shape `(out, in)`."""
+    return [side for side in COMMON_SIDES if shape[0] % side == 0 and shape[1] % side == 0]
+
+
+def block_grid(shape: Sequence[int], block: BlockShape, name: str = "the weight") -> tuple[int, int]:
+    """How many blocks a matrix has each way.
+
+    Args:
+        shape: `(out, in)` of the weight.
+        block: Shape of a block.
+        name: What to call the matrix in the error.
+
+    Returns:
+        `(out / b_out, in / b_in)`.
+
+    Raises:
+        BlastError: if the block does not divide the matrix; the message lists the common sides that do.
+    """
+    if shape[0] % block.rows or shape[1] % block.cols:
+        sides = ", ".join(map(str, legal_sides(shape))) or "none"
+        raise BlastError(
+            f"block {block} does not divide '{name}' of shape {shape[0]}x{shape[1]} (out x in); "
+            f"of the square blocks {', '.join(map(str, COMMON_SIDES))} these do: {sides}."
+        )
+    return shape[0] // block.rows, shape[1] // block.cols
+
+
+def keep_count(blocks: int, sparsity: float) -> int:
+    """How many of `blocks` blocks stay live at a sparsity: the nearest whole number, and never none."""
+    return max(1, round((1 - sparsity) * blocks))
+
+
+def tiles(weight: Tensor, block: BlockShape, name: str = "the weight", transposed: bool = False) -> Tensor:
+    """View of a weight by blocks.
+
+    Args:
+        weight: `[out, in]`, with any strides (a transposed weight stays a view).
+        block: Shape of a block.
+        name: What to call the matrix in the error.
+        transposed: Whether `weight` is stored as `[in, out]` (Conv1D).
+
+    Returns:
+        View `[out / b_out, b_out, in / b_in, b_in]` of the same memory.
+
+    Raises:
+        BlastError: if the block does not divide the weight.
+    """
+    shape, strides = list(weight.shape), list(weight.stride())
+    if transposed:
+        shape, strides = shape[::-1], strides[::-1]
+    rows, cols = block_grid(shape, block, name)
+    # One view where splitting both sides would be several: this runs for every matrix in every step.
+    down, along = strides
+    return weight.as_strided((rows, block.rows, cols, block.cols), (down * block.rows, down, along * block.cols, along))
+
+
+def expand_mask(mask: Tensor, block: BlockShape) -> Tensor:
+    """Mask of elements `[out, in]` from a mask of blocks `[out / b_out, in / b_in]`."""
+    return mask.repeat_interleave(block.rows, dim=0).repeat_interleave(block.cols, dim=1)
+
+
+def clear_dead_(weight: Tensor, mask: Tensor, block: BlockShape) -> Tensor:
+    """Set the dead blocks of a weight (or of its gradient or a moment) to zero, in place.
+
+    Args:
+        weight: `[out, in]`, with any strides; not recorded by autograd (detached, or under `no_grad`).
+        mask: bool `[out / b_out, in / b_in]`, true where a block is live.
+        block: Shape of a block.
+
+    Returns:
+        The same `weight`. Dead elements are +0.0 even where they were not finite.
+    """
+    tiles(weight, block).masked_fill_(~mask[:, None, :, None], 0)
+    return weight
+
+
+def fill_dead_(stored: Tensor, dead: Tensor, block: BlockShape, transposed: bool) -> None:
+    """`clear_dead_` for each step: of a tensor as its module stores it, by a mask that needs no more work.
+
+    Args:
+        stored: Weight, gradient or moment `[out, in]`, or `[in, out]` if `transposed`.
+        dead: bool `[out / b_out, 1, in / b_in, 1]`, true where a block is dead.
+        block: Shape of a block.
+        transposed: How it is stored.
+    """
+    tiles(stored, block, transposed=transposed).masked_fill_(dead, 0)
+
+
+def block_squares(blocks: Tensor) -> Tensor:
+    """Sum of squares of each block of `tiles`: `[out / b_out, in / b_in]`, float32."""
+    return blocks.float().square().sum(dim=(1, 3))

@@ -1,0 +1,250 @@
+"""Block-CSR: a matrix that holds its live blocks alone, and where they are.
+
+Block row `r` owns the blocks `row_offsets[r]` up to `row_offsets[r + 1]` of `values`; `col_indices` gives the block
+column of each. Within a block row the columns ascend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from blast.block_sparse.blocks import BlockShape, tiles
+from blast.block_sparse.host_index import HostIndex
+from blast.errors import BlastError
+
+
+@dataclass(frozen=True, eq=False)
+class BlockIndex:
+    """Where the live blocks of a matrix are; it checks itself when it is made.
+
+    Two matrices with the same mask can hold one and the same index.
+
+    Args:
+        row_offsets: `[rows + 1]`, int32.
+        col_indices: `[nnz]`, int32.
+        shape: `(out, in)` of the matrix, in elements.
+        block: Rows and columns of a block, in elements.
+
+    Raises:
+        BlastError: if anything disagrees; the message gives the expected and the actual value.
+    """
+
+    row_offsets: Tensor
+    col_indices: Tensor
+    shape: tuple[int, int]
+    block: BlockShape
+    # The same on the host; None on the meta device.
+    host: HostIndex | None = field(init=False, repr=False, default=None)
+    # Row and column of each block where the index is, if they were given with it.
+    _coordinates: tuple[Tensor, Tensor] | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "block", BlockShape(*self.block))
+        _check_layout(self)
+        if not self.row_offsets.is_meta:
+            # Copies, so that writing to the tensors (load_state_dict) leaves an index that shares them alone.
+            host = HostIndex(*(tensor.cpu().numpy().copy() for tensor in (self.row_offsets, self.col_indices)))
+            host.check(self.grid[1])
+            object.__setattr__(self, "host", host)
+
+    @classmethod
+    def known(
+        cls,
+        host: HostIndex,
+        row_offsets: Tensor,
+        col_indices: Tensor,
+        shape: tuple[int, int],
+        block: BlockShape,
+        coordinates: tuple[Tensor, Tensor] | None = None,
+    ) -> BlockIndex:
+        """An index that needs no check, since it was made on the host: no GPU is waited for.
+
+        Args:
+            host: The index.
+            row_offsets: A copy of it on any device.
+            col_indices: Likewise.
+            shape: As for the class.
+            block: As for the class.
+            coordinates: Block row and block column of each live block, `[nnz]`, int64, if they are at hand.
+        """
+        index = object.__new__(cls)
+        values = (row_offsets, col_indices, tuple(shape), BlockShape(*block), host, coordinates)
+        for name, value in zip(
+            ("row_offsets", "col_indices", "shape", "block", "host", "_coordinates"), values, strict=True
+        ):
+            object.__setattr__(index, name, value)
+        return index
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Block rows and block columns."""
+        return self.shape[0] // self.block.rows, self.shape[1] // self.block.cols
+
+    @property
+    def nnz(self) -> int:
+        """How many blocks are live."""
+        return self.col_indices.numel()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the blocks that are empty."""
+        rows, cols = self.grid
+        return 1.0 - self.nnz / (rows * cols)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, shape: tuple[int, int]) -> BlockIndex:
+        """The index of the live blocks of a mask; the block shape follows from the two shapes.
+
+        Args:
+            mask: Bool `[out / b_out, in / b_in]`, True is live.
+            shape: `(out, in)` in elements.
+
+        Raises:
+            BlastError: if the mask does not tile the shape.
+        """
+        block = block_of(mask, shape)
+        host = HostIndex.of(mask.cpu().numpy())
+        row_offsets, col_indices = (torch.tensor(array, device=mask.device) for array in host)
+        return cls.known(host, row_offsets, col_indices, shape, block)
+
+    def row_indices(self) -> Tensor:
+        """Block row of each live block: `[nnz]`, int64."""
+        return self.coordinates()[0]
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Block row and block column of each live block: both `[nnz]`, int64."""
+        if self._coordinates is not None:
+            return self._coordinates
+        rows = torch.arange(self.grid[0], device=self.row_offsets.device)
+        rows = torch.repeat_interleave(rows, self.row_offsets.diff().long(), output_size=self.nnz)
+        return rows, self.col_indices.long()
+
+    def mask(self) -> Tensor:
+        """The mask `[out / b_out, in / b_in]`, bool."""
+        mask = torch.zeros(self.grid, dtype=torch.bool, device=self.row_offsets.device)
+        mask[self.coordinates()] = True
+        return mask
+
+    def transpose(self) -> tuple[BlockIndex, Tensor]:
+        """The index of the transposed matrix; no value is read or moved.
+
+        Returns:
+            The index of `Wᵀ`, and `order [nnz]`, int32: block `n` of `Wᵀ` is `values[order[n]]`, transposed.
+        """
+        cols, shape, block = self.grid[1], self.shape[::-1], BlockShape(*reversed(self.block))
+        if self.host is None:
+            offsets = self.row_offsets.new_empty(cols + 1)
+            return BlockIndex(offsets, torch.empty_like(self.col_indices), shape, block), self.col_indices.clone()
+        host, order = self.host.turned(cols)
+        offsets, indices, order = (torch.tensor(a, device=self.row_offsets.device) for a in (*host, order))
+        return BlockIndex.known(host, offsets, indices, shape, block), order
+
+    def to(self, device: torch.device | str) -> BlockIndex:
+        """The same index on another device; itself if it is there already."""
+        offsets, indices = self.row_offsets.to(device), self.col_indices.to(device)
+        if offsets is self.row_offsets and indices is self.col_indices:
+            return self
+        if offsets.is_meta or self.host is None:
+            return BlockIndex(offsets, indices, self.shape, self.block)
+        return BlockIndex.known(self.host, offsets, indices, self.shape, self.block)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCSR:
+    """A block-sparse matrix: an index and the values of its live blocks.
+
+    Args:
+        index: Where the blocks are.
+        values: `[nnz, b_out, b_in]`.
+
+    Raises:
+        BlastError: if `values` does not fit the index.
+    """
+
+    index: BlockIndex
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        expected = (self.index.nnz, *self.index.block)
+        if tuple(self.values.shape) != expected:
+            raise BlastError(
+                f"values must be {list(expected)} (live blocks, block rows, block columns), "
+                f"but are {list(self.values.shape)}."
+            )
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, mask: Tensor, index: BlockIndex | None = None) -> BlockCSR:
+        """The live blocks of a dense matrix, copied; what lies outside the mask is left out.
+
+        Args:
+            weight: Dense `[out, in]`, of any strides.
+            mask: Bool `[out / b_out, in / b_in]`, True is live.
+            index: The index of this very mask, if it exists already, to be shared.
+
+        Raises:
+            BlastError: if the mask does not tile the weight.
+        """
+        if index is None:
+            index = BlockIndex.from_mask(mask.to(weight.device), tuple(weight.shape))
+        blocks = tiles(weight, index.block).transpose(1, 2)  # [rows, cols, b_out, b_in]
+        return cls(index, blocks[index.coordinates()].contiguous())
+
+    def to_dense(self) -> Tensor:
+        """The dense matrix `[out, in]`: live blocks bit by bit, exact zeros elsewhere; differentiable."""
+        rows, cols = self.index.grid
+        empty = self.values.new_zeros(rows, cols, *self.index.block)
+        blocks = empty.index_put(self.index.coordinates(), self.values)
+        return blocks.transpose(1, 2).reshape(self.index.shape)
+
+    def mask(self) -> Tensor:
+        """The mask `[out / b_out, in / b_in]`, bool."""
+        return self.index.mask()
+
+
+def block_of(mask: Tensor, shape: tuple[int, int]) -> BlockShape:
+    """The block shape that makes a mask over blocks fit a matrix.
+
+    Args:
+        mask: Bool `[rows, cols]`.
+        shape: `(out, in)` of the matrix.
+
+    Raises:
+        BlastError: if the mask is no bool matrix, or its sides do not divide those of the matrix.
+    """
+    if mask.dtype != torch.bool or mask.dim() != 2:
+        raise BlastError(f"a mask must be a bool matrix over blocks, not {mask.dtype} {list(mask.shape)}.")
+    if not all(mask.shape) or shape[0] % mask.shape[0] or shape[1] % mask.shape[1]:
+        raise BlastError(
+            f"a mask of {mask.shape[0]} x {mask.shape[1]} blocks does not tile a weight of {shape[0]} x {shape[1]}; "
+            "each side of the weight must be a multiple of the mask's."
+        )
+    return BlockShape(shape[0] // mask.shape[0], shape[1] // mask.shape[1])
+
+
+def _check_layout(index: BlockIndex) -> None:
+    (out, into), block = index.shape, index.block
+    if block.rows < 1 or block.cols < 1 or out % block.rows or into % block.cols or not out or not into:
+        raise BlastError(
+            f"blocks of {block.rows} x {block.cols} do not tile a matrix of {out} x {into}; "
+            "each side must be a multiple of the block's."
+        )
+    for name, tensor in (("row_offsets", index.row_offsets), ("col_indices", index.col_indices)):
+        if tensor.dtype != torch.int32 or tensor.dim() != 1 or not tensor.is_contiguous():
+            raise BlastError(
+                f"{name} must be a contiguous int32 vector, but is {tensor.dtype} {list(tensor.shape)}"
+                f"{'' if tensor.is_contiguous() else ' with strides'}."
+            )
+    if index.row_offsets.device != index.col_indices.device:
+        raise BlastError(
+            f"row_offsets and col_indices must be on one device, but are on {index.row_offsets.device} "
+            f"and {index.col_indices.device}."
+        )
+    rows = index.grid[0]
+    if index.row_offsets.numel() != rows + 1:
+        raise BlastError(
+            f"row_offsets must have {rows + 1} entries for {rows} block rows, but has {index.row_offsets.numel()}."
+        )

@@ -1,0 +1,161 @@
+"""Matrices cut up over processes (`fully_shard`): what each process does with its own part of one.
+
+Such a parameter, its gradient and its moments are DTensors. A process holds a box of the whole `[out, in]` matrix, and
+the edges of the box need not be those of blocks. Nothing here gathers a matrix.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blast.block_sparse.blocks import BlockShape, block_grid, block_squares, clear_dead_, tiles
+from blast.errors import BlastError
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is laid out over processes (a DTensor)."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def sharded_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that `fully_shard` was called on."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(module, "FSDPModule", None)
+    return [] if kind is None else [part for part in model.modules() if isinstance(part, kind)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What this process holds of a matrix.
+
+    Attributes:
+        tensor: `[rows, cols]`, the memory itself; empty where there are more processes than rows.
+        row: First row of it in the whole matrix.
+        col: First column.
+        groups: The process groups that the matrix is cut up over.
+    """
+
+    tensor: Tensor
+    row: int
+    col: int
+    groups: tuple[dist.ProcessGroup, ...]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Part:
+        """The part that this process holds of a DTensor `[out, in]`.
+
+        Raises:
+            BlastError: if the matrix is laid out in another way than rows or columns in turn.
+        """
+        from torch.distributed.tensor import Replicate, Shard
+
+        mesh = matrix.device_mesh
+        shape, first = list(matrix.shape), [0, 0]
+        groups = []
+        for axis, placement in enumerate(matrix.placements):
+            if type(placement) is Replicate:
+                continue
+            if type(placement) is not Shard:
+                raise BlastError(
+                    f"a matrix of {matrix.shape[0]}x{matrix.shape[1]} is laid out over processes as {placement}, "
+                    "whose blocks cannot be told; shard it with fully_shard alone."
+                )
+            side = placement.dim
+            length = -(-shape[side] // mesh.size(axis))
+            start = min(length * mesh.get_local_rank(axis), shape[side])
+            first[side] += start
+            shape[side] = min(length, shape[side] - start)
+            groups.append(mesh.get_group(axis))
+        return cls(matrix.detach().to_local(), first[0], first[1], tuple(groups))
+
+    def turned(self, transposed: bool) -> Part:
+        """The part of the transposed matrix, of the same memory; here, as the transpose of a DTensor may be a copy."""
+        return Part(self.tensor.t(), self.col, self.row, self.groups) if transposed else self
+
+    def overhang(self, block: BlockShape) -> tuple[int, int, int, int]:
+        """Elements missing to whole blocks: left, right, above, below."""
+        rows, cols = self.tensor.shape
+        return (
+            self.col % block.cols,
+            -(self.col + cols) % block.cols,
+            self.row % block.rows,
+            -(self.row + rows) % block.rows,
+        )
+
+    def blocks(self, block: BlockShape) -> tuple[slice, slice]:
+        """Rows and columns of the blocks that it has elements of."""
+        rows, cols = self.tensor.shape
+        return (
+            slice(self.row // block.rows, -(-(self.row + rows) // block.rows)),
+            slice(self.col // block.cols, -(-(self.col + cols) // block.cols)),
+        )
+
+
+@torch.no_grad()
+def matrix_squares(stored: Tensor, block: BlockShape, transposed: bool = False) -> Tensor:
+    """Sum of squares of each block of a matrix, whole or cut up; of the latter every process has to ask.
+
+    Args:
+        stored: `[out, in]`, or `[in, out]` if `transposed`.
+        block: Shape of a block.
+        transposed: How it is stored.
+
+    Returns:
+        Sums `[out / b_out, in / b_in]` over the whole matrix, float32.
+    """
+    if not is_sharded(stored):
+        return block_squares(tiles(stored, block, transposed=transposed))
+    part = Part.of(stored).turned(transposed)
+    shape = stored.shape[::-1] if transposed else stored.shape
+    squares = torch.zeros(block_grid(shape, block), device=part.tensor.device)
+    if part.tensor.numel():
+        missing = part.overhang(block)
+        whole = F.pad(part.tensor, missing) if any(missing) else part.tensor
+        squares[part.blocks(block)] = block_squares(tiles(whole, block))
+    for group in part.groups:
+        dist.all_reduce(squares, group=group)
+    return squares
+
+
+@torch.no_grad()
+def clear_dead_anywhere_(stored: Tensor, mask: Tensor, block: BlockShape, transposed: bool) -> None:
+    """Set the dead blocks of a matrix to zero, in place; of one that is cut up, those of this process.
+
+    Args:
+        stored: Weight, gradient or moment as its module stores it.
+        mask: bool `[out / b_out, in / b_in]` of the whole matrix, true where a block is live.
+        block: Shape of a block.
+        transposed: Whether it is stored `[in, out]`.
+    """
+    if not is_sharded(stored):
+        clear_dead_(stored.detach().t() if transposed else stored.detach(), mask, block)
+        return
+    part = Part.of(stored).turned(transposed)
+    if not part.tensor.numel():
+        return
+    live = mask[part.blocks(block)]
+    left, _, above, _ = missing = part.overhang(block)
+    if not any(missing):
+        clear_dead_(part.tensor, live, block)
+        return
+    rows, cols = part.tensor.shape
+    live = live.repeat_interleave(block.rows, dim=0)[above : above + rows]
+    live = live.repeat_interleave(block.cols, dim=1)[:, left : left + cols]
+    part.tensor.masked_fill_(~live, 0)
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raises for a model that is cut up over processes, where whole matrices are needed."""
+    if sharded_modules(model) or any(is_sharded(parameter) for parameter in model.parameters()):
+        raise BlastError(
+            "the model is sharded over processes (fully_shard), and none of them has whole matrices; load what "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) gives into a model that is not sharded, and take that one."
+        )

@@ -1,0 +1,1 @@
+"""Save and load block-sparse models: safetensors and a manifest."""

@@ -1,0 +1,1 @@
+"""Evaluation sets of lm-eval's tasks."""

@@ -1,0 +1,1 @@
+"""Text corpora: split by file, tokenize, cut into shards."""

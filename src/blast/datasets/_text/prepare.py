@@ -1,0 +1,221 @@
+"""From documents to what training reads: tokenizer, token files, evaluation documents."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blast.datasets._text.evaluation_documents import HELD_OUT_FILE, NEXT_LINE_FILE, write_evaluation
+from blast.datasets._text.language_data import LanguageData
+from blast.datasets._text.token_shards import ShardWriter, open_shards, token_type
+from blast.datasets._text.tokenizer import (
+    FILE,
+    copy_tokenizer,
+    end_of_text,
+    load_tokenizer,
+    token_bytes,
+    train_tokenizer,
+)
+from blast.download.cache import build_once
+from blast.errors import BlastError, unknown_name
+from blast.files import digest_number, file_digest, settings_digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Raised whenever the files below change their meaning.
+FORMAT = 2
+# A BPE learns nothing more from further text.
+TOKENIZER_BYTES = 200_000_000
+# Evaluation documents are drawn from the first of the held-out ones.
+EVALUATION_BYTES = 20_000_000
+ENCODED_AT_ONCE = 256
+BYTES_OF_VOCABULARY = 257
+# Gigabytes take an hour, and a line is told this often.
+TOLD_EVERY_S = 10.0
+# Every text dataset takes it: the architecture whose own tokenizer is used instead of one trained on the text.
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, and whether training must not see it."""
+
+    name: str
+    text: str
+    held_out: bool
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Whether the document of this name belongs to the held-out `share`: decided by the name's digest alone."""
+    return digest_number(name) < share * 2**64
+
+
+def check_settings(settings: dict[str, Any] | None, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a text dataset with defaults filled in.
+
+    Raises:
+        BlastError: for an unknown setting, a vocabulary without room for the bytes, or a share outside (0, 1).
+    """
+    filled = defaults | (settings or {})
+    for name in filled:
+        if name not in defaults and name != TOKENIZER:
+            raise unknown_name("setting of a text dataset", name, [*defaults, TOKENIZER])
+    if filled.get(TOKENIZER):
+        # Its vocabulary is as large as it is.
+        del filled["vocab_size"]
+    elif not isinstance(filled["vocab_size"], int) or filled["vocab_size"] < BYTES_OF_VOCABULARY:
+        raise BlastError(
+            f"vocab_size is {filled['vocab_size']}; it must be a whole number from {BYTES_OF_VOCABULARY} on."
+        )
+    if "held_out" in filled and not 0 < filled["held_out"] < 1:
+        raise BlastError(f"held_out is {filled['held_out']}; it must be a share between 0 and 1.")
+    return filled
+
+
+def prepare_text(
+    cache: Path,
+    dataset: str,
+    documents: Callable[[], Iterable[Document]],
+    source_digest: str,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Makes tokenizer, tokens and evaluation documents, unless the cache has them.
+
+    Args:
+        cache: Cache folder.
+        dataset: Name of the dataset.
+        documents: Called twice: for the tokenizer and for the tokens; the order must be the same.
+        source_digest: Digest of all documents.
+        settings: Full settings; with the digest they name the folder.
+
+    Returns:
+        Facts: digests, counts, `bytes_per_token`, `vocab_size`, and the paths of what was made.
+    """
+    described = {"format": FORMAT, "source": source_digest, "settings": settings}
+    ready = tokenizer_for(settings.get(TOKENIZER), Path(cache))
+    if ready:
+        described["tokenizer"] = ready.name
+    key = settings_digest(described)
+    folder = Path(cache) / "prepared" / dataset / key.partition(":")[2][:16]
+
+    def build(aside: Path) -> dict[str, Any]:
+        if ready:
+            tokenizer = copy_tokenizer(ready, aside / "tokenizer")
+        else:
+            tokenizer = train_tokenizer(_training_texts(documents()), settings["vocab_size"], aside / "tokenizer")
+        counts, held_out, shards = _write_tokens(_told(dataset, documents()), tokenizer, aside)
+        counts |= write_evaluation(held_out, aside)
+        files = (f"tokenizer/{FILE}", *shards["train"], *shards["validation"], HELD_OUT_FILE, NEXT_LINE_FILE)
+        digests = {file: "sha256:" + file_digest(aside / file) for file in files}
+        return {
+            "name": dataset,
+            "digest": settings_digest({"source": source_digest, "files": digests}),
+            "source_digest": source_digest,
+            "digests": digests,
+            "settings": settings,
+            "counts": counts,
+            "shards": shards,
+            "vocab_size": len(token_bytes(tokenizer)),
+            "bytes_per_token": counts["validation_bytes"] / counts["validation_tokens"],
+        }
+
+    facts = build_once(folder, build)
+    return facts | {
+        "folder": str(folder),
+        "tokenizer_dir": str(folder / "tokenizer"),
+        "evaluation": {"heldout": str(folder / HELD_OUT_FILE), "next_line": str(folder / NEXT_LINE_FILE)},
+    }
+
+
+def open_text(facts: dict[str, Any]) -> LanguageData:
+    """Opens what `prepare_text` made."""
+    folder = Path(facts["folder"])
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    kind = token_type(facts["vocab_size"])
+    # What was made before there were shards names none.
+    shards = facts.get("shards", {"train": ["train.bin"], "validation": ["validation.bin"]})
+    return LanguageData(
+        train=open_shards(folder, shards["train"], kind),
+        validation=open_shards(folder, shards["validation"], kind),
+        token_bytes=token_bytes(tokenizer),
+        bytes_per_token=facts["bytes_per_token"],
+        tokenizer_dir=folder / "tokenizer",
+        digest=facts["digest"],
+        counts=facts["counts"],
+    )
+
+
+def tokenizer_for(architecture: str | None, cache: Path) -> Path | None:
+    """Folder of an architecture's own tokenizer, if one is asked for."""
+    if not architecture:
+        return None
+    from blast import architectures
+
+    return architectures.tokenizer_folder(architecture, cache)
+
+
+def _training_texts(documents: Iterable[Document]) -> Iterator[str]:
+    """Texts for the tokenizer: nothing held out, and no more than it needs."""
+    read = 0
+    for document in documents:
+        if not document.held_out and read < TOKENIZER_BYTES:
+            read += len(document.text)
+            yield document.text
+
+
+def _write_tokens(
+    documents: Iterable[Document], tokenizer: Tokenizer, folder: Path
+) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, list[str]]]:
+    """Writes the tokens of both splits; returns counts, held-out documents for the evaluation, and the files."""
+    import numpy as np
+
+    kind, end = token_type(len(token_bytes(tokenizer))), end_of_text(tokenizer, folder / "tokenizer")
+    counts = {f"{split}_{what}": 0 for split in ("train", "validation") for what in ("documents", "bytes", "tokens")}
+    kept: list[tuple[str, str]] = []
+    kept_bytes = 0
+    with ShardWriter(folder, "train") as train, ShardWriter(folder, "validation") as validation:
+        for group in _groups(documents):
+            texts = [document.text for document in group]
+            encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+            for document, encoding in zip(group, encodings, strict=True):
+                split, target = ("validation", validation) if document.held_out else ("train", train)
+                tokens = np.array([*encoding.ids, end], dtype=kind)
+                target.write(tokens)
+                size = len(document.text.encode())
+                counts[f"{split}_documents"] += 1
+                counts[f"{split}_bytes"] += size
+                counts[f"{split}_tokens"] += len(tokens)
+                if document.held_out and kept_bytes < EVALUATION_BYTES:
+                    kept.append((document.name, document.text))
+                    kept_bytes += size
+    for split in ("train", "validation"):
+        if not counts[f"{split}_documents"]:
+            raise BlastError(f"no document is left for {split}; choose another held_out share.")
+    return counts, kept, {"train": train.files, "validation": validation.files}
+
+
+def _told(dataset: str, documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, with a line about how far they are now and then."""
+    read, told = 0, time.monotonic()
+    for document in documents:
+        read += len(document.text)
+        if time.monotonic() - told > TOLD_EVERY_S:
+            told = time.monotonic()
+            print(f"{dataset}: {read / 1e6:.0f} MB of text tokenised", file=sys.stderr, flush=True)
+        yield document
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    group: list[Document] = []
+    for document in documents:
+        group.append(document)
+        if len(group) == ENCODED_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,1 @@
+"""Image classification: readers of the formats, splits and batches."""

@@ -1,0 +1,51 @@
+"""Where fetched and prepared data live, and how several processes share them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blast.files import locked
+
+FACTS = "facts.json"
+
+
+def cache_root() -> Path:
+    """The cache folder: `$BLAST_CACHE`, else `~/.cache/blast`."""
+    return Path(os.environ.get("BLAST_CACHE") or Path.home() / ".cache" / "blast").expanduser().absolute()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file such that it is seen whole or not at all."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Fills `folder` by `build` unless it is there already, and returns its facts.
+
+    Args:
+        folder: The finished folder; its name should hold a digest of everything that decides its content.
+        build: Fills the empty folder it is given and returns the facts, which are kept in `facts.json`.
+
+    Returns:
+        The facts, read back from the file.
+    """
+    facts = folder / FACTS
+    if not facts.exists():
+        with locked(folder):
+            if not facts.exists():
+                # One fixed name: what a killed build left is overwritten by the next.
+                aside = folder.with_name(folder.name + ".partial")
+                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.mkdir(parents=True)
+                made = build(aside)
+                (aside / FACTS).write_text(json.dumps(made, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                os.replace(aside, folder)
+    return json.loads(facts.read_text(encoding="utf-8"))

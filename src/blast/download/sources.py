@@ -1,0 +1,287 @@
+"""Brings files into a folder from several sources, tried in order, and believes nothing but their checksums."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import os
+import queue
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from blast.errors import BlastError
+from blast.files import file_digest, git_digest, locked
+
+Progress = Callable[[str], None]
+
+# Sources are probed all at once, so that a machine without network knows after this many seconds.
+ANSWER_S = 4.0
+# A transfer that brings nothing for this long is given up (and resumed by the next attempt).
+IDLE_S = 20.0
+ATTEMPTS = 3
+# A server that gave no answer is not waited for again for so long, as a machine without network should say so soon.
+SILENT_S = 60.0
+CHUNK = 1 << 18
+SHORTEST_CHECKSUM = 8
+
+
+_silent_until: dict[str, float] = {}
+
+
+class SourceError(Exception):
+    """Why a source did not bring its files, in a few words."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to fetch.
+
+    Attributes:
+        name: Its name in the folder, which may hold slashes.
+        checksum: `"sha256:…"`, `"md5:…"` or `"git:…"` (git's digest of a blob) of its content (after unpacking, where a
+            source packs it). Of a sha256 the first eight digits are enough: some publishers give no more.
+    """
+
+    name: str
+    checksum: str
+
+    def matches(self, path: Path) -> bool:
+        """Whether the file at `path` has the expected content."""
+        algorithm, _, expected = self.checksum.partition(":")
+        if not path.is_file():
+            return False
+        found = git_digest(path) if algorithm == "git" else file_digest(path, algorithm)
+        return len(expected) >= SHORTEST_CHECKSUM and found.startswith(expected)
+
+
+class Source(Protocol):
+    """Something that can bring files."""
+
+    label: str
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Raises `SourceError` within `ANSWER_S` seconds if the source cannot be reached."""
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Puts the files into `folder` under their names; raises `SourceError` if it cannot."""
+
+
+@dataclass(frozen=True)
+class UrlSource:
+    """Files below one address.
+
+    Attributes:
+        base: Address that the file names are appended to.
+        suffix: What the server adds to the names; `".gz"` files are unpacked.
+        headers: Sent to that server, and not where it redirects to: an access token, for instance.
+    """
+
+    base: str
+    suffix: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The address, for people."""
+        return self.base
+
+    def address(self, file: RemoteFile) -> str:
+        """Where the file is."""
+        return f"{self.base}{file.name}{self.suffix}"
+
+    def probe(self, files: Sequence[RemoteFile]) -> None:
+        """Opens the first file and lets go."""
+        open_address(request_for(self.address(files[0]), self.headers, "bytes=0-0")).close()
+
+    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads each file, taking up what an earlier attempt left."""
+        for file in files:
+            packed = folder / f"{file.name}{self.suffix}"
+            packed.parent.mkdir(parents=True, exist_ok=True)
+            download(self.address(file), packed, progress, self.headers)
+            if self.suffix == ".gz":
+                unpack_gzip(packed, folder / file.name)
+
+
+def fetch_files(
+    dataset: str,
+    files: Sequence[RemoteFile],
+    sources: Sequence[Source],
+    folder: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Makes sure that `folder` holds all files with the right content.
+
+    A file that is already there and right is kept, so files may also be put there by hand. One with another content
+    is moved aside as `<name>.damaged`, and the next source is tried.
+
+    Args:
+        dataset: Name for messages.
+        files: What is wanted.
+        sources: Where from, in the order to try.
+        folder: Where to.
+        progress: Called with one line of text now and then.
+
+    Raises:
+        BlastError: if no source had them; the sentence names each source with its reason and what to do by hand.
+    """
+    report = progress or (lambda line: None)
+    with locked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        reasons: list[str] = []
+        missing = _check(files, folder, "in the folder", reasons)
+        if not missing:
+            return
+        silent = _probe_all(sources, missing)
+        for source in sources:
+            if source.label in silent:
+                reasons.append(f"{source.label}: {silent[source.label]}")
+                continue
+            report(f"{dataset}: fetching {len(missing)} file(s) from {source.label}")
+            try:
+                source.bring(missing, folder, report)
+            except SourceError as fault:
+                reasons.append(f"{source.label}: {fault}")
+            missing = _check(missing, folder, f"from {source.label}", reasons)
+            if not missing:
+                return
+        names = ", ".join(file.name for file in missing)
+        raise BlastError(
+            f"{dataset} could not be fetched ({'; '.join(reasons)}); put {names} into {folder} by hand, then run again."
+        )
+
+
+def unpack_gzip(packed: Path, path: Path) -> None:
+    """Replaces a gzip file by its content at `path`.
+
+    Raises:
+        SourceError: if the file is damaged; neither is kept then.
+    """
+    aside = path.with_name(path.name + ".unpacking")
+    try:
+        with gzip.open(packed) as source, open(aside, "wb") as target:
+            shutil.copyfileobj(source, target)
+        os.replace(aside, path)
+    except (OSError, EOFError, zlib.error) as error:
+        aside.unlink(missing_ok=True)
+        raise SourceError(f"{packed.name} is damaged ({error})") from error
+    finally:
+        packed.unlink(missing_ok=True)
+
+
+def _check(files: Sequence[RemoteFile], folder: Path, whence: str, reasons: list[str]) -> list[RemoteFile]:
+    """The files that are still missing; damaged ones are moved aside and noted in `reasons`."""
+    missing = []
+    for file in files:
+        path = folder / file.name
+        if file.matches(path):
+            continue
+        missing.append(file)
+        if path.exists():
+            os.replace(path, path.with_name(path.name + ".damaged"))
+            reasons.append(f"{file.name} {whence} has the wrong checksum")
+    return missing
+
+
+def _probe_all(sources: Sequence[Source], files: Sequence[RemoteFile]) -> dict[str, str]:
+    """Reasons by label of the sources that cannot be reached; asks all of them at the same time."""
+
+    def ask(source: Source) -> str | None:
+        try:
+            source.probe(files)
+        except SourceError as fault:
+            return str(fault)
+        return None
+
+    with ThreadPoolExecutor(max_workers=max(1, len(sources))) as pool:
+        answers = list(pool.map(ask, sources))
+    return {source.label: reason for source, reason in zip(sources, answers, strict=True) if reason}
+
+
+def request_for(
+    address: str, headers: Mapping[str, str] | None = None, part: str | None = None
+) -> urllib.request.Request:
+    """A request whose `headers` go to this server alone; `part` is the range of bytes that is wanted."""
+    request = urllib.request.Request(address, headers={"Range": part} if part else {})
+    for name, value in (headers or {}).items():
+        request.add_unredirected_header(name, value)
+    return request
+
+
+def download(address: str, path: Path, progress: Progress, headers: Mapping[str, str] | None = None) -> None:
+    """Downloads `address` to `path`; what is cut off stays in `<path>.part` and is taken up again.
+
+    Raises:
+        SourceError: if the file cannot be had completely after a few attempts.
+    """
+    part = path.with_name(path.name + ".part")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _append(address, part, progress, headers)
+        except (OSError, http.client.HTTPException) as error:
+            if attempt == ATTEMPTS:
+                raise SourceError(f"{path.name} was cut off ({error}); what came is kept") from error
+            continue
+        os.replace(part, path)
+        return
+
+
+def _append(address: str, part: Path, progress: Progress, headers: Mapping[str, str] | None) -> None:
+    """Adds to `part` what is missing of the file at `address`; raises OSError if the transfer is cut."""
+    have = part.stat().st_size if part.exists() else 0
+    response = open_address(request_for(address, headers, f"bytes={have}-" if have else None))
+    with response:
+        if have and getattr(response, "status", None) != http.HTTPStatus.PARTIAL_CONTENT:
+            # The server sends the whole file, whatever was asked.
+            have = 0
+        total = have + int(response.headers.get("Content-Length") or 0)
+        told = time.monotonic()
+        with open(part, "ab" if have else "wb") as target:
+            while chunk := response.read(CHUNK):
+                target.write(chunk)
+                have += len(chunk)
+                if time.monotonic() - told > 1:
+                    told = time.monotonic()
+                    progress(f"{part.stem}: {have / 1e6:.1f} of {total / 1e6:.1f} MB")
+    if have < total:
+        raise OSError(f"{have} of {total} bytes")
+
+
+def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """Opens an address; gives up after `ANSWER_S` seconds, name resolution and every address of the host included."""
+    server = urllib.parse.urlsplit(request.full_url).netloc
+    if time.monotonic() < _silent_until.get(server, 0.0):
+        raise SourceError("it gave no answer a moment ago")
+    answer: queue.SimpleQueue = queue.SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            answer.put(urllib.request.urlopen(request, timeout=IDLE_S))
+        # Whatever goes wrong is raised in the caller's thread.
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=attempt, daemon=True).start()
+    try:
+        got = answer.get(timeout=ANSWER_S)
+    except queue.Empty:
+        _silent_until[server] = time.monotonic() + SILENT_S
+        raise SourceError(f"no answer within {ANSWER_S:g} s") from None
+    if isinstance(got, urllib.error.HTTPError):
+        if got.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and request.get_header("Range") != "bytes=0-0":
+            # The part is as long as the file, or longer: start again without it.
+            return open_address(request_for(request.full_url, request.unredirected_hdrs))
+        raise SourceError(f"the server answers {got.code} {got.reason}")
+    if isinstance(got, Exception):
+        raise SourceError(str(getattr(got, "reason", got)))
+    return got

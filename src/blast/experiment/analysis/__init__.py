@@ -1,0 +1,1 @@
+"""What follows from rows: comparisons, ratios, claims."""

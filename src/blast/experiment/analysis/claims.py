@@ -1,0 +1,316 @@
+"""Verdicts on the paper's claims: met, not met, undecided, projected, or not run.
+
+The rules, all of them:
+
+- A claim that names a model is judged on rows of that model alone; one that names a number of GPUs on rows from GPUs,
+  at least as many. Until such rows exist it is **not run**. Small models on small data say nothing about it.
+- A value with an interval is **met** when the whole interval reaches the paper's value, **not met** when the whole
+  interval misses it, else **undecided**. Without an interval it is undecided.
+- A value that was calculated, not measured, is **projected**, whatever it is.
+- *Majority under a limit*: over the points (model × dataset × sparsity) of the method `blast` of one grid, each by its
+  main metric. **Met** when more than half lie under the limit by more than the noise, **not met** when at least half
+  lie over it by more than the noise, else undecided. Points that failed, were not run or are at chance lie on neither
+  side. The noise is the seed spread; where one seed was run, two standard errors of the difference.
+- *Pretraining as a whole* is derived from step times measured on a GPU (`blast.experiment.analysis.pretraining`), of
+  published architectures alone, once with `swap` and once with `union`. It is judged like a measured value, on the
+  interval that the quantiles of the step times give; the setting says that it is derived, and from which final sparsity
+  each architecture passes the paper's value.
+  Whole runs whose training was timed are a finding of their own: the fastest pruned run of each method against its
+  dense run of as many steps on the same machine, compiling left out. One run has no interval, so it is undecided.
+- *Sparsity reached*: met when some point holds the sparsity within the rounding to whole blocks (half a percent);
+  **not run** when none was asked to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from blast import architectures
+from blast.experiment.analysis import pretraining
+from blast.experiment.analysis.comparison import main_metric, missing, summarise
+from blast.experiment.analysis.paper_values import PaperValue
+from blast.experiment.analysis.ratio import ratios
+from blast.experiment.analysis.time_to_loss import TimedRun, dense_of, timed_runs
+
+BLOCK_ROUNDING = 0.005
+VERDICTS = ("met", "not met", "undecided", "projected", "not run")
+# A point with at most this much more sparsity than a claim speaks of counts for it.
+SAME_SPARSITY = 0.02
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What we have to say about one claim.
+
+    Attributes:
+        verdict: One of `VERDICTS`.
+        ours: Our value as it is printed; "–" without one.
+        setting: What it was measured on, or what is missing.
+    """
+
+    verdict: str
+    ours: str
+    setting: str
+
+
+def not_run(reason: str) -> Finding:
+    """The finding where nothing comparable was measured."""
+    return Finding("not run", "–", reason)
+
+
+def compare(low: float, high: float, limit: float, *, at_least: bool) -> str:
+    """Verdict on a value known to lie in `[low, high]` against a limit it must reach, or must not pass.
+
+    Args:
+        low: Lower end; NaN if there is no interval.
+        high: Upper end; NaN if there is no interval.
+        limit: The paper's value.
+        at_least: Whether the value has to be at least the limit (a speed-up), or at most (a loss).
+    """
+    if math.isnan(low) or math.isnan(high):
+        return "undecided"
+    if not at_least:
+        low, high, limit = -high, -low, -limit
+    if low >= limit:
+        return "met"
+    return "not met" if high < limit else "undecided"
+
+
+def majority(losses: list[tuple[float, float]], limit: float, unknown: int = 0) -> str:
+    """Verdict on "the majority loses less than `limit`".
+
+    Args:
+        losses: Relative loss and its noise, a pair a point; NaN noise means that nothing is certain about it.
+        limit: In the unit of the losses.
+        unknown: Points without a loss: failed, not run, at chance. They count, on neither side.
+
+    Returns:
+        "met", "not met", "undecided", or "not run" without any loss.
+    """
+    if not losses:
+        return "not run"
+    total = len(losses) + unknown
+    under = sum(loss + noise < limit for loss, noise in losses)
+    over = sum(loss - noise >= limit for loss, noise in losses)
+    if 2 * under > total:
+        return "met"
+    return "not met" if 2 * over >= total else "undecided"
+
+
+def _names(values: Any) -> str:
+    return ", ".join(sorted({str(value) for value in values if not pd.isna(value)}))
+
+
+def _noise(row: Any) -> float:
+    return row.noise if not math.isnan(row.noise) else 2 * row.relative_error
+
+
+def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """One finding for each grid, as each has a setting of its own."""
+    summary = main_metric(summarise(table))
+    findings = []
+    for grid, rows in summary.groupby("grid", sort=True):
+        pruned = rows[(rows["method"] == "blast") & (rows["sparsity"] <= (value.sparsity or 1))]
+        judged = pruned[pruned["relative"].notna()]
+        lost = missing(table[(table["grid"] == grid) & (table["suite"] == "train")])
+        lost = lost[(lost["method"] == "blast") & ~lost["model"].isna()]
+        absent = {tuple(row) for row in lost[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
+        absent -= {tuple(row) for row in pruned[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
+        unknown = len(absent) + len(pruned) - len(judged)
+        losses = [(row.relative, _noise(row)) for row in judged.itertuples(index=False)]
+        under = sum(loss < value.value for loss, _ in losses)
+        highest = judged[judged["sparsity"] == judged["sparsity"].max()]
+        at_highest = int((highest["relative"] < value.value).sum())
+        ours = f"{under} of {len(losses)} under {value.value:g} %"
+        if len(highest):
+            ours += f"; at {100 * highest['sparsity'].iloc[0]:g} %: {at_highest} of {len(highest)}"
+        if unknown:
+            ours += f"; {unknown} more without a loss"
+        setting = f"grid {grid}: {_names(rows['model'])} on {_names(rows['dataset'])}, {_names(rows['metric'])}"
+        if losses:
+            findings.append(Finding(majority(losses, value.value, unknown), ours, setting))
+    return findings or [not_run("no pruned model with its dense run was recorded")]
+
+
+def _judge_sparsity(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    done = table[(table["suite"] == "train") & (table["status"] == "ok") & (table["method"] == "blast")]
+    done = done[done["achieved_sparsity"].notna()]
+    if done.empty:
+        return [not_run("no pruned model was recorded")]
+    best = done.loc[done["achieved_sparsity"].idxmax()]
+    if done["sparsity"].max() < value.value - BLOCK_ROUNDING:
+        return [not_run(f"the highest sparsity that was run is {100 * done['sparsity'].max():g} %")]
+    top = done[done["achieved_sparsity"] >= best["achieved_sparsity"] - BLOCK_ROUNDING]
+    reached = best["achieved_sparsity"] >= value.value - BLOCK_ROUNDING
+    ours = f"{100 * best['achieved_sparsity']:.1f} % of MLP weights"
+    setting = f"{_names(top['model'])} on {_names(top['dataset'])}; see the next claim for what it costs"
+    return [Finding("met" if reached else "not met", ours, setting)]
+
+
+def _comparable(value: PaperValue, found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the claim's own setting."""
+    # Peers, dense fallbacks and MLPs with dead hidden blocks left out are no result of the kernels themselves.
+    keep = found["provider"].isna() | (found["provider"] == "ours")
+    if value.suite:
+        keep &= found["suite"].isin(value.suite)
+    if value.model:
+        keep &= found["model"] == value.model
+    if value.sparsity is not None:
+        keep &= found["sparsity"] <= value.sparsity + SAME_SPARSITY
+    if value.gpus is not None:
+        gpus = found["gpus"].astype(float).fillna(found["gpu"].astype(float))
+        keep &= found["gpu"].astype(bool) & (gpus >= value.gpus)
+    return found[keep]
+
+
+def weight_ratio(model: str, sparsity: float) -> float | None:
+    """Calculated ratio of all weights to those left at a sparsity of the MLPs; norms and indices are left out.
+
+    Returns:
+        None for a model whose shape is not registered.
+    """
+    shape = architectures.SHAPES.get(model)
+    if shape is None or shape.vocab is None:
+        return None
+    attention = 2 * shape.hidden * shape.width_of_head * (shape.heads + shape.kv_heads) * shape.layers
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
+    rest = attention + embeddings
+    return (rest + shape.mlp_weights) / (rest + shape.mlp_weights * (1 - sparsity))
+
+
+def _why_not(value: PaperValue, found: pd.DataFrame) -> str:
+    """What is missing for the claim to be judged."""
+    wanted = [f"rows of {value.model}"] if value.model else ["rows"]
+    if value.gpus is not None:
+        wanted.append("from a GPU" if value.gpus == 1 else f"from {value.gpus} GPUs")
+    reason = f"needs {' '.join(wanted)}"
+    if value.gpus is not None and len(found) and not found["gpu"].astype(bool).any():
+        reason += "; CPU timings say nothing about it"
+    return reason
+
+
+def _judge_ratio(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    found = ratios(table, value.metric)
+    found = found[found["suite"].isin(value.suite)] if value.suite else found
+    fit = _comparable(value, found)
+    if fit.empty:
+        projected = weight_ratio(value.model, value.sparsity or 0) if value.metric == "weights_bytes" else None
+        if projected is None:
+            return [not_run(_why_not(value, found))]
+        setting = f"calculated from the shape of {value.model} at {100 * value.sparsity:g} %: weights alone, no indices"
+        return [Finding("projected", f"{projected:.2f}x", setting)]
+    best = fit.loc[fit["ratio"].idxmax()]
+    tokens = "" if pd.isna(best["tokens"]) else f", {best['tokens']} tokens"
+    where = f"{best['model']}, {100 * best['sparsity']:g} %, block {best['block']}{tokens}, {best['hardware']}"
+    setting = f"best of {len(fit)} over {best['baseline']}: {where}"
+    # Bytes are counted, not sampled: they are their own interval.
+    exact = value.metric.endswith("_bytes")
+    low, high = (best["ratio"], best["ratio"]) if exact else (best["low"], best["high"])
+    verdict = compare(low, high, value.value, at_least=True)
+    if best["projected"] is True:
+        verdict = "projected"
+    return [Finding(verdict, f"{best['ratio']:.2f}x", setting)]
+
+
+def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    summary = summarise(table, (value.metric,))
+    fit = summary[(summary["model"] == value.model) & (summary["method"] == "blast") & summary["relative"].notna()]
+    if value.sparsity is not None:
+        fit = fit[(fit["sparsity"] - value.sparsity).abs() < SAME_SPARSITY]
+    if fit.empty:
+        return [not_run(f"needs {value.metric.replace('_', ' ')} of {value.model}")]
+    best = fit.loc[fit["relative"].idxmin()]
+    noise = _noise(best)
+    verdict = compare(best["relative"] - noise, best["relative"] + noise, value.value, at_least=False)
+    where = f"{best['model']} on {best['dataset']}, {100 * best['sparsity']:g} %, {best['hardware']}"
+    return [Finding(verdict, f"{best['relative']:+.2f} %", where)]
+
+
+def judge(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """Our findings on one value of the paper; more than one where several grids speak to it.
+
+    Args:
+        value: From `blast.experiment.analysis.paper_values.read_paper_values`.
+        table: From `blast.experiment.records.table.load_table`.
+    """
+    return JUDGES[value.rule](value, table)
+
+
+def judge_pretraining(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """Findings on how much faster pretraining is as a whole: derived from step times, and measured.
+
+    Derived, there is one for each way to grow blocks: the best architecture, and where each passes the paper's value.
+
+    Args:
+        value: The paper's.
+        table: From `blast.experiment.records.table.load_table`.
+    """
+    rows = pretraining.step_rows(table)
+    known = {}
+    for case in pretraining.cases(rows):
+        times = pretraining.step_times(pretraining.of_case(rows, case))
+        fit = [
+            share
+            for share in (times.sparse if times and times.spanned else ())
+            if share <= (value.sparsity or 1) + SAME_SPARSITY
+        ]
+        if fit and case[0] in architectures.SHAPES:
+            known[case] = times, max(fit)
+    if not known:
+        lacking = "needs dense steps of a published architecture and sparse ones at two sparsities, timed on a GPU"
+        return [not_run(lacking), *_whole_runs(value, table)]
+    findings = []
+    for growth, method in pretraining.GROWTH.items():
+        runs = {case: pretraining.whole_run(times, final, growth) for case, (times, final) in known.items()}
+        best = max(runs, key=lambda case: runs[case].speed_up)
+        model, block, tokens = best
+        final = known[best][1]
+        low, high = pretraining.interval(pretraining.of_case(rows, best), final, growth)
+        passed = {case: pretraining.passed_at(times, growth, value.value) for case, (times, _) in known.items()}
+        places = [
+            f"{case[0]} (block {case[1]}) {'never' if share is None else f'from {100 * share:g} %'}"
+            for case, share in sorted(passed.items(), key=lambda entry: (entry[1] or 1, entry[0]))
+        ]
+        setting = (
+            f"derived from step times, best of {len(runs)}: {model}, {100 * final:g} %, {method} ({growth}), "
+            f"block {block}, {tokens} tokens, {rows['hardware'].iloc[0]}; "
+            f"{value.value:g}x passed by {', '.join(places)}"
+        )
+        ours = f"{runs[best].speed_up:.2f}x" + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})")
+        findings.append(Finding(compare(low, high, value.value, at_least=True), ours, setting))
+    return findings + _whole_runs(value, table)
+
+
+def _whole_runs(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """A finding for each method: the fastest of its runs that were timed beside a dense one of as many steps."""
+    pairs: dict[str, list[tuple[float, TimedRun]]] = {}
+    for group in timed_runs(table):
+        for run in group:
+            dense = dense_of(run, group)
+            fits = run.point.sparsity <= (value.sparsity or 1) + SAME_SPARSITY
+            published = run.point.model in architectures.SHAPES and not run.point.hardware.startswith("cpu")
+            if run.point.method != "dense" and dense and dense.steps == run.steps and fits and published:
+                pairs.setdefault(run.point.method, []).append((dense.running[-1] / run.running[-1], run))
+    findings = []
+    for method, found in sorted(pairs.items(), reverse=True):
+        ratio, run = max(found, key=lambda pair: pair[0])
+        point = run.point
+        setting = (
+            f"measured, whole runs of {run.steps} steps, best of {len(found)}: {point.model} on {point.dataset}, "
+            f"{100 * point.sparsity:g} %, {method}, block {point.block}, {point.hardware}"
+        )
+        findings.append(Finding(compare(math.nan, math.nan, value.value, at_least=True), f"{ratio:.2f}x", setting))
+    return findings
+
+
+JUDGES = {
+    "majority": _judge_majority,
+    "sparsity": _judge_sparsity,
+    "ratio": _judge_ratio,
+    "loss": _judge_loss,
+    "pretraining": judge_pretraining,
+}

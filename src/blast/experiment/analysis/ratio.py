@@ -1,0 +1,76 @@
+"""How many times better than dense: speed-ups and savings, derived from rows at the moment they are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+DENSE_PROVIDERS = ("dense_eager", "dense_compiled")
+# Two timings are comparable when they agree in these.
+PLACE = ("grid", "hardware", "suite", "model", "dataset", "metric", "tokens", "batch", "dtype", "seed")
+COLUMNS = (
+    "grid", "hardware", "suite", "model", "dataset", "metric", "method", "provider", "baseline", "sparsity", "block",
+    "tokens", "batch", "dtype", "seed", "gpu", "gpus", "projected", "point", "source", "tied", "mask", "ratio", "low",
+    "high",
+)  # fmt: skip
+
+
+def on_gpu(row: Any) -> bool:
+    """Whether a row was measured on a GPU; an interpreted kernel never was, wherever it ran."""
+    interpreted = row.interpreter is True
+    return not interpreted and bool(row.hardware) and not str(row.hardware).startswith("cpu")
+
+
+def _key(row: Any, extra: tuple[str, ...] = ()) -> tuple:
+    values = [getattr(row, name) for name in (*PLACE, *extra)]
+    return tuple(None if pd.isna(value) else value for value in values)
+
+
+def _interval(dense: Any, ours: Any) -> tuple[float, float]:
+    """Worst and best ratio of the two intervals; NaN where one of them has none."""
+    if pd.isna(dense.low) or pd.isna(ours.high) or not ours.high or not ours.low:
+        return float("nan"), float("nan")
+    return dense.low / ours.high, dense.high / ours.low
+
+
+def ratios(table: pd.DataFrame, metric: str, baseline: str = "dense_eager") -> pd.DataFrame:
+    """Dense divided by ours for a metric of which less is better (milliseconds, bytes, joules).
+
+    A timing is divided into that of the provider `baseline` in the same point, tokens, batch and type. A metric
+    measured on trained models (no provider) is divided into that of the dense parent on the same machine.
+
+    Args:
+        table: As `blast.experiment.records.table.load_table` makes it.
+        metric: For instance `"latency"` or `"weights_bytes"`.
+        baseline: Provider that is divided by.
+
+    Returns:
+        Rows with `ratio` (above 1: ours needs less), `low` and `high` (from the quantiles; NaN without them), `gpu`
+        (whether measured on one) and the columns that say what and where. Interpreted kernels are left out.
+    """
+    rows = table[(table["status"] == "ok") & (table["metric"] == metric) & table["step"].isna()]
+    rows = [row for row in rows.itertuples(index=False) if row.interpreter is not True]
+    timed = {_key(row, ("point",)): row for row in rows if row.provider == baseline}
+    dense = {_key(row, ("point",)): row for row in rows if row.method == "dense" and pd.isna(row.provider)}
+    found = []
+    for row in rows:
+        if row.provider in DENSE_PROVIDERS or row.method == "dense":
+            continue
+        other = timed.get(_key(row, ("point",))) if not pd.isna(row.provider) else None
+        if other is None and row.parent:
+            other = dense.get((*_key(row), row.parent))
+        if other is None or not row.value:
+            continue
+        low, high = _interval(other, row)
+        name = baseline if not pd.isna(row.provider) else "dense"
+        values = {
+            key: getattr(row, key) for key in COLUMNS if hasattr(row, key) and key not in ("ratio", "low", "high")
+        }
+        values |= {"baseline": name, "gpu": on_gpu(row), "ratio": other.value / row.value, "low": low, "high": high}
+        found.append(values)
+    return pd.DataFrame(found, columns=list(COLUMNS)).sort_values(
+        ["hardware", "model", "dataset", "sparsity", "block", "tokens", "provider", "point"],
+        kind="stable",
+        ignore_index=True,
+    )

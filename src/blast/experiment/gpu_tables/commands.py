@@ -1,0 +1,103 @@
+"""The verbs of `blast` that time kernels on a GPU, and make its tables of what was timed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blast.errors import BlastError, unknown_name
+from blast.experiment.plan.paths import GridFolder
+
+if TYPE_CHECKING:
+    from blast.experiment.plan.grid import Plan
+    from blast.experiment.records.rows import Record
+
+
+def plan_of(config: Path) -> Plan:
+    """The points of a config."""
+    from blast.experiment.plan.config import read_config
+    from blast.experiment.plan.grid import expand
+
+    return expand(read_config(config), config)
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Runs the benchmark points of one suite of a config, those that are not done yet."""
+    return _bench(options)[0]
+
+
+def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
+    """The exit code, and the folder of the records if any were made."""
+    from blast.experiment.run.job import run_points
+    from blast.files import write_json
+
+    planned = plan_of(options.config).points
+    timed = [point for point in planned.values() if point.stage == "benchmark"]
+    points = [point for point in timed if point.benchmark["suite"] == options.suite]
+    if not points:
+        raise unknown_name(f"suite in {options.config}", options.suite, {p.benchmark["suite"] for p in timed})
+    points = [point for point in points if fnmatchcase(point.id, options.only)]
+    if not points:
+        raise BlastError(f"no point of {options.suite} matches '{options.only}'; `blast check --list` names them.")
+    if options.plan:
+        for number, point in enumerate(points):
+            write_json(options.plan / f"{number:04d}-{point.id}.json", point.to_dict())
+        print(f"{len(points)} points written to {options.plan}; run them with `python -m blast job`")
+        return 0, None
+    folder = GridFolder(options.out or Path("results") / points[0].grid)
+    plan_file, plan_text = folder.root / "plan.json", [point.to_dict() for point in planned.values()]
+    # A plan that is there already stays as it is: the workflow looks at its date.
+    if not plan_file.is_file() or json.loads(plan_file.read_text()) != plan_text:
+        write_json(plan_file, plan_text)
+    failures = run_points(points, folder, folder.log(f"bench-{options.suite}"), total=len(points))
+    print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
+    return 1 if failures else 0, folder
+
+
+def tune(options: argparse.Namespace) -> int:
+    """Times the plans of the kernels on this GPU and writes the table that they run with from then on."""
+    from blast.benchmark.kernel_plans import this_gpu
+
+    this_gpu()
+    code, folder = _bench(options)
+    options.grid_dir = folder.root
+    return tuned_plans(options) or code
+
+
+def tuned_plans(options: argparse.Namespace) -> int:
+    """Makes the table of the plans that the kernels run with, from the records of the suite kernel_plans of a grid."""
+    from blast.experiment.gpu_tables.plans import write_plans
+    from blast.experiment.records.rows import read_grid
+
+    file = write_plans([record for record, _ in read_grid(options.grid_dir)], options.tuned)
+    print(f"written: {file}")
+    return 0
+
+
+def break_even(options: argparse.Namespace) -> int:
+    """Makes the tables that say where dense is faster, from benchmarks of a grid and recorded ones of its GPU."""
+    from blast.experiment.gpu_tables.break_even import SUITE, write_table, write_train_table
+
+    found = {suite: _benchmarks(options.grid_dir, options.recorded, suite) for suite in (SUITE, "kernels")}
+    if found[SUITE]:
+        print(f"written: {write_train_table(found[SUITE], options.tuned)}")
+    # Without either, this one says what is missing.
+    if found["kernels"] or not found[SUITE]:
+        print(f"written: {write_table(found['kernels'], options.tuned)}")
+    return 0
+
+
+def _benchmarks(grid_dir: Path, recorded: Path, suite: str) -> list[Record]:
+    """Benchmarks of a suite: those of a grid, if it has any, and of the same GPU what it lacks of the recorded ones."""
+    from blast.experiment.records.recorded_benchmarks import recorded_benchmarks
+    from blast.experiment.records.rows import read_grid
+
+    of_grid = [record for record, _ in read_grid(grid_dir)]
+    local = [record for record in of_grid if (record["point"].get("benchmark") or {}).get("suite") == suite]
+    done = {record["point"]["id"] for record in local if record["status"] == "ok"}
+    machines = {record["run"].get("hardware") for record in local if record["run"].get("gpu")}
+    kept = recorded_benchmarks(recorded, suite) if machines else ()
+    return local + [r for r in kept if r["point"]["id"] not in done and r["run"]["hardware"] in machines]

@@ -1,0 +1,1 @@
+"""Language evaluation: lm-eval's requests and metrics around our scores."""

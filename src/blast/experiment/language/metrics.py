@@ -1,0 +1,218 @@
+"""Language metrics in three steps: lm-eval builds requests, any machine scores them, lm-eval replays the scores.
+
+The request file holds the documents too, so that a replay needs nothing but the requests and the scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError
+from blast.evaluation.metric import metric
+from blast.evaluation.requests import RequestFile, read_requests
+from blast.evaluation.scores import ScoreFile, read_scores
+from blast.evaluation.statistics import ratio_and_stderr
+from blast.experiment.language.tasks_of_lm_eval import (
+    check_answers,
+    loaded_tasks,
+    read_documents,
+    task_names,
+    task_text,
+)
+
+__all__ = ["Replay", "build_requests", "replay", "task_names", "task_text"]
+
+# Draws of lm-eval's bootstrap, for the few metrics that have no closed standard error; its error is then about 2 %.
+BOOTSTRAP = 1000
+FEWSHOT_SEED = 1234
+UNITS = {
+    "bits_per_byte": "bits/byte",
+    "byte_perplexity": "perplexity/byte",
+    "word_perplexity": "perplexity/word",
+    "perplexity": "perplexity",
+}
+# Ratios of sums over documents: lm-eval gives them without a standard error.
+SIZES = {"bits_per_byte": "bytes", "byte_perplexity": "bytes", "word_perplexity": "words"}
+
+
+def build_requests(
+    data_folder: Path,
+    tasks: Sequence[str],
+    tokenizer_dir: Path,
+    out_file: Path,
+    limit: int | None = None,
+) -> RequestFile:
+    """Lets lm-eval build and tokenise the requests of some tasks, and writes them with their documents to one file.
+
+    Args:
+        data_folder: Folder of the documents that the tasks name (`@DATA@`).
+        tasks: Names of tasks; their order is kept.
+        tokenizer_dir: Folder of a transformers tokenizer.
+        out_file: Where the requests go (`.jsonl.gz`); the same inputs give the same bytes.
+        limit: At most so many documents a task, the first ones; None for all.
+
+    Raises:
+        BlastError: if a task is unknown, a document file or the tokenizer is missing or damaged, or a task does not
+            ask for likelihoods.
+    """
+    documents = read_documents(Path(data_folder), tasks)
+    tokenizer = _tokenizer(Path(tokenizer_dir))
+    from blast.experiment.language.models import RequestRecorder
+
+    recorder = RequestRecorder(tokenizer)
+    try:
+        with loaded_tasks(tasks, documents) as loaded:
+            for name, task in loaded.items():
+                task.set_fewshot_seed(seed=FEWSHOT_SEED)
+                task.build_all_requests(limit=limit)
+                recorder.record(name, task.instances)
+                check_answers(name, task, limit)
+    except BlastError:
+        raise
+    except Exception as error:  # lm-eval says in many ways that a task and its documents do not fit.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise BlastError(
+            f"lm-eval cannot build the requests of {', '.join(tasks)} ({reason}); "
+            f"mend the YAML or the documents: {', '.join(documents)}."
+        ) from error
+    settings = {
+        "limit": limit,
+        "fewshot_seed": FEWSHOT_SEED,
+        "prefix_token": recorder.prefix_token_id,
+        "tokenizer": _folder_digest(Path(tokenizer_dir)),
+        "lm_eval": metadata.version("lm_eval"),
+    }
+    built = RequestFile(list(tasks), recorder.found, documents, settings)
+    built.write(Path(out_file))
+    return built
+
+
+def replay(requests_file: Path, scores_file: Path) -> list[dict[str, Any]]:
+    """Metrics that lm-eval makes of the scores, as entries of a record; see `Replay` for many score files."""
+    with Replay(requests_file) as replayed:
+        return replayed.metrics(scores_file)
+
+
+class Replay:
+    """lm-eval with one request file loaded, ready to make the metrics of any number of score files.
+
+    Args:
+        requests_file: As `build_requests` wrote it.
+
+    Raises:
+        BlastError: if the file is missing or damaged, or a task in it is not known here.
+    """
+
+    def __init__(self, requests_file: Path) -> None:
+        self.requests = read_requests(requests_file)
+        self._loading = loaded_tasks(self.requests.tasks, self.requests.documents)
+
+    def __enter__(self) -> Replay:
+        self._tasks = self._loading.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._loading.__exit__(*error)
+
+    def metrics(self, scores_file: Path) -> list[dict[str, Any]]:
+        """The metrics of all tasks, with standard errors and counts.
+
+        lm-eval gives no standard error for bits per byte and perplexities: here they are ratio estimates over
+        documents (delta method, see `ratio_and_stderr`).
+
+        Raises:
+            BlastError: if the scores are missing, damaged, not finite, or were made for other requests; or if the tasks
+                changed since the requests were built.
+        """
+        scores = read_scores(scores_file)
+        scores.check_against(self.requests, str(scores_file))
+        results = self._evaluate(scores)
+        return [
+            self._entry(results, scores, task, *key.split(","))
+            for task in self.requests.tasks
+            for key in results["results"][task]
+            if "," in key and "_stderr," not in key
+        ]
+
+    def _evaluate(self, scores: ScoreFile) -> dict[str, Any]:
+        from lm_eval.evaluator import evaluate
+
+        from blast.experiment.language.models import ScoreReplayer
+
+        # Anew each time: the sampler of examples moves on with every build.
+        for task in self._tasks.values():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        known = {request.key: score for request, score in zip(self.requests, scores.scores, strict=True)}
+        # The bootstrap would otherwise start a process a core.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        return evaluate(
+            lm=ScoreReplayer(known),
+            task_dict={"tasks": self._tasks, "groups": {}, "group_map": {}},
+            limit=self.requests.settings["limit"],
+            bootstrap_iters=BOOTSTRAP,
+        )
+
+    def _entry(self, results: dict[str, Any], scores: ScoreFile, task: str, name: str, kept: str) -> dict[str, Any]:
+        found, config = results["results"][task], self._tasks[task].config
+        stderr = found[f"{name}_stderr,{kept}"]
+        setting = {
+            "num_fewshot": results["n-shot"][task] or 0,
+            "task_version": results["versions"][task],
+            "lm_eval": metadata.version("lm_eval"),
+            "limit": self.requests.settings["limit"],
+            **scores.settings,
+        }
+        if name in SIZES:
+            pairs = [sample[name] for sample in results["samples"][task]]
+            stderr = _stderr_over_documents(name, pairs)
+            setting |= {"stderr": "delta method over documents", SIZES[name]: sum(size for _, size in pairs)}
+        if kept != "none":
+            setting["filter"] = kept
+        chance = (config.metadata or {}).get("chance", {}).get(name)
+        if chance is not None:
+            setting["chance"] = chance
+        return metric(
+            name,
+            found[f"{name},{kept}"],
+            unit=UNITS.get(name, "fraction"),
+            better="higher" if results["higher_is_better"][task][name] else "lower",
+            n=results["n-samples"][task]["effective"],
+            stderr=None if isinstance(stderr, str) else stderr,  # "N/A"
+            task=task,
+            setting=setting,
+        )
+
+
+def _stderr_over_documents(name: str, pairs: list[tuple[float, int]]) -> float | None:
+    """Standard error of a ratio of sums, from each document's log-likelihood (nats) and its bytes or words."""
+    nats_per_unit, stderr = ratio_and_stderr([-nats for nats, _ in pairs], [size for _, size in pairs])
+    if stderr is None:
+        return None
+    # Bits are nats / ln 2; the derivative of exp is exp.
+    return stderr / math.log(2) if name == "bits_per_byte" else stderr * math.exp(nats_per_unit)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BlastError(
+            f"{folder}: no tokenizer could be loaded from it ({reason}); prepare the dataset again."
+        ) from error
+
+
+def _folder_digest(folder: Path) -> str:
+    sha = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            sha.update(file.name.encode() + b"\0" + file.read_bytes())
+    return "sha256:" + sha.hexdigest()

@@ -1,0 +1,54 @@
+"""lm-eval's metrics of points, made from the scores they left."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from blast.errors import BlastError
+from blast.experiment.language.metrics import Replay
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records import provenance
+from blast.experiment.records.record import read_record
+from blast.files import read_json, write_json
+
+FORMAT = 1
+
+
+def _left_out(folder: GridFolder, dataset: str) -> dict[str, str]:
+    """Why tasks of a dataset have no requests, by task."""
+    file = folder.left_out(dataset)
+    return read_json(file, "list of tasks left out", "delete it and run again.") if file.is_file() else {}
+
+
+def make_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
+    """Writes `language/<id>.json` for each point; a point without scores gets a file that says why.
+
+    lm-eval is loaded once for all points of a dataset.
+    """
+    replays: dict[str, Replay] = {}
+    with ExitStack() as open_replays:
+        for name in ids:
+            record = read_record(folder.record(name))
+            entry: dict[str, Any] = {"status": "ok", "cause": None, "metrics": []}
+            try:
+                if record["status"] != "ok":
+                    raise BlastError(f"the point failed: {record['cause']}")
+                dataset = record["point"]["dataset"]
+                missing = _left_out(folder, dataset)
+                if missing and not folder.requests(dataset).is_file():
+                    raise BlastError("; ".join(missing.values()))
+                if dataset not in replays:
+                    replays[dataset] = open_replays.enter_context(Replay(folder.requests(dataset)))
+                entry["metrics"] = replays[dataset].metrics(folder.work(name) / "scores.json")
+                entry["left_out"] = missing
+            except BlastError as error:
+                entry |= {"status": "failed", "cause": str(error)}
+            except Exception as error:
+                traceback.print_exc(file=sys.stderr)
+                entry |= {"status": "failed", "cause": f"{type(error).__name__} in lm-eval: {error}"}
+            identity = {"format": FORMAT, "id": name, "record_digest": record["record_digest"]}
+            write_json(folder.language(name), identity | entry | {"versions": provenance.versions()})

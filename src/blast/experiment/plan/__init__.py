@@ -1,0 +1,1 @@
+"""What is to run: config, grid, points, paths, resources."""

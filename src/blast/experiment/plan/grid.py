@@ -1,0 +1,282 @@
+"""From a config to the points of its grid, and the jobs that run them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blast import architectures, benchmark, datasets
+from blast.errors import BlastError, unknown_name
+from blast.experiment.plan.config import Benchmark, Config, GridBlock
+from blast.experiment.plan.point import Point
+from blast.sparsity.config import METHODS, SparsifyConfig
+from blast.training.settings import TrainingSettings
+
+# Methods that prune the trained dense model instead of training one of their own.
+FROM_PARENT = frozenset({"one_shot"})
+# Datasets by the architectures that can be trained on them.
+FITS = {"language": ("language", "classification"), "encoder": ("classification",), "vision": ("vision",)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Points that one process runs, one after the other.
+
+    Attributes:
+        name: Names the job and its log.
+        stage: Stage of its points.
+        dataset: The dataset its points share; None for benchmarks.
+        ids: Its points.
+        after: Points of other jobs whose checkpoints it needs.
+    """
+
+    name: str
+    stage: str
+    dataset: str | None
+    ids: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All points of a grid by id, in order, and the jobs they are done in."""
+
+    points: dict[str, Point]
+    jobs: tuple[Job, ...]
+
+    @property
+    def datasets(self) -> list[str]:
+        """Datasets that the grid needs, in order of first use."""
+        return list(dict.fromkeys(point.dataset for point in self.points.values() if point.dataset))
+
+    def data_settings(self, dataset: str) -> dict[str, Any]:
+        """Settings of the preparation of one dataset."""
+        return next(point.data for point in self.points.values() if point.dataset == dataset)
+
+    def tasks(self, dataset: str) -> list[str]:
+        """lm-eval tasks of one dataset; none for images."""
+        return next(point.evaluation.get("tasks", []) for point in self.points.values() if point.dataset == dataset)
+
+    def items(self, dataset: str) -> list[str]:
+        """The option of `blast requests` that limits the items of each task; none for all of them."""
+        found = next(point.evaluation.get("items") for point in self.points.values() if point.dataset == dataset)
+        return ["--items", str(found)] if found else []
+
+
+def share_label(sparsity: float) -> str:
+    """`s95` for .95, `s97p5` for .975."""
+    return f"s{100 * sparsity:.6g}".replace(".", "p")
+
+
+def block_label(block: tuple[int, int]) -> str:
+    """`b16`, or `b32x128` for a rectangle."""
+    return f"b{block[0]}" if block[0] == block[1] else f"b{block[0]}x{block[1]}"
+
+
+def _as_pair(block: int | tuple[int, int]) -> tuple[int, int]:
+    return (block, block) if isinstance(block, int) else (block[0], block[1])
+
+
+def check_block(architecture: str, block: tuple[int, int], transposed_down: bool = False) -> None:
+    """Refuses a block that does not tile the MLP matrices.
+
+    Args:
+        architecture: Whose matrices.
+        block: `[out, in]`.
+        transposed_down: Whether blocks of the down projection are `[in, out]`.
+
+    Raises:
+        BlastError: naming a matrix, its shape, and the square blocks that would do.
+    """
+    matrices = architectures.prunable(architecture)
+    for number, (role, rows, cols) in enumerate(matrices):
+        sides = block[::-1] if transposed_down and number == len(matrices) - 1 else block
+        if rows % sides[0] or cols % sides[1]:
+            legal = ", ".join(map(str, architectures.legal_blocks(architecture))) or "none"
+            raise BlastError(
+                f"block {sides[0]}x{sides[1]} does not divide the '{role}' matrix {rows}x{cols} of '{architecture}'; "
+                f"square blocks that do: {legal}."
+            )
+
+
+def _settings(config: Config, block: GridBlock, architecture: str, dataset: str) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    base = datasets.base_name(dataset)
+    for key in ("default", base, architecture, f"{architecture}.{base}"):
+        merged.update(config.training.get(key, {}))
+    merged.update(block.training)
+    return TrainingSettings.from_dict(merged).__dict__
+
+
+def _sparsify(
+    config: Config, block: GridBlock, method: str, sparsity: float, shape: tuple[int, int], steps: int, seed: int
+) -> dict:
+    # The method is the point of the comparison, so nothing overrides its preset.
+    values = {**config.sparsify, **block.sparsify, **METHODS[method]}
+    values |= {"sparsity": sparsity, "block": list(shape), "steps": steps, "seed": seed}
+    return SparsifyConfig.from_dict(values).to_dict()
+
+
+def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
+    base = datasets.base_name(dataset)
+    tasks = config.evaluation.tasks.get(base, list(datasets.get(dataset).EVALUATION))
+    evaluation = {"tasks": tasks, "batch": config.evaluation.batch, "limit": config.evaluation.limit}
+    if config.evaluation.items and tasks:
+        evaluation["items"] = config.evaluation.items
+    return {
+        "grid": config.name,
+        "stage": "train",
+        "architecture": architecture,
+        "dataset": dataset,
+        "threads": config.threads,
+        "evaluation": evaluation,
+        "data": dict(config.data.get(base, {})),
+    }
+
+
+def _check_names(config: Config, block: GridBlock) -> None:
+    for method in block.methods:
+        if method != "dense" and method not in METHODS:
+            raise unknown_name("method", method, [*METHODS, "dense"])
+    for architecture, dataset in itertools.product(block.architectures, block.datasets):
+        wanted, given = architectures.get(architecture).modality, datasets.get(dataset).MODALITY
+        if given not in FITS[wanted]:
+            article = "an" if wanted[0] in "aeiou" else "a"
+            raise BlastError(
+                f"'{architecture}' is {article} {wanted} model and '{dataset}' a {given} dataset; "
+                "put them in different blocks of 'grid'."
+            )
+        _check_start(block, architecture, dataset)
+        if any(sparsity > 0 for sparsity in block.sparsity):
+            for shape in block.blocks:
+                check_block(architecture, _as_pair(shape))
+    known = {"default", *architectures.names(), *datasets.names()}
+    known |= {f"{a}.{d}" for a, d in itertools.product(architectures.names(), datasets.names())}
+    for key in config.training:
+        if key not in known:
+            raise unknown_name("key under 'training'", key, known)
+    for section in (config.data, config.points_per_job, config.evaluation.tasks):
+        for key in section:
+            if key != "default":
+                datasets.get(key)
+
+
+def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
+    """Refuses published weights that there are not, and training where none is wanted."""
+    if block.start == "scratch":
+        return
+    if architectures.get(architecture).weights is None:
+        raise BlastError(f"'{architecture}' has no published weights; write 'start: scratch' for it.")
+    tokens = datasets.tokenizer_of(dataset)
+    if tokens not in (None, architecture):
+        raise BlastError(
+            f"'{dataset}' is in the tokens of '{tokens}', which the published '{architecture}' does not know; "
+            f"write '{datasets.base_name(dataset)}'."
+        )
+    trained = [method for method in block.methods if method != "dense" and method not in FROM_PARENT]
+    if block.start == "published" and trained and any(block.sparsity):
+        raise BlastError(
+            f"'start: published' trains nothing, but the method '{trained[0]}' prunes while training; "
+            f"take 'start: pretrained', or one of: dense, {', '.join(sorted(FROM_PARENT))}."
+        )
+
+
+def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
+    start = f".{block.start}" if block.start != "scratch" else ""
+    # A dense run drops what is said of pruning: blocks that differ in nothing else share it.
+    suffix = f"{start}.{block.variant}" if block.variant else start
+    for architecture, named, seed in itertools.product(block.architectures, block.datasets, block.seeds):
+        # Published weights know the tokens of their own tokenizer alone.
+        dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
+        common = _common(config, architecture, dataset) | {"seed": seed}
+        training = _settings(config, block, architecture, dataset)
+        dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix if block.training else start}"
+        yield Point(id=dense, training=training, start=block.start, **common)
+        for method, sparsity, side in itertools.product(block.methods, block.sparsity, block.blocks):
+            if sparsity == 0 or method == "dense":
+                continue
+            shape = _as_pair(side)
+            yield Point(
+                id=f"{architecture}.{dataset}.{method}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}{suffix}",
+                method=method,
+                sparsity=sparsity,
+                block=shape,
+                start="parent" if method in FROM_PARENT else block.start,
+                parent=dense,
+                training=training,
+                sparsify=_sparsify(config, block, method, sparsity, shape, training["steps"], seed),
+                **common,
+            )
+
+
+def _benchmark_points(config: Config, suite: Benchmark) -> Iterator[Point]:
+    settings = {"suite": suite.suite, "tokens": suite.tokens, "dtype": suite.dtype, "repeats": suite.repeats}
+    settings |= benchmark.settings_of(suite.suite, suite.settings)
+    suffix = f".{suite.variant}" if suite.variant else ""
+    for name, seed, sparsity, side in itertools.product(suite.shapes, suite.seeds, suite.sparsity, suite.blocks):
+        shape = _as_pair(side)
+        check_block(name, shape, settings.get("down_block") == "transposed")
+        yield Point(
+            id=f"{suite.suite}-{name}.{suite.dtype}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}{suffix}",
+            grid=config.name,
+            stage="benchmark",
+            architecture=name,
+            method="blast",
+            sparsity=sparsity,
+            block=shape,
+            seed=seed,
+            threads=config.threads,
+            benchmark=settings,
+        )
+
+
+def expand(config: Config, file: Path | str = "config") -> Plan:
+    """All points of a config, each once, and their jobs.
+
+    Args:
+        config: A checked config.
+        file: What to call it in an error.
+
+    Raises:
+        BlastError: on an unknown name, a block that does not fit, or two points of one id with different settings;
+            one sentence that begins with the file.
+    """
+    points: dict[str, Point] = {}
+    try:
+        for block in config.grid:
+            _check_names(config, block)
+        for point in itertools.chain(
+            *(_train_points(config, block) for block in config.grid),
+            *(_benchmark_points(config, suite) for suite in config.benchmarks),
+        ):
+            if points.setdefault(point.id, point) != point:
+                raise BlastError(
+                    f"two blocks of the config give the point '{point.id}' different settings; "
+                    "name one of them with 'variant'."
+                )
+    except BlastError as error:
+        raise BlastError(f"{file}: {error}") from error
+    return Plan(points, tuple(_jobs(config, points)))
+
+
+def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
+    groups: dict[tuple, list[Point]] = {}
+    for point in points.values():
+        suite = (point.benchmark or {}).get("suite")
+        groups.setdefault((point.stage, suite, point.architecture, point.dataset), []).append(point)
+    for (stage, suite, architecture, dataset), members in groups.items():
+        # Dense runs first, then what starts from them, so that both meet in one job where they can.
+        members.sort(key=lambda point: (point.method != "dense", point.start != "parent"))
+        size = config.points_per_job.get(datasets.base_name(dataset or ""), config.points_per_job.get("default", 1))
+        if stage == "benchmark":
+            size = len(members)
+        for number, first in enumerate(range(0, len(members), size)):
+            part = members[first : first + size]
+            ids = tuple(point.id for point in part)
+            parents = dict.fromkeys(point.parent for point in part if point.start == "parent" and point.parent)
+            label = f"{architecture}.{dataset}" if dataset else f"benchmark-{suite}-{architecture}"
+            after = tuple(parent for parent in parents if parent not in ids)
+            yield Job(name=f"{label}.{number}", stage=stage, dataset=dataset, ids=ids, after=after)

@@ -1,0 +1,121 @@
+"""A point: one fully resolved run of the grid, as a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blast.errors import BlastError, unknown_name
+from blast.files import digest
+
+FORMAT = 1
+STAGES = ("train", "benchmark")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run, with every setting resolved; what it needs to be run anywhere is in it.
+
+    Attributes:
+        id: Readable name, unique in its grid; also the name of its files.
+        grid: Name of the grid it belongs to.
+        stage: `train` (train, prune, evaluate) or `benchmark`.
+        architecture: Name in `blast.architectures` (for a benchmark: the shape that is timed).
+        dataset: Name in `blast.datasets`; None for a benchmark.
+        method: `dense` or a name in `blast.sparsity.METHODS`.
+        sparsity: Share of empty blocks that is asked for, in [0, 1).
+        block: Block shape `[out, in]`; None for a dense point.
+        start: `scratch`; `pretrained`: trained further from the published weights; `published`: those weights as they
+            are, not trained; or `parent`: from the checkpoint of the parent.
+        parent: Id of the dense run that this one is compared with.
+        sparsify: Fields of `SparsifyConfig`; None for a dense point.
+        training: Fields of `blast.training.settings.TrainingSettings`; None for a benchmark.
+        evaluation: `tasks` (lm-eval) and `batch`.
+        data: Settings of the preparation of the dataset.
+        benchmark: Settings of the benchmark suite; None for a training point.
+        threads: Threads that torch may use.
+    """
+
+    id: str
+    grid: str
+    stage: str
+    architecture: str
+    dataset: str | None = None
+    method: str = "dense"
+    sparsity: float = 0.0
+    block: tuple[int, int] | None = None
+    seed: int = 0
+    threads: int = 1
+    start: str = "scratch"
+    parent: str | None = None
+    sparsify: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    benchmark: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        values = dataclasses.asdict(self)
+        values["block"] = list(self.block) if self.block else None
+        return values
+
+    @property
+    def processes(self) -> int:
+        """Processes that train it, each on its share of the batch; 1 where nothing is trained."""
+        trained = self.stage == "train" and self.start in ("scratch", "pretrained")
+        return (self.training or {}).get("processes", 1) if trained else 1
+
+    @property
+    def digest(self) -> str:
+        """Digest of all settings; the name of the grid is not one of them."""
+        values = self.to_dict()
+        del values["grid"]
+        return digest(values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "point") -> Point:
+        """Reads the JSON form.
+
+        Args:
+            values: As `to_dict` gives it.
+            source: What to call it in an error, usually the file.
+
+        Raises:
+            BlastError: on an unknown key, another format version, or an unknown stage.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise BlastError(f"{source}: {unknown_name('key', key, known)}")
+        for key in ("id", "grid", "stage", "architecture"):
+            if key not in values:
+                raise BlastError(f"{source}: the key '{key}' is missing; make the file again with `blast plan`.")
+        if values.get("format", FORMAT) != FORMAT:
+            raise BlastError(
+                f"{source}: format {values['format']} is not the format {FORMAT} of this version; "
+                "make the file again with `blast plan`."
+            )
+        if values["stage"] not in STAGES:
+            raise BlastError(f"{source}: {unknown_name('stage', values['stage'], STAGES)}")
+        block = values.get("block")
+        return cls(**{**values, "block": tuple(block) if block else None})
+
+    @classmethod
+    def read(cls, file: Path) -> Point:
+        """Reads a point file.
+
+        Raises:
+            BlastError: if the file cannot be read or is no point.
+        """
+        try:
+            values = json.loads(Path(file).read_text())
+        except (OSError, ValueError) as error:
+            raise BlastError(
+                f"{file}: cannot be read as a point ({error}); make it again with `blast plan`."
+            ) from error
+        return cls.from_dict(values, source=str(file))

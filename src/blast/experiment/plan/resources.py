@@ -1,0 +1,39 @@
+"""How many jobs this machine carries at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from blast.experiment.plan.config import Config
+
+
+def usable_cores() -> int:
+    """Processors this process may use: its affinity and its control group's quota, not what the host has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def usable_memory() -> float:
+    """Memory that is free for use, in GB; 4 where the system does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max")
+        if limit.is_file() and (text := limit.read_text().strip()) != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, int(text) - used)
+        return free / 1e9
+    except (OSError, KeyError, ValueError):
+        return 4.0
+
+
+def jobs_at_once(config: Config) -> int:
+    """Jobs that processors and memory carry; at least one."""
+    return max(1, min(usable_cores() // config.threads, int(usable_memory() // config.memory_gb)))

@@ -1,0 +1,1 @@
+"""What was measured: records, rows, the table of both, export and import."""

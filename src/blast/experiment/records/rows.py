@@ -1,0 +1,276 @@
+"""Records as long-form rows: one row a number, the form that is kept, drawn and judged."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from blast.errors import BlastError
+from blast.experiment.records.record import read_record
+from blast.files import canonical_json, digest, read_json, write_atomically
+
+COLUMNS = (
+    "suite", "model", "dataset", "method", "provider", "sparsity", "achieved_sparsity", "block", "tied", "dtype",
+    "tokens", "batch", "step", "task", "metric", "unit", "value", "low", "high", "spread", "n", "seed", "status",
+    "setting", "run", "commit", "hardware", "date",
+)  # fmt: skip
+FLOATS = frozenset({"sparsity", "achieved_sparsity", "value", "low", "high"})
+INTEGERS = frozenset({"tokens", "batch", "step", "n", "seed"})
+BOOLEANS = frozenset({"tied"})
+# The training settings that tell two runs of one architecture apart at a glance; the point digest stands for all.
+SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
+# What the rows of a curve keep of the setting.
+CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution")
+# What differs between the points of one process, or names a person's machine: no part of what identifies a run.
+RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware", "training_seconds"})
+
+Row = dict[str, Any]
+Record = Mapping[str, Any]
+
+
+def describe_run(record: Record) -> dict[str, Any]:
+    """Where and with what a record was made, without what differs from point to point.
+
+    Args:
+        record: A record; its `run` part is read.
+
+    Returns:
+        Versions, driver, commit, command, … and the day it started.
+    """
+    run = record["run"]
+    kept = {key: value for key, value in run.items() if key not in RUN_LEFT_OUT}
+    kept["date"] = (run.get("started") or "")[:10] or None
+    return kept
+
+
+def run_id(record: Record) -> str:
+    """Key of a record's run in `runs.json`: the same for all points of one process."""
+    hardware = record["run"].get("hardware")
+    return hashlib.sha256(canonical_json([hardware, describe_run(record)]).encode()).hexdigest()[:12]
+
+
+def _block(shape: Iterable[int] | None) -> str | None:
+    return "x".join(str(side) for side in shape) if shape else None
+
+
+def _suite(point: Mapping[str, Any]) -> str:
+    if point["stage"] == "train":
+        return "train"
+    return (point.get("benchmark") or {}).get("suite") or point.get("suite") or point["stage"]
+
+
+def execution_facts(point: Mapping[str, Any]) -> dict[str, str]:
+    """How a pruned training point runs, and a digest of all its other settings.
+
+    Points that agree in `same_but_execution` differ in `execution` alone, so that their results agree but for rounding.
+
+    Args:
+        point: As `Point.to_dict` gives it.
+
+    Returns:
+        `execution` and `same_but_execution`; nothing for other points.
+    """
+    sparsify = point.get("sparsify") or {}
+    if "execution" not in sparsify:
+        return {}
+    rest = {key: value for key, value in point.items() if key not in ("id", "grid", "parent", "sparsify")}
+    rest["sparsify"] = {key: value for key, value in sparsify.items() if key != "execution"}
+    return {"execution": sparsify["execution"], "same_but_execution": digest(rest).removeprefix("sha256:")[:12]}
+
+
+def _setting(record: Record) -> dict[str, Any]:
+    point = record["point"]
+    training = point.get("training") or {}
+    dataset = (record.get("result") or {}).get("dataset") or {}
+    setting = {"grid": point["grid"], "point": point["id"], "parent": point.get("parent")}
+    setting["digest"] = (record.get("point_digest") or "").removeprefix("sha256:")[:12] or None
+    setting |= {key: training.get(key) for key in SHOWN_TRAINING} | execution_facts(point)
+    classes = dataset.get("num_classes") or (dataset.get("counts") or {}).get("classes")
+    setting["classes"] = classes
+    if record["run"].get("gpu"):
+        setting["gpu"] = record["run"]["gpu"]
+    return {key: value for key, value in setting.items() if value is not None}
+
+
+def _common(record: Record) -> Row:
+    point, run = record["point"], record["run"]
+    result = record.get("result") or {}
+    commit = run.get("commit")
+    return dict.fromkeys(COLUMNS) | {
+        "suite": _suite(point),
+        "model": point["architecture"],
+        "dataset": point.get("dataset"),
+        "method": point.get("method"),
+        "sparsity": point.get("sparsity"),
+        "achieved_sparsity": (result.get("sparsity") or {}).get("achieved"),
+        "block": _block(point.get("block")),
+        "tied": (point.get("sparsify") or {}).get("tie_gate_up"),
+        "dtype": (point.get("benchmark") or point.get("training") or {}).get("dtype"),
+        "seed": point.get("seed"),
+        "status": record["status"],
+        "setting": canonical_json(_setting(record)),
+        "run": run_id(record),
+        "commit": f"{commit}-dirty" if commit and run.get("dirty") else commit,
+        "hardware": run.get("hardware"),
+        "date": (run.get("started") or "")[:10] or None,
+    }
+
+
+def _metric_row(common: Row, setting: dict[str, Any], metric: Mapping[str, Any]) -> Row:
+    row = dict(common)
+    for key in ("metric", "task", "unit", "value", "low", "high", "spread", "n"):
+        row[key] = metric.get(key)
+    for key in ("provider", "tokens", "batch", "dtype", "tied", "status"):
+        row[key] = metric.get(key, common[key])
+    extra = dict(metric.get("setting") or {})
+    if metric.get("better"):
+        extra["better"] = metric["better"]
+    row["setting"] = canonical_json(setting | extra)
+    return row
+
+
+def _failure(common: Row, setting: dict[str, Any], cause: str | None, task: str | None = None) -> Row:
+    row = common | {"status": "failed", "task": task}
+    row["setting"] = canonical_json(setting | {"cause": cause or "no cause was recorded"})
+    return row
+
+
+def _floats(row: Row) -> Row:
+    # A count of bytes is an int in a record and a float once it was a file: one spelling for both.
+    return row | {column: float(row[column]) for column in FLOATS if row[column] is not None}
+
+
+def _curves(record: Record) -> dict[str, Mapping[str, Any]]:
+    curves = dict(record["result"].get("curves") or {})
+    # Time is no part of a result, which is the same each time.
+    seconds = record["run"].get("training_seconds") or {}
+    for key, name in (("value", "training_time"), ("compiling", "compile_time"), ("updating", "mask_update_time")):
+        if key in seconds:
+            curves[name] = {"unit": "s", "step": seconds["step"], "value": seconds[key]}
+    return curves
+
+
+def record_rows(record: Record, language: Record | None = None) -> list[Row]:
+    """Long-form rows of one record.
+
+    Args:
+        record: A record as `blast.experiment.records.record.read_record` gives it.
+        language: The metrics that lm-eval made of it later, if there are any; left out of account when they were
+            made of another record (their `record_digest` differs).
+
+    Returns:
+        A row for each metric, then for each step of each curve, with the keys `COLUMNS`; `training_time` is a curve of
+        the seconds of training alone until each evaluation, `compile_time` what of them went into compiling,
+        `mask_update_time` what mask updates added.
+        A failed record is one row with `status` failed, no metric, and the cause in `setting`; failed language metrics
+        add such a row too.
+    """
+    common, setting = _common(record), _setting(record)
+    if record["status"] != "ok":
+        return [_floats(_failure(common, setting, record.get("cause")))]
+    result = record["result"]
+    rows = [_metric_row(common, setting, metric) for metric in result.get("metrics", ())]
+    if language is not None and language.get("record_digest") == record["record_digest"]:
+        if language.get("status") == "ok":
+            rows += [_metric_row(common, setting, metric) for metric in language.get("metrics", ())]
+            # Tasks whose evaluation set no source had.
+            rows += [_failure(common, setting, cause, task) for task, cause in language.get("left_out", {}).items()]
+        else:
+            rows.append(_failure(common, setting, language.get("cause"), task="language"))
+    # A curve has many rows: they name their point, and its settings stand in the rows of its metrics.
+    place = {"setting": canonical_json({key: setting[key] for key in CURVE_SETTING if key in setting})}
+    for name, curve in _curves(record).items():
+        for step, value in zip(curve["step"], curve["value"], strict=True):
+            rows.append(common | place | {"metric": name, "unit": curve.get("unit"), "step": step, "value": value})
+    return [_floats(row) for row in rows]
+
+
+def read_grid(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Records of a grid, sorted by id, each with its language metrics or None.
+
+    Args:
+        grid_dir: `results/<grid>`; without records it yields nothing.
+
+    Raises:
+        BlastError: if a file is half-written or was altered.
+    """
+    for file in sorted(Path(grid_dir, "records").glob("*.json")):
+        record = read_record(file)
+        beside = Path(grid_dir, "language", file.name)
+        remedy = "delete it and run again: the scores are replayed."
+        yield record, read_json(beside, "file of language metrics", remedy) if beside.is_file() else None
+
+
+def grid_rows(grid_dir: Path) -> list[Row]:
+    """Rows of every record of a grid, sorted by id."""
+    return [row for record, language in read_grid(grid_dir) for row in record_rows(record, language)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def write_rows(file: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as CSV, atomically, in the order given; the same rows give the same bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_text(row[column]) for column in COLUMNS] for row in rows)
+    write_atomically(Path(file), text.getvalue())
+
+
+def _reader_of(column: str) -> Callable[[str], Any]:
+    if column in FLOATS:
+        return float
+    if column in INTEGERS:
+        return int
+    return "true".__eq__ if column in BOOLEANS else str
+
+
+# Some metrics of a point have the same setting: it is taken apart once.
+@lru_cache(maxsize=1 << 16)
+def read_setting(text: str | None) -> Mapping[str, Any]:
+    """The `setting` of a row, not to be changed.
+
+    Raises:
+        ValueError: if it is no JSON object.
+    """
+    setting = json.loads(text or "{}")
+    if not isinstance(setting, dict):
+        raise ValueError(f"the setting is no object: {setting}")
+    return MappingProxyType(setting)
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+        BlastError: if the columns are others, or a number is none.
+    """
+    remedy = "it is made by `blast records export` and not to be edited; restore it from git."
+    with Path(file).open(newline="") as stream:
+        reader = csv.reader(stream)
+        header = next(reader, [])
+        if tuple(header) != COLUMNS:
+            odd = sorted(set(COLUMNS) ^ set(header)) or ["the order"]
+            raise BlastError(f"{file}: its columns differ from the expected ones in {', '.join(odd)}; {remedy}")
+        rows, readers = [], [(column, _reader_of(column)) for column in COLUMNS]
+        for values in reader:
+            try:
+                cells = zip(readers, values, strict=True)
+                rows.append({column: read(text) if text else None for (column, read), text in cells})
+                read_setting(rows[-1]["setting"])
+            except ValueError as error:
+                raise BlastError(f"{file}: line {reader.line_num} is damaged ({error}); {remedy}") from error
+    return rows

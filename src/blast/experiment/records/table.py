@@ -1,0 +1,178 @@
+"""The one table that figures, tables and claims are made of: local records together with recorded ones."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from blast.experiment.plan.point import Point
+from blast.experiment.records.record import read_record
+from blast.experiment.records.rows import (
+    COLUMNS,
+    FLOATS,
+    INTEGERS,
+    Row,
+    execution_facts,
+    read_grid,
+    read_rows,
+    read_setting,
+    record_rows,
+)
+from blast.files import read_json
+
+# Taken out of the `setting` of each row, as every view needs them.
+FROM_SETTING = (
+    "grid",
+    "point",
+    "parent",
+    "better",
+    "chance",
+    "classes",
+    "cause",
+    "gpu",
+    "gpus",
+    "interpreter",
+    "projected",
+    "mask",
+    "execution",
+    "same_but_execution",
+)
+NOT_RUN = "not run"
+
+
+def as_table(rows: Iterable[Row], source: str = "local") -> pd.DataFrame:
+    """Rows as a typed table, with columns added for `source` and for what `setting` says (`FROM_SETTING`).
+
+    Missing text is None, a missing number NaN (or `<NA>` in the integer columns). `config` is the point without its
+    seed: rows that agree in it are repetitions of one another.
+    """
+    rows = [row | {"source": row.get("source", source)} for row in rows]
+    settings = [read_setting(row["setting"]) for row in rows]
+    data: dict[str, Any] = {}
+    for column in (*COLUMNS, "source"):
+        values = [row.get(column) for row in rows]
+        kind = "float64" if column in FLOATS else "Int64" if column in INTEGERS else object
+        data[column] = pd.Series(values, dtype=kind)
+    for column in FROM_SETTING:
+        kind = "float64" if column in ("chance", "classes", "gpus") else object
+        data[column] = pd.Series([setting.get(column) for setting in settings], dtype=kind)
+    data["config"] = pd.Series([_without_seed(setting.get("point")) for setting in settings], dtype=object)
+    return pd.DataFrame(data)
+
+
+def _without_seed(point: str | None) -> str | None:
+    if point is None:
+        return None
+    return ".".join(part for part in point.split(".") if not (part.startswith("seed") and part[4:].isdigit()))
+
+
+def planned_points(grid_dir: Path) -> dict[str, Point]:
+    """Points of the grid by id, from its `plan.json`; empty if it was never planned here.
+
+    Raises:
+        BlastError: if the plan is damaged.
+    """
+    plan = Path(grid_dir, "plan.json")
+    if not plan.is_file():
+        return {}
+    values = read_json(plan, "plan", "delete it and run the workflow again.")
+    return {entry["id"]: Point.from_dict(entry, source=str(plan)) for entry in values}
+
+
+def local_records(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Records that belong to the grid as it is planned, each with its language metrics or None.
+
+    What is left of an earlier plan (another id, or other settings under the same id) is passed over. Records that
+    the verdict put aside come last, as failed, as long as there is no newer one.
+
+    Raises:
+        BlastError: if a record is damaged.
+    """
+    planned = planned_points(grid_dir)
+    seen = set()
+    aside = ((read_record(file), None) for file in sorted(Path(grid_dir, "failed").glob("*.json")))
+    for record, language in itertools.chain(read_grid(Path(grid_dir)), aside):
+        name = record["point"]["id"]
+        wanted = planned.get(name)
+        if name in seen or (planned and (wanted is None or wanted.digest != record["point_digest"])):
+            continue
+        seen.add(name)
+        yield record, language
+
+
+def _not_run(point: Point) -> Row:
+    setting = {"grid": point.grid, "point": point.id, "parent": point.parent, **execution_facts(point.to_dict())}
+    return dict.fromkeys(COLUMNS) | {
+        "suite": "train" if point.stage == "train" else (point.benchmark or {}).get("suite", point.stage),
+        "model": point.architecture,
+        "dataset": point.dataset,
+        "method": point.method,
+        "sparsity": point.sparsity,
+        "block": "x".join(map(str, point.block)) if point.block else None,
+        "seed": point.seed,
+        "status": NOT_RUN,
+        "setting": json.dumps({key: value for key, value in setting.items() if value is not None}),
+        "source": "local",
+    }
+
+
+def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
+    """Everything known: the records of a grid here, and what is recorded of this and other machines.
+
+    Args:
+        grid_dir: `results/<grid>`; may be missing.
+        recorded_dir: `results/recorded`, a folder for each machine; may be missing.
+
+    Returns:
+        Long-form rows as `as_table` makes them. For the same grid, point and hardware the local rows are taken and
+        the recorded ones left out. A failed point is a row with status "failed", a planned point without a record a
+        row with status "not run". `attrs["masks"]` maps a local point to its file of masks.
+
+    Raises:
+        BlastError: if a record or a recorded file is damaged.
+    """
+    rows: list[Row] = []
+    local, done, masks = set(), set(), {}
+    for record, language in local_records(grid_dir):
+        point = record["point"]
+        local.add((point["grid"], point["id"], record["run"].get("hardware")))
+        done.add(point["id"])
+        rows += [row | {"source": "local"} for row in record_rows(record, language)]
+        artifact = ((record.get("result") or {}).get("artifacts") or {}).get("masks")
+        if artifact:
+            masks[point["id"]] = str(Path(grid_dir, "points", point["id"], artifact["path"]))
+    for file in sorted(Path(recorded_dir).glob("*/*.csv")):
+        for row in read_rows(file):
+            setting = read_setting(row["setting"])
+            if (setting.get("grid"), setting.get("point"), row["hardware"]) not in local:
+                rows.append(row | {"source": "recorded"})
+                done.add(setting.get("point"))
+    rows += [_not_run(point) for point in planned_points(grid_dir).values() if point.id not in done]
+    table = as_table(rows)
+    table.attrs["masks"] = masks
+    return table
+
+
+def one_machine(table: pd.DataFrame) -> pd.DataFrame:
+    """Keeps one machine for each grid, model and dataset, so that no curve is made of two.
+
+    The local machine is preferred, then the one with most rows, then the first by name. Rows of points that were
+    never run stay.
+    """
+    keys = ["grid", "model", "dataset"]
+    named = table[[*keys, "hardware", "source"]].fillna("")
+    count = (
+        named[named["hardware"] != ""]
+        .groupby([*keys, "hardware"], as_index=False)
+        .agg(local=("source", lambda source: (source == "local").sum()), rows=("source", "size"))
+    )
+    ranked = count.sort_values(["local", "rows", "hardware"], ascending=[False, False, True], kind="stable")
+    best = ranked.drop_duplicates(keys)
+    chosen = set(best[[*keys, "hardware"]].itertuples(index=False, name=None))
+    kept = [row[-1] == "" or row in chosen for row in named[[*keys, "hardware"]].itertuples(index=False, name=None)]
+    return table[pd.Series(kept, index=table.index, dtype=bool)]

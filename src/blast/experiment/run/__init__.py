@@ -1,0 +1,1 @@
+"""How a point runs: job, worker, launch, locks, progress, verdict."""

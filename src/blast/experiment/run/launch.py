@@ -1,0 +1,90 @@
+"""How the work of a job is started: its command, and the GPUs that it has to itself.
+
+Needs the standard library alone. A training on several processes is started by `torchrun`, one process a GPU.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+from blast.experiment.plan.point import Point
+
+
+def together(points: Sequence[Point]) -> list[Point]:
+    """The first of some points that one start runs: those of one process follow each other in it, others are alone."""
+    return list(takewhile(lambda point: point.processes == 1, points)) or list(points[:1])
+
+
+def worker_command(points: Sequence[Point], root: Path, files: Sequence[str], scratch: Path) -> list[str]:
+    """The command that runs points.
+
+    Args:
+        points: As `together` gives them.
+        root: Folder of their grid.
+        files: Their point files.
+        scratch: Folder for what torchrun writes by the way; nothing in it is of use afterwards.
+    """
+    worker = ["-m", "blast.experiment.run.worker", "--grid-dir", str(root), *files]
+    if points[0].processes == 1:
+        return [sys.executable, *worker]
+    # A process that dies ends the others; what was trained is gone on with by the next run, not by a restart.
+    options = f"--standalone --local-addr localhost --nproc-per-node {points[0].processes} --max-restarts 0".split()
+    return [sys.executable, "-m", "torch.distributed.run", *options, "--log-dir", str(scratch), *worker]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that jobs started here see, as `CUDA_VISIBLE_DEVICES` names them; torch is not asked."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+@contextmanager
+def gpus_held(count: int) -> Iterator[dict[str, str]]:
+    """Holds GPUs that no other job holds; waits where there are not enough free ones.
+
+    Args:
+        count: How many; 0 holds none.
+
+    Yields:
+        Variables for the environment of the work, by which it sees these alone; none where the machine has too few.
+    """
+    names = visible_gpus()
+    if not 0 < count <= len(names):
+        yield {}
+        return
+    folder = Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as held:
+        taken: list[str] = []
+        told = False
+        # One job at a time gathers, so that no two wait for each other's.
+        with (folder / "gathering.lock").open("w") as gathering:
+            fcntl.flock(gathering, fcntl.LOCK_EX)
+            while True:
+                for name in names:
+                    if name not in taken and len(taken) < count:
+                        stream = (folder / f"{name.replace('/', '_')}.lock").open("w")
+                        try:
+                            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        except OSError:
+                            stream.close()
+                            continue
+                        held.enter_context(stream)
+                        taken.append(name)
+                if len(taken) == count:
+                    break
+                if not told:
+                    print(f"waiting for {count - len(taken)} of {count} GPUs, which other jobs hold", flush=True)
+                    told = True
+                time.sleep(0.5)
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}

@@ -1,0 +1,115 @@
+"""The child process of a job: trains, prunes, evaluates; one `outcome.json` for each point."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blast.errors import BlastError
+from blast.experiment.plan.paths import OUTCOME, GridFolder
+from blast.experiment.plan.point import Point
+from blast.experiment.records.provenance import hardware
+from blast.files import write_json
+from blast.training.launch import launched
+
+Result = dict[str, Any]
+# Seconds in which torchrun, which looks ten times a second, has ended what is left of a training.
+GRACE = 3.0
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its standard input closes: whoever started it is gone."""
+
+    def wait() -> None:
+        # Past Python's own buffer, whose lock would abort this process when it ends by itself.
+        while os.read(0, 4096):
+            pass
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _stage(name: str) -> Callable[[Point, GridFolder], Result | None]:
+    if name == "train":
+        from blast.experiment.run.train import run_train_point
+
+        return run_train_point
+    from blast.experiment.run.benchmark import run_benchmark_point
+
+    return run_benchmark_point
+
+
+def _let_others_speak(known: bool) -> None:
+    """Waits before a cause is told where several processes train, so that the one that is told is the true one.
+
+    Where another process died, this one fails only because of that, and torchrun ends it while it waits. Where all
+    fail alike, the first one tells.
+    """
+    rank, processes = launched()
+    if processes > 1 and (rank or not known):
+        time.sleep(GRACE)
+
+
+def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
+    """Runs one point; whatever goes wrong becomes its cause, in one sentence, with the traceback in the log.
+
+    None in a process that only helped to train it.
+    """
+    if launched()[0] == 0:
+        print(f"== {point.id}", flush=True)
+    try:
+        torch.set_num_threads(point.threads)
+        # Some CUDA operations have no deterministic form; on a processor all have.
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        # It takes time, and decides no result.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        result = _stage(point.stage)(point, folder)
+    except BlastError as error:
+        traceback.print_exc()
+        _let_others_speak(known=True)
+        return {"status": "failed", "cause": str(error)}
+    except (MemoryError, torch.OutOfMemoryError):
+        traceback.print_exc()
+        _let_others_speak(known=True)
+        return {"status": "failed", "cause": "out of memory; use a smaller batch, or run fewer jobs at once."}
+    except Exception as error:
+        traceback.print_exc()
+        _let_others_speak(known=False)
+        first = (str(error).splitlines() or [""])[0]
+        return {"status": "failed", "cause": f"{type(error).__name__}: {first} (the log holds the traceback)."}
+    return None if result is None else {"status": "ok", "run": result.pop("run", {}), "result": result}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of `python -m blast.experiment.run.worker`, which `blast.experiment.run.job` calls."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--grid-dir", type=Path, required=True)
+    parser.add_argument("points", type=Path, nargs="+")
+    parsed = parser.parse_args(arguments)
+    _end_with_parent()
+    folder = GridFolder(parsed.grid_dir)
+    for file in parsed.points:
+        point = Point.read(file)
+        outcome = outcome_of(point, folder)
+        if outcome is None:
+            continue
+        file = folder.work(point.id) / OUTCOME
+        if not file.exists():
+            write_json(file, {**outcome, "hardware": hardware()})
+        # The job turns it into a record, which the next point may need, and takes it away.
+        while file.exists():
+            time.sleep(0.01)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""One record written out as one MLflow run: parameters, curves, end values, dataset, artifacts, tags."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blast.errors import BlastError
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records.rows import record_rows, write_rows
+from blast.experiment.tracking import names as names
+from blast.files import write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+_BATCH = 900  # entries of one request; MLflow takes 1000
+
+
+def _milliseconds(time_text: str | float | None) -> int:
+    if time_text is None:
+        return int(time.time() * 1000)
+    if isinstance(time_text, int | float):
+        return int(time_text * 1000)
+    moment = datetime.datetime.fromisoformat(time_text)
+    return int(moment.timestamp() * 1000)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    for first in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
+
+
+def write_run(
+    client: MlflowClient, experiment: str, file: Path, record: dict[str, Any], folder: GridFolder
+) -> tuple[str, list[str]]:
+    """Makes the run of a record. It counts as running until all of it is there: a killed import is seen and redone.
+
+    Args:
+        client: Of the store.
+        experiment: Id of the experiment.
+        file: File of the record.
+        record: The record.
+        folder: Folder of its grid, with the log and the masks.
+
+    Returns:
+        Id of the run, and a sentence for each artifact that is damaged.
+    """
+    from mlflow.entities import Metric, Param
+
+    point, result, run = record["point"], record["result"], record["run"]
+    started, finished = _milliseconds(run.get("started")), _milliseconds(run.get("finished"))
+    made = client.create_run(experiment, start_time=started, tags=names.tags(record), run_name=point["id"])
+    run_id = made.info.run_id
+    params = [Param(key, value) for key, value in names.parameters(point).items()]
+    for first in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[first : first + 100])
+    curves = itertools.chain(names.curves(result), names.times(run))
+    steps = [Metric(key, value, finished, step) for key, step, value in curves]
+    ends = [Metric(key, value, finished, 0) for key, value in names.final_metrics(result).items()]
+    _log_metrics(client, run_id, steps + ends)
+    _log_dataset(client, run_id, result.get("dataset"))
+    with tempfile.TemporaryDirectory(prefix="blast-mlflow-") as gathered:
+        faults = _gather_artifacts(Path(gathered), file, record, folder)
+        client.log_artifacts(run_id, gathered)
+    client.set_terminated(run_id, "FINISHED" if record["status"] == "ok" else "FAILED", finished)
+    return run_id, faults
+
+
+def _log_dataset(client: MlflowClient, run_id: str, dataset: dict[str, Any] | None) -> None:
+    from mlflow.entities import Dataset, DatasetInput
+
+    if dataset:
+        short = dataset["digest"].removeprefix("sha256:")[:8]  # shown beside the name; MLflow takes 36 characters
+        source = names.as_text({"dataset": dataset["name"]})
+        entry = Dataset(dataset["name"], short, "blast", source, profile=names.as_text(dataset.get("counts", {})))
+        client.log_inputs(run_id, datasets=[DatasetInput(entry)])
+
+
+def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: GridFolder) -> list[str]:
+    """Puts the artifacts of a run into `place`; returns a sentence for each that is damaged."""
+    write_json(place / "point.json", record["point"])
+    shutil.copyfile(file, place / "record.json")
+    if record.get("log") and (log := folder.root / record["log"]).is_file():
+        shutil.copyfile(log, place / "log.txt")  # the UI shows .txt, and offers .log for download only
+    if record["point"]["stage"] == "benchmark":
+        write_rows(place / "rows.csv", record_rows(record))
+    masks = (record["result"].get("artifacts") or {}).get("masks")
+    masks_file = folder.work(record["point"]["id"]) / masks["path"] if masks else None
+    if masks_file and masks_file.is_file():
+        from blast.experiment.tracking.mask_images import draw_masks
+
+        try:
+            draw_masks(masks_file, place / "masks")
+        except BlastError as error:
+            return [str(error)]
+    return []
+
+
+def add_language(client: MlflowClient, run_id: str, language: dict[str, Any], key: str) -> None:
+    """Adds lm-eval's metrics to a run; the digest comes last, so that a killed import is redone."""
+    from mlflow.entities import Metric, RunTag
+
+    now = int(time.time() * 1000)  # the latest of two values of a step is the one with the later time
+    values = names.metrics(language.get("metrics") or ())
+    _log_metrics(client, run_id, [Metric(key, value, now, 0) for key, value in values.items()])
+    client.log_dict(run_id, language, "language.json")
+    found = {"language_status": language.get("status"), "language_cause": language.get("cause"), "language_digest": key}
+    tags = [RunTag(name, names.as_text(value)) for name, value in found.items() if value is not None]
+    client.log_batch(run_id, tags=tags)

@@ -1,0 +1,93 @@
+"""MLflow's web pages for the runs: brings the records in, says where to look, and serves on this machine only.
+
+python -m blast.experiment.tracking.ui [--results results] [--port 5000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from blast.errors import BlastError
+from blast.experiment.tracking.importer import import_grid
+from blast.experiment.tracking.store import database_file, import_lock, open_client, tracking_uri
+from blast.experiment.tracking.view import VIEW
+
+# One worker and no job runner: a tenth of the memory that MLflow's defaults take. The warning is MLflow's own affair.
+_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+
+
+def server_command(database: Path, port: int) -> list[str]:
+    """The command that serves a database and the artifacts beside it, on loopback."""
+    return [
+        *(sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *(
+            "--backend-store-uri",
+            f"sqlite:///{database}",
+            "--artifacts-destination",
+            str(database.parent / "artifacts"),
+        ),
+    ]
+
+
+def page(port: int, experiment_id: str) -> str:
+    """Address of the run table of an experiment: the plain one opens on MLflow's pages for language-model traces."""
+    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise BlastError(f"port {port} cannot be used ({error}); choose another one with --port.") from error
+
+
+def prepare(results: Path, port: int) -> list[str]:
+    """Imports every grid under `results`, and returns a line for each experiment there is to see.
+
+    Raises:
+        BlastError: if the port is taken, the database cannot be used, or the runs are kept on a server elsewhere.
+    """
+    uri = tracking_uri(results)
+    if not database_file(uri):
+        raise BlastError(
+            f"the runs are kept at MLFLOW_TRACKING_URI={uri}: open that address, or unset it for the local ones."
+        )
+    _check_port(port)
+    for records in sorted(Path(results).glob("*/records")):
+        summary = import_grid(records.parent)
+        for fault in summary.faults:
+            print(fault, file=sys.stderr)
+    with import_lock(uri):
+        found = open_client(uri).search_experiments()
+    return [f"{experiment.name}: {page(port, experiment.experiment_id)}" for experiment in found]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until interrupted; 1 if that cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m blast.experiment.tracking.ui", description="MLflow's pages of the runs."
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the grids (default: results)")
+    parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
+    given = parser.parse_args(arguments)
+    try:
+        lines = prepare(given.results, given.port)
+    except BlastError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(lines) or "No records yet: the page fills as points finish and are imported.")
+    print("Runs are under 'Model training' (top left; the browser remembers it). Ctrl-C ends the server.", flush=True)
+    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
+    command = server_command(database_file(tracking_uri(given.results)), given.port)
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

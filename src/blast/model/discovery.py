@@ -1,0 +1,228 @@
+"""Finding the matrices that can be made block-sparse, in any model, by structure rather than by the model's class.
+
+An MLP is a module whose own linear layers widen `d -> f` (once, or twice when gated) and narrow `f -> d` again. That
+covers gate/up/down (Llama, Qwen, SmolLM, Gemma), `c_fc`/`c_proj` Conv1D (GPT-2), torchvision's Sequential `MLPBlock`,
+`fc1`/`fc2`, and the BERT pair `intermediate.dense`/`output.dense`. Output heads and attention are never taken for one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from blast.block_sparse.conv1d import is_conv1d
+from blast.errors import BlastError, unknown_name
+from blast.model.target import Mlp, Target, is_linear
+
+__all__ = ["Mlp", "Target", "find_linears", "find_mlps", "is_conv1d", "is_linear", "match_linears", "split_dense"]
+
+# Names of (gate, up, down), where shape alone cannot tell gate from up.
+GATED_NAMES = (("gate_proj", "up_proj", "down_proj"), ("wi_0", "wi_1", "wo"), ("w1", "w3", "w2"))
+# Names of (up, down) trusted even where the MLP does not widen, or where its layer holds other linear layers too.
+PLAIN_NAMES = (
+    ("c_fc", "c_proj"),
+    ("fc1", "fc2"),
+    ("linear1", "linear2"),
+    ("lin1", "lin2"),
+    ("up_proj", "down_proj"),
+    ("wi", "wo"),
+    ("dense_h_to_4h", "dense_4h_to_h"),
+)
+HEADS = {"lm_head", "embed_out", "head", "heads", "classifier", "score", "cls"}
+QUERY_KEY_VALUE = ({"q_proj", "k_proj", "v_proj"}, {"query", "key", "value"}, {"q", "k", "v"})
+MLP, ATTENTION = "mlp", "attention"
+
+
+def find_mlps(model: nn.Module) -> list[Mlp]:
+    """All MLPs of a model, in the model's order, each once."""
+    found = (_mlp_at(name, module) for name, module in model.named_modules())
+    return [mlp for mlp in found if mlp is not None]
+
+
+def find_linears(
+    model: nn.Module, targets: Sequence[str] | str = (MLP,), dense_first: int = 0, dense_last: int = 0
+) -> list[Target]:
+    """The matrices that a choice of targets means, in the model's order, each once.
+
+    Args:
+        model: Any model.
+        targets: `"mlp"`, `"attention"`, shell-style patterns of module names (`"*.q_proj"`), or `"re:"` + a regex
+            that the whole name has to match.
+        dense_first: How many layers at the start of each stack of layers to leave out.
+        dense_last: How many at its end.
+
+    Raises:
+        BlastError: if a target matches nothing, or if no layer is left.
+    """
+    kept, _ = split_dense(match_linears(model, targets), dense_first, dense_last)
+    return kept
+
+
+def match_linears(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> list[Target]:
+    """`find_linears` without leaving out any layer."""
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    linears = _all_linears(model)
+    chosen: set[str] = set()
+    for target in targets:
+        names = {linear.name for linear in linears if _matches(target, linear)}
+        if not names:
+            raise _no_match(target, [linear.name for linear in linears])
+        chosen |= names
+    return [linear for linear in linears if linear.name in chosen]
+
+
+def split_dense(targets: Sequence[Target], first: int, last: int) -> tuple[list[Target], list[Target]]:
+    """Part targets into those to prune and those of the first and last layers, which stay dense.
+
+    Layers are counted within each stack (an encoder and a decoder are two); a target outside any layer is pruned.
+
+    Raises:
+        BlastError: if nothing is left to prune.
+    """
+    stacks: dict[str, set[int]] = {}
+    for target in targets:
+        if target.layer is not None:
+            stacks.setdefault(_stack(target), set()).add(target.layer)
+    spared = set()
+    for stack, indices in stacks.items():
+        order = sorted(indices)
+        spared |= {(stack, index) for index in order[:first] + order[max(0, len(order) - last) :]}
+    dense = [target for target in targets if (_stack(target), target.layer) in spared]
+    pruned = [target for target in targets if (_stack(target), target.layer) not in spared]
+    if not pruned:
+        layers = max((len(indices) for indices in stacks.values()), default=0)
+        raise BlastError(
+            f"dense_first {first} and dense_last {last} leave none of the {layers} layers to prune; lower one of them."
+        )
+    return pruned, dense
+
+
+def _stack(target: Target) -> str:
+    """What is left of a layer's path without its index: equal for the layers of one stack."""
+    return re.sub(r"\d+$", "", target.layer_path or "")
+
+
+def _matches(target: str, linear: Target) -> bool:
+    if target == MLP:
+        return linear.mlp is not None
+    if target == ATTENTION:
+        return linear.role == "attention"
+    if target.startswith("re:"):
+        try:
+            return re.fullmatch(target[3:], linear.name) is not None
+        except re.error as fault:
+            raise BlastError(f"target '{target}' is not a valid regular expression ({fault}); mend it.") from None
+    return fnmatchcase(linear.name, target)
+
+
+def _no_match(target: str, names: list[str]) -> BlastError:
+    if not names:
+        return BlastError(f"target '{target}' matches nothing: the model has no nn.Linear and no Conv1D layer.")
+    if target in (MLP, ATTENTION):
+        return BlastError(
+            f"target '{target}' matches nothing in this model: no such structure was recognised; "
+            f"give patterns of its layers' names instead, for instance '{names[0]}'."
+        )
+    return unknown_name("target", target, (MLP, ATTENTION, *names[:20]))
+
+
+def _all_linears(model: nn.Module) -> list[Target]:
+    """Every replaceable linear layer with its role, in the model's order."""
+    in_mlps = {target.name: target for mlp in find_mlps(model) for target in mlp.targets}
+    in_mlps |= {target.name: target for target in _packed_gated(model)}
+    attention = {
+        f"{name}.{child}"
+        for name, module in model.named_modules()
+        if any(names <= _linears_of(module).keys() for names in QUERY_KEY_VALUE)
+        for child in _linears_of(module)
+    }
+    linears = []
+    for name, module in model.named_modules():
+        if name in in_mlps:
+            linears.append(in_mlps[name])
+        elif is_linear(module):
+            inside = name in attention or any(_is_attention(part) for part in name.split(".")[:-1])
+            linears.append(Target(name, module, "attention" if inside else "other", None))
+    return linears
+
+
+def _is_attention(component: str) -> bool:
+    return "attn" in component.lower() or "attention" in component.lower()
+
+
+def _linears_of(module: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers that are children of a module, heads left out."""
+    return {name: child for name, child in module.named_children() if name not in HEADS and is_linear(child)}
+
+
+def _mlp_at(name: str, module: nn.Module) -> Mlp | None:
+    """The MLP whose matrices this module holds, or None."""
+    if _is_attention(name.rpartition(".")[2]) or _is_attention(type(module).__name__):
+        return None
+    linears = _linears_of(module)
+    for gate, up, down in GATED_NAMES:
+        if {gate, up, down} <= linears.keys() and _mirrored(linears[up], linears[down]):
+            return _gated(name, module, gate, up, down)
+    for up, down in PLAIN_NAMES:
+        # The order tells an MLP from an adapter, which narrows first.
+        in_order = [child for child in linears if child in (up, down)] == [up, down]
+        if in_order and _mirrored(linears[up], linears[down]):
+            return _plain(name, module, up, down)
+    if _is_pair(module, "intermediate", "output"):
+        return _plain(name, module, "intermediate.dense", "output.dense")
+    return _mlp_by_shape(name, module, linears)
+
+
+def _mlp_by_shape(name: str, module: nn.Module, linears: dict[str, nn.Module]) -> Mlp | None:
+    """The MLP made of exactly these linear layers, told by their shapes and order alone: wide first, then narrow."""
+    wide = [child for child, linear in linears.items() if _shape(linear)[0] > _shape(linear)[1]]
+    narrow = [child for child, linear in linears.items() if _shape(linear)[0] < _shape(linear)[1]]
+    if len(wide) not in (1, 2) or list(linears) != wide + narrow or len(narrow) != 1:
+        return None
+    if not all(_mirrored(linears[child], linears[narrow[0]]) for child in wide):
+        return None
+    if len(wide) == 1:
+        return _plain(name, module, wide[0], narrow[0])
+    gate, up = sorted(wide, key=lambda child: "gate" not in child)
+    return _gated(name, module, gate, up, narrow[0])
+
+
+def _packed_gated(model: nn.Module) -> list[Target]:
+    """Matrices of MLPs that store gate and up as one (`gate_up_proj`, Phi): pruned as they are, but no `Mlp`."""
+    targets = []
+    for name, module in model.named_modules():
+        if {"gate_up_proj", "down_proj"} <= _linears_of(module).keys():
+            targets.append(_part(name, module, "gate_up_proj", "up"))
+            targets.append(_part(name, module, "down_proj", "down"))
+    return targets
+
+
+def _is_pair(module: nn.Module, first: str, second: str) -> bool:
+    """Whether two children of a module each hold a `dense`, and the two make an MLP."""
+    pair = [getattr(getattr(module, child, None), "dense", None) for child in (first, second)]
+    return all(isinstance(part, nn.Module) and is_linear(part) for part in pair) and _mirrored(*pair)
+
+
+def _shape(linear: nn.Module) -> tuple[int, int]:
+    out, into = linear.weight.t().shape if is_conv1d(linear) else linear.weight.shape
+    return out, into
+
+
+def _mirrored(up: nn.Module, down: nn.Module) -> bool:
+    return _shape(up) == _shape(down)[::-1]
+
+
+def _gated(name: str, module: nn.Module, gate: str, up: str, down: str) -> Mlp:
+    parts = [_part(name, module, child, role) for child, role in ((gate, "gate"), (up, "up"), (down, "down"))]
+    return Mlp(name, module, up=parts[1], down=parts[2], gate=parts[0])
+
+
+def _plain(name: str, module: nn.Module, up: str, down: str) -> Mlp:
+    return Mlp(name, module, up=_part(name, module, up, "fc1"), down=_part(name, module, down, "fc2"))
+
+
+def _part(name: str, module: nn.Module, child: str, role: str) -> Target:
+    return Target(f"{name}.{child}" if name else child, module.get_submodule(child), role, name)

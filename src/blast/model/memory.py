@@ -1,0 +1,45 @@
+"""Memory that a model's weights really take, measured on the tensors it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from blast.layers.block_linear import BlockLinear
+from blast.layers.sparse_mlp import SparseMlp
+from blast.model.discovery import find_mlps
+
+
+class ModelBytes(NamedTuple):
+    """Bytes held by a model.
+
+    Attributes:
+        weights: All parameters and buffers, and what fused MLPs hold besides.
+        mlp: Of these the matrices of MLPs, and any other matrix that is block-sparse: values and index, no bias.
+    """
+
+    weights: int
+    mlp: int
+
+
+def model_bytes(model: nn.Module) -> ModelBytes:
+    """Bytes of the storages of a model, each storage once (tied weights and shared indices do not count twice)."""
+    mlp: list[Tensor] = [target.module.weight for mlp in find_mlps(model) for target in mlp.targets]
+    packed: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, BlockLinear):
+            mlp += [module.values, *module.index.buffers()]
+        elif isinstance(module, SparseMlp):
+            packed += module.held
+    return ModelBytes(_bytes([*model.parameters(), *model.buffers(), *packed]), _bytes([*mlp, *packed]))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    storages = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        # Storages without memory (empty, or on the meta device) all have the address 0.
+        storages[storage.data_ptr() or id(tensor)] = storage.nbytes()
+    return sum(storages.values())

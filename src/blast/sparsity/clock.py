@@ -1,0 +1,37 @@
+"""Optimization steps, counted; and when masks change."""
+
+from __future__ import annotations
+
+from blast.sparsity.config import SparsifyConfig
+
+
+class StepClock:
+    """Counts the optimization steps of a `Sparsifier`; all of its parts read the time here.
+
+    Args:
+        config: Says when masks are updated and when they are fixed.
+
+    Attributes:
+        step_count: Steps done.
+        finished: Whether the masks are fixed.
+    """
+
+    def __init__(self, config: SparsifyConfig) -> None:
+        self._config = config
+        self.step_count = 0
+        self.finished = False
+
+    @property
+    def last_update(self) -> bool:
+        """Whether the coming step is at or past the one in which masks are trimmed and fixed."""
+        return self.step_count >= self._config.final_step
+
+    @property
+    def update_due(self) -> bool:
+        """Whether the coming step chooses masks anew, or fixes them."""
+        return not self.finished and (self.last_update or self.step_count % self._config.update_every == 0)
+
+    @property
+    def growth_due(self) -> bool:
+        """Whether the coming step grows blocks, for which it needs the dense gradient."""
+        return self.update_due and not self.last_update and self._config.grow != "none"

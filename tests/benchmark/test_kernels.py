@@ -1,0 +1,181 @@
+"""The suite `kernels` without a GPU: everything but the clock runs here, on the twins; no time in it was measured."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kernel_suite_case import SETTINGS, imagine_gpu, latencies, measure
+
+from blast.benchmark import kernels
+from blast.benchmark.providers import mlp_inference
+from blast.benchmark.timing import cuda_graphs
+from blast.errors import BlastError
+from blast.experiment.analysis.ratio import ratios
+from blast.experiment.plan.point import Point
+from blast.experiment.records.record import make_record
+from blast.experiment.records.rows import record_rows
+from blast.experiment.records.table import as_table
+from blast.experiment.run.benchmark import run_benchmark_point
+from blast.experiment.run.progress import headline
+
+
+@pytest.fixture
+def imaginary_gpu(monkeypatch):
+    imagine_gpu(monkeypatch)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_gpu_is_refused_in_one_sentence():
+    with pytest.raises(BlastError, match=r"times GPU kernels and this machine has no CUDA GPU; .*blast job") as caught:
+        measure("llama-3.2-1b")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
+def test_ours_and_dense_are_timed_at_every_number_of_tokens(imaginary_gpu, architecture):
+    metrics = measure(architecture, tied=[False, True], masks=["uniform", "skewed"])
+    ours = [entry for entry in latencies(metrics) if entry["provider"] == "ours"]
+    gated = architecture.startswith("llama")
+    assert len(ours) == 2 * 2 * (2 if gated else 1)
+    assert {entry.get("tied") for entry in ours} == ({False, True} if gated else {None})
+    assert {entry["setting"]["mask"] for entry in ours} == {"uniform", "skewed"}
+    assert all(entry["setting"]["error"] < 2e-5 for entry in ours)
+    dense = [entry for entry in latencies(metrics) if entry["provider"] == "dense_eager"]
+    assert [entry["tokens"] for entry in dense] == [3, 40]
+    assert metrics[0]["provider"] == "ours"
+
+
+def test_a_wrong_output_of_ours_ends_the_point_without_a_timing(imaginary_gpu, monkeypatch):
+    right = mlp_inference._fused_call
+    monkeypatch.setattr(mlp_inference, "_fused_call", lambda *a: lambda number: 1.01 * right(*a)(number))
+    with pytest.raises(BlastError, match=r"ours at 3 tokens: its output is off by 1.0e-02 from the float32 reference"):
+        measure()
+
+
+def test_an_element_that_nobody_writes_is_an_infinite_error():
+    expected = torch.ones(2, 4)
+
+    def call(number):
+        out = torch.empty(2, 4)
+        out[:, :3] = 1
+        return out
+
+    assert cuda_graphs.error_of(call, expected, torch.arange(2)) == math.inf
+    assert cuda_graphs.error_of(lambda number: expected.clone(), expected, torch.arange(2)) == 0
+
+
+def test_where_nothing_is_expected_but_zeros_only_zeros_are_right():
+    """Few blocks may leave none that anyone reads: SmolLM2's MLP in blocks of 64 at .95 is zero with one seed."""
+    zeros = torch.zeros(2, 3)
+    assert cuda_graphs.error_of(lambda number: zeros.clone(), zeros, torch.arange(2)) == 0
+    assert cuda_graphs.error_of(lambda number: zeros + 1e-20, zeros, torch.arange(2)) > 1
+
+
+def test_timed_calls_fill_no_buffer_with_nan():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with cuda_graphs.plain_memory():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_dead_hidden_blocks_are_reported_on_their_own(imaginary_gpu):
+    metrics = latencies(measure(sparsity=0.9))
+    skipped = [entry for entry in metrics if entry["provider"] == "ours_skipped"]
+    assert len(skipped) == 2
+    assert all(0 < entry["setting"]["dead_hidden"] < 1 for entry in skipped)
+
+
+def test_the_dense_fallback_is_timed_where_the_table_calls_for_it(imaginary_gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        mlp_inference, "dense_ranges", lambda *given: asked.append(given[3]) or ((10, True), (None, False))
+    )
+    metrics = latencies(measure())
+    assert {entry["tokens"] for entry in metrics if entry["provider"] == "ours_dense_fallback"} == {3}
+    assert set(asked) == {(entry["setting"]["ffn"], entry["setting"]["hidden"]) for entry in metrics}
+
+
+def test_what_is_left_when_the_seconds_are_over_is_said(imaginary_gpu):
+    metrics = measure(seconds=0.0)
+    assert [(entry["tokens"], entry["status"]) for entry in metrics] == [(3, "not run"), (40, "not run")]
+
+
+def test_without_trained_masks_their_row_says_not_run(imaginary_gpu, tmp_path):
+    metrics = latencies(measure(masks=["uniform", "trained"], masks_folder=str(tmp_path)))
+    lost = [entry for entry in metrics if entry.get("status") == "not run"]
+    assert {entry["setting"]["mask"] for entry in lost} == {"trained"}
+    assert "no masks of a trained llama-nano" in lost[0]["setting"]["cause"]
+
+
+def test_the_roofline_says_which_share_of_its_bound_was_reached(imaginary_gpu):
+    metrics = measure()
+    shares = [entry for entry in metrics if entry["metric"] == "roofline_fraction" and entry["provider"] == "ours"]
+    assert len(shares) == 2
+    for entry in shares:
+        assert entry["setting"]["bound"] == "launches"
+        assert entry["value"] == pytest.approx(entry["setting"]["bound_ms"] / 1.0)
+
+
+def test_a_benchmark_point_becomes_rows_with_ties_masks_and_missing_providers(imaginary_gpu, monkeypatch):
+    point = Point(
+        id="kernels-llama-nano.float32.s80.b16.seed0", grid="invented", stage="benchmark", architecture="llama-nano",
+        method="blast", sparsity=0.8, block=(16, 16),
+        benchmark=SETTINGS | {"suite": "kernels", "tied": [False, True], "peers": ["stk"]},
+    )  # fmt: skip
+    run = {"hardware": "imaginary-gpu", "gpu": "Imaginary", "started": "2026-11-23T10:00:00+00:00"}
+    record = make_record(point, status="ok", result=run_benchmark_point(point, None), run=run)
+    table = as_table(record_rows(record))
+    found = ratios(table, "latency")
+    ours = found[found["provider"] == "ours"]
+    assert set(zip(ours["tied"], ours["mask"], ours["tokens"], strict=True)) == {
+        (tied, "uniform", tokens) for tied in (False, True) for tokens in (3, 40)
+    }
+    assert (ours["ratio"] == 10).all()
+    assert set(table.loc[table["provider"] == "stk", "status"]) == {"not run"}
+    assert headline(record) == "1 ms"
+
+
+def test_a_point_that_ran_out_of_time_says_so_beside_what_it_measured(imaginary_gpu, monkeypatch):
+    ticks = iter([0.0, 1.0, 200.0])
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    point = Point(
+        id="kernels-llama-nano.float32.s80.b16.seed0", grid="invented", stage="benchmark", architecture="llama-nano",
+        method="blast", sparsity=0.8, block=(16, 16), benchmark=SETTINGS | {"suite": "kernels"},
+    )  # fmt: skip
+    result = run_benchmark_point(point, None)
+    timed = {entry["tokens"] for entry in latencies(result["metrics"]) if entry["value"]}
+    assert timed == {3}
+    assert result["unfinished"].startswith("its time was over before 40 tokens were timed; run again")
+    assert "\n" not in result["unfinished"]
+
+
+@pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
+def test_rectangles_are_measured_and_dead_hidden_blocks_left_out_where_both_matrices_cut_them_alike(
+    imaginary_gpu, architecture
+):
+    settings = SETTINGS | {"masks": ["uniform"], "tied": [False, True]}
+    metrics = {
+        form: latencies(kernels.measure(architecture, 0.7, (32, 16), 0, settings | {"down_block": form}))
+        for form in ("same", "transposed")
+    }
+    skipped = {form: [e for e in found if e["provider"] == "ours_skipped"] for form, found in metrics.items()}
+    assert not skipped["same"]
+    assert skipped["transposed"]
+    assert all(
+        entry["setting"]["error"] < 2e-5
+        for entry in (*metrics["same"], *metrics["transposed"])
+        if entry["provider"].startswith("ours")
+    )
+    assert {entry["setting"].get("down_block") for entry in metrics["same"]} == {None}
+    assert {entry["setting"].get("down_block") for entry in metrics["transposed"]} == {"transposed"}
+
+
+def test_an_unknown_form_of_the_down_block_names_the_nearest():
+    with pytest.raises(BlastError, match="did you mean 'transposed'"):
+        kernels.mlp_size("gpt2-xl", (128, 64), "bfloat16", "transpose")

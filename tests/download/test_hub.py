@@ -1,0 +1,216 @@
+"""The hub over HTTP as it answers: listings with checksums, cut transfers, refusals, tokens; and its cache layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from blast.download import sources
+from blast.download.hub import HubFiles
+from blast.errors import BlastError
+from blast.files import git_digest
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+LARGE = bytes(range(256)) * 3000
+FILES = {
+    "config.json": b'{"a": 1}\n',
+    "model.safetensors": LARGE,
+    "pytorch_model.bin": b"a pickle",
+    "onnx/model.x": b"x",
+}
+SOURCE = HubFiles("tiny", "models", "owner/tiny", REVISION, ("config.json", "model*.safetensors*"), "accept its terms.")
+
+
+class _Hub(ThreadingHTTPServer):
+    """Answers like the hub; `refuse` is a status for everything, `cuts` transfers of the large file end early."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files = dict(FILES)
+        self.refuse, self.cuts, self.pause = 0, 0, 0.0
+        self.asked: list[tuple[str, str | None, str | None]] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        hub = self.server
+        path = self.path.partition("?")[0]
+        hub.asked.append((path, self.headers.get("Range"), self.headers.get("Authorization")))
+        if hub.refuse:
+            self.send_error(hub.refuse)
+        elif path == f"/api/models/owner/tiny/tree/{REVISION}":
+            self._send(json.dumps([_entry(name, content) for name, content in hub.files.items()]).encode())
+        elif path.startswith(f"/owner/tiny/resolve/{REVISION}/"):
+            time.sleep(hub.pause)
+            self._send(hub.files[path.split("/", 5)[5]])
+        else:
+            self.send_error(404)
+
+    def _send(self, content: bytes) -> None:
+        asked = self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        part = content[start:] if asked != "bytes=0-0" else content[:1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if self.server.cuts and content is LARGE and asked != "bytes=0-0":
+            self.server.cuts -= 1
+            part = part[: len(part) // 2]
+        self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _entry(name: str, content: bytes) -> dict:
+    """A line of the listing: large files with their sha256, small ones with git's digest alone."""
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry = {"type": "file", "path": name, "size": len(content), "oid": blob}
+    return entry | ({"lfs": {"oid": hashlib.sha256(content).hexdigest()}} if len(content) > 1000 else {})
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    running = _Hub()
+    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def test_only_wanted_files_come_and_each_is_checked(hub, tmp_path):
+    facts = SOURCE.fetch(tmp_path)
+    folder = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / REVISION
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert (facts["files"], facts["bytes"]) == (2, len(LARGE) + 9)
+    assert git_digest(folder / "config.json") == _entry("config.json", FILES["config.json"])["oid"]
+
+
+def test_a_second_fetch_asks_nothing_and_reads_nothing_again(hub, tmp_path, monkeypatch):
+    facts = SOURCE.fetch(tmp_path)
+    hub.asked.clear()
+    monkeypatch.setattr(sources.RemoteFile, "matches", lambda *_: pytest.fail("read again"))
+    assert SOURCE.fetch(tmp_path) == facts
+    assert hub.asked == []
+
+
+def test_a_file_that_changed_since_is_fetched_again(hub, tmp_path):
+    SOURCE.fetch(tmp_path)
+    file = SOURCE.folder(tmp_path) / "model.safetensors"
+    file.write_bytes(LARGE[:-1])
+    SOURCE.fetch(tmp_path)
+    assert file.read_bytes() == LARGE
+
+
+def test_a_cut_transfer_is_taken_up_where_it_ended(hub, tmp_path):
+    hub.cuts = 1
+    SOURCE.fetch(tmp_path)
+    ranges = [part for path, part, _ in hub.asked if path.endswith(".safetensors") and part != "bytes=0-0"]
+    assert ranges == [None, f"bytes={len(LARGE) // 2}-"]
+
+
+def test_other_content_than_the_listing_says_is_refused(hub, tmp_path):
+    SOURCE.fetch(tmp_path / "once")
+    listing = next((tmp_path / "once" / "hub" / "models--owner--tiny").glob("blast-*.json"))
+    target = tmp_path / "hub" / "models--owner--tiny" / listing.name
+    target.parent.mkdir(parents=True)
+    target.write_text(listing.read_text())
+    hub.files["model.safetensors"] = LARGE[::-1]
+    with pytest.raises(BlastError, match="wrong checksum"):
+        SOURCE.fetch(tmp_path)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_repository_says_what_to_accept(hub, tmp_path, status):
+    hub.refuse = status
+    with pytest.raises(BlastError, match=r"^tiny: accept its terms\.$"):
+        SOURCE.fetch(tmp_path)
+
+
+def test_another_refusal_is_told_as_it_is(hub, tmp_path):
+    hub.refuse = 404
+    with pytest.raises(BlastError, match=r"tiny could not be fetched .*404.*check the network, or bring the folder"):
+        SOURCE.fetch(tmp_path)
+
+
+def test_the_users_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    SOURCE.fetch(tmp_path)
+    assert {token for _, _, token in hub.asked} == {"Bearer hf_mine"}
+    request = sources.request_for("http://one.example/x", {"Authorization": "Bearer hf_mine"})
+    handler = sources.urllib.request.HTTPRedirectHandler()
+    elsewhere = handler.redirect_request(request, None, 302, "Found", {}, "http://two.example/x")
+    assert not elsewhere.has_header("Authorization")
+
+
+def test_a_folder_of_the_hubs_own_client_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    repository = tmp_path / "hub" / "models--owner--tiny"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = SOURCE.folder(tmp_path)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        blob = repository / "blobs" / hashlib.sha256(FILES[name]).hexdigest()
+        blob.write_bytes(FILES[name])
+        (snapshot / name).symlink_to(blob)
+    assert SOURCE.fetch(tmp_path)["bytes"] == len(LARGE) + 9
+
+
+def test_a_damaged_blob_of_the_hubs_own_client_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    snapshot = SOURCE.folder(tmp_path)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes(b"{}")
+    blob = tmp_path / hashlib.sha256(LARGE).hexdigest()
+    blob.write_bytes(LARGE[:-1])
+    (snapshot / "model.safetensors").symlink_to(blob)
+    with pytest.raises(BlastError, match=r"model\.safetensors is damaged"):
+        SOURCE.fetch(tmp_path)
+
+
+def test_a_file_that_the_repository_lacks_is_named(hub, tmp_path):
+    source = HubFiles("tiny", "models", "owner/tiny", REVISION, ("config.json", "*.parquet"))
+    with pytest.raises(BlastError, match=r"has no file \*\.parquet at revision 0123"):
+        source.fetch(tmp_path)
+
+
+def test_several_processes_fetch_once(hub, tmp_path):
+    hub.pause = 0.2
+    process = multiprocessing.get_context("fork").Process
+    workers = [process(target=SOURCE.fetch, args=(tmp_path,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(worker.exitcode == 0 for worker in workers)
+    whole = [path for path, part, _ in hub.asked if part is None]
+    assert len(whole) == len(set(whole)) == 3
+
+
+def test_a_server_that_was_silent_is_not_waited_for_again(tmp_path, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(sources, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        for wanted in ("0.5 s", "a moment ago"):
+            started = time.monotonic()
+            with pytest.raises(BlastError, match=wanted):
+                SOURCE.fetch(tmp_path)
+        assert time.monotonic() - started < 0.2
+
+
+def test_progress_is_told_in_lines(hub, tmp_path):
+    lines: list[str] = []
+    SOURCE.fetch(tmp_path, lines.append)
+    assert lines == [f"tiny: fetching 2 file(s) from http://127.0.0.1:{hub.server_port}/owner/tiny/resolve/{REVISION}/"]

@@ -1,0 +1,97 @@
+"""How long a run takes to a loss, and runs that differ in execution alone."""
+
+from __future__ import annotations
+
+import fake_runs as fake
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blast.experiment.analysis.comparison import missing, summarise, without_twins
+from blast.experiment.analysis.execution_pairs import switch_pairs
+from blast.experiment.analysis.time_to_loss import dense_of, time_to, timed_runs
+from blast.experiment.records.rows import record_rows
+from blast.experiment.records.table import as_table, load_table
+
+POINTS = fake.points()
+DENSE, MASKED = POINTS[0], POINTS[-1]
+SPARSEST = fake.make_point("blast", 0.95)
+
+
+def table_of(*points, **more):
+    return as_table([row for point in points for row in record_rows(fake.make_record_of(point, **more))])
+
+
+@given(st.lists(st.floats(0.1, 9), min_size=1, max_size=9), st.floats(0, 10))
+@settings(deadline=None, max_examples=100)
+def test_a_loss_is_reached_no_later_than_the_first_evaluation_below_it(losses, loss):
+    seconds = [10.0 * (place + 1) for place in range(len(losses))]
+    found = time_to(seconds, losses, loss)
+    below = [second for second, value in zip(seconds, losses, strict=True) if value <= loss]
+    assert (found is None) == (not below)
+    if below:
+        assert below[0] - 10 <= found <= below[0] or found == seconds[0]
+        assert time_to(seconds, losses, loss + 0.5) <= found
+
+
+def test_between_two_evaluations_the_loss_falls_in_a_straight_line():
+    assert time_to([10, 20, 30], [5, 4, 2], 3) == pytest.approx(25)
+    assert time_to([10, 20, 30], [5, 4, 2], 4) == 20
+    assert time_to([10, 20, 30], [5, 4, 2], 6) == 10
+    assert time_to([10, 20, 30], [5, 4, 2], 1.9) is None
+
+
+def test_timed_runs_have_the_recorded_seconds_and_their_own_dense_run():
+    (group,) = timed_runs(table_of(*POINTS))
+    assert group[0].point.point == DENSE.id
+    assert {run.point.point for run in group} == {point.id for point in POINTS}
+    by_name = {run.point.point: run for run in group}
+    run = by_name[SPARSEST.id]
+    assert run.total == pytest.approx(fake.seconds_at(SPARSEST, fake.STEPS - 1))
+    assert len(run.seconds) == fake.STEPS // fake.EVERY
+    assert dense_of(run, group) is by_name[DENSE.id]
+    assert run.time_to(by_name[DENSE.id].final) is None
+    assert by_name[DENSE.id].time_to(run.final) < by_name[DENSE.id].total
+
+
+def test_runs_without_times_are_left_out_and_do_not_push_out_another_machine():
+    assert timed_runs(table_of(*POINTS, timed=False)) == []
+    here, there = table_of(*POINTS, timed=False), table_of(DENSE, hardware="nvidia-other")
+    (group,) = timed_runs(pd.concat([here, there], ignore_index=True))
+    assert [(run.point.point, run.point.hardware) for run in group] == [(DENSE.id, "nvidia-other")]
+
+
+def test_a_pair_differs_in_execution_alone_and_says_where_it_switched():
+    (pair,) = switch_pairs(table_of(*POINTS))
+    assert pair.point.point == SPARSEST.id
+    assert (pair.known, pair.switched) == (True, fake.SWITCH)
+    found = pair.difference("train_loss")
+    assert found.largest(0, fake.SWITCH) == 0
+    assert 0 < found.largest(fake.SWITCH) <= 1.01 * fake.ROUNDING
+    assert len(pair.difference("validation_loss").steps) == fake.STEPS // fake.EVERY
+
+
+def test_runs_that_differ_in_more_than_execution_are_no_pair():
+    other_seed = fake.make_point("blast", 0.95, execution="masked", seed=1)
+    swap = fake.make_point("rigl_swap", 0.95, execution="masked")
+    assert switch_pairs(table_of(SPARSEST, other_seed, swap)) == []
+    here, there = table_of(SPARSEST), table_of(MASKED, hardware="nvidia-other")
+    assert switch_pairs(pd.concat([here, there], ignore_index=True)) == []
+
+
+def test_of_a_pair_only_the_run_with_auto_enters_views_of_quality():
+    table = table_of(*POINTS)
+    assert set(table["point"]) - set(without_twins(table)["point"]) == {MASKED.id}
+    found = summarise(table, ("loss",))
+    assert MASKED.id not in " ".join(found["config"])
+    assert len(found[found["sparsity"] == 0.95]) == 2
+    alone = table_of(DENSE, MASKED)
+    assert len(without_twins(alone)) == len(alone)
+
+
+def test_a_pair_that_was_not_run_is_missing_once_or_as_two(tmp_path):
+    fake.write_runs(tmp_path / "study", skip=MASKED.id, models=("gpt2",))
+    table = load_table(tmp_path / "study", tmp_path / "none")
+    assert missing(table).empty
+    assert list(missing(table, twins=True)["point"]) == [MASKED.id]

@@ -1,0 +1,152 @@
+"""How trainings on several processes are asked for and started, and the GPUs that they hold."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import time
+
+import pytest
+import torch
+from switch_cases import sparsify
+
+from blast.errors import BlastError
+from blast.experiment.plan.config import parse
+from blast.experiment.plan.grid import expand
+from blast.experiment.plan.point import Point
+from blast.experiment.run.launch import gpus_held, together, visible_gpus, worker_command
+from blast.training import checkpoint, launch
+from blast.training.checkpoint import TrainingState
+from blast.training.history import History
+from blast.training.settings import TrainingSettings
+
+SETTINGS = {"steps": 4, "batch": 12, "learning_rate": 1e-3}
+
+
+def point(number: int, start: str = "scratch") -> Point:
+    training = TrainingSettings.from_dict({**SETTINGS, "processes": number}).__dict__
+    return Point(
+        id=f"{start}{number}", grid="t", stage="train", architecture="vit-nano", start=start, training=training
+    )
+
+
+def config(training: dict, **block) -> dict:
+    block = {"architectures": ["vit-nano"], "datasets": ["digits"], "sparsity": [0], **block}
+    return {"name": "two", "training": {"default": SETTINGS, **training}, "grid": [block]}
+
+
+def test_points_of_one_process_share_a_start_and_those_of_several_have_their_own(tmp_path):
+    points = [point(1), point(1, "published"), point(2), point(3), point(1)]
+    assert together(points) == points[:2]
+    assert together(points[2:]) == [points[2]]
+    assert worker_command(points[:2], tmp_path, ["p.json"], tmp_path)[:3] == [
+        sys.executable,
+        "-m",
+        "blast.experiment.run.worker",
+    ]
+    command = worker_command([points[3]], tmp_path, ["p.json"], tmp_path)
+    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert command[command.index("--nproc-per-node") + 1] == "3"
+    assert command[command.index("--max-restarts") + 1] == "0"
+
+
+def test_what_trains_nothing_needs_one_process():
+    assert [point(2, start).processes for start in ("scratch", "pretrained", "published", "parent")] == [2, 2, 1, 1]
+    assert Point(id="b", grid="t", stage="benchmark", architecture="gpt2").processes == 1
+
+
+def test_a_config_gives_processes_by_dataset_or_architecture(tmp_path):
+    plan = expand(parse(config({"digits": {"processes": 2}}), tmp_path / "grid.yaml"))
+    assert {one.processes for one in plan.points.values()} == {2}
+    plan = expand(parse(config({"vit-nano.digits": {"processes": 4}}), tmp_path / "grid.yaml"))
+    assert {one.processes for one in plan.points.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (5, "'batch' is 12, which 5 processes cannot share equally; make it a multiple of 'processes'"),
+        (0, "'processes' is 0; give a whole number, 1 or more"),
+        (1.5, "'processes' is 1.5; give a whole number, 1 or more"),
+        ("two", "'processes' is 'two'"),
+    ],
+)
+def test_a_number_of_processes_that_cannot_be_is_refused_with_the_file(tmp_path, number, sentence):
+    values = parse(config({"digits": {"processes": number}}), tmp_path / "grid.yaml")
+    with pytest.raises(BlastError, match=sentence) as caught:
+        expand(values, tmp_path / "grid.yaml")
+    assert str(caught.value).startswith(str(tmp_path / "grid.yaml"))
+
+
+def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BlastError, match="to have 4 processes, one a GPU, and there are 2 GPUs for it; lower 'proc"):
+        launch.join()
+
+
+@pytest.fixture
+def four_gpus(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,GPU-7,3")
+
+
+def test_two_jobs_hold_different_gpus(four_gpus):
+    with gpus_held(2) as first, gpus_held(2) as second:
+        assert first == {"CUDA_VISIBLE_DEVICES": "0,1"}
+        assert second == {"CUDA_VISIBLE_DEVICES": "GPU-7,3"}
+    with gpus_held(4) as whole:
+        assert whole["CUDA_VISIBLE_DEVICES"] == "0,1,GPU-7,3"
+
+
+def test_a_job_waits_for_gpus_that_another_holds(four_gpus, capsys):
+    order = []
+
+    def other():
+        with gpus_held(3):
+            order.append("got")
+
+    with gpus_held(2):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        time.sleep(1.2)
+        order.append("given back")
+    waiting.join(20)
+    assert order == ["given back", "got"]
+    assert capsys.readouterr().out == "waiting for 1 of 3 GPUs, which other jobs hold\n"
+
+
+def test_nothing_is_held_where_none_is_asked_for_or_there_are_too_few(four_gpus, monkeypatch):
+    with gpus_held(0) as none, gpus_held(5) as too_many:
+        assert none == too_many == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+
+
+def test_a_state_of_another_run_is_told_in_one_sentence(tmp_path, monkeypatch):
+    def saved(key: str, **settings) -> TrainingState:
+        ours = sparsify("llama-nano", **settings)
+        state = TrainingState(tmp_path / "state.pt", key)
+        state.save(3, ours.model, ours.optimizer, ours, History())
+        return state
+
+    def taken_up(key: str) -> tuple[int, str | None]:
+        ours = sparsify("llama-nano")
+        state = TrainingState(tmp_path / "state.pt", key)
+        return state.restore(ours.model, ours.optimizer, ours, History()), state.discarded
+
+    saved("one")
+    assert taken_up("one") == (3, None)
+    assert taken_up("two")[0] == 0
+    assert taken_up("two")[1].endswith("this training state is of other settings, data or code; starting anew.")
+    saved("one", block=16)
+    assert "is of another run (block was [16, 16] and is [32, 32]); starting anew." in taken_up("two")[1]
+    monkeypatch.setattr(checkpoint, "world_size", lambda: 4)
+    saved("one")
+    monkeypatch.undo()
+    assert "is of 4 processes and this run has 1; starting anew." in taken_up("two")[1]
+    with pytest.raises(BlastError, match="that of 4 processes and this run has 1; run with as many"):
+        taken_up("one")

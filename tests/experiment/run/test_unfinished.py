@@ -1,0 +1,119 @@
+"""A benchmark whose time ran out: what it measured is kept, it is told as a failure is, and the next run redoes it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+
+import pytest
+
+from blast.benchmark import settings_of
+from blast.experiment.cli import main
+from blast.experiment.plan.grid import Job, Plan
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
+from blast.experiment.records.provenance import fingerprint
+from blast.experiment.records.record import make_record, read_record
+from blast.experiment.records.rows import record_rows
+from blast.experiment.run.job import finished, run_points
+from blast.experiment.run.progress import headline
+from blast.experiment.run.verdict import drop_stale_stamps
+from blast.files import write_json
+
+NAME = "mlp-gpt2-nano.float32.s80.b16.seed0"
+SENTENCE = "its time was over before 64 tokens were timed; run again."
+
+
+def point() -> Point:
+    settings = {"suite": "mlp", "tokens": [4], "dtype": "float32", "repeats": 2} | settings_of("mlp", {})
+    return Point(
+        id=NAME, grid="t", stage="benchmark", architecture="gpt2-nano", method="blast", sparsity=0.8, block=(16, 16),
+        benchmark=settings,
+    )  # fmt: skip
+
+
+def entry(tokens: int, value: float | None, **more) -> dict:
+    return {"metric": "latency", "unit": "ms", "value": value, "provider": "ours", "tokens": tokens} | more
+
+
+@pytest.fixture
+def folder(tmp_path) -> GridFolder:
+    """A grid of one point, the record of which measured 4 of 4 and 64 tokens."""
+    folder = GridFolder(tmp_path / "t")
+    metrics = [entry(4, 1.5), entry(64, None, status="not run", setting={"cause": "no time"}, unfinished=True)]
+    result = {"metrics": metrics, "curves": {}, "sparsity": {}, "unfinished": SENTENCE}
+    run = {"fingerprint": fingerprint("benchmark"), "hardware": "cpu", "wall_s": 1.0}
+    write_json(folder.record(NAME), make_record(point(), status="ok", result=result, run=run))
+    write_json(folder.root / "plan.json", [point().to_dict()])
+    folder.stamp("benchmark", "job").parent.mkdir(parents=True)
+    folder.stamp("benchmark", "job").touch()
+    return folder
+
+
+def plan() -> Plan:
+    return Plan({NAME: point()}, (Job("job", "benchmark", None, (NAME,)),))
+
+
+def test_its_rows_are_kept_and_its_line_says_what_is_missing(folder):
+    record = read_record(folder.record(NAME))
+    assert [(row["tokens"], row["status"], row["value"]) for row in record_rows(record)] == [
+        (4, "ok", 1.5),
+        (64, "not run", None),
+    ]
+    assert headline(record) == f"1.5 ms, UNFINISHED: {SENTENCE}"
+
+
+def test_the_verdict_names_it_in_one_sentence_and_keeps_its_record(folder, capsys):
+    before = folder.record(NAME).read_bytes()
+    assert main(["verdict", "--grid-dir", str(folder.root), "--out", str(folder.root / "verdict.txt")]) == 1
+    assert f"FAILED point {NAME}: {SENTENCE}" in capsys.readouterr().err
+    assert folder.record(NAME).read_bytes() == before
+    assert not (folder.root / "verdict.txt").exists()
+
+
+def test_a_point_that_failed_before_its_run_was_cut_off_is_tried_again(folder):
+    run = {"fingerprint": fingerprint("benchmark"), "hardware": "cpu", "wall_s": 1.0}
+    write_json(
+        folder.record(NAME), make_record(point(), status="failed", result={}, cause="the disk is full.", run=run)
+    )
+    stamp = folder.stamp("benchmark", "job")
+    with (folder.root / ".lock").open("w") as held:
+        # As the jobs of a run see it, whose verdict is still to come.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert drop_stale_stamps(plan(), folder) == []
+    verdict = folder.root / "verdict.txt"
+    verdict.touch()
+    os.utime(verdict, (stamp.stat().st_mtime + 10,) * 2)
+    assert drop_stale_stamps(plan(), folder) == []
+    verdict.unlink()
+    assert drop_stale_stamps(plan(), folder) == [stamp]
+    assert not folder.record(NAME).exists()
+    assert folder.failed(NAME).is_file()
+
+
+def test_the_next_run_redoes_its_job_and_then_nothing(folder, capsys):
+    assert drop_stale_stamps(plan(), folder) == []
+    main(["verdict", "--grid-dir", str(folder.root), "--out", str(folder.root / "verdict.txt")])
+    assert drop_stale_stamps(plan(), folder) == [folder.stamp("benchmark", "job")]
+    assert finished(folder, point()) is None
+    assert run_points([point()], folder, folder.root / "log") == 0
+    # A stamp set now stays, even if the workflow file is read once more within the same run.
+    folder.stamp("benchmark", "job").touch()
+    assert drop_stale_stamps(plan(), folder) == []
+    record = finished(folder, point())
+    assert "unfinished" not in record["result"]
+    verdict = folder.root / "verdict.txt"
+    assert main(["verdict", "--grid-dir", str(folder.root), "--out", str(verdict)]) == 0
+    assert drop_stale_stamps(plan(), folder) == []
+    assert verdict.is_file()
+    # To redo a point its record is removed; Snakemake looks behind the verdict only if that is gone too.
+    folder.record(NAME).unlink()
+    assert drop_stale_stamps(plan(), folder) == [folder.stamp("benchmark", "job")]
+    assert not verdict.exists()
+
+
+def test_a_job_that_leaves_a_point_unfinished_counts_it_as_a_failure(folder, tmp_path, monkeypatch):
+    record = json.loads(folder.record(NAME).read_text())
+    monkeypatch.setattr("blast.experiment.run.job._run_child", lambda *_: [record])
+    assert run_points([point()], GridFolder(tmp_path / "other"), tmp_path / "log") == 1

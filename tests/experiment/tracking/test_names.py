@@ -1,0 +1,45 @@
+"""Names of metrics and parameters in MLflow are legal, readable, and never hide a value."""
+
+from __future__ import annotations
+
+from mlflow_grid import metric
+
+from blast.experiment.tracking import names as names
+
+
+def test_timings_are_told_apart_by_who_and_how_and_none_is_lost() -> None:
+    timing = {"unit": "ms", "provider": "ours", "dtype": "float32", "low": 1.0, "high": 3.0, "spread": "q20-80"}
+    entries = [
+        metric("latency", float(value), **timing, tokens=tokens) for value, tokens in ((1, 1), (2, 128), (4, 128))
+    ]
+    found = names.metrics(entries)
+    assert found["latency_ms/ours float32 tokens1"] == 1.0
+    assert found["latency_ms/ours float32 tokens128"] == 2.0
+    assert found["latency_ms/ours float32 tokens128_2"] == 4.0
+    assert found["latency_ms/ours float32 tokens1_q20"] == 1.0
+    assert len(found) == 9
+
+
+def test_names_are_legal_for_mlflow() -> None:
+    from mlflow.utils.validation import _validate_metric_name, _validate_param_name
+
+    for word in ("a=b", "x/../y", "/lead", "per%", "ö(ä)", "a//b", "…"):
+        _validate_metric_name(names.metric_name(metric(word, 1.0, provider=word)))
+        _validate_metric_name(names.metric_name(metric("acc", 1.0, task=word)))
+        for name in names.parameters({"training": {word: 1}}):
+            _validate_param_name(name)
+
+
+def test_timings_with_tied_or_other_masks_have_names_of_their_own():
+    entry = {"metric": "latency", "unit": "ms", "provider": "ours", "dtype": "bfloat16", "tokens": 16, "value": 1.0}
+    forms = [
+        entry | {"tied": False, "setting": {"mask": "uniform"}},
+        entry | {"tied": True, "setting": {"mask": "uniform"}},
+        entry | {"tied": True, "setting": {"mask": "skewed"}},
+        entry | {"provider": "stk", "value": None},
+    ]
+    assert list(names.metrics(forms)) == [
+        "latency_ms/ours bfloat16 tokens16",
+        "latency_ms/ours tied bfloat16 tokens16",
+        "latency_ms/ours tied skewed masks bfloat16 tokens16",
+    ]

@@ -1,0 +1,112 @@
+"""Whatever the MLflow store does, it is one sentence, and the records stay."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow_grid import GRID, runs_of, write_point
+
+from blast.errors import BlastError
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.tracking.importer import import_grid
+from blast.experiment.tracking.store import import_lock, tracking_uri
+
+
+def test_two_processes_may_make_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = GridFolder(tmp_path / "results" / GRID)
+    ids = [f"p{i}" for i in range(6)]
+    for name in ids:
+        write_point(folder, name)
+    # They share two points: each is imported by whoever is first.
+    command = [sys.executable, "-m", "blast.experiment.tracking.importer", "--grid-dir", str(folder.root)]
+    halves = [subprocess.Popen([*command, *part], stdout=subprocess.PIPE, text=True) for part in (ids[:4], ids[2:])]
+    lines = [half.communicate(timeout=120)[0] for half in halves]
+    assert [half.returncode for half in halves] == [0, 0]
+    assert sorted(run.info.run_name for run in runs_of(folder)) == ids
+    assert sum(int(line.split()[1]) for line in lines) == len(ids)
+    assert [line.count("\n") for line in lines] == [1, 1]
+
+
+def test_a_server_that_refuses_leaves_the_records_untouched(mlflow_folder: GridFolder) -> None:
+    write_point(mlflow_folder, "p1")
+    before = mlflow_folder.record("p1").read_bytes()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(
+        BlastError, match=r"did not take the runs \(connection refused\).*records are untouched"
+    ) as told:
+        import_grid(mlflow_folder.root, uri=f"http://127.0.0.1:{port}")
+    assert time.monotonic() - began < 10
+    assert "\n" not in str(told.value)
+    assert mlflow_folder.record("p1").read_bytes() == before
+
+
+def test_a_server_that_never_answers_is_given_up(mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    write_point(mlflow_folder, "p1")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        began = time.monotonic()
+        with pytest.raises(BlastError, match="no answer in time"):
+            import_grid(mlflow_folder.root, uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - began < 15
+
+
+def test_a_damaged_database_is_one_sentence(mlflow_folder: GridFolder) -> None:
+    write_point(mlflow_folder, "p1")
+    database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"
+    database.write_bytes(b"not a database" * 100)
+    with pytest.raises(BlastError, match=r"mlflow\.db: the MLflow database cannot be used \(.*move it aside"):
+        import_grid(mlflow_folder.root)
+
+
+def test_a_moved_folder_is_told_and_nothing_is_written_to_the_old_place(
+    mlflow_folder: GridFolder, tmp_path: Path
+) -> None:
+    write_point(mlflow_folder, "p1")
+    import_grid(mlflow_folder.root)
+    moved = GridFolder(tmp_path / "elsewhere" / GRID)
+    shutil.move(mlflow_folder.root.parent, moved.root.parent)
+    write_point(moved, "p2")
+    with pytest.raises(BlastError, match="was moved"):
+        import_grid(moved.root)
+    assert not mlflow_folder.root.parent.exists()
+
+
+def test_an_import_waits_for_another_one(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    order: list[str] = []
+
+    def second() -> None:
+        with import_lock(uri):
+            order.append("second")
+
+    with import_lock(uri):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_the_address_is_the_given_one_then_the_environment_then_the_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    assert tracking_uri(tmp_path) == "http://mlflow.example:5000"
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(tmp_path, "sqlite:///a/b.db") == f"sqlite:///{tmp_path.resolve()}/a/b.db"

@@ -1,0 +1,141 @@
+"""MLflow's own server and pages show what was imported, pictures included."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from blast.errors import BlastError
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
+from blast.experiment.records.record import make_record
+from blast.experiment.tracking import ui
+from blast.experiment.tracking.importer import import_grid
+from blast.files import write_json
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1600,1000 --virtual-time-budget=30000"
+)
+START = 120  # s, a server on a busy machine
+
+
+def write_point(folder: GridFolder) -> None:
+    point = Point(id="seen.in.a.browser", grid=folder.root.name, stage="train", architecture="gpt2-nano", sparsity=0.5)
+    masks = {"step000000/h.0.fc1": np.eye(4, dtype=np.uint8)}
+    folder.work(point.id).mkdir(parents=True)
+    save_file(masks, folder.work(point.id) / "masks.safetensors")
+    result: dict[str, Any] = {
+        "metrics": [{"metric": "bits_per_byte", "unit": "bits/byte", "value": 2.125}],
+        "curves": {"train_loss": {"unit": "nats/token", "step": [0, 1], "value": [5.0, 4.0]}},
+        "artifacts": {"masks": {"path": "masks.safetensors", "digest": "sha256:0"}},
+    }
+    write_json(folder.record(point.id), make_record(point, status="ok", result=result, run={"command": "blast job"}))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address that `make ui` prints, with the server behind it, started from the folder that holds `results`."""
+    root = tmp_path_factory.mktemp("ui")
+    write_point(GridFolder(root / "results" / "tiny"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-m", "blast.experiment.tracking.ui", "--port", str(port)]
+    with (root / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+    try:
+        address = process.stdout.readline().strip().removeprefix("tiny: ")
+        deadline = time.monotonic() + START
+        while True:
+            try:
+                fetch(address.split("/#/")[0] + "/health")
+                break
+            except OSError:
+                assert process.poll() is None, (root / "log").read_text()
+                assert time.monotonic() < deadline, (root / "log").read_text()
+                time.sleep(0.3)
+        yield address
+        assert {entry.name for entry in root.iterdir()} == {"results", "log"}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def fetch(address: str, body: Any = None) -> bytes:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        return answer.read()
+
+
+@pytest.mark.slow
+def test_the_server_hands_out_runs_and_their_pictures(server: str) -> None:
+    base, experiment = server.split("/#/")[0], re.search(r"experiments/(\d+)", server)[1]
+    found = fetch(base + "/ajax-api/2.0/mlflow/runs/search", {"experiment_ids": [experiment]})
+    (run,) = json.loads(found)["runs"]
+    assert run["info"]["run_name"] == "seen.in.a.browser"
+    assert {entry["key"]: entry["value"] for entry in run["data"]["metrics"]}["quality/bits_per_byte"] == 2.125
+    picture = fetch(f"{base}/get-artifact?path=masks/last.png&run_uuid={run['info']['run_id']}")
+    assert picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_server_takes_the_same_records_as_a_database(server: str, tmp_path: Path) -> None:
+    base = server.split("/#/")[0]
+    folder = GridFolder(tmp_path / "results" / "sent")
+    write_point(folder)
+    assert import_grid(folder.root, uri=base).added == ["seen.in.a.browser"]
+    assert import_grid(folder.root, uri=base).unchanged == ["seen.in.a.browser"]
+    found = json.loads(fetch(base + "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=sent"))
+    (run,) = json.loads(
+        fetch(base + "/ajax-api/2.0/mlflow/runs/search", {"experiment_ids": [found["experiment"]["experiment_id"]]})
+    )["runs"]
+    assert fetch(f"{base}/get-artifact?path=masks/last.png&run_uuid={run['info']['run_id']}").startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+def test_the_printed_address_opens_the_table_of_runs(server: str, tmp_path: Path) -> None:
+    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path}", "--dump-dom", server]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "seen.in.a.browser" in page
+    assert "quality/bits_per_byte" in page
+    assert "2.125" in page
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BlastError, match=f"port {port} cannot be used .*--port"):
+            ui.prepare(tmp_path, port)
+
+
+def test_runs_that_are_kept_elsewhere_are_not_served_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    with pytest.raises(BlastError, match=r"kept at MLFLOW_TRACKING_URI=http://mlflow\.example:5000"):
+        ui.prepare(tmp_path, 5000)

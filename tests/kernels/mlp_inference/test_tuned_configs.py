@@ -1,0 +1,145 @@
+"""The table of tuned plans; every row in these tables is made up."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from blast_kernels.mlp_inference import tuned_configs
+from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.search_space import fits
+from blast_kernels.mlp_inference.tuned_configs import LIMIT, plan_of, read_plans, tuned_plan
+from blast_kernels.tables import break_even
+from hypothesis import given
+from hypothesis import strategies as st
+
+GPU = "imaginary-gpu"
+FIRST, SECOND = Plan("tiles", 128, 64, 64, 3, 4), Plan("stream", 16, 64, 128, 4, 4, split=2)
+
+
+def row(tokens, records, row_blocks, plan, **more):
+    fixed = {"block": [128, 128], "gate": "none", "dtype": "bfloat16"}
+    place = {"tokens": tokens, "records": records, "row_blocks": row_blocks}
+    return fixed | place | {"plan": list(plan)} | more
+
+
+def table(folder, rows, **others):
+    versions = {"3.6": rows} | {name.replace("v", "").replace("_", "."): part for name, part in others.items()}
+    plans = {name: {"run": {}, "rows": part} for name, part in versions.items()}
+    (folder / f"{GPU}.json").write_text(json.dumps({"gpu": GPU, "plans": plans}))
+    tuned_configs.read_plans.cache_clear()
+    tuned_configs._indexed.cache_clear()
+
+
+def look_up(folder, tokens, records, row_blocks, gate="none", dtype=torch.bfloat16, triton="3.6", block=(128, 128)):
+    return tuned_plan(tokens, records, row_blocks, *block, gate, dtype, GPU, triton, folder)
+
+
+def test_the_nearest_row_counts_by_ratio(tmp_path):
+    table(tmp_path, [row(512, 64, 10.0, FIRST), row(2048, 64, 10.0, SECOND)])
+    assert look_up(tmp_path, 900, 64, 10.0) == FIRST
+    assert look_up(tmp_path, 1200, 64, 10.0) == SECOND
+    assert look_up(tmp_path, 512, 70, 11.0) == FIRST
+    # Between the two the larger counts: a tile too large costs less than reading the weights twice.
+    assert look_up(tmp_path, 1024, 64, 10.0) == SECOND
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3))
+def test_beyond_the_limit_the_rules_decide(tmp_path_factory, tokens, records, row_blocks):
+    folder = tmp_path_factory.getbasetemp()
+    table(folder, [row(1024, 1024, 32.0, FIRST)])
+    place = round(1024 * 2**tokens), round(1024 * 2**records), 32.0 * 2**row_blocks
+    away = math.dist([math.log2(value) for value in place], (10, 10, 5))
+    if place[0] <= 128 or abs(away - LIMIT) < 1e-6:
+        return
+    assert look_up(folder, *place) == (FIRST if away < LIMIT else None)
+
+
+def test_few_tokens_share_the_tile_that_holds_them(tmp_path):
+    table(tmp_path, [row(16, 64, 10.0, SECOND), row(64, 64, 10.0, FIRST)])
+    assert {look_up(tmp_path, tokens, 64, 10.0) for tokens in (1, 7, 16)} == {SECOND}
+    assert {look_up(tmp_path, tokens, 64, 10.0) for tokens in (17, 32, 33, 64, 128)} == {FIRST}
+
+
+def test_more_than_many_tokens_are_like_many(tmp_path):
+    table(tmp_path, [row(8192, 64, 10.0, FIRST)])
+    assert look_up(tmp_path, 10**6, 64, 10.0) == FIRST
+
+
+def test_another_block_or_gate_has_no_row_and_float16_takes_those_of_bfloat16(tmp_path):
+    table(tmp_path, [row(16, 64, 10.0, FIRST)])
+    assert look_up(tmp_path, 16, 64, 10.0, dtype=torch.float16) == FIRST
+    assert look_up(tmp_path, 16, 64, 10.0, dtype=torch.float32) is None
+    assert look_up(tmp_path, 16, 64, 10.0, dtype=torch.float8_e4m3fn) is None
+    assert look_up(tmp_path, 16, 64, 10.0, gate="tied") is None
+    assert look_up(tmp_path, 16, 64, 10.0, block=(64, 64)) is None
+
+
+def test_the_own_version_of_triton_is_read_and_else_the_nearest(tmp_path):
+    table(tmp_path, [row(16, 64, 10.0, FIRST)], v3_9=[row(16, 64, 10.0, SECOND)])
+    found = {version: look_up(tmp_path, 16, 64, 10.0, triton=version) for version in ("3.6", "3.7", "3.9", "3.10")}
+    assert found == {"3.6": FIRST, "3.7": FIRST, "3.9": SECOND, "3.10": SECOND}
+
+
+def test_a_plan_of_fewer_fields_than_today_is_read(tmp_path):
+    table(tmp_path, [row(16, 64, 10.0, FIRST[:9])])
+    assert look_up(tmp_path, 16, 64, 10.0) == FIRST
+
+
+def test_an_empty_matrix_is_left_to_the_rules(tmp_path):
+    table(tmp_path, [row(16, 64, 10.0, FIRST)])
+    assert look_up(tmp_path, 16, 64, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"plans": {"3.6": {"rows": [{"tokens": 16}]}}}', "a row lacks one of block"),
+        ('{"plans": {"3.6": 7}}', "holds no table of plans"),
+        ('{"plans": {"three": {"rows": []}}}', "holds no table of plans"),
+        ('{"plans": ', "holds no table of plans"),
+        (json.dumps({"plans": {"3.6": {"rows": [row(16, 64, 1.0, ["spiral", *FIRST[1:]])]}}}), "is no plan"),
+        (json.dumps({"plans": {"3.6": {"rows": [row(16, 64, 0.0, FIRST)]}}}), "is not positive"),
+    ],
+)
+def test_a_damaged_table_is_named_in_one_sentence(tmp_path, text, said):
+    (tmp_path / f"{GPU}.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{GPU}.json: .*{said}.*; tune again or delete it") as caught:
+        look_up(tmp_path, 16, 64, 10.0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_plans_alone_has_no_break_even_points(tmp_path):
+    table(tmp_path, [row(16, 64, 10.0, FIRST)])
+    assert break_even.read_table(GPU, tmp_path) == ()
+
+
+def test_without_a_gpu_the_rules_decide():
+    device = torch.device("cpu")
+    plan = plan_of(16, 64, 320, 128, 128, "untied", torch.bfloat16, device)
+    assert plan == plan_for(16, 64, 128, 128, "untied", row_blocks=5.0)
+    assert plan_of(16, 64, 320, 128, 128, "untied", torch.float32, device).kernel == "stream"
+    # The interpreter knows no Gluon.
+    assert plan_of(2048, 448, 2867, 64, 64, "tied", torch.bfloat16, device).kernel == "tiles"
+
+
+def test_on_a_tuned_gpu_the_table_decides_and_elsewhere_on_it_the_rules(tmp_path, monkeypatch):
+    table(tmp_path, [row(16, 64, 10.0, FIRST)])
+    monkeypatch.setattr(tuned_configs, "gpu_name", lambda device: GPU)
+    monkeypatch.setattr(tuned_configs.tuned_plan, "__defaults__", (None, tmp_path))
+    tuned_configs._plan_of.cache_clear()
+    device = torch.device("cpu")
+    assert plan_of(16, 64, 640, 128, 128, "none", torch.bfloat16, device) == FIRST
+    assert plan_of(16, 640, 6400, 128, 128, "none", torch.bfloat16, device) == plan_for(
+        16, 640, 128, 128, "none", row_blocks=10.0
+    )
+    tuned_configs._plan_of.cache_clear()
+
+
+def test_every_plan_of_the_repository_fits_its_block():
+    for file in break_even.TUNED.glob("*.json"):
+        for rows in read_plans(file.stem).values():
+            for entry in rows:
+                assert fits(Plan(*entry["plan"]), *entry["block"], entry["gate"]), entry

@@ -1,0 +1,263 @@
+"""A fused model computes what the block-sparse model computes, is saved as that, and can be taken back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from sparse_pairs import inputs_of, output_of, pair
+from sparsity_models import MODELS
+from torch import nn
+
+import blast
+from blast.errors import BlastError
+from blast.layers import sparse_mlp
+from blast.layers.sparse_mlp import SparseMlp
+from blast.model.convert import to_sparse
+from blast.model.discovery import find_mlps
+
+
+def fused_of(model: nn.Module) -> list[SparseMlp]:
+    return [module for module in model.modules() if isinstance(module, SparseMlp)]
+
+
+def close(left: nn.Module, right: nn.Module, kind: str) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(
+            output_of(left, inputs_of(kind)), output_of(right, inputs_of(kind)), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("skip_dead", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_fused_model_computes_what_the_sparse_one_does(kind, skip_dead) -> None:
+    _, sparse, _ = pair(kind)
+    fused = blast.fuse(copy.deepcopy(sparse), skip_dead=skip_dead)
+    assert len(fused_of(fused)) == 2
+    assert {mlp.gate for mlp in fused_of(fused)} == ({"untied"} if kind == "llama" else {"none"})
+    close(fused, sparse, kind)
+
+
+def test_the_fused_operator_is_what_runs_without_gradients_and_only_then(monkeypatch) -> None:
+    _, sparse, _ = pair("llama")
+    model, calls = blast.fuse(sparse), []
+    plain = torch.ops.blast.block_sparse_mlp
+    monkeypatch.setattr(torch.ops.blast, "block_sparse_mlp", lambda *a: calls.append(1) or plain(*a))
+    with torch.no_grad():
+        output_of(model, inputs_of("llama"))
+    assert len(calls) == 2
+    output_of(model, inputs_of("llama")).sum().backward()
+    assert len(calls) == 2
+    assert all(layer.values.grad is not None for mlp in fused_of(model) for layer in mlp.layers)
+
+
+def test_a_shared_mask_of_gate_and_up_makes_a_tied_front() -> None:
+    dense, sparse, masks = pair("llama")
+    tied = {name: masks[name.replace("up_proj", "gate_proj")] for name in masks}
+    sparse = to_sparse(dense, tied, drop=True)
+    fused = blast.fuse(copy.deepcopy(sparse))
+    assert {mlp.gate for mlp in fused_of(fused)} == {"tied"}
+    close(fused, sparse, "llama")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_hidden_blocks_that_nobody_needs_are_left_out_without_a_change(kind) -> None:
+    dense, _, masks = pair(kind)
+    for name in masks:
+        masks[name] = masks[name].clone()
+        if "gate_proj" in name:
+            masks[name][0] = False  # the hidden block is exactly zero
+        if "down_proj" in name or "c_proj" in name:
+            masks[name][:, 1] = False  # nobody reads the hidden block
+    sparse = to_sparse(dense, masks, drop=True)
+    whole, skipped = blast.fuse(copy.deepcopy(sparse), skip_dead=False), blast.fuse(copy.deepcopy(sparse))
+    assert len(fused_of(skipped)[0].packed.front_records) < len(fused_of(whole)[0].packed.front_records)
+    close(whole, sparse, kind)
+    close(skipped, sparse, kind)
+
+
+def test_unfusing_gives_the_very_modules_and_parameters_back() -> None:
+    _, sparse, _ = pair("gpt2")
+    before = {name: (id(module), type(module)) for name, module in sparse.named_modules()}
+    parameters = {name: id(parameter) for name, parameter in sparse.named_parameters()}
+    state = list(sparse.state_dict())
+    blast.fuse(sparse)
+    assert {name: id(parameter) for name, parameter in sparse.named_parameters()} == parameters
+    assert list(sparse.state_dict()) == state
+    blast.unfuse(sparse)
+    assert {name: (id(module), type(module)) for name, module in sparse.named_modules()} == before
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_fused_model_is_saved_and_loaded_as_the_sparse_one(kind, tmp_path) -> None:
+    _, sparse, _ = pair(kind)
+    digest = blast.save(sparse, tmp_path / "sparse")
+    blast.fuse(sparse)
+    assert blast.save(sparse, tmp_path / "fused") == digest
+    loaded = blast.load(tmp_path / "fused")
+    assert not fused_of(loaded)
+    close(blast.fuse(loaded), sparse, kind)
+
+
+def test_making_a_fused_model_dense_gives_the_dense_model() -> None:
+    dense, sparse, _ = pair("llama")
+    back = blast.to_dense(blast.fuse(sparse))
+    assert {name: type(module) for name, module in back.named_modules()} == {
+        name: type(module) for name, module in dense.named_modules()
+    }
+    close(back, dense, "llama")
+
+
+def test_weights_changed_after_fusing_are_seen() -> None:
+    _, sparse, _ = pair("llama")
+    model = blast.fuse(copy.deepcopy(sparse))
+    state = {name: value * 0.5 if name.endswith("values") else value for name, value in sparse.state_dict().items()}
+    model.load_state_dict(state)
+    sparse.load_state_dict(state)
+    close(model, sparse, "llama")
+    with torch.no_grad():
+        for left, right in zip(model.parameters(), sparse.parameters(), strict=True):
+            left.mul_(1.1)
+            right.mul_(1.1)
+    close(model, sparse, "llama")
+
+
+def test_a_fused_model_can_be_cast_and_copied() -> None:
+    _, sparse, _ = pair("gpt2")
+    model = copy.deepcopy(blast.fuse(copy.deepcopy(sparse))).double()
+    assert all(mlp.packed.front.dtype == torch.float64 for mlp in fused_of(model))
+    assert all(mlp.original._modules is mlp._modules for mlp in fused_of(model))
+    close(model.float(), sparse, "gpt2")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_fused_model_generates_the_same_tokens(kind) -> None:
+    _, sparse, _ = pair(kind)
+    prompt = inputs_of(kind)[:1, :4]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = sparse.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    tokens = blast.fuse(sparse).generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_fused_model_is_one_graph_for_the_compiler(kind) -> None:
+    _, sparse, _ = pair(kind)
+    model = blast.fuse(copy.deepcopy(sparse))
+    with torch.no_grad():
+        compiled = torch.compile(lambda x: output_of(model, x), fullgraph=True, backend="aot_eager")
+        out, expected = compiled(inputs_of(kind)), output_of(sparse, inputs_of(kind))
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_runs_where_the_table_says_that_it_is_faster(monkeypatch) -> None:
+    dense, sparse, _ = pair("llama")
+    asked = []
+    monkeypatch.setattr(sparse_mlp, "dense_ranges", lambda *given: asked.append(given[3]) or ((8, False), (None, True)))
+    model = blast.fuse(copy.deepcopy(sparse), dense_fallback=True)
+    assert set(asked) == {tuple(mlp.up.shape) for mlp in find_mlps(dense)}
+    ran = []
+    monkeypatch.setattr(
+        SparseMlp, "_run_dense", lambda self, x, run=SparseMlp._run_dense: ran.append(1) or run(self, x)
+    )
+    close(model, sparse, "llama")  # 24 tokens
+    assert len(ran) == 2
+    with torch.no_grad():
+        model(inputs_of("llama")[:1, :8])
+    assert len(ran) == 2
+
+
+def test_what_a_fused_model_holds_twice_is_counted() -> None:
+    _, sparse, _ = pair("llama")
+    before = blast.model_bytes(sparse)
+    after = blast.model_bytes(blast.fuse(sparse))
+    front = sum(mlp.packed.front.numel() * 4 for mlp in fused_of(sparse))
+    assert after.weights - before.weights >= front
+    assert after.mlp - before.mlp == after.weights - before.weights
+
+
+def test_a_model_without_block_sparse_mlps_is_refused_in_one_sentence() -> None:
+    dense, _, _ = pair("llama")
+    with pytest.raises(BlastError, match=r"no MLP of this model can be fused; .*blast.to_sparse"):
+        blast.fuse(dense)
+
+
+def test_an_mlp_that_computes_something_else_is_left_alone() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
+
+        def forward(self, x):
+            return 2 * self.fc2(self.act(self.fc1(x)))
+
+    model = nn.Sequential(Doubled())
+    masks = {"0.fc1": torch.ones(4, 2, dtype=torch.bool), "0.fc2": torch.ones(2, 4, dtype=torch.bool)}
+    with pytest.raises(BlastError, match="Doubled computes something else than its parts say"):
+        blast.fuse(to_sparse(model, masks))
+
+
+def test_an_mlp_with_an_unknown_activation_is_left_alone() -> None:
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)
+
+        def forward(self, x):
+            return self.fc2(self.act(self.fc1(x)))
+
+    model = nn.Sequential(Squared())
+    masks = {"0.fc1": torch.ones(4, 2, dtype=torch.bool), "0.fc2": torch.ones(2, 4, dtype=torch.bool)}
+    with pytest.raises(BlastError, match="one activation that is silu or gelu"):
+        blast.fuse(to_sparse(model, masks))
+
+
+def test_an_mlp_that_is_the_model_itself_is_refused() -> None:
+    _, sparse, _ = pair("gpt2")
+    with pytest.raises(BlastError, match="the model is itself one MLP; wrap it"):
+        blast.fuse(sparse.transformer.h[0].mlp)
+
+
+def test_hooks_on_an_mlp_are_called_once_fused_or_not() -> None:
+    _, sparse, _ = pair("gpt2")
+    called = []
+    handle = sparse.transformer.h[0].mlp.register_forward_hook(lambda *_: called.append(1))
+    model = blast.fuse(sparse)
+    with torch.no_grad():
+        output_of(model, inputs_of("gpt2"))
+    output_of(model, inputs_of("gpt2"))
+    assert len(called) == 2
+    handle.remove()
+    output_of(blast.unfuse(model), inputs_of("gpt2"))
+    assert len(called) == 2
+
+
+def test_active_dropout_runs_layer_by_layer(monkeypatch) -> None:
+    _, sparse, _ = pair("gpt2")
+    for block in sparse.transformer.h:
+        block.mlp.dropout.p = 0.5
+    model = blast.fuse(sparse).train()
+    monkeypatch.setattr(torch.ops.blast, "block_sparse_mlp", lambda *_: pytest.fail("dropout was left out"))
+    with torch.no_grad():
+        output_of(model, inputs_of("gpt2"))
+    assert all(mlp.original.training for mlp in fused_of(model))
+
+
+def test_qwen3_is_fused() -> None:
+    import transformers
+
+    from blast.model.discovery import find_linears
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "vocab_size": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, **heads)).eval()
+    masks = {t.name: torch.rand(t.shape[0] // 32, t.shape[1] // 32) < 0.5 for t in find_linears(model)}
+    sparse = to_sparse(model, masks, drop=True)
+    tokens = torch.randint(64, (1, 9))
+    with torch.no_grad():
+        expected = sparse(tokens).logits
+        fused = blast.fuse(sparse)
+        assert len(fused_of(fused)) == 2
+        torch.testing.assert_close(fused(tokens).logits, expected, rtol=1e-4, atol=1e-5)

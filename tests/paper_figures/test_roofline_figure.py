@@ -1,0 +1,23 @@
+"""Which block the roofline of a model is drawn of."""
+
+from __future__ import annotations
+
+import pytest
+from fake_kernels import make_point, make_record_of
+
+import paper_figures
+from blast.experiment.records.export import export
+from blast.experiment.records.table import load_table
+
+
+@pytest.mark.parametrize(("sparsities", "drawn"), [((0.8, 0.95), "64"), ((0.95,), "128")])
+def test_it_is_the_one_that_most_was_timed_of_or_the_widest(tmp_path, sparsities, drawn):
+    points = [make_point("vit-l-16", sparsity, (64, 64)) for sparsity in sparsities]
+    points.append(make_point("vit-l-16", 0.95, (128, 128)))
+    export([make_record_of(point) for point in points], tmp_path)
+    figure = paper_figures.load("kernel_roofline").draw(load_table(tmp_path / "none", tmp_path))
+    assert f"block {drawn}" in [title.split("\n")[-1] for title in _titles(figure)]
+
+
+def _titles(figure):
+    return [axes.get_title(loc=place) for axes in figure.axes for place in ("left", "center")]

@@ -1,0 +1,92 @@
+"""Compiles the training kernels as planned for Ampere and Hopper, without a GPU; prints a JSON list of what came out.
+
+Run in a process of its own: the tests beside it have Triton interpret.
+"""
+
+from __future__ import annotations
+
+import json
+
+from blast_kernels.mlp_training.gather_matmul import gather_product
+from blast_kernels.mlp_training.heuristics import group_members, sample_plan, tile_plan
+from blast_kernels.mlp_training.hidden_grad import hidden_grad
+from blast_kernels.mlp_training.sddmm import sample, sum_parts
+from blast_kernels.mlp_training.up_kernel import train_front
+from inference_compile_report import compile_one
+
+GATES = (("untied", "silu"), ("tied", "silu"), ("none", "gelu_tanh"))
+
+
+def compile_tiles(kernel: str, side: int, gate: str, activation: str, capability: int, width: int = 0) -> dict:
+    """Compiles one of the products through lists for square blocks of bfloat16."""
+    hopper = capability >= 90
+    plan = tile_plan(kernel, 8192, side, side, gate, False, hopper, width)
+    turned = kernel in ("inputs", "hidden")
+
+    def described(rows: int, columns: int) -> str:
+        return f"tensordesc<bf16[{rows}, {columns}]>"
+
+    x, y = described(plan.tile, plan.k), described(plan.tile, plan.slice)
+    w = described(plan.k, plan.slice) if turned else described(plan.slice, plan.k)
+    constants = {"SLICE": plan.slice, "K": plan.k, "TILE": plan.tile, "STAGES": plan.stages, "PRECISION": "tf32"}
+    if kernel == "front":
+        constants |= {"B_HIDDEN": side, "B_IN": side, "GATE": gate, "ACTIVATION": activation, "OPAQUE": True}
+        constants |= {"HAS_BIAS": gate == "none", "WEIGHTS_FIRST": plan.weights_first}
+        types = {"x": x, "gate": w, "up": w, "pre": y, "hidden": y}
+        function = train_front
+    elif kernel == "hidden":
+        constants |= {"B_OUT": side, "B_HIDDEN": side, "ACTIVATION": activation}
+        constants |= {"GATED": gate != "none", "HAS_BIAS": gate == "none"}
+        types = {"grad": x, "down": w, "pre": y, "grad_pre": y, "hidden": y}
+        function = hidden_grad
+    else:
+        constants |= {"B_OUT": side, "B_IN": side, "TURNED": turned, "TWO": turned and gate != "none"}
+        constants |= {"HAS_BIAS": not turned, "WEIGHTS_FIRST": plan.weights_first}
+        types = {"x": x, "first": w, "second": w, "y": y}
+        function = gather_product
+    types = {f"{name}_descriptor": kind for name, kind in types.items()} | {"bias_parts": "*fp32"}
+    report = compile_one(function, constants, plan.warps, capability, None, types)
+    return {"case": f"sm_{capability} {kernel} {side} {gate}", "tensor_cores": hopper, **report}
+
+
+def compile_sample(side: int, own_is_out: bool, parts: bool, capability: int, blocks: int = 0, groups: int = 0) -> dict:
+    """Compiles the gradient of the blocks, as planned for so many live blocks and so many groups."""
+    hopper = capability >= 90
+    members = group_members(side, blocks)[0]
+    plan = sample_plan(side, side, members, False, hopper, groups)
+    constants = {"B_OWN": side, "B_SHARED": side, "K": plan.k, "MEMBERS": members, "OWN_IS_OUT": own_is_out}
+    constants |= {"PARTS": parts, "STAGES": plan.stages, "PRECISION": "tf32"}
+    operand, result = f"tensordesc<bf16[{plan.k}, {side}]>", "*fp32" if parts else "*bf16"
+    types = {"own_descriptor": operand, "shared_descriptor": operand, "out": result, "second_out": result}
+    report = compile_one(sample, constants, plan.warps, capability, None, types)
+    return {
+        "case": f"sm_{capability} sample {side} {own_is_out} {parts} {blocks} {groups}",
+        "tensor_cores": hopper,
+        **report,
+    }
+
+
+def main() -> None:
+    """Compiles every plan of blocks of 64 and 128."""
+    reports = []
+    for capability, sides in ((90, (128, 64)), (80, (64,))):
+        for side in sides:
+            for gate, activation in GATES:
+                reports.append(compile_tiles("front", side, gate, activation, capability))
+            for gate, activation in GATES[1:]:
+                reports.append(compile_tiles("hidden", side, gate, activation, capability))
+            reports.append(compile_tiles("down", side, "none", "none", capability))
+            reports.append(compile_tiles("inputs", side, "untied", "none", capability))
+            reports.append(compile_sample(side, True, False, capability))
+            reports.append(compile_sample(side, False, True, capability))
+    reports.append(compile_tiles("inputs", 128, "untied", "none", 90, width=160))
+    reports.append(compile_sample(128, True, False, 90, blocks=300))
+    reports.append(compile_sample(128, True, False, 90, groups=1000))
+    types = {"parts_buffer": "*fp32", "second_out": "*bf16"}
+    report = compile_one(sum_parts, {"WIDTH": 1024}, 4, 90, None, types)
+    reports.append({"case": "sm_90 sum_parts", "tensor_cores": False, **report})
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main()
