@@ -10,7 +10,13 @@ STOPPED, STOPPED_CODE = "stopped; what is done is kept, and the same command goe
 
 
 class BlastError(ValueError):
-    """A fault in what the user gave; its message is one sentence fit to be shown without a traceback."""
+    """An error that the user can fix. The message is one sentence and needs no traceback.
+
+    Example:
+        >>> blast.load("no-such-folder")
+        Traceback (most recent call last):
+        blast.errors.BlastError: ...no-such-folder is not a blast checkpoint...
+    """
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BlastError:

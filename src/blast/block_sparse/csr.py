@@ -163,6 +163,11 @@ class BlockCSR:
 
     Raises:
         BlastError: if `values` does not fit the index.
+
+    Example:
+        >>> matrix = blast.BlockCSR.from_dense(torch.randn(32, 64), mask=torch.eye(2, dtype=torch.bool))
+        >>> matrix.index.sparsity, matrix.values.shape
+        (0.5, torch.Size([2, 16, 32]))
     """
 
     index: BlockIndex

@@ -41,6 +41,10 @@ def save(model: nn.Module, folder: str | Path) -> str:
     Raises:
         BlastError: if the folder holds something else, part of the model's state cannot be stored, or the model is
             sharded (`fully_shard`); the message says how to get a whole one.
+
+    Example:
+        >>> blast.save(blast.to_sparse(model, masks), "my-sparse-model")
+        'sha256:...'
     """
     from safetensors.torch import save_file
 
@@ -74,6 +78,10 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
     Raises:
         BlastError: in one sentence if the checkpoint is missing, unfinished, altered or of another format version, or
             if `model` does not fit it (it is untouched then).
+
+    Example:
+        >>> digest = blast.save(blast.to_sparse(model, masks), "my-sparse-model")
+        >>> model = blast.load("my-sparse-model", device="cpu")
     """
     folder = Path(folder).resolve()
     manifest = read_manifest(folder)

@@ -76,6 +76,11 @@ class BlockLinear(nn.Module):
 
     Raises:
         BlastError: if the bias does not fit, or the shared index is that of another mask.
+
+    Example:
+        >>> matrix = blast.BlockCSR.from_dense(torch.randn(32, 64), mask=torch.eye(2, dtype=torch.bool))
+        >>> blast.BlockLinear(matrix)(torch.randn(8, 64)).shape
+        torch.Size([8, 32])
     """
 
     def __init__(self, matrix: BlockCSR, bias: Tensor | None = None, index: IndexBuffers | None = None) -> None:

@@ -48,6 +48,11 @@ def to_sparse(
     Raises:
         BlastError: if a name, mask or weight does not fit, weights would be lost, or the model is sharded
             (`fully_shard`). The model is untouched then.
+
+    Example:
+        >>> model = blast.to_sparse(model, masks)  # for instance `sparsifier.masks`
+        >>> type(model.transformer.h[0].mlp.c_fc).__name__
+        'BlockLinear'
     """
     whole, model = model, unwrapped(model)
     refuse_sharded(model)
@@ -85,6 +90,11 @@ def to_dense(model: nn.Module) -> nn.Module:
 
     Returns:
         The same model.
+
+    Example:
+        >>> model = blast.to_dense(blast.to_sparse(model, masks))
+        >>> type(model.transformer.h[0].mlp.c_fc).__name__
+        'Conv1D'
     """
     from blast.model.fuse import unfuse  # it needs this module
 
@@ -104,7 +114,13 @@ def to_dense(model: nn.Module) -> nn.Module:
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """The masks of a model in its sparse state, by module name; empty for a dense model."""
+    """The masks of a model in its sparse state, by module name; empty for a dense model.
+
+    Example:
+        >>> found = blast.masks_of(blast.to_sparse(model, masks))
+        >>> torch.equal(found["transformer.h.0.mlp.c_fc"], masks["transformer.h.0.mlp.c_fc"])
+        True
+    """
     return {name: layer.mask() for name, layer in sparse_layers(model).items()}
 
 

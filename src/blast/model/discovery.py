@@ -37,7 +37,12 @@ MLP, ATTENTION = "mlp", "attention"
 
 
 def find_mlps(model: nn.Module) -> list[Mlp]:
-    """All MLPs of a model, in the model's order, each once."""
+    """All MLPs of a model, in the model's order, each once.
+
+    Example:
+        >>> [mlp.name for mlp in blast.find_mlps(model)]
+        ['transformer.h.0.mlp', 'transformer.h.1.mlp']
+    """
     found = (_mlp_at(name, module) for name, module in model.named_modules())
     return [mlp for mlp in found if mlp is not None]
 

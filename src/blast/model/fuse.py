@@ -48,6 +48,11 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     Raises:
         BlastError: if no MLP qualifies (the message gives the reason for the first), or `weights` is unknown or does
             not go with the dtype of the model.
+
+    Example:
+        >>> model = blast.fuse(blast.to_sparse(model, masks)).eval()
+        >>> type(model.transformer.h[0].mlp).__name__
+        'SparseMlp'
     """
     if weights not in WEIGHTS:
         raise unknown_name("form of weights", weights, WEIGHTS)
@@ -99,6 +104,11 @@ def unfuse(model: nn.Module) -> nn.Module:
 
     Returns:
         The same model.
+
+    Example:
+        >>> model = blast.unfuse(blast.fuse(blast.to_sparse(model, masks)))
+        >>> type(model.transformer.h[0].mlp).__name__
+        'GPT2MLP'
     """
     whole, model = model, unwrapped(model)
     replace_modules(model, {id(m): m.original for m in model.modules() if isinstance(m, SparseMlp)})
@@ -140,6 +150,11 @@ def quantization_errors(model: nn.Module) -> dict[str, float]:
 
     Args:
         model: A model that `fuse` was given; MLPs with weights as they were have an error of 0.
+
+    Example:
+        >>> model = blast.fuse(blast.to_sparse(model.bfloat16(), masks), weights="fp8")
+        >>> blast.quantization_errors(model)
+        {'transformer.h.0.mlp': 0.0..., 'transformer.h.1.mlp': 0.0...}
     """
     fused = {name: module for name, module in unwrapped(model).named_modules() if isinstance(module, SparseMlp)}
     return {name: 0.0 if isinstance(mlp, TrainedMlp) else mlp.quantization_error() for name, mlp in fused.items()}
