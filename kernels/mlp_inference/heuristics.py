@@ -1,6 +1,6 @@
 """Which kernel, with which tiles, for a product of a given shape: rules read off measurements (see NOTES.md).
 
-The rules are what runs without a table of the GPU (`tuned_plans`). They were read off a sweep on an H100 with blocks of
+The rules decide where the GPU has no table (`tuned_configs`). They were read off a sweep on an H100 with blocks of
 128, sparsity .95 (and .8 for 8192 tokens), shapes of Llama 1B to 405B and 16, 128 and 2048 tokens; for up to 16
 tokens, and where a front has thousands of tiles, off all that the table holds. Everything else is an inference.
 """
@@ -27,7 +27,7 @@ PERSISTENT_TOKENS, PERSISTENT_STORE, PERSISTENT_STATE = 256, 64, 256
 BARRIER = 8
 
 
-class Plan(NamedTuple):
+class KernelConfig(NamedTuple):
     """How one product is run.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     split: int = 1
 
 
-def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> int:
+def shared_memory(config: KernelConfig, gate: str, x_item: int = 2, w_item: int = 2) -> int:
     """Bytes of shared memory of a program on compute capability 9.
 
     Exact for `tiles` with weights as wide as activations; narrower ones are fetched with more barriers, and take at
@@ -63,26 +63,26 @@ def shared_memory(plan: Plan, gate: str, x_item: int = 2, w_item: int = 2) -> in
     blocks its loads are not pipelined to the full depth. For `persistent` a few bytes too much.
 
     Args:
-        plan: How the product is run.
+        config: How the product is run.
         gate: One of `GATES`.
         x_item: Bytes of an activation.
         w_item: Bytes of a weight.
     """
-    rows = plan.slice * (2 if gate == "tied" else 1)
-    step = plan.k * (rows * w_item + plan.tile * x_item)
-    if plan.kernel == "persistent":
+    rows = config.slice * (2 if gate == "tied" else 1)
+    step = config.k * (rows * w_item + config.tile * x_item)
+    if config.kernel == "persistent":
         # A front with two masks holds its gate in the buffers of the result.
-        stored = plan.slice if gate == "untied" else min(PERSISTENT_STORE, plan.slice)
-        return plan.stages * step + plan.tile * stored * x_item + PERSISTENT_STATE
+        stored = config.slice if gate == "untied" else min(PERSISTENT_STORE, config.slice)
+        return config.stages * step + config.tile * stored * x_item + PERSISTENT_STATE
     # Narrower weights are widened on their way to the product, and pass through memory once more.
-    widened = plan.k * rows * x_item if w_item < x_item else 0
+    widened = config.k * rows * x_item if w_item < x_item else 0
     # Once the loop is done with it, the result passes through, or the float32 part of a split.
-    after = plan.tile * (plan.slice * x_item if plan.split == 1 else rows * 4)
+    after = config.tile * (config.slice * x_item if config.split == 1 else rows * 4)
     barriers = BARRIER * (1 if w_item == x_item else 2)
-    return max(plan.stages * (step + barriers) + widened, after)
+    return max(config.stages * (step + barriers) + widened, after)
 
 
-def plan_for(
+def heuristic_config(
     tokens: int,
     records: int,
     b_out: int,
@@ -93,8 +93,8 @@ def plan_for(
     row_blocks: float = 8.0,
     float8: bool = False,
     has_gluon: bool = True,
-) -> Plan:
-    """The plan for a product by the rules alone.
+) -> KernelConfig:
+    """The config for a product by the rules alone.
 
     Args:
         tokens: Rows of the activations.
@@ -109,10 +109,10 @@ def plan_for(
         has_gluon: Whether kernels written in Gluon run there: not in Triton's interpreter.
 
     Returns:
-        A plan that fits the block.
+        A config that fits the block.
     """
     if wide_float:
-        return Plan("stream", 16, min(32, b_out), b_in, 2, 4)
+        return KernelConfig("stream", 16, min(32, b_out), b_in, 2, 4)
     half = min(64, b_out)
     # wgmma wants 64 rows on its M side: weights where a slice has them, otherwise tokens.
     weights_first = half * (2 if gate == "tied" else 1) >= 64
@@ -125,7 +125,7 @@ def plan_for(
         return _float8(tokens, records, b_out, b_in, gate)
     if tokens <= 32:
         # The packed rows of tied weights are twice as many: a step of 64 columns keeps the pipeline deep.
-        return Plan("tiles", 32, half, min(64 if gate == "tied" else 128, b_in), 4, 4)
+        return KernelConfig("tiles", 32, half, min(64 if gate == "tied" else 128, b_in), 4, 4)
     if tokens <= 256:
         return _middling(tokens, programs, half, b_in, gate, weights_first, row_blocks * b_in)
     k = min(64, b_in)
@@ -135,23 +135,23 @@ def plan_for(
         rows = half if gate == "tied" else b_out
         # Few rows are those of a narrow model (1B), of whose activations more tiles stay in the cache.
         group = 2 if b_out < 128 else 8 if records <= 64 else 4
-        return Plan("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
+        return KernelConfig("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
     if b_out == 32 and row_blocks * b_in >= WIDE_ROW:
         # 405B: up to 2.5 times as fast as tiles of 128 tokens, eight side by side.
-        return Plan("tiles", 256, 32, k, 3, 8, False, 1)
+        return KernelConfig("tiles", 256, 32, k, 3, 8, False, 1)
     if gate == "tied":
         if row_blocks >= 16 and b_out == 128:
-            return Plan("tiles", 256, half, k, 3, 8, False, 4)
+            return KernelConfig("tiles", 256, half, k, 3, 8, False, 4)
         stages, group = (3, 8) if row_blocks >= 5 else (2, 16)
-        return Plan("tiles", 128, half, k, stages, 4, False, group)
+        return KernelConfig("tiles", 128, half, k, stages, 4, False, group)
     if b_out < 128:
-        return Plan("tiles", 128, b_out, k, 3, 4, False, 8)
+        return KernelConfig("tiles", 128, b_out, k, 3, 4, False, 8)
     # A tile of few blocks is mostly start and end: smaller ones, three a multiprocessor, hide each other's.
     if (gate == "untied" and row_blocks < 5) or records <= 16:
-        return Plan("tiles", 128, 64, k, 3, 4, False, 16)
+        return KernelConfig("tiles", 128, 64, k, 3, 4, False, 16)
     if gate == "untied":
-        return Plan("tiles", 128, 128, k, 3, 4, True, 8)
-    return Plan("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if records <= 32 else 4)
+        return KernelConfig("tiles", 128, 128, k, 3, 4, True, 8)
+    return KernelConfig("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if records <= 32 else 4)
 
 
 def _fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bool:
@@ -161,37 +161,41 @@ def _fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bo
     return gate != "none" and b_out >= 64
 
 
-def _streamed(tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool) -> Plan:
+def _streamed(
+    tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool
+) -> KernelConfig:
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     wide = gate == "none" and min(b_out, b_in) == 128 and records >= 100 and row_blocks >= 16
     if tile == 16 and has_tma and wide:
         # Very wide activations: the tensor memory accelerator fetches them faster (405B: 37 µs, not 46).
-        return Plan("tiles", 16, 64, 128, 3, 4)
+        return KernelConfig("tiles", 16, 64, 128, 3, 4)
     halves = records * max(1, b_out // 64)
     narrow = gate == "tied" or (gate == "untied" and halves < MULTIPROCESSORS)
     rows = min(32 if narrow else 64, b_out)
     if not has_tma or b_in < 32:
-        return Plan("stream", tile, rows, max(128, b_in), 4, 4)
+        return KernelConfig("stream", tile, rows, max(128, b_in), 4, 4)
     # Few long rows are shared by four programs each.
     least = min(32 if b_in < 128 else 64, b_out)
     long = row_blocks * b_in >= LONG_ROW * (1 if b_in < 128 else 2)
     if gate == "none" and long and records * b_out <= 32 * MULTIPROCESSORS:
-        return Plan("stream", tile, least, b_in, 4, 4, split=4)
+        return KernelConfig("stream", tile, least, b_in, 4, 4, split=4)
     # Several blocks of 32 columns a step, one that is larger.
-    return Plan("stream", tile, rows, 128 if b_in == 32 else b_in, 4 if b_in == 128 else 6, 4)
+    return KernelConfig("stream", tile, rows, 128 if b_in == 32 else b_in, 4 if b_in == 128 else 6, 4)
 
 
-def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> Plan:
+def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> KernelConfig:
     """Slices of 32 rows: the small product takes bytes as they lie, wgmma wants them rearranged (1B: 10 µs, not 20)."""
     if tokens > 32 and gate != "none" and b_out >= 64:
-        return Plan("tiles", 64, 64, min(128, b_in), 3, 4)
+        return KernelConfig("tiles", 64, 64, min(128, b_in), 3, 4)
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     # Many programs hide the rearranging, and larger ones fetch better.
     large = gate != "none" and records * (b_out // 32) >= 8 * MULTIPROCESSORS
-    return Plan("stream", tile, min(64 if large else 32, b_out), max(128, b_in), 3, 4)
+    return KernelConfig("stream", tile, min(64 if large else 32, b_out), max(128, b_in), 3, 4)
 
 
-def _middling(tokens: int, programs: int, half: int, b_in: int, gate: str, weights_first: bool, columns: float) -> Plan:
+def _middling(
+    tokens: int, programs: int, half: int, b_in: int, gate: str, weights_first: bool, columns: float
+) -> KernelConfig:
     """33 to 256 tokens: where programs are few, half a token tile each and deep steps."""
     programs *= -(-tokens // 128)
     deep, plain = min(128, b_in), min(64, b_in)
@@ -201,10 +205,10 @@ def _middling(tokens: int, programs: int, half: int, b_in: int, gate: str, weigh
         if not enough:
             # Long rows of small blocks are many short steps: four programs share them.
             split = 4 if b_in == 32 and columns >= 2 * LONG_ROW else 1
-            return Plan("tiles", 64, half, deep, 4, 4, weights_first, split=split)
-        return Plan("tiles", tile, half, deep, 4, 4, weights_first)
+            return KernelConfig("tiles", 64, half, deep, 4, 4, weights_first, split=split)
+        return KernelConfig("tiles", tile, half, deep, 4, 4, weights_first)
     if gate == "tied":
-        return Plan("tiles", tile, half, plain, 3, 4, weights_first)
+        return KernelConfig("tiles", tile, half, plain, 3, 4, weights_first)
     if enough:
-        return Plan("tiles", tile, half, plain, 3 if programs >= 600 else 4, 4, weights_first)
-    return Plan("tiles", tile, half, deep, 3, 4, weights_first)
+        return KernelConfig("tiles", tile, half, plain, 3 if programs >= 600 else 4, 4, weights_first)
+    return KernelConfig("tiles", tile, half, deep, 3, 4, weights_first)

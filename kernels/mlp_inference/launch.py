@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 import triton
 from blast_kernels.common.constants import BLOCK_SIDES
-from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
 from blast_kernels.mlp_inference.persistent import persistent
 from blast_kernels.mlp_inference.split_k import CLEARED_BY_ONE
 from blast_kernels.mlp_inference.stream import stream
 from blast_kernels.mlp_inference.tiles import tiles
-from blast_kernels.mlp_inference.tuned_configs import plan_of
+from blast_kernels.mlp_inference.tuned_configs import kernel_config
 from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.language import bfloat16 as gluon_bfloat16
@@ -32,8 +32,8 @@ class Chain(NamedTuple):
         leads: Lets the next kernel start before this one ends (that one must be launched with `waits`).
         waits: Whether it is launched before the kernel before it has ended, and when it waits for that: `never`, it is
             not; `first`, before it reads anything; `late`, before it reads `x`: weights and records have to be older.
-        counters: int32, `counters_needed(…)` of them and all zero, where the plan splits block lists; made by `product`
-            if left out, which costs a launch.
+        counters: int32, `counters_needed(…)` zeros, if the config splits block lists. `product` makes them
+            if they are left out, which costs a launch.
         clears: Counters of a kernel that comes later, zeroed by this one.
     """
 
@@ -50,19 +50,19 @@ def supports(values: Tensor, gate: str) -> bool:
     return sides_fit and values.dtype in (*FLOATS, torch.float8_e4m3fn)
 
 
-def choose(x: Tensor, values: Tensor, records: Tensor, gate: str) -> Plan:
-    """The plan for a product of this shape on this device."""
+def choose(x: Tensor, values: Tensor, records: Tensor, gate: str) -> KernelConfig:
+    """The config for a product of this shape on this device."""
     b_out, b_in = _rows_of_a_block(values, gate), values.shape[2]
     if values.shape[0] == 0:
         # A descriptor cannot describe nothing; what is left to do is the epilogue.
-        return plan_for(1, records.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
+        return heuristic_config(1, records.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
     blocks = values.shape[0]
-    return plan_of(x.shape[0], records.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
+    return kernel_config(x.shape[0], records.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
 
 
-def counters_needed(plan: Plan, tokens: int, records: int, b_out: int) -> int:
+def counters_needed(config: KernelConfig, tokens: int, records: int, b_out: int) -> int:
     """How many counters a split product wants; none without a split."""
-    return 0 if plan.split == 1 else records * (b_out // plan.slice) * triton.cdiv(tokens, plan.tile)
+    return 0 if config.split == 1 else records * (b_out // config.slice) * triton.cdiv(tokens, config.tile)
 
 
 def product(
@@ -73,7 +73,7 @@ def product(
     y: Tensor,
     activation: str,
     gate: str,
-    plan: Plan | None = None,
+    config: KernelConfig | None = None,
     scales: Tensor | None = None,
     chain: Chain = Chain(),  # noqa: B008  (never written to)
 ) -> None:
@@ -87,12 +87,12 @@ def product(
         y: `[tokens, out]`, written at the block rows that have a record, all else left as it is.
         activation: `none`, `silu`, `gelu` or `gelu_tanh`.
         gate: `none`, `untied` or `tied`.
-        plan: How to run it; chosen by shape if left out.
+        config: How to run it; chosen by shape if left out.
         scales: float32 `[nnz]`, powers of two, of blocks in float8 (x is float16 or bfloat16 then); None otherwise.
         chain: How it is tied to the kernels around it.
 
     Raises:
-        ValueError: if the plan wants more shared memory or registers than the device has.
+        ValueError: if the config wants more shared memory or registers than the device has.
     """
     if x.shape[0] == 0 or records.shape[0] == 0:
         return
@@ -101,56 +101,58 @@ def product(
         wide = None if bias is None else bias.float()
         out = y.float()
         blocks = values.float() if scales is None else values.float() * scales[:, None, None]
-        product(x.float(), blocks, records, wide, out, activation, gate, plan, None, chain)
+        product(x.float(), blocks, records, wide, out, activation, gate, config, None, chain)
         y.copy_(out)
         return
-    plan = plan or choose(x, values, records, gate)
+    config = config or choose(x, values, records, gate)
     b_out = _rows_of_a_block(values, gate)
     partials = counters = records
-    if plan.split > 1:
-        needed = counters_needed(plan, x.shape[0], records.shape[0], b_out)
+    if config.split > 1:
+        needed = counters_needed(config, x.shape[0], records.shape[0], b_out)
         counters = chain.counters
         if counters is None:
             counters = torch.zeros(needed, dtype=torch.int32, device=x.device)
-        wide_rows = plan.slice * (1 if gate == "none" else 2)
-        partials = torch.empty(needed * plan.split * wide_rows * plan.tile, dtype=torch.float32, device=x.device)
+        wide_rows = config.slice * (1 if gate == "none" else 2)
+        partials = torch.empty(needed * config.split * wide_rows * config.tile, dtype=torch.float32, device=x.device)
     common = {
         "B_OUT": b_out,
         "B_IN": values.shape[2],
-        "SLICE": plan.slice,
-        "TILE": plan.tile,
+        "SLICE": config.slice,
+        "TILE": config.tile,
         "GATE": gate,
         "ACTIVATION": activation,
         "HAS_BIAS": bias is not None,
         "HAS_SCALES": scales is not None,
-        "SPLIT": plan.split,
-        "STAGES": plan.stages,
+        "SPLIT": config.split,
+        "STAGES": config.stages,
         # The interpreter knows no assembly.
         "OPAQUE": not INTERPRETED,
         "LEADS": chain.leads,
         "WAITS": chain.waits,
-        "num_warps": plan.warps,
+        "num_warps": config.warps,
     }
-    if plan.kernel == "persistent" and (scales is not None or x.dtype == torch.float32 or INTERPRETED):
-        raise ValueError("the persistent kernel takes float16 and bfloat16 weights on a GPU; pass another plan or none")
+    if config.kernel == "persistent" and (scales is not None or x.dtype == torch.float32 or INTERPRETED):
+        raise ValueError(
+            "the persistent kernel takes float16 and bfloat16 weights on a GPU; pass another config or none"
+        )
     if chain.waits != "never":
         common["launch_pdl"] = True
-    if plan.registers is not None:
-        common["maxnreg"] = plan.registers
+    if config.registers is not None:
+        common["maxnreg"] = config.registers
     bias = x if bias is None else bias
     scales = x if scales is None else scales
-    launch = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[plan.kernel]
+    launch = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[config.kernel]
     # The launch goes to the current device, which need not be that of the tensors.
     with torch.cuda.device_of(x):
         try:
-            launch(x, values, scales, records, bias, y, partials, counters, chain.clears, gate, plan, common)
+            launch(x, values, scales, records, bias, y, partials, counters, chain.clears, gate, config, common)
         except OutOfResources as error:
-            raise ValueError(f"{plan} does not fit this device: {error}; pass another plan or none") from None
+            raise ValueError(f"{config} does not fit this device: {error}; pass another config or none") from None
 
 
-def _launch_stream(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+def _launch_stream(x, values, scales, records, bias, y, partials, counters, clears, gate, config, common) -> None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
-    grid = (records.shape[0] * (b_out // plan.slice), triton.cdiv(x.shape[0], plan.tile), plan.split)
+    grid = (records.shape[0] * (b_out // config.slice), triton.cdiv(x.shape[0], config.tile), config.split)
     to_clear, clear_count, cleared = _clearing(clears, grid[0] * grid[1] * grid[2], records)
     stream[grid](
         x,
@@ -168,26 +170,26 @@ def _launch_stream(x, values, scales, records, bias, y, partials, counters, clea
         records.shape[1],
         clear_count,
         CLEARS=cleared,
-        BLOCKS=max(1, plan.k // b_in),
+        BLOCKS=max(1, config.k // b_in),
         # tf32 would lose the three digits that float32 is asked for.
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         **common,
     )
 
 
-def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clears, gate, config, common) -> None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
     if x.data_ptr() % 16:
         # A view into another tensor may start anywhere; the tensor memory accelerator wants 16 bytes.
         x = x.clone()
-    token_tiles = triton.cdiv(x.shape[0], plan.tile)
-    w_rows = plan.slice * (2 if gate == "tied" else 1)
-    programs = records.shape[0] * token_tiles * (b_out // plan.slice) * plan.split
+    token_tiles = triton.cdiv(x.shape[0], config.tile)
+    w_rows = config.slice * (2 if gate == "tied" else 1)
+    programs = records.shape[0] * token_tiles * (b_out // config.slice) * config.split
     to_clear, clear_count, cleared = _clearing(clears, programs, records)
     tiles[(programs,)](
-        TensorDescriptor.from_tensor(x, [plan.tile, plan.k]),
-        TensorDescriptor.from_tensor(values.view(-1, b_in), [w_rows, plan.k]),
-        TensorDescriptor.from_tensor(y, [plan.tile, plan.slice]),
+        TensorDescriptor.from_tensor(x, [config.tile, config.k]),
+        TensorDescriptor.from_tensor(values.view(-1, b_in), [w_rows, config.k]),
+        TensorDescriptor.from_tensor(y, [config.tile, config.slice]),
         scales,
         records,
         bias,
@@ -196,38 +198,38 @@ def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clear
         to_clear,
         records.shape[0],
         token_tiles,
-        min(plan.group, token_tiles),
+        min(config.group, token_tiles),
         records.shape[1],
         clear_count,
         CLEARS=cleared,
-        K=plan.k,
+        K=config.k,
         # Converted weights are in registers, where the product takes its first operand alone.
-        WEIGHTS_FIRST=plan.weights_first or common["HAS_SCALES"],
+        WEIGHTS_FIRST=config.weights_first or common["HAS_SCALES"],
         **common,
     )
 
 
-def _launch_persistent(x, values, scales, records, bias, y, partials, counters, clears, gate, plan, common) -> None:
+def _launch_persistent(x, values, scales, records, bias, y, partials, counters, clears, gate, config, common) -> None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
     if x.data_ptr() % 16:
         x = x.clone()
     _clearing(clears, 0, records)
-    rows = plan.slice * (2 if gate == "tied" else 1)
-    token_tiles = triton.cdiv(x.shape[0], plan.tile)
+    rows = config.slice * (2 if gate == "tied" else 1)
+    token_tiles = triton.cdiv(x.shape[0], config.tile)
     programs = torch.cuda.get_device_properties(x.device).multi_processor_count
-    tiles_in_all = records.shape[0] * token_tiles * (b_out // plan.slice)
+    tiles_in_all = records.shape[0] * token_tiles * (b_out // config.slice)
     persistent[(min(programs, tiles_in_all),)](
-        _gluon_descriptor(x, [plan.tile // 2, plan.k]),
-        _gluon_descriptor(values.view(-1, b_in), [rows, plan.k]),
+        _gluon_descriptor(x, [config.tile // 2, config.k]),
+        _gluon_descriptor(values.view(-1, b_in), [rows, config.k]),
         # A front with two masks holds its gate in the buffer of the result.
-        _gluon_descriptor(y, [plan.tile // 2, plan.slice if gate == "untied" else min(64, plan.slice)]),
+        _gluon_descriptor(y, [config.tile // 2, config.slice if gate == "untied" else min(64, config.slice)]),
         records,
         bias,
         records.shape[0],
         token_tiles,
-        min(plan.group, token_tiles),
+        min(config.group, token_tiles),
         records.shape[1],
-        K=plan.k,
+        K=config.k,
         # Twelve warps share the registers of a multiprocessor.
         maxnreg=168,
         **{name: common[name] for name in ("B_OUT", "B_IN", "SLICE", "GATE", "ACTIVATION", "HAS_BIAS", "STAGES")},

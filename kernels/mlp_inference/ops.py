@@ -126,8 +126,8 @@ def block_sparse_mlp(
     # Float8 with two masks took twice as long when its second kernel was launched early (1B: 20.1 µs, not 9.5).
     one_by_one = front_scales is not None and gate == "untied"
     overlap = hopper and not one_by_one and 0 < flat.shape[0] <= OVERLAP_TOKENS and front_records.shape[0] > 0
-    plan = triton_product.choose(hidden, down, down_records, "none")
-    needed = triton_product.counters_needed(plan, flat.shape[0], down_records.shape[0], down.shape[1])
+    config = triton_product.choose(hidden, down, down_records, "none")
+    needed = triton_product.counters_needed(config, flat.shape[0], down_records.shape[0], down.shape[1])
     if front_records.shape[0] == 0 or not needed:
         counters = None
     else:
@@ -141,7 +141,7 @@ def block_sparse_mlp(
     )
     follows = triton_product.Chain(waits="late" if overlap else "never", counters=counters)
     triton_product.product(
-        hidden, down, down_records, down_bias, out, "none", "none", plan, scales=down_scales, chain=follows
+        hidden, down, down_records, down_bias, out, "none", "none", config, scales=down_scales, chain=follows
     )
     return out.view(*x.shape[:-1], out_features)
 

@@ -1,10 +1,10 @@
-"""The plan of a product: from the tuned table of the GPU where one was measured nearby, else from the rules of `plan`.
+"""The kernel config of a product: from the tuned table of the GPU, or from `heuristics` if no near row was measured.
 
 `tuned/<gpu>.json` holds, beside the break-even points, `"plans": {"3.6": {"run": {…}, "rows": [row, …]}, …}`, one
 entry for each minor version of Triton it was tuned with (`earlier`: the runs before, if some rows are of theirs). A
 row `{"block": [128, 128], "gate": "none", "dtype": "bfloat16", "tokens": 128, "records": 64, "row_blocks": 11.2,
-"plan": ["tiles", 64, …]}` is the fastest plan of a product of 64 block rows of 11.2 blocks on average. If the version
-at hand was never tuned, the nearest one that was serves: what makes a plan fast is mostly the device, and a plan of
+"plan": ["tiles", 64, …]}` is the fastest config of a product of 64 block rows of 11.2 blocks on average. If the version
+at hand was never tuned, the nearest one that was serves: what makes a config fast is mostly the device, and a config of
 another version still beats the rules, which know no other blocks than those of 128.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from blast_kernels.common.constants import GATES
-from blast_kernels.mlp_inference.heuristics import KERNELS, Plan, plan_for
+from blast_kernels.mlp_inference.heuristics import KERNELS, KernelConfig, heuristic_config
 from blast_kernels.tables.break_even import TUNED, gpu_name
 
 KEYS = ("block", "gate", "dtype", "tokens", "records", "row_blocks", "plan")
@@ -35,18 +35,18 @@ FIELDS_AT_FIRST = 9
 
 
 class Tuned(NamedTuple):
-    """A row of the table: where it was measured, as powers of two, and the plan that was fastest."""
+    """A row of the table: where it was measured, as powers of two, and the config that was fastest."""
 
     tokens: float
     records: float
     row_blocks: float
-    plan: Plan
+    config: KernelConfig
 
 
-def plan_of(
+def kernel_config(
     tokens: int, records: int, blocks: int, b_out: int, b_in: int, gate: str, dtype: torch.dtype, device: torch.device
-) -> Plan:
-    """The plan of a product on a device: tuned if its GPU was, else by the rules. Reads no device memory.
+) -> KernelConfig:
+    """The config of a product on a device: tuned if its GPU was, else by the rules. Reads no device memory.
 
     Args:
         tokens: Rows of the activations.
@@ -61,22 +61,22 @@ def plan_of(
     Raises:
         ValueError: if the table of this GPU is damaged.
     """
-    return _plan_of(tokens, records, blocks, b_out, b_in, gate, dtype, device)
+    return _kernel_config(tokens, records, blocks, b_out, b_in, gate, dtype, device)
 
 
-# A decode step asks for the same few plans again and again; a prefill of any length adds two entries.
+# A decode step asks for the same few configs again and again; a prefill of any length adds two entries.
 @lru_cache(maxsize=4096)
-def _plan_of(tokens, records, blocks, b_out, b_in, gate, dtype, device) -> Plan:
+def _kernel_config(tokens, records, blocks, b_out, b_in, gate, dtype, device) -> KernelConfig:
     row_blocks = blocks / max(1, records)
     has_tma = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
     gpu = gpu_name(device)
-    found = tuned_plan(tokens, records, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
+    found = tuned_config(tokens, records, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
     wide, float8 = dtype == torch.float32, dtype == torch.float8_e4m3fn
     on_gpu = device.type == "cuda"
-    return found or plan_for(tokens, records, b_out, b_in, gate, wide, has_tma, row_blocks, float8, on_gpu)
+    return found or heuristic_config(tokens, records, b_out, b_in, gate, wide, has_tma, row_blocks, float8, on_gpu)
 
 
-def tuned_plan(
+def tuned_config(
     tokens: int,
     records: int,
     row_blocks: float,
@@ -87,8 +87,8 @@ def tuned_plan(
     gpu: str | None,
     triton: str | None = None,
     folder: Path = TUNED,
-) -> Plan | None:
-    """The plan of the nearest row of the same block, gate and dtype.
+) -> KernelConfig | None:
+    """The config of the nearest row of the same block, gate and dtype.
 
     Args:
         tokens: Rows of the activations.
@@ -103,7 +103,7 @@ def tuned_plan(
         folder: Where the tables are.
 
     Returns:
-        Its plan; None if there is no row nearer than `LIMIT`.
+        Its config; None if there is no row nearer than `LIMIT`.
 
     Raises:
         ValueError: if the table of this GPU is damaged.
@@ -116,7 +116,7 @@ def tuned_plan(
     rows = next((rows for name in dtypes if (rows := index.get((b_out, b_in, gate, str(name))))), ())
     place = _place(tokens, records, row_blocks)
     near = min(rows, key=lambda row: (math.dist(row[:3], place), -row.tokens), default=None)
-    return near.plan if near is not None and math.dist(near[:3], place) <= LIMIT else None
+    return near.config if near is not None and math.dist(near[:3], place) <= LIMIT else None
 
 
 @cache
@@ -134,7 +134,7 @@ def minor(full: str) -> str:
 
 
 @cache
-def read_plans(gpu: str, folder: Path = TUNED) -> dict[str, tuple[dict[str, Any], ...]]:
+def read_tuned_configs(gpu: str, folder: Path = TUNED) -> dict[str, tuple[dict[str, Any], ...]]:
     """The rows of a GPU's table by version of Triton; nothing if it was never tuned.
 
     Raises:
@@ -148,7 +148,7 @@ def read_plans(gpu: str, folder: Path = TUNED) -> dict[str, tuple[dict[str, Any]
         fault = next((fault for rows in tables.values() for row in rows if (fault := _fault(row))), None)
         [_version(name) for name in tables]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: holds no table of plans ({error}); tune again or delete it") from None
+        raise ValueError(f"{file}: holds no table of configs ({error}); tune again or delete it") from None
     if fault:
         raise ValueError(f"{file}: {fault}; tune again or delete it")
     return tables
@@ -157,23 +157,27 @@ def read_plans(gpu: str, folder: Path = TUNED) -> dict[str, tuple[dict[str, Any]
 def _fault(row: dict[str, Any]) -> str | None:
     if not set(KEYS) <= row.keys():
         return f"a row lacks one of {', '.join(KEYS)}"
-    plan = row["plan"]
-    # Fields that a plan got later have defaults.
-    if row["gate"] not in GATES or plan[0] not in KERNELS or not FIELDS_AT_FIRST <= len(plan) <= len(Plan._fields):
-        return f"{row['gate']} {plan} is no plan of this version"
+    config = row["plan"]
+    # Fields that a config got later have defaults.
+    if (
+        row["gate"] not in GATES
+        or config[0] not in KERNELS
+        or not FIELDS_AT_FIRST <= len(config) <= len(KernelConfig._fields)
+    ):
+        return f"{row['gate']} {config} is no config of this version"
     if not all(row[key] > 0 for key in ("tokens", "records", "row_blocks")):
-        return f"the place of {plan} is not positive"
+        return f"the place of {config} is not positive"
     return None
 
 
 @cache
 def _indexed(gpu: str, triton: str, folder: Path) -> dict[tuple, list[Tuned]]:
     """Rows by block, gate and dtype, of this version of Triton or else of the nearest."""
-    tables = read_plans(gpu, folder)
+    tables = read_tuned_configs(gpu, folder)
     index: dict[tuple, list[Tuned]] = defaultdict(list)
     for row in tables[_nearest_version(triton, tables)] if tables else ():
         place = _place(row["tokens"], row["records"], row["row_blocks"])
-        index[(*row["block"], row["gate"], f"torch.{row['dtype']}")].append(Tuned(*place, Plan(*row["plan"])))
+        index[(*row["block"], row["gate"], f"torch.{row['dtype']}")].append(Tuned(*place, KernelConfig(*row["plan"])))
     return dict(index)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from blast_kernels.mlp_inference import reference
-from blast_kernels.mlp_inference.heuristics import Plan
+from blast_kernels.mlp_inference.heuristics import KernelConfig
 
 from blast import benchmark
 from blast.benchmark import kernel_plans
@@ -123,7 +123,7 @@ def test_a_plan_that_is_wrong_breaks_or_does_not_compile_has_an_entry_that_says_
     metrics = measure("gpt2-nano", tokens=[16])
     causes = {3: set(), 4: set(), 6: set()}
     for entry in of(metrics, "latency", k=None):
-        plan = Plan(*entry["setting"]["plan"])
+        plan = KernelConfig(*entry["setting"]["plan"])
         if plan.k == 128:
             assert entry["setting"]["cause"] == "OutOfResources: too much"
         else:
@@ -132,7 +132,7 @@ def test_a_plan_that_is_wrong_breaks_or_does_not_compile_has_an_entry_that_says_
     assert causes[6] == {"ValueError: it does not fit"}
     assert causes[3] == {"its output is off by inf from the float32 reference (bound 2e-03)"}
     assert causes[4] == {None}
-    lost = [entry for entry in of(metrics, "pick_cost") if Plan(*entry["setting"]["plan"]).k == 128]
+    lost = [entry for entry in of(metrics, "pick_cost") if KernelConfig(*entry["setting"]["plan"]).k == 128]
     assert lost
     assert all(entry["status"] == "failed" and entry["value"] is None for entry in lost)
 
@@ -186,7 +186,7 @@ def test_a_split_down_projection_has_counters_that_are_zeroed_once_a_round(imagi
     generator = torch.Generator().manual_seed(0)
     _front, down = products.products_of(SMALL[True], 0.5, False, generator, 200_000)
     x = down.input(16, generator)
-    call = down.call(Plan("tiles", 64, 32, 32, 4, 4, split=2), x, x.new_empty(16, down.out_features))
+    call = down.call(KernelConfig("tiles", 64, 32, 32, 4, 4, split=2), x, x.new_empty(16, down.out_features))
     for _ in range(2):
         for number in range(len(down.sets)):
             call(number)
@@ -195,7 +195,7 @@ def test_a_split_down_projection_has_counters_that_are_zeroed_once_a_round(imagi
 
 
 def test_a_compiler_that_fails_gives_its_first_line_and_one_that_lost_its_device_no_verdict(monkeypatch):
-    job = Job(Plan("tiles", 64, 32, 32, 4, 4), "none", "none", False, (32, 32), torch.float16)
+    job = Job(KernelConfig("tiles", 64, 32, 32, 4, 4), "none", "none", False, (32, 32), torch.float16)
 
     def launch(job):
         raise RuntimeError("no such layout\nand more")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import triton
 from blast_kernels.linear.triton_kernels import _block_matmul, _value_grad
-from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
 from blast_kernels.mlp_inference.persistent import persistent
 from blast_kernels.mlp_inference.stream import stream
 from blast_kernels.mlp_inference.tiles import tiles
@@ -78,44 +78,46 @@ def count_spills(code: str) -> tuple[int, int]:
     return len(spills), sum(any(to <= at <= end for to, end in loops) for at in spills)
 
 
-def compile_plan(plan: Plan, b_out: int, b_in: int, gate: str, capability: int, scaled: bool = False) -> dict:
-    """Compiles the kernel of a plan."""
+def compile_config(
+    config: KernelConfig, b_out: int, b_in: int, gate: str, capability: int, scaled: bool = False
+) -> dict:
+    """Compiles the kernel of a config."""
     activation = "none" if gate == "none" else "silu"
     constants = {
         "B_OUT": b_out,
         "B_IN": b_in,
-        "SLICE": plan.slice,
-        "TILE": plan.tile,
+        "SLICE": config.slice,
+        "TILE": config.tile,
         "GATE": gate,
         "ACTIVATION": activation,
         "HAS_BIAS": gate == "none",
         "HAS_SCALES": scaled,
-        "SPLIT": plan.split,
+        "SPLIT": config.split,
         "CLEARS": 0,
-        "STAGES": plan.stages,
+        "STAGES": config.stages,
         "OPAQUE": True,
         "LEADS": False,
         "WAITS": "never",
     }
     wide = 2 if gate == "tied" else 1
     stored = "fp8e4nv" if scaled else "bf16"
-    if plan.kernel == "stream":
-        constants |= {"BLOCKS": max(1, plan.k // b_in), "PRECISION": "tf32"}
-        return compile_one(stream, constants, plan.warps, capability, plan.registers, {"values": f"*{stored}"})
-    constants |= {"K": plan.k, "WEIGHTS_FIRST": plan.weights_first}
+    if config.kernel == "stream":
+        constants |= {"BLOCKS": max(1, config.k // b_in), "PRECISION": "tf32"}
+        return compile_one(stream, constants, config.warps, capability, config.registers, {"values": f"*{stored}"})
+    constants |= {"K": config.k, "WEIGHTS_FIRST": config.weights_first}
     tile_types = {
-        "x_descriptor": f"tensordesc<bf16[{plan.tile}, {plan.k}]>",
-        "w_descriptor": f"tensordesc<{stored}[{plan.slice * wide}, {plan.k}]>",
-        "y_descriptor": f"tensordesc<bf16[{plan.tile}, {plan.slice}]>",
+        "x_descriptor": f"tensordesc<bf16[{config.tile}, {config.k}]>",
+        "w_descriptor": f"tensordesc<{stored}[{config.slice * wide}, {config.k}]>",
+        "y_descriptor": f"tensordesc<bf16[{config.tile}, {config.slice}]>",
     }
-    return compile_one(tiles, constants, plan.warps, capability, plan.registers, tile_types)
+    return compile_one(tiles, constants, config.warps, capability, config.registers, tile_types)
 
 
-def compile_persistent(plan: Plan, block: int, gate: str, activation: str) -> dict:
+def compile_persistent(config: KernelConfig, block: int, gate: str, activation: str) -> dict:
     """Compiles the kernel that is written in Gluon, for Hopper alone."""
-    rows = plan.slice * (2 if gate == "tied" else 1)
-    stored = plan.slice if gate == "untied" else min(64, plan.slice)
-    boxes = {"x": (128, plan.k), "w": (rows, plan.k), "y": (128, stored)}
+    rows = config.slice * (2 if gate == "tied" else 1)
+    stored = config.slice if gate == "untied" else min(64, config.slice)
+    boxes = {"x": (128, config.k), "w": (rows, config.k), "y": (128, stored)}
     tile_types = {
         f"{name}_descriptor": f"tensordesc<bf16[{box[0]}, {box[1]}],"
         f"{gl.NVMMASharedLayout.get_default_for(list(box), gl.bfloat16)!r}>"
@@ -124,50 +126,50 @@ def compile_persistent(plan: Plan, block: int, gate: str, activation: str) -> di
     constants = {
         "B_OUT": block,
         "B_IN": block,
-        "SLICE": plan.slice,
-        "K": plan.k,
+        "SLICE": config.slice,
+        "K": config.k,
         "GATE": gate,
         "ACTIVATION": activation,
         "HAS_BIAS": gate == "none",
-        "STAGES": plan.stages,
+        "STAGES": config.stages,
     }
-    return compile_one(persistent, constants, plan.warps, 90, 168, tile_types, GluonASTSource)
+    return compile_one(persistent, constants, config.warps, 90, 168, tile_types, GluonASTSource)
 
 
 def main() -> None:
-    """Compiles every distinct plan of the measured shapes."""
+    """Compiles every distinct config of the measured shapes."""
     reports = []
     few, some, many = 1, 128, 4096
     cases = [(90, 128, 128, gate, tokens) for gate in ("none", "untied", "tied") for tokens in (few, many)]
     cases += [(90, 128, 128, "untied", some), (90, 32, 128, "none", many), (90, 16, 16, "none", many)]
     cases += [(80, 128, 128, "none", few), (80, 128, 128, "untied", many)]
     for capability, b_out, b_in, gate, tokens in cases:
-        plan = plan_for(tokens, 200, b_out, b_in, gate, has_tma=capability >= 90, has_gluon=False)
-        report = compile_plan(plan, b_out, b_in, gate, capability)
-        reports.append({"case": f"sm_{capability} {b_out}x{b_in} {gate}", "plan": plan, **report})
-    # What the memory of a plan is reckoned by: wide tiles, deep pipelines, weights on either side.
-    for plan, gate in (
-        (Plan("tiles", 256, 64, 64, 3, 8, False, 4), "tied"),
-        (Plan("tiles", 128, 64, 64, 3, 4, False, 16), "untied"),
-        (Plan("tiles", 32, 64, 128, 6, 4), "none"),
-        (Plan("stream", 16, 128, 128, 6, 4), "none"),
-        (Plan("stream", 64, 64, 128, 4, 4), "tied"),
+        config = heuristic_config(tokens, 200, b_out, b_in, gate, has_tma=capability >= 90, has_gluon=False)
+        report = compile_config(config, b_out, b_in, gate, capability)
+        reports.append({"case": f"sm_{capability} {b_out}x{b_in} {gate}", "config": config, **report})
+    # What the memory of a config is reckoned by: wide tiles, deep pipelines, weights on either side.
+    for config, gate in (
+        (KernelConfig("tiles", 256, 64, 64, 3, 8, False, 4), "tied"),
+        (KernelConfig("tiles", 128, 64, 64, 3, 4, False, 16), "untied"),
+        (KernelConfig("tiles", 32, 64, 128, 6, 4), "none"),
+        (KernelConfig("stream", 16, 128, 128, 6, 4), "none"),
+        (KernelConfig("stream", 64, 64, 128, 4, 4), "tied"),
     ):
-        report = compile_plan(plan, 128, 128, gate, 90)
-        reports.append({"case": f"sm_90 {gate} memory", "plan": plan, **report})
-    several = [Plan("tiles", 64, 64, 64, 4, 4, split=2), Plan("stream", 16, 64, 128, 4, 4, split=2)]
-    for plan, gate, scaled in [(p, g, s) for p in several for g in ("none", "untied", "tied") for s in (False, True)]:
-        report = compile_plan(plan, 128, 128, gate, 90, scaled)
-        reports.append({"case": f"sm_90 {gate} split {'scaled' * scaled}", "plan": plan, **report})
+        report = compile_config(config, 128, 128, gate, 90)
+        reports.append({"case": f"sm_90 {gate} memory", "config": config, **report})
+    several = [KernelConfig("tiles", 64, 64, 64, 4, 4, split=2), KernelConfig("stream", 16, 64, 128, 4, 4, split=2)]
+    for config, gate, scaled in [(p, g, s) for p in several for g in ("none", "untied", "tied") for s in (False, True)]:
+        report = compile_config(config, 128, 128, gate, 90, scaled)
+        reports.append({"case": f"sm_90 {gate} split {'scaled' * scaled}", "config": config, **report})
     for gate, block, slice_, stages, activation in (
         ("none", 128, 128, 4, "gelu"),
         ("none", 64, 64, 4, "gelu_tanh"),
         ("untied", 128, 128, 3, "silu"),
         ("tied", 128, 64, 4, "silu"),
     ):
-        plan = Plan("persistent", 256, slice_, 64, stages, 4, False, 4)
-        report = compile_persistent(plan, block, gate, activation)
-        reports.append({"case": f"sm_90 {gate} persistent", "plan": plan, **report})
+        config = KernelConfig("persistent", 256, slice_, 64, stages, 4, False, 4)
+        report = compile_persistent(config, block, gate, activation)
+        reports.append({"case": f"sm_90 {gate} persistent", "config": config, **report})
     product = {"HAS_BIAS": True, "HAS_ORDER": True, "OUT_SIDE": 128, "IN_SIDE": 128, "OUT_STRIDE": 1, "IN_STRIDE": 128}
     tiling = {"PRECISION": "tf32"}
     for name, kernel, constants in (
@@ -175,7 +177,7 @@ def main() -> None:
         ("value_grad", _value_grad, {"B_OUT": 128, "B_IN": 128, "TILE": 64} | tiling),
     ):
         report = compile_one(kernel, constants, 8, 90, None, {})
-        reports.append({"case": f"sm_90 {name}", "plan": None, **report})
+        reports.append({"case": f"sm_90 {name}", "config": None, **report})
     print(json.dumps(reports))
 
 

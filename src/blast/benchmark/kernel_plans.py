@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
 from blast_kernels.mlp_inference.search_space import candidates
-from blast_kernels.mlp_inference.tuned_configs import plan_of
+from blast_kernels.mlp_inference.tuned_configs import kernel_config
 from torch import Tensor
 
 from blast.benchmark.inputs.mlp import MlpSize
@@ -128,7 +128,7 @@ def this_gpu() -> tuple[torch.device, int]:
     return device, torch.cuda.get_device_properties(device).L2_cache_size
 
 
-def _jobs(asked: Asked) -> dict[Plan, Job]:
+def _jobs(asked: Asked) -> dict[KernelConfig, Job]:
     """What has to be compiled for each plan that is tried; the picks come first."""
     product, block, dtype = asked.product, asked.product.block, asked.size.dtype
     item = torch.empty(0, dtype=dtype).element_size()
@@ -137,15 +137,15 @@ def _jobs(asked: Asked) -> dict[Plan, Job]:
     return {plan: Job(plan, product.gate, product.activation, product.bias is not None, block, dtype) for plan in plans}
 
 
-def _picks(asked: Asked) -> dict[str, Plan]:
+def _picks(asked: Asked) -> dict[str, KernelConfig]:
     """The plan that the kernels run, `table`, and the one they would run without a table, `rules`."""
     product, block = asked.product, asked.product.block
     place = (asked.tokens, product.records)
     values = product.sets[0][0]
     wide = values.dtype == torch.float32
     return {
-        "rules": plan_for(*place, *block, product.gate, wide, row_blocks=product.row_blocks),
-        "table": plan_of(*place, values.shape[0], *block, product.gate, values.dtype, values.device),
+        "rules": heuristic_config(*place, *block, product.gate, wide, row_blocks=product.row_blocks),
+        "table": kernel_config(*place, values.shape[0], *block, product.gate, values.dtype, values.device),
     }
 
 
@@ -177,7 +177,7 @@ def _measure_product(
 
 
 def _prepared(
-    plan: Plan, product: Product, x: Tensor, y: Tensor, expected: Tensor, rows: Tensor, bound: float
+    plan: KernelConfig, product: Product, x: Tensor, y: Tensor, expected: Tensor, rows: Tensor, bound: float
 ) -> tuple[Tried, Callable[[], None] | None]:
     """The error of a plan and one round of its calls, or why it cannot be timed."""
     try:
@@ -199,7 +199,7 @@ def _prepared(
         return Tried(cause=first_line(fault)), None
 
 
-def _entries(asked: Asked, tried: dict[Plan, Tried]) -> list[Entry]:
+def _entries(asked: Asked, tried: dict[KernelConfig, Tried]) -> list[Entry]:
     picks, entries = _picks(asked), []
     for plan, result in tried.items():
         facts = {"plan": list(plan), "picked": plan == picks["table"], "rules": plan == picks["rules"]}

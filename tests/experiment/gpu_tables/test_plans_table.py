@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from blast_kernels.mlp_inference.heuristics import Plan
-from blast_kernels.mlp_inference.tuned_configs import read_plans, tuned_plan
+from blast_kernels.mlp_inference.heuristics import KernelConfig
+from blast_kernels.mlp_inference.tuned_configs import read_tuned_configs, tuned_config
 from blast_kernels.tables.break_even import read_table
 
 from blast.errors import BlastError
@@ -19,13 +19,13 @@ from blast.experiment.gpu_tables.table import update_table
 
 GPU = "imaginary-gpu"
 RULES, OTHER, THIRD = (
-    Plan("tiles", 64, 64, 64, 4, 4),
-    Plan("tiles", 128, 64, 64, 3, 4),
-    Plan("stream", 64, 64, 128, 4, 4),
+    KernelConfig("tiles", 64, 64, 64, 4, 4),
+    KernelConfig("tiles", 128, 64, 64, 3, 4),
+    KernelConfig("stream", 64, 64, 128, 4, 4),
 )
 
 
-def record(times: dict[Plan, float | None], triton="3.6.0", hardware=GPU, status="ok", **facts):
+def record(times: dict[KernelConfig, float | None], triton="3.6.0", hardware=GPU, status="ok", **facts):
     fixed = {"part": "down", "gate": "none", "block": [128, 128], "records": 32, "row_blocks": 5.5} | facts
     entry = {"metric": "latency", "tokens": 128, "dtype": "bfloat16", "provider": "ours"}
     metrics = [
@@ -39,8 +39,8 @@ def record(times: dict[Plan, float | None], triton="3.6.0", hardware=GPU, status
     return {"status": status, "point": point, "result": {"metrics": metrics}, "run": run}
 
 
-def plans(*records) -> list[Plan]:
-    return [Plan(*row["plan"]) for row in plan_rows(records)]
+def plans(*records) -> list[KernelConfig]:
+    return [KernelConfig(*row["plan"]) for row in plan_rows(records)]
 
 
 def test_the_fastest_plan_is_taken_and_a_failed_one_never():
@@ -68,7 +68,7 @@ def test_products_that_differ_have_rows_of_their_own():
 def test_the_table_that_is_written_is_read_by_the_kernels(tmp_path):
     file = write_plans([record({RULES: 1.0, OTHER: 0.8})], tmp_path)
     assert file.name == f"{GPU}.json"
-    found = tuned_plan(128, 32, 5.5, 128, 128, "none", torch.bfloat16, GPU, "3.6", tmp_path)
+    found = tuned_config(128, 32, 5.5, 128, 128, "none", torch.bfloat16, GPU, "3.6", tmp_path)
     assert found == OTHER
     assert json.loads(file.read_text())["plans"]["3.6"]["run"]["commit"] == "abc"
     # A row a line: a change of the table can be read.
@@ -88,7 +88,7 @@ def test_tuning_again_keeps_other_versions_and_the_break_even_points(tmp_path):
     update_table(tmp_path, GPU, {"break_even": [point]})
     write_plans([record({RULES: 1.0}), record({RULES: 1.0, OTHER: 0.8}, triton="3.9.1")], tmp_path)
     write_plans([record({RULES: 1.0, THIRD: 0.7})], tmp_path)
-    versions = {name: Plan(*rows[0]["plan"]) for name, rows in read_plans(GPU, tmp_path).items()}
+    versions = {name: KernelConfig(*rows[0]["plan"]) for name, rows in read_tuned_configs(GPU, tmp_path).items()}
     assert versions == {"3.6": THIRD, "3.9": OTHER}
     assert read_table(GPU, tmp_path) == (point,)
 
@@ -97,7 +97,7 @@ def test_tuning_some_products_keeps_the_plans_of_others(tmp_path):
     write_plans([record({RULES: 1.0, OTHER: 0.8}), record({RULES: 1.0, OTHER: 0.8}, records=64)], tmp_path)
     file = write_plans([record({RULES: 1.0, THIRD: 0.7}, records=64)], tmp_path)
     found = json.loads(file.read_text())["plans"]["3.6"]
-    assert [(row["records"], Plan(*row["plan"])) for row in found["rows"]] == [(32, OTHER), (64, THIRD)]
+    assert [(row["records"], KernelConfig(*row["plan"])) for row in found["rows"]] == [(32, OTHER), (64, THIRD)]
 
 
 def test_a_table_of_several_runs_names_all_of_them(tmp_path):
@@ -157,4 +157,4 @@ def test_tuning_runs_the_points_of_the_suite_and_writes_the_table(tmp_path, monk
     assert cli.main(["tune", "--only", "*s95*", "--tuned", str(tmp_path)]) == 0
     assert (asked[0].suite, asked[0].only, asked[0].plan) == ("kernel_plans", "*s95*", None)
     assert f"written: {tmp_path / GPU}.json" in capsys.readouterr().out
-    assert list(read_plans(GPU, tmp_path)) == ["3.6"]
+    assert list(read_tuned_configs(GPU, tmp_path)) == ["3.6"]

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from blast_kernels.mlp_inference.heuristics import plan_for
-from blast_kernels.mlp_inference.tuned_configs import tuned_plan
+from blast_kernels.mlp_inference.heuristics import heuristic_config
+from blast_kernels.mlp_inference.tuned_configs import tuned_config
 from blast_kernels.tables.break_even import dense_ranges, dense_wins
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +34,7 @@ def swept() -> dict[tuple, dict[tuple, float]]:
 def test_the_rules_alone_cost_a_few_percent_of_the_best_plan_at_decode():
     costs = []
     for (_, _, b_out, b_in, gate, tokens, records, row_blocks), plans in swept().items():
-        rules = plan_for(tokens, records, b_out, b_in, gate, row_blocks=row_blocks)
+        rules = heuristic_config(tokens, records, b_out, b_in, gate, row_blocks=row_blocks)
         # What was neither best nor picked nor of the rules of that time was not kept.
         if tokens == 16 and tuple(rules) in plans:
             costs.append(plans[tuple(rules)] / min(plans.values()) - 1)
@@ -45,7 +45,7 @@ def test_the_rules_alone_cost_a_few_percent_of_the_best_plan_at_decode():
 def test_the_rules_cost_little_for_fronts_of_many_tiles_and_long_rows_of_32():
     costs = []
     for (_, _, b_out, b_in, gate, tokens, records, row_blocks), plans in swept().items():
-        rules = plan_for(tokens, records, b_out, b_in, gate, row_blocks=row_blocks)
+        rules = heuristic_config(tokens, records, b_out, b_in, gate, row_blocks=row_blocks)
         alone = rules.kernel == "persistent" or (rules.tile, rules.slice, rules.group) == (256, 32, 1)
         if alone and tuple(rules) in plans:
             costs.append(plans[tuple(rules)] / min(plans.values()) - 1)
@@ -56,7 +56,7 @@ def test_the_rules_cost_little_for_fronts_of_many_tiles_and_long_rows_of_32():
 def test_a_pick_from_the_table_costs_a_few_percent_of_the_best_plan_at_most():
     costs = []
     for (_, _, b_out, b_in, gate, tokens, records, row_blocks), plans in swept().items():
-        pick = tuned_plan(tokens, records, row_blocks, b_out, b_in, gate, torch.bfloat16, GPU, "3.6")
+        pick = tuned_config(tokens, records, row_blocks, b_out, b_in, gate, torch.bfloat16, GPU, "3.6")
         # Where two shapes share a product, the plan that is best for both may have been kept for neither.
         if tuple(pick) in plans:
             costs.append(plans[tuple(pick)] / min(plans.values()) - 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from blast_kernels.common.quantize import FP8, dequantize, quantize_blocks
 from blast_kernels.mlp_inference import ops, reference
-from blast_kernels.mlp_inference.heuristics import Plan
+from blast_kernels.mlp_inference.heuristics import KernelConfig
 from blast_kernels.mlp_inference.launch import product
 from blast_kernels.mlp_inference.row_lists import plain_records, unpack_tied
 from hypothesis import given, settings
@@ -167,19 +167,19 @@ def test_tiny_and_huge_blocks_are_as_right_as_others(tokens, gate, dtype, device
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(
-    "plan",
+    "config",
     [
-        Plan("stream", 16, 32, 128, 3, 4),
-        Plan("stream", 16, 64, 256, 3, 4, split=3),
-        Plan("tiles", 32, 64, 32, 3, 4, split=2),
-        Plan("tiles", 128, 64, 64, 3, 4, False, 2),
+        KernelConfig("stream", 16, 32, 128, 3, 4),
+        KernelConfig("stream", 16, 64, 256, 3, 4, split=3),
+        KernelConfig("tiles", 32, 64, 32, 3, 4, split=2),
+        KernelConfig("tiles", 128, 64, 64, 3, 4, False, 2),
     ],
 )
-def test_every_kind_of_plan_reads_fp8(plan, gate, device):
+def test_every_kind_of_config_reads_fp8(config, gate, device):
     front, q, scales = fronts(gate, torch.float16, device, (64, 64), "skewed_rows")
     x = torch.randn(37, 320).to(device, torch.float16)
     y = torch.full((37, 256), float("nan"), dtype=torch.float16, device=device)
-    product(x, q, front.records, None, y, "silu", gate, plan, scales=scales)
+    product(x, q, front.records, None, y, "silu", gate, config, scales=scales)
     assert relative_error(y, exact_product(x, q, scales, front.records, None, 256, "silu", gate)) < 1e-3
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import triton
-from blast_kernels.mlp_inference.heuristics import SHARED_MEMORY, Plan, shared_memory
+from blast_kernels.mlp_inference.heuristics import SHARED_MEMORY, KernelConfig, shared_memory
 
 SCRIPT = Path(__file__).resolve().parents[2] / "support" / "inference_compile_report.py"
 
@@ -32,12 +32,12 @@ def test_plans_compile_without_spills_in_loops_and_with_wgmma():
         # between its two loops.
         assert report["spills"] <= (80 if "128x128 untied" in report["case"] else 0), report
         assert report["shared"] <= SHARED_MEMORY, report
-        if report["plan"] and report["case"].startswith("sm_90"):
+        if report["config"] and report["case"].startswith("sm_90"):
             gate = next(gate for gate in ("untied", "tied", "none") if gate in report["case"].split())
-            plan = Plan(*report["plan"])
-            reckoned = shared_memory(plan, gate, w_item=1 if "scaled" in report["case"] else 2)
+            config = KernelConfig(*report["config"])
+            reckoned = shared_memory(config, gate, w_item=1 if "scaled" in report["case"] else 2)
             assert report["shared"] <= reckoned, report
-            if plan.kernel == "tiles" and "scaled" not in report["case"]:
+            if config.kernel == "tiles" and "scaled" not in report["case"]:
                 assert report["shared"] == reckoned, report
-        if report["plan"] and Plan(*report["plan"]).kernel != "stream":
+        if report["config"] and KernelConfig(*report["config"]).kernel != "stream":
             assert report["wgmma"], report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from blast_kernels.mlp_inference import reference
-from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
 from blast_kernels.mlp_inference.launch import Chain, counters_needed, product
 from inference_cases import PATTERNS, Front, dense_front, front_of, mask_of, relative_error
 
@@ -20,14 +20,14 @@ def masks_of(pattern: str, rows: int, cols: int) -> list[torch.Tensor]:
 
 
 def check(
-    front: Front, tokens: int, gate: str, device: str, activation: str = "silu", bias: bool = False, plan=None
+    front: Front, tokens: int, gate: str, device: str, activation: str = "silu", bias: bool = False, config=None
 ) -> None:
     dtype = front.values.dtype
     out_features, in_features = front.dense[0].shape
     x = torch.randn(tokens, in_features).to(device, dtype)
     offset = torch.randn(out_features).to(device, dtype) if bias else None
     y = torch.full((tokens, out_features), float("nan"), dtype=dtype, device=device)
-    product(x, front.values, front.records, offset, y, activation, gate, plan)
+    product(x, front.values, front.records, offset, y, activation, gate, config)
     wide = None if offset is None else offset.float()
     expected = reference.product(x.float(), front.values.float(), front.records, wide, out_features, activation, gate)
     assert relative_error(y, expected) < BOUND[dtype]
@@ -50,7 +50,7 @@ def test_twin_equals_dense_linear_algebra(pattern, gate):
 )
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_block_gate_and_dtype_with_the_plan_of_its_shape(block, gate, tokens, dtype, device):
+def test_every_block_gate_and_dtype_with_the_config_of_its_shape(block, gate, tokens, dtype, device):
     front = front_of(gate, masks_of("uniform", 2, 3), *block, dtype, device)
     check(front, tokens, gate, device)
 
@@ -71,32 +71,32 @@ def test_bias_and_activation_of_a_plain_front(tokens, activation, device):
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(
-    "plan",
+    "config",
     [
-        Plan("tiles", 128, 64, 64, 3, 4, True, 2),
-        Plan("tiles", 64, 64, 64, 2, 4, False, 3),
-        Plan("tiles", 32, 128, 128, 3, 4),
-        Plan("stream", 16, 128, 128, 3, 8),
-        Plan("stream", 64, 32, 128, 3, 4),
-        Plan("stream", 16, 64, 128, 3, 4, split=3),
-        Plan("tiles", 64, 64, 64, 3, 4, split=2),
-        Plan("tiles", 128, 64, 64, 3, 4, False, 2, split=4),
+        KernelConfig("tiles", 128, 64, 64, 3, 4, True, 2),
+        KernelConfig("tiles", 64, 64, 64, 2, 4, False, 3),
+        KernelConfig("tiles", 32, 128, 128, 3, 4),
+        KernelConfig("stream", 16, 128, 128, 3, 8),
+        KernelConfig("stream", 64, 32, 128, 3, 4),
+        KernelConfig("stream", 16, 64, 128, 3, 4, split=3),
+        KernelConfig("tiles", 64, 64, 64, 3, 4, split=2),
+        KernelConfig("tiles", 128, 64, 64, 3, 4, False, 2, split=4),
     ],
 )
-def test_plans_differ_in_speed_alone(plan, gate, device):
-    check(front_of(gate, masks_of("uniform", 3, 4), 128, 128, torch.float16, device), 163, gate, device, plan=plan)
+def test_configs_differ_in_speed_alone(config, gate, device):
+    check(front_of(gate, masks_of("uniform", 3, 4), 128, 128, torch.float16, device), 163, gate, device, config=config)
 
 
-@pytest.mark.parametrize("before", [Plan("stream", 16, 64, 128, 3, 4), Plan("tiles", 64, 64, 64, 3, 4)])
+@pytest.mark.parametrize("before", [KernelConfig("stream", 16, 64, 128, 3, 4), KernelConfig("tiles", 64, 64, 64, 3, 4)])
 def test_the_kernel_in_front_clears_the_counters_of_a_split_product(before, device):
     front = front_of("none", masks_of("skewed_rows", 3, 4), 128, 128, torch.float16, device)
-    split = Plan("tiles", 64, 64, 64, 3, 4, split=2)
+    split = KernelConfig("tiles", 64, 64, 64, 3, 4, split=2)
     x = torch.randn(70, 512).to(device, torch.float16)
     counters = torch.full((counters_needed(split, 70, 3, 128),), 99, dtype=torch.int32, device=device)
     y = torch.empty(70, 384, dtype=torch.float16, device=device)
-    for plan, chain in ((before, Chain(clears=counters)), (split, Chain(counters=counters))):
+    for config, chain in ((before, Chain(clears=counters)), (split, Chain(counters=counters))):
         y.fill_(float("nan"))
-        product(x, front.values, front.records, None, y, "none", "none", plan, chain=chain)
+        product(x, front.values, front.records, None, y, "none", "none", config, chain=chain)
         assert relative_error(y, x.float() @ front.dense[0].float().t()) < 1e-3
     assert (counters == 2).all()
 
@@ -140,15 +140,15 @@ def test_the_same_call_gives_the_same_bits(device):
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("tokens", [1, 16, 17, 64, 65, 128, 129, 8192])
-def test_a_plan_fits_its_block(tokens, block, gate):
+def test_a_config_fits_its_block(tokens, block, gate):
     for records in (4, 400):
         for has_tma in (True, False):
-            plan = plan_for(tokens, records, *block, gate, has_tma=has_tma)
-            assert block[0] % plan.slice == 0
-            assert plan.k % block[1] == 0 or block[1] % plan.k == 0
-            if plan.kernel == "tiles":
+            config = heuristic_config(tokens, records, *block, gate, has_tma=has_tma)
+            assert block[0] % config.slice == 0
+            assert config.k % block[1] == 0 or block[1] % config.k == 0
+            if config.kernel == "tiles":
                 assert has_tma
-                assert plan.k <= block[1]
+                assert config.k <= block[1]
 
 
 @pytest.mark.gpu
@@ -158,9 +158,9 @@ def test_more_elements_than_an_int32_counts(device):
     x = torch.randn(2**17 + 3, 2**14, device=device, dtype=torch.bfloat16)
     tail = slice(2**17 - 61, None)
     expected = x[tail].float() @ front.dense[0].float().t()
-    for plan in (None, Plan("stream", 64, 64, 128, 3, 4)):
+    for config in (None, KernelConfig("stream", 64, 64, 128, 3, 4)):
         y = torch.full_like(x, float("nan"))
-        product(x, front.values, front.records, None, y, "none", "none", plan)
+        product(x, front.values, front.records, None, y, "none", "none", config)
         assert relative_error(y[tail], expected) < BOUND[torch.bfloat16]
         assert not torch.isnan(y).any()
 
@@ -178,5 +178,5 @@ def test_the_persistent_kernel_on_a_gpu(gate, block, stages, pattern, tokens, dt
     # Several tiles a program: that is where its warps could lose count of each other.
     front = front_of(gate, masks_of(pattern, 61, 9), block, block, dtype, "cuda")
     slice_ = 64 if gate == "tied" else block
-    plan = Plan("persistent", 256, slice_, 64, stages, 4, False, 2)
-    check(front, tokens, gate, "cuda", bias=gate == "none", plan=plan)
+    config = KernelConfig("persistent", 256, slice_, 64, stages, 4, False, 2)
+    check(front, tokens, gate, "cuda", bias=gate == "none", config=config)

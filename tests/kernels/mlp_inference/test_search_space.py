@@ -1,4 +1,4 @@
-"""The plans worth trying: each fits its block and the device, and they differ in speed alone."""
+"""The configs worth trying: each fits its block and the device, and they differ in speed alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from blast_kernels.common.constants import BLOCK_SIDES
 from blast_kernels.mlp_inference import reference
-from blast_kernels.mlp_inference.heuristics import SHARED_MEMORY, Plan, plan_for, shared_memory
+from blast_kernels.mlp_inference.heuristics import SHARED_MEMORY, KernelConfig, heuristic_config, shared_memory
 from blast_kernels.mlp_inference.launch import product
 from blast_kernels.mlp_inference.search_space import candidates, fits
 from hypothesis import given
@@ -30,41 +30,43 @@ def test_every_candidate_fits_its_block_and_the_device(place, row_blocks, items)
     # Flat blocks at few tokens have the most: 45 in a search over all block shapes.
     assert 1 <= len(found) <= 48
     assert len(set(found)) == len(found)
-    for plan in found:
-        assert b_out % plan.slice == 0
-        assert plan.k % b_in == 0 if plan.kernel == "stream" else b_in % plan.k == 0
-        assert all(map(is_power_of_two, (plan.tile, plan.slice, plan.k, plan.warps, plan.split)))
-        assert plan.stages * plan.k * plan.slice * items[1] <= shared_memory(plan, gate, *items) <= SHARED_MEMORY
-        assert plan.split == 1 or tokens <= 256
-        if plan.kernel == "tiles":
-            rows = plan.slice * (2 if gate == "tied" else 1)
+    for config in found:
+        assert b_out % config.slice == 0
+        assert config.k % b_in == 0 if config.kernel == "stream" else b_in % config.k == 0
+        assert all(map(is_power_of_two, (config.tile, config.slice, config.k, config.warps, config.split)))
+        assert (
+            config.stages * config.k * config.slice * items[1] <= shared_memory(config, gate, *items) <= SHARED_MEMORY
+        )
+        assert config.split == 1 or tokens <= 256
+        if config.kernel == "tiles":
+            rows = config.slice * (2 if gate == "tied" else 1)
             assert items[0] < 4
-            assert (rows if plan.weights_first else plan.tile) >= 64
-            assert max(rows, plan.tile) <= 256
+            assert (rows if config.weights_first else config.tile) >= 64
+            assert max(rows, config.tile) <= 256
 
 
 @given(places, lengths, st.booleans(), st.booleans(), st.booleans())
-def test_the_rules_always_give_a_plan_that_fits(place, row_blocks, wide_float, has_tma, has_gluon):
-    plan = plan_for(*place, wide_float, has_tma, row_blocks, has_gluon=has_gluon)
+def test_the_rules_always_give_a_config_that_fits(place, row_blocks, wide_float, has_tma, has_gluon):
+    config = heuristic_config(*place, wide_float, has_tma, row_blocks, has_gluon=has_gluon)
     item = 4 if wide_float else 2
-    assert fits(plan, *place[2:], item, item)
-    assert has_tma or plan.kernel == "stream"
+    assert fits(config, *place[2:], item, item)
+    assert has_tma or config.kernel == "stream"
 
 
 @given(places, lengths)
-def test_the_rules_give_float8_a_plan_that_fits(place, row_blocks):
-    plan = plan_for(*place, row_blocks=row_blocks, float8=True)
-    assert fits(plan, *place[2:], 2, 1)
+def test_the_rules_give_float8_a_config_that_fits(place, row_blocks):
+    config = heuristic_config(*place, row_blocks=row_blocks, float8=True)
+    assert fits(config, *place[2:], 2, 1)
 
 
 @given(places, lengths)
 def test_the_pick_of_the_rules_is_tried_first(place, row_blocks):
-    assert candidates(*place, row_blocks)[0] == plan_for(*place, row_blocks=row_blocks)
+    assert candidates(*place, row_blocks)[0] == heuristic_config(*place, row_blocks=row_blocks)
 
 
 def test_block_lists_are_split_where_programs_are_few_and_lists_long():
     def splits(tokens: int, records: int, row_blocks: float) -> set[int]:
-        return {plan.split for plan in candidates(tokens, records, 128, 128, "none", row_blocks)}
+        return {config.split for config in candidates(tokens, records, 128, 128, "none", row_blocks)}
 
     assert splits(16, 16, 12) == splits(128, 64, 12) == {1, 2, 4}
     assert splits(16, 16, 1) == {1}
@@ -83,52 +85,58 @@ def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
     found = candidates(tokens, records, *block, gate, front.values.shape[0] / records)
     if device == "cpu":
         # Gluon has no interpreter.
-        found = [plan for plan in found if plan.kernel != "persistent"]
+        found = [config for config in found if config.kernel != "persistent"]
     # One of each kernel, split and order of the operands is enough for the interpreter.
-    kinds = {(plan.kernel, plan.split, plan.weights_first, plan.tile): plan for plan in reversed(found)}
+    kinds = {(config.kernel, config.split, config.weights_first, config.tile): config for config in reversed(found)}
     assert len(kinds) >= 2
-    for plan in found if x.is_cuda else kinds.values():
+    for config in found if x.is_cuda else kinds.values():
         y = torch.full((tokens, out_features), float("nan"), dtype=torch.float16, device=device)
-        product(x, front.values, front.records, None, y, "silu", gate, plan)
-        assert relative_error(y, expected) < 1e-3, plan
+        product(x, front.values, front.records, None, y, "silu", gate, config)
+        assert relative_error(y, expected) < 1e-3, config
 
 
-def test_a_plan_that_wants_more_memory_than_there_is_does_not_fit():
-    assert fits(Plan("tiles", 64, 64, 128, 4, 4), 128, 128, "tied")
-    assert not fits(Plan("tiles", 64, 64, 128, 6, 4), 128, 128, "tied")
-    assert not fits(Plan("tiles", 32, 64, 128, 6, 4), 128, 128, "tied")
-    assert not fits(Plan("tiles", 128, 128, 64, 3, 4), 64, 128, "none")
-    assert not fits(Plan("tiles", 64, 32, 64, 3, 4), 128, 128, "none")
+def test_a_config_that_wants_more_memory_than_there_is_does_not_fit():
+    assert fits(KernelConfig("tiles", 64, 64, 128, 4, 4), 128, 128, "tied")
+    assert not fits(KernelConfig("tiles", 64, 64, 128, 6, 4), 128, 128, "tied")
+    assert not fits(KernelConfig("tiles", 32, 64, 128, 6, 4), 128, 128, "tied")
+    assert not fits(KernelConfig("tiles", 128, 128, 64, 3, 4), 64, 128, "none")
+    assert not fits(KernelConfig("tiles", 64, 32, 64, 3, 4), 128, 128, "none")
 
 
 def test_fronts_of_many_tiles_run_in_one_program_a_multiprocessor_where_gluon_does():
     for place in ((2048, 448, 64, 64, "tied"), (8192, 112, 128, 128, "untied"), (2048, 832, 64, 128, "untied")):
-        assert plan_for(*place).kernel == "persistent"
+        assert heuristic_config(*place).kernel == "persistent"
         # The interpreter, float32, float8 and other devices have no such kernel.
         for without in ({"has_gluon": False}, {"wide_float": True}, {"float8": True}, {"has_tma": False}):
-            assert plan_for(*place, **without).kernel != "persistent"
-        assert plan_for(place[0] // 16, *place[1:]).kernel != "persistent"
-    assert plan_for(2048, 448, 64, 64, "none").kernel == plan_for(2048, 24, 64, 64, "tied").kernel == "tiles"
-    assert plan_for(2048, 448, 32, 128, "tied", row_blocks=2).kernel == "persistent"
-    assert plan_for(2048, 448, 32, 128, "tied", row_blocks=1).kernel == "tiles"
+            assert heuristic_config(*place, **without).kernel != "persistent"
+        assert heuristic_config(place[0] // 16, *place[1:]).kernel != "persistent"
+    assert (
+        heuristic_config(2048, 448, 64, 64, "none").kernel
+        == heuristic_config(2048, 24, 64, 64, "tied").kernel
+        == "tiles"
+    )
+    assert heuristic_config(2048, 448, 32, 128, "tied", row_blocks=2).kernel == "persistent"
+    assert heuristic_config(2048, 448, 32, 128, "tied", row_blocks=1).kernel == "tiles"
 
 
 def test_long_rows_of_32_take_wide_tiles_of_tokens_one_at_a_time():
     """Those of 405B had taken 2.5 times as long with tiles of 128 tokens, eight side by side."""
     for b_in, row_blocks in ((32, 83), (128, 21)):
-        plan = plan_for(8192, 512, 32, b_in, "none", row_blocks=row_blocks)
-        assert (plan.kernel, plan.tile, plan.group) == ("tiles", 256, 1)
-        assert plan_for(8192, 512, 32, b_in, "none", row_blocks=row_blocks / 4).tile == 128
+        config = heuristic_config(8192, 512, 32, b_in, "none", row_blocks=row_blocks)
+        assert (config.kernel, config.tile, config.group) == ("tiles", 256, 1)
+        assert heuristic_config(8192, 512, 32, b_in, "none", row_blocks=row_blocks / 4).tile == 128
 
 
 def test_few_long_rows_are_shared_by_programs_and_small_blocks_pipelined_deeply():
     """50 rows of 60 blocks of 32 columns once took ten times as long as 40 blocks, for which a sweep had split them."""
-    assert plan_for(1, 50, 32, 32, "none", row_blocks=60) == Plan("stream", 16, 32, 32, 4, 4, split=4)
-    assert plan_for(1, 16, 64, 128, "none", row_blocks=8) == Plan("stream", 16, 64, 128, 4, 4, split=4)
-    assert plan_for(128, 50, 32, 32, "none", row_blocks=60).split == 4
+    assert heuristic_config(1, 50, 32, 32, "none", row_blocks=60) == KernelConfig("stream", 16, 32, 32, 4, 4, split=4)
+    assert heuristic_config(1, 16, 64, 128, "none", row_blocks=8) == KernelConfig("stream", 16, 64, 128, 4, 4, split=4)
+    assert heuristic_config(128, 50, 32, 32, "none", row_blocks=60).split == 4
     for place in ((1, 500, 32, 32), (1, 50, 64, 64)):
-        assert plan_for(*place, "none", row_blocks=4).split == 1
-    assert plan_for(16, 48, 64, 64, "none", row_blocks=2) == Plan("stream", 16, 64, 64, 6, 4)
-    assert plan_for(16, 200, 32, 32, "none", row_blocks=10) == Plan("stream", 16, 32, 128, 6, 4)
+        assert heuristic_config(*place, "none", row_blocks=4).split == 1
+    assert heuristic_config(16, 48, 64, 64, "none", row_blocks=2) == KernelConfig("stream", 16, 64, 64, 6, 4)
+    assert heuristic_config(16, 200, 32, 32, "none", row_blocks=10) == KernelConfig("stream", 16, 32, 128, 6, 4)
     # Without the tensor memory accelerator nothing of this was measured.
-    assert plan_for(1, 50, 32, 32, "none", has_tma=False, row_blocks=60) == Plan("stream", 16, 32, 128, 4, 4)
+    assert heuristic_config(1, 50, 32, 32, "none", has_tma=False, row_blocks=60) == KernelConfig(
+        "stream", 16, 32, 128, 4, 4
+    )

@@ -1,4 +1,4 @@
-"""The table of tuned plans; every row in these tables is made up."""
+"""The table of tuned configs; every row in these tables is made up."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import math
 import pytest
 import torch
 from blast_kernels.mlp_inference import tuned_configs
-from blast_kernels.mlp_inference.heuristics import Plan, plan_for
+from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
 from blast_kernels.mlp_inference.search_space import fits
-from blast_kernels.mlp_inference.tuned_configs import LIMIT, plan_of, read_plans, tuned_plan
+from blast_kernels.mlp_inference.tuned_configs import LIMIT, kernel_config, read_tuned_configs, tuned_config
 from blast_kernels.tables import break_even
 from hypothesis import given
 from hypothesis import strategies as st
 
 GPU = "imaginary-gpu"
-FIRST, SECOND = Plan("tiles", 128, 64, 64, 3, 4), Plan("stream", 16, 64, 128, 4, 4, split=2)
+FIRST, SECOND = KernelConfig("tiles", 128, 64, 64, 3, 4), KernelConfig("stream", 16, 64, 128, 4, 4, split=2)
 
 
-def row(tokens, records, row_blocks, plan, **more):
+def row(tokens, records, row_blocks, config, **more):
     fixed = {"block": [128, 128], "gate": "none", "dtype": "bfloat16"}
     place = {"tokens": tokens, "records": records, "row_blocks": row_blocks}
-    return fixed | place | {"plan": list(plan)} | more
+    return fixed | place | {"plan": list(config)} | more
 
 
 def table(folder, rows, **others):
     versions = {"3.6": rows} | {name.replace("v", "").replace("_", "."): part for name, part in others.items()}
-    plans = {name: {"run": {}, "rows": part} for name, part in versions.items()}
-    (folder / f"{GPU}.json").write_text(json.dumps({"gpu": GPU, "plans": plans}))
-    tuned_configs.read_plans.cache_clear()
+    configs = {name: {"run": {}, "rows": part} for name, part in versions.items()}
+    (folder / f"{GPU}.json").write_text(json.dumps({"gpu": GPU, "plans": configs}))
+    tuned_configs.read_tuned_configs.cache_clear()
     tuned_configs._indexed.cache_clear()
 
 
 def look_up(folder, tokens, records, row_blocks, gate="none", dtype=torch.bfloat16, triton="3.6", block=(128, 128)):
-    return tuned_plan(tokens, records, row_blocks, *block, gate, dtype, GPU, triton, folder)
+    return tuned_config(tokens, records, row_blocks, *block, gate, dtype, GPU, triton, folder)
 
 
 def test_the_nearest_row_counts_by_ratio(tmp_path):
@@ -83,7 +83,7 @@ def test_the_own_version_of_triton_is_read_and_else_the_nearest(tmp_path):
     assert found == {"3.6": FIRST, "3.7": FIRST, "3.9": SECOND, "3.10": SECOND}
 
 
-def test_a_plan_of_fewer_fields_than_today_is_read(tmp_path):
+def test_a_config_of_fewer_fields_than_today_is_read(tmp_path):
     table(tmp_path, [row(16, 64, 10.0, FIRST[:9])])
     assert look_up(tmp_path, 16, 64, 10.0) == FIRST
 
@@ -97,10 +97,10 @@ def test_an_empty_matrix_is_left_to_the_rules(tmp_path):
     ("text", "said"),
     [
         ('{"plans": {"3.6": {"rows": [{"tokens": 16}]}}}', "a row lacks one of block"),
-        ('{"plans": {"3.6": 7}}', "holds no table of plans"),
-        ('{"plans": {"three": {"rows": []}}}', "holds no table of plans"),
-        ('{"plans": ', "holds no table of plans"),
-        (json.dumps({"plans": {"3.6": {"rows": [row(16, 64, 1.0, ["spiral", *FIRST[1:]])]}}}), "is no plan"),
+        ('{"plans": {"3.6": 7}}', "holds no table of configs"),
+        ('{"plans": {"three": {"rows": []}}}', "holds no table of configs"),
+        ('{"plans": ', "holds no table of configs"),
+        (json.dumps({"plans": {"3.6": {"rows": [row(16, 64, 1.0, ["spiral", *FIRST[1:]])]}}}), "is no config"),
         (json.dumps({"plans": {"3.6": {"rows": [row(16, 64, 0.0, FIRST)]}}}), "is not positive"),
     ],
 )
@@ -118,28 +118,28 @@ def test_a_table_of_plans_alone_has_no_break_even_points(tmp_path):
 
 def test_without_a_gpu_the_rules_decide():
     device = torch.device("cpu")
-    plan = plan_of(16, 64, 320, 128, 128, "untied", torch.bfloat16, device)
-    assert plan == plan_for(16, 64, 128, 128, "untied", row_blocks=5.0)
-    assert plan_of(16, 64, 320, 128, 128, "untied", torch.float32, device).kernel == "stream"
+    config = kernel_config(16, 64, 320, 128, 128, "untied", torch.bfloat16, device)
+    assert config == heuristic_config(16, 64, 128, 128, "untied", row_blocks=5.0)
+    assert kernel_config(16, 64, 320, 128, 128, "untied", torch.float32, device).kernel == "stream"
     # The interpreter knows no Gluon.
-    assert plan_of(2048, 448, 2867, 64, 64, "tied", torch.bfloat16, device).kernel == "tiles"
+    assert kernel_config(2048, 448, 2867, 64, 64, "tied", torch.bfloat16, device).kernel == "tiles"
 
 
 def test_on_a_tuned_gpu_the_table_decides_and_elsewhere_on_it_the_rules(tmp_path, monkeypatch):
     table(tmp_path, [row(16, 64, 10.0, FIRST)])
     monkeypatch.setattr(tuned_configs, "gpu_name", lambda device: GPU)
-    monkeypatch.setattr(tuned_configs.tuned_plan, "__defaults__", (None, tmp_path))
-    tuned_configs._plan_of.cache_clear()
+    monkeypatch.setattr(tuned_configs.tuned_config, "__defaults__", (None, tmp_path))
+    tuned_configs._kernel_config.cache_clear()
     device = torch.device("cpu")
-    assert plan_of(16, 64, 640, 128, 128, "none", torch.bfloat16, device) == FIRST
-    assert plan_of(16, 640, 6400, 128, 128, "none", torch.bfloat16, device) == plan_for(
+    assert kernel_config(16, 64, 640, 128, 128, "none", torch.bfloat16, device) == FIRST
+    assert kernel_config(16, 640, 6400, 128, 128, "none", torch.bfloat16, device) == heuristic_config(
         16, 640, 128, 128, "none", row_blocks=10.0
     )
-    tuned_configs._plan_of.cache_clear()
+    tuned_configs._kernel_config.cache_clear()
 
 
-def test_every_plan_of_the_repository_fits_its_block():
+def test_every_config_of_the_repository_fits_its_block():
     for file in break_even.TUNED.glob("*.json"):
-        for rows in read_plans(file.stem).values():
+        for rows in read_tuned_configs(file.stem).values():
             for entry in rows:
-                assert fits(Plan(*entry["plan"]), *entry["block"], entry["gate"]), entry
+                assert fits(KernelConfig(*entry["plan"]), *entry["block"], entry["gate"]), entry

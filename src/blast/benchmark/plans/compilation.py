@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from typing import NamedTuple
 
 import torch
-from blast_kernels.mlp_inference.heuristics import Plan
+from blast_kernels.mlp_inference.heuristics import KernelConfig
 
 # One kernel takes one to three seconds; this many for all of them means that one hangs.
 SECONDS = 240.0
@@ -22,7 +22,7 @@ SECONDS = 240.0
 class Job(NamedTuple):
     """A kernel to compile: a plan and all else that it is specialised on."""
 
-    plan: Plan
+    plan: KernelConfig
     gate: str
     activation: str
     bias: bool

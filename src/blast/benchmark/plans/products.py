@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from blast_kernels.common.dense import apply_activation
 from blast_kernels.mlp_inference import launch as fast
-from blast_kernels.mlp_inference.heuristics import Plan
+from blast_kernels.mlp_inference.heuristics import KernelConfig
 from torch import Tensor
 
 from blast.benchmark.inputs.masks import random_masks
@@ -74,7 +74,7 @@ class Product(NamedTuple):
         out = apply_activation(products[0], self.activation)
         return out * products[1] if len(products) == 2 else out
 
-    def call(self, plan: Plan, x: Tensor, y: Tensor) -> Callable[[int], Tensor]:
+    def call(self, plan: KernelConfig, x: Tensor, y: Tensor) -> Callable[[int], Tensor]:
         """Runs a set with a plan, into `y`.
 
         The counters of a split down projection are zeroed once a round, as in an MLP the front does that; those of a

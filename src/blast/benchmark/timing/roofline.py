@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from blast_kernels.mlp_inference.tuned_configs import plan_of
+from blast_kernels.mlp_inference.tuned_configs import kernel_config
 
 from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.inputs.weights import Weights
@@ -83,7 +83,7 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights) -> Work:
         (front_blocks, weights.gate, weights.front_records.shape[0], size.block),
         (down_blocks, "none", weights.down_records.shape[0], size.down_block),
     ):
-        plan = plan_of(tokens, count, blocks, b_out, b_in, gate, weights.front.dtype, weights.front.device)
+        plan = kernel_config(tokens, count, blocks, b_out, b_in, gate, weights.front.dtype, weights.front.device)
         wide = 2 if gate == "tied" else 1
         programs = -(-tokens // plan.tile) * (b_out // plan.slice)
         column = item * min(plan.tile, tokens) + weight_item * plan.slice * wide
