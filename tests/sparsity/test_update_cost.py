@@ -98,10 +98,10 @@ def test_an_update_is_announced_and_other_steps_can_be_skipped():
         due.append(sparsifier.update_due)
         if due[-1]:
             with pytest.raises(BlastError, match=f"update is due at step {step}; call step\\(\\) instead"):
-                sparsifier.replays.skip()
+                sparsifier.cuda_graphs.count_replayed_step()
             train_step(sparsifier)
         else:
-            assert not count(sparsifier.replays.skip).counts
+            assert not count(sparsifier.cuda_graphs.count_replayed_step).counts
         assert sparsifier.step_count == step + 1
     # The last one trims to the exact budget.
     assert [step for step, is_due in enumerate(due) if is_due] == [*range(0, 50, EVERY), 50]

@@ -53,20 +53,20 @@ class Memory:
         hidden = {}
 
         def first():
-            # Gradients stay where they were captured, and a replay knows nothing of who watches since.
+            # Gradients stay where they were captured, and a replay does not see accumulators attached since.
             optimizer.zero_grad(set_to_none=False)
             if sparsifier is not None:
-                sparsifier.replays.remember()
+                sparsifier.cuda_graphs.retain_activations()
                 layers = [module for module in sparsifier.model.modules() if isinstance(module, BlockLinear)]
-                hidden.update({layer: layer.watch for layer in layers})
+                hidden.update({layer: layer.dense_gradient for layer in layers})
                 for layer in layers:
-                    layer.watch = None
+                    layer.dense_gradient = None
             forward()
 
         def second():
             backward()
-            for layer, watch in hidden.items():
-                layer.watch = watch
+            for layer, gradient in hidden.items():
+                layer.dense_gradient = gradient
             hidden.clear()
 
         def third():
@@ -150,7 +150,7 @@ def test_steps_with_graphs_are_those_without(case, monkeypatch):
 
 def out_of_memory(ours, monkeypatch):
     """Of the second update the last gradient finds no room."""
-    take, left = DenseGradient.take, [11]
+    take, left = DenseGradient.add, [11]
 
     def fails(self, product):
         left[0] -= 1
@@ -158,7 +158,7 @@ def out_of_memory(ours, monkeypatch):
             raise torch.OutOfMemoryError
         take(self, product)
 
-    monkeypatch.setattr(DenseGradient, "take", fails)
+    monkeypatch.setattr(DenseGradient, "add", fails)
 
 
 def layer_by_layer(ours, monkeypatch):
@@ -203,14 +203,14 @@ def test_nothing_is_kept_of_graphs_that_are_gone(monkeypatch):
     *_, ours, memory = trained("sparse", monkeypatch, steps=EVERY + 1)
     assert ours.step_count == EVERY + 1
     assert not memory.one._loss.requires_grad
-    assert all(module.told is None for module in ours.model.modules() if isinstance(module, TrainedMlp))
+    assert all(module.saved_activations is None for module in ours.model.modules() if isinstance(module, TrainedMlp))
 
 
 def test_a_model_can_be_copied_while_a_mask_update_is_awaited(monkeypatch):
     *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY - 1)
-    told = [module.told for module in ours.model.modules() if isinstance(module, TrainedMlp)]
-    assert all(len(passes) == 1 for passes in told)
-    assert not any(tensor.requires_grad for passes in told for one in passes for tensor in one)
+    saved = [module.saved_activations for module in ours.model.modules() if isinstance(module, TrainedMlp)]
+    assert all(len(passes) == 1 for passes in saved)
+    assert not any(tensor.requires_grad for passes in saved for one in passes for tensor in one)
     copied = copy.deepcopy(ours.model)
     torch.testing.assert_close(nano_loss(copied, 3), nano_loss(ours.model, 3))
 

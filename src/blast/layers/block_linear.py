@@ -95,11 +95,11 @@ class BlockLinear(nn.Module):
         self.index = IndexBuffers(matrix.index) if index is None else index
         # Whether the dense layer stores its weight as [in, out] (transformers Conv1D).
         self.transposed = False
-        # Takes the dense gradient of the next backward passes, at mask updates alone.
-        self.watch: DenseGradient | None = None
-        # False while mask updates replace the values: a compiled graph then calls this layer, so that a new number of
-        # blocks does not have it compiled anew.
-        self.settled = True
+        # Accumulates the dense gradient of the next backward passes; set for mask updates only.
+        self.dense_gradient: DenseGradient | None = None
+        # False while mask updates replace the values. A compiled graph then breaks at this layer, so that a new number
+        # of blocks needs no recompilation.
+        self.masks_fixed = True
         self._template: nn.Module | None = None
 
     @classmethod
@@ -172,7 +172,7 @@ class BlockLinear(nn.Module):
         Raises:
             ValueError: if the dtype, device or last dimension of `x` does not fit.
         """
-        if torch.compiler.is_compiling() and not self.settled:
+        if torch.compiler.is_compiling() and not self.masks_fixed:
             return self._outside_graph(x)
         return self._product(x)
 
@@ -189,7 +189,7 @@ class BlockLinear(nn.Module):
         y = torch.ops.blast.block_sparse_linear(
             x, values, index.row_offsets, index.col_indices, index.t_offsets, index.t_indices, index.t_order, bias
         )
-        return y if self.watch is None else self.watch.passed(x, y)
+        return y if self.dense_gradient is None else self.dense_gradient.record(x, y)
 
     def extra_repr(self) -> str:
         rows, cols = self.out_features // self.block.rows, self.in_features // self.block.cols

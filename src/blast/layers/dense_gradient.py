@@ -1,4 +1,4 @@
-"""The dense gradient of a block-sparse matrix, which a mask update grows blocks by; never made at any other step."""
+"""The dense gradient of a block-sparse matrix. Mask updates grow blocks by it; other steps never compute it."""
 
 from __future__ import annotations
 
@@ -7,40 +7,43 @@ from torch import Tensor, nn
 
 
 class DenseGradient:
-    """Sums up the dense gradient `gradᵀ · x` of one parameter over the backward passes of a step.
+    """Accumulates the dense gradient `gradᵀ · x` of one parameter over the backward passes of a step.
 
-    It is kept until the step's mask is chosen, since the blocks that grow start with their gradient of that step. That
-    takes as much memory as the gradient in masked-dense training did, at mask updates alone.
+    It is kept until the mask of the step is chosen, because grown blocks start with their gradient of that step. Its
+    memory is that of the gradient in masked-dense training, and it exists at mask updates only.
+
+    Attributes:
+        total: The sum so far `[out, in]`; None before the first backward pass.
 
     Args:
-        values: The parameter `[nnz, b_out, b_in]`, of one matrix or of several that are tied.
+        values: The parameter `[nnz, b_out, b_in]` of one matrix, or of several with a shared parameter.
     """
 
     def __init__(self, values: nn.Parameter) -> None:
         self.total: Tensor | None = None
         self._values = values
-        # Told by the parameter's own gradient, so that a zero_grad() in between discards this one as well.
+        # A hook on the parameter's own gradient: a zero_grad() between two passes then discards this sum as well.
         self._accumulated = False
         self._handle = values.register_post_accumulate_grad_hook(self._after_pass)
 
     @torch.compiler.disable
-    def passed(self, x: Tensor, y: Tensor) -> Tensor:
-        """`y` itself, whose gradient will be looked at.
+    def record(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns `y`; its backward pass adds to the sum.
 
         Args:
-            x: Input of the product `[..., in]`, in the dtype that it is made in.
-            y: Its output `[..., out]`.
+            x: Input of the product `[..., in]`, in the dtype of the product.
+            y: Output of the product `[..., out]`.
         """
         if not (torch.is_grad_enabled() and y.requires_grad and self._values.requires_grad):
             return y
-        return _Pass.apply(y, x.detach(), self)
+        return _Record.apply(y, x.detach(), self)
 
-    def add(self, x: Tensor, grad: Tensor) -> None:
-        """Adds the gradient of one pass: input `[..., in]`, gradient of the output `[..., out]`."""
-        self.take(grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1]))
+    def add_pass(self, x: Tensor, grad: Tensor) -> None:
+        """Adds one backward pass, from the input `[..., in]` and the gradient of the output `[..., out]`."""
+        self.add(grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1]))
 
-    def take(self, product: Tensor) -> None:
-        """Adds the gradient of one pass `[out, in]`."""
+    def add(self, product: Tensor) -> None:
+        """Adds the dense gradient `[out, in]` of one backward pass."""
         product = product.to(self._values.dtype)
         stale = self._accumulated and self._values.grad is None
         if self.total is None or stale:
@@ -49,7 +52,7 @@ class DenseGradient:
             self.total += product
 
     def close(self) -> None:
-        """Ends the watch and gives the memory back."""
+        """Stops accumulating and frees the memory."""
         self._handle.remove()
         self.total = None
 
@@ -57,14 +60,14 @@ class DenseGradient:
         self._accumulated = True
 
 
-class _Pass(torch.autograd.Function):
+class _Record(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y: Tensor, x: Tensor, watch: DenseGradient) -> Tensor:
+    def forward(ctx, y: Tensor, x: Tensor, dense_gradient: DenseGradient) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.watch = watch
+        ctx.dense_gradient = dense_gradient
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        ctx.watch.add(ctx.saved_tensors[0], grad)
+        ctx.dense_gradient.add_pass(ctx.saved_tensors[0], grad)
         return grad, None, None

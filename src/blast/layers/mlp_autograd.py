@@ -133,9 +133,9 @@ def run_training(x: Tensor, layers: list[BlockLinear], lists: MlpLists, activati
     return y
 
 
-def watches_all(layers: list[BlockLinear]) -> bool:
-    """Whether the dense gradient of every layer is asked for."""
-    return all(layer.watch is not None and layer.values.requires_grad for layer in layers)
+def all_accumulate(layers: list[BlockLinear]) -> bool:
+    """Whether every layer accumulates its dense gradient."""
+    return all(layer.dense_gradient is not None and layer.values.requires_grad for layer in layers)
 
 
 def run_uncompiled(
@@ -143,39 +143,39 @@ def run_uncompiled(
     layers: list[BlockLinear],
     lists: MlpLists,
     activation: str,
-    tell: Callable[[Tensor, Tensor], object] | None = None,
+    on_backward: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Tensor:
     """`run_training` outside of compiled graphs; arguments as there.
 
     Args:
-        tell: Takes, in the backward pass, the input and the gradient of the output, for `hand_over`.
+        on_backward: Called in the backward pass with the input and the gradient of the output.
     """
     *front, up, down = layers
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     values = [layer.values for layer in (*front, up)]
     return train_uncompiled(
-        tell, dtype, x, values, down.values, up.bias, down.bias, lists.of(layers), activation, _gate(layers)
+        on_backward, dtype, x, values, down.values, up.bias, down.bias, lists.of(layers), activation, _gate(layers)
     )
 
 
-def hand_over(told: Sequence[tuple[list[BlockLinear], str, Sequence[tuple[Tensor, Tensor]]]]) -> None:
-    """Hands the dense gradients of MLPs to those who watch their layers.
+def accumulate_dense_gradients(mlps: Sequence[tuple[list[BlockLinear], str, Sequence[tuple[Tensor, Tensor]]]]) -> None:
+    """Computes the dense gradients of MLPs and adds them to the `dense_gradient` of each layer.
 
     Args:
-        told: Of each MLP its layers (gate, if any, up, down), its activation, and of each backward pass what it told:
-            its input and the gradient of its output.
+        mlps: For each MLP its layers (gate, if any, up, down), its activation, and for each backward pass the saved
+            activations: the input and the gradient of the output.
     """
-    indices = [(layers, [layer.index.index.host for layer in layers]) for layers, _, _ in told]
+    indices = [(layers, [layer.index.index.host for layer in layers]) for layers, _, _ in mlps]
     arrays = _alike(indices, whole_arrays, lambda layers: (_gate(layers) == "tied",))
-    devices = [layers[-1].values.device for layers, _, _ in told]
+    devices = [layers[-1].values.device for layers, _, _ in mlps]
     lists = upload_by_device(list(zip(devices, arrays, strict=True)))
-    for whole, (layers, activation, passes) in zip(lists, told, strict=True):
+    for whole, (layers, activation, passes) in zip(lists, mlps, strict=True):
         for x, grad in passes:
             *front, down = (layer.values for layer in layers)
             gradients = dense_gradients(grad, x, front, down, layers[-2].bias, whole, activation, _gate(layers))
             for layer, gradient in zip(layers, gradients, strict=True):
-                layer.watch.take(gradient)
+                layer.dense_gradient.add(gradient)
 
 
 def _operands(x: Tensor, layers: list[BlockLinear]) -> tuple:

@@ -172,7 +172,7 @@ class SparseMlp(nn.Module):
         return self._run(x, packed)
 
     def _train(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and not self._layer(self.roles.down).settled:
+        if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
             if torch.is_autocast_enabled(x.device.type):
                 # By the graph, which fuses it with what made `x`.
                 x = x.to(torch.get_autocast_dtype(x.device.type))

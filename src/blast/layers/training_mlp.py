@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from blast.layers.block_linear import BlockLinear
-from blast.layers.mlp_autograd import can_train, hand_over, run_uncompiled, watches_all
+from blast.layers.mlp_autograd import accumulate_dense_gradients, all_accumulate, can_train, run_uncompiled
 from blast.layers.sparse_mlp import SparseMlp
 
 
 class TrainedMlp(SparseMlp):
     """A `SparseMlp` of a model in training: it holds no packed copy, and runs by the training operator always.
 
-    For mask updates its backward pass tells its input and the gradient of its output, which the dense gradients of its
-    layers follow from: at once to those who watch the layers, or by way of `told`.
+    Mask updates need the dense gradients of its layers. They follow from the input and the gradient of the output. The
+    backward pass either computes them at once, or saves both tensors in `saved_activations`.
 
     Attributes:
-        told: What the backward passes since told, if it shall be kept, else None. Of a captured step it lies where each
-            replay puts it.
+        saved_activations: For each backward pass the input and the gradient of the output; None saves nothing. In a
+            captured step each replay overwrites these tensors in place.
     """
 
-    told: list[tuple[Tensor, Tensor]] | None = None
+    saved_activations: list[tuple[Tensor, Tensor]] | None = None
 
     def pack(self) -> None:
         """Makes the lists of the present masks; to be called when an index was replaced."""
@@ -37,17 +37,17 @@ class TrainedMlp(SparseMlp):
     def _run_training(self, x: Tensor, layers: list[BlockLinear]) -> Tensor:
         if torch.compiler.is_compiling():
             return super()._run_training(x, layers)
-        tell = None if self.told is None else self._keep
-        if any(layer.watch is not None for layer in layers):
-            # Layer by layer if some are not looked at.
-            if not watches_all(layers):
+        on_backward = None if self.saved_activations is None else self._save
+        if any(layer.dense_gradient is not None for layer in layers):
+            # Layer by layer if only some of them accumulate.
+            if not all_accumulate(layers):
                 return self.original.forward(x)
-            tell = self._hand_over
-        return run_uncompiled(x, layers, self.lists, self.activation, tell)
+            on_backward = self._accumulate
+        return run_uncompiled(x, layers, self.lists, self.activation, on_backward)
 
-    def _hand_over(self, x: Tensor, grad: Tensor) -> None:
-        hand_over([(self.layers, self.activation, [(x, grad)])])
+    def _accumulate(self, x: Tensor, grad: Tensor) -> None:
+        accumulate_dense_gradients([(self.layers, self.activation, [(x, grad)])])
 
-    def _keep(self, x: Tensor, grad: Tensor) -> None:
-        # Without the graph of autograd, which they would keep.
-        self.told.append((x.detach(), grad.detach()))
+    def _save(self, x: Tensor, grad: Tensor) -> None:
+        # Detached, so that the autograd graph is freed.
+        self.saved_activations.append((x.detach(), grad.detach()))

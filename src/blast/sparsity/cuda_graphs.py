@@ -1,4 +1,4 @@
-"""What a training loop that replays its steps as CUDA graphs tells its sparsifier."""
+"""The part of a sparsifier that a training loop needs if it replays its steps as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -8,52 +8,58 @@ from blast.sparsity.execution.switch import Execution
 from blast.sparsity.usage_checks import AccumulationCheck
 
 
-class Replays:
-    """`Sparsifier.replays`: counts steps whose work is replayed, and makes mask updates of them.
+class CudaGraphSupport:
+    """`Sparsifier.cuda_graphs`: counts replayed steps, and updates masks after a replayed backward pass.
 
-    Between updates `skip()` stands for `step()`. In the sparse state a replayed backward pass does for an update if its
-    capture was told to `remember()`; after the replay `recall()` makes the gradients that blocks grow by, and `step()`
-    updates the masks. New parameters come of that, so that the graphs have to be captured anew.
+    Between mask updates, call `count_replayed_step()` after each replay in the place of `step()`. For a mask update in
+    the sparse state:
+
+    1. before the capture, call `retain_activations()`;
+    2. after the replay of the backward pass, call `recompute_dense_gradients()`, then `step()`;
+    3. capture new graphs, because the update replaced parameters.
 
     Args:
-        clock: Of the sparsifier.
-        execution: Of it.
-        accumulation: Of it.
+        clock: The clock of the sparsifier.
+        execution: Its execution state.
+        accumulation: Its check of gradient accumulation.
     """
 
     def __init__(self, clock: StepClock, execution: Execution, accumulation: AccumulationCheck) -> None:
         self._clock, self._execution, self._accumulation = clock, execution, accumulation
 
-    def skip(self) -> None:
-        """Count a step whose work on the device, that of `step()` and of the optimizer, was done as a replay of it.
+    def count_replayed_step(self) -> None:
+        """Counts a step that was replayed whole, the work of `step()` and of the optimizer included.
 
         Raises:
-            BlastError: if a mask update is due, which no replay can make.
+            BlastError: if a mask update is due; a replay cannot update masks.
         """
         if self._clock.update_due:
             step = self._clock.step_count
-            raise BlastError(f"a mask update is due at step {step}; call step() instead of skip().")
+            raise BlastError(f"a mask update is due at step {step}; call step() instead of count_replayed_step().")
         self._clock.step_count += 1
-        self._execution.watch()
-        self.optimized()
+        self._execution.accumulate_if_due()
+        self.optimizer_replayed()
 
-    def optimized(self) -> None:
-        """Take note that the optimizer's work after a `step()` was done as a replay of it."""
+    def optimizer_replayed(self) -> None:
+        """Notes that the optimizer step after `step()` was replayed. A replay calls no hooks of the optimizer."""
         self._accumulation.after_optimizer()
 
-    def remember(self, wanted: bool = True) -> None:
-        """Have the coming backward pass, which is captured, keep what `recall` needs of it; or forget what was kept.
+    def retain_activations(self, wanted: bool = True) -> None:
+        """Retains what `recompute_dense_gradients` needs of the next backward pass, or frees it.
 
-        Replays bring it up to date where it lies: the input of each sparse MLP and the gradient of its output. Their
-        memory is not used again within the step.
+        That is the input of each sparse MLP and the gradient of its output. Each replay overwrites these tensors in
+        place. Their memory is not reused within the step.
+
+        Args:
+            wanted: Whether to retain; False frees what was retained.
         """
-        self._execution.remember(wanted)
+        self._execution.retain_activations(wanted)
 
     @property
-    def can_recall(self) -> bool:
-        """Whether a replay does for the backward pass of a mask update; masked-dense it always does."""
-        return self._execution.can_recall
+    def can_recompute(self) -> bool:
+        """Whether a replayed backward pass is enough for a mask update; always true in the masked-dense state."""
+        return self._execution.can_recompute
 
-    def recall(self) -> None:
-        """After such a replay, and before `step()`: make the gradients that blocks grow by."""
-        self._execution.recall()
+    def recompute_dense_gradients(self) -> None:
+        """Computes the dense gradients from the retained activations; call it after the replay, before `step()`."""
+        self._execution.recompute_dense_gradients()

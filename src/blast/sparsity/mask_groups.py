@@ -109,7 +109,7 @@ class Unit:
 
     def dense_gradient(self, target: Target) -> Tensor | None:
         """The dense gradient `[out, in]` of a block-sparse matrix, which is there at mask updates alone."""
-        watch = target.module.watch
+        watch = target.module.dense_gradient
         return None if watch is None else watch.total
 
     def report(self, live: int, sparsity: float) -> dict[str, dict[str, Any]]:

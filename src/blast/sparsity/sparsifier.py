@@ -20,7 +20,7 @@ from blast.distributed import world_size
 from blast.errors import BlastError
 from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.cuda_graphs import Replays
+from blast.sparsity.cuda_graphs import CudaGraphSupport
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution.switch import Execution
 from blast.sparsity.mask_groups import groups_of, units_of
@@ -96,12 +96,12 @@ class Sparsifier:
         self._clear_weights()
         self._accumulation, self._modules = AccumulationCheck(), ModuleCheck(model, self._units)
         # For loops that replay their steps as CUDA graphs.
-        self.replays = Replays(self._clock, self._execution, self._accumulation)
+        self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._accumulation)
         # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
         self._execution.settle(self._masks, self.sparsity_achieved)
-        self._execution.watch()
+        self._execution.accumulate_if_due()
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class Sparsifier:
         self._clock.step_count += 1
         if due:
             self._execution.settle(self._masks, self.sparsity_achieved)
-        self._execution.watch()
+        self._execution.accumulate_if_due()
         self._accumulation.after_step(self._units)
 
     def finish(self) -> None:
@@ -176,7 +176,7 @@ class Sparsifier:
             BlastError: if the optimizer cannot take the parameters; nothing is changed then.
         """
         self._execution.enter(self._masks)
-        self._execution.watch()
+        self._execution.accumulate_if_due()
 
     def to_masked(self) -> None:
         """Hold dense matrices again, with zeros in dead blocks; beyond the break-even until the next mask update."""
@@ -227,7 +227,7 @@ class Sparsifier:
             self._execution.repack(self._masks)
         else:
             self._execution.enter(self._masks)
-        self._execution.watch()
+        self._execution.accumulate_if_due()
         self._changed = self.execution == "masked"
 
     def _update(self, step: int) -> None:

@@ -110,7 +110,7 @@ class OptimisationStep:
 
     def _updated(self, check_loss: Check, check_norm: Check) -> float:
         """A step with a mask update."""
-        if not self._graphs or not self._sparsifier.replays.can_recall:
+        if not self._graphs or not self._sparsifier.cuda_graphs.can_recompute:
             return self._launched(check_loss, check_norm)
         *gradients, rest = self._graphs
         for graph in gradients:
@@ -129,14 +129,14 @@ class OptimisationStep:
             self._optimizer.step()
         else:
             rest.replay()
-            self._sparsifier.replays.optimized()
+            self._sparsifier.cuda_graphs.optimizer_replayed()
             check_norm(self._norm.item())
         return value
 
     def _recalled(self) -> bool:
         """Has the gradients made that blocks grow by, on the host while the GPU replays; false if memory is short."""
         try:
-            self._sparsifier.replays.recall()
+            self._sparsifier.cuda_graphs.recompute_dense_gradients()
         except torch.OutOfMemoryError:
             # Handled by the caller: up to here the error holds what was made already.
             return False
@@ -152,7 +152,7 @@ class OptimisationStep:
         """Gives the graphs up."""
         self._graphs = []
         if self._sparsifier is not None:
-            self._sparsifier.replays.remember(False)
+            self._sparsifier.cuda_graphs.retain_activations(False)
 
     def _alone(self, batch: tuple[Tensor, ...], check_loss: Check, check_norm: Check) -> float:
         loss = self._loss_of(self._model, batch)
@@ -193,7 +193,7 @@ class OptimisationStep:
             self._capture()
         else:
             if self._sparsifier is not None:
-                self._sparsifier.replays.skip()
+                self._sparsifier.cuda_graphs.count_replayed_step()
             for graph in self._graphs:
                 graph.replay()
         value, norm = torch.stack((self._loss.float(), self._norm.float())).tolist()
@@ -217,7 +217,7 @@ class OptimisationStep:
         """Captures and replays a step of the batch, which the sparsifier counts; nothing of it has been done yet."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._sparsifier is not None:
-            self._sparsifier.replays.remember()
+            self._sparsifier.cuda_graphs.retain_activations()
 
         def forward() -> None:
             self._loss = self._loss_of(self._model, self._batch)

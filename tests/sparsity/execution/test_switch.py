@@ -13,7 +13,7 @@ from blast.layers.block_linear import BlockLinear
 from blast.layers.training_mlp import TrainedMlp
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import switch
-from blast.sparsity.execution.sparse import end_watch, watch_gradients
+from blast.sparsity.execution.sparse import attach_dense_gradients, detach_dense_gradients
 from blast.sparsity.sparsifier import Sparsifier
 
 MODELS = ("llama-nano", "gpt2-nano")
@@ -58,7 +58,7 @@ def test_dense_gradients_of_whole_mlps_are_those_of_their_layers(name, autocast)
     mlps = [module for module in ours.model.modules() if isinstance(module, TrainedMlp)]
     found = []
     for whole in (True, False):
-        watch_gradients(ours._units)
+        attach_dense_gradients(ours._units)
         if not whole:
             for mlp in mlps:
                 mlp.forward = mlp.original.forward
@@ -67,8 +67,8 @@ def test_dense_gradients_of_whole_mlps_are_those_of_their_layers(name, autocast)
             nano_loss(ours.model, 3).backward()
         layers = [layer for mlp in mlps for layer in mlp.layers]
         assert any((layer.mask().sum(0) == 0).any() for layer in layers)
-        found.append([(layer.watch.total.clone(), layer.values.grad.clone()) for layer in layers])
-        end_watch(ours._units)
+        found.append([(layer.dense_gradient.total.clone(), layer.values.grad.clone()) for layer in layers])
+        detach_dense_gradients(ours._units)
     bound = 0.03 if autocast else 1e-5
     for ours_of, theirs in zip(*found, strict=True):
         for gradient, expected in zip(ours_of, theirs, strict=True):
@@ -201,7 +201,7 @@ def test_grown_blocks_start_with_empty_moments_and_their_gradient_of_the_step():
 def test_the_dense_gradient_is_made_at_mask_updates_alone():
     ours = sparsify("llama-nano", execution="sparse", update_every=3)
     for step in range(STEPS):
-        watched = [m.watch is not None for m in ours.model.modules() if isinstance(m, BlockLinear)]
+        watched = [m.dense_gradient is not None for m in ours.model.modules() if isinstance(m, BlockLinear)]
         assert all(watched) == any(watched) == (step % 3 == 0 and step < 9)
         steps(ours, step + 1)
 
@@ -214,7 +214,7 @@ def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_upda
     ours = sparsify("llama-nano", execution="sparse", **settings)
     module = ours.model
     layers = [layer for layer in module.modules() if isinstance(layer, BlockLinear)]
-    assert all(layer.settled == settled for layer in layers)
+    assert all(layer.masks_fixed == settled for layer in layers)
     graphs = []
 
     def count(graph, inputs):

@@ -17,7 +17,7 @@ from blast.distributed import mean_over_ranks_
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.dense_gradient import DenseGradient
-from blast.layers.mlp_autograd import hand_over, watches_all
+from blast.layers.mlp_autograd import accumulate_dense_gradients, all_accumulate
 from blast.layers.repack import change_layouts, gathered, scattered
 from blast.layers.training_mlp import TrainedMlp
 from blast.model.convert import to_dense, to_sparse
@@ -113,7 +113,7 @@ def repack(
             layer = target.module
             layer._parameters["values"] = new[id(layer.values)]
             layer.index = shared
-    end_watch(units)
+    detach_dense_gradients(units)
     for mlp in mlps:
         mlp.pack()
 
@@ -125,39 +125,39 @@ def settle(units: Sequence[Unit], settled: bool) -> None:
     """
     for unit in units:
         for target in unit.targets:
-            target.module.settled = settled
+            target.module.masks_fixed = settled
 
 
-def watch_gradients(units: Sequence[Unit]) -> None:
+def attach_dense_gradients(units: Sequence[Unit]) -> None:
     """Has the next backward passes make the dense gradient, for a mask update."""
     for unit in units:
         watches: dict[int, DenseGradient] = {}
         for target in unit.targets:
             layer = target.module
-            if layer.watch is None:
-                layer.watch = watches.setdefault(id(layer.values), DenseGradient(layer.values))
+            if layer.dense_gradient is None:
+                layer.dense_gradient = watches.setdefault(id(layer.values), DenseGradient(layer.values))
 
 
-def keep_told(mlps: Sequence[TrainedMlp], wanted: bool) -> None:
+def retain_activations(mlps: Sequence[TrainedMlp], wanted: bool) -> None:
     """Has the MLPs keep what the next backward passes tell of them, or forget what they kept."""
     for mlp in mlps:
-        mlp.told = [] if wanted else None
+        mlp.saved_activations = [] if wanted else None
 
 
-def can_recall(mlps: Sequence[TrainedMlp], units: Sequence[Unit]) -> bool:
+def can_recompute(mlps: Sequence[TrainedMlp], units: Sequence[Unit]) -> bool:
     """Whether the dense gradient of every watched layer follows from what the MLPs kept."""
-    known = {layer for mlp in mlps if mlp.told and watches_all(mlp.layers) for layer in mlp.layers}
-    return all(t.module in known for unit in units for t in unit.targets if t.module.watch is not None)
+    known = {layer for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers) for layer in mlp.layers}
+    return all(t.module in known for unit in units for t in unit.targets if t.module.dense_gradient is not None)
 
 
-def recall(mlps: Sequence[TrainedMlp]) -> None:
+def recompute_dense_gradients(mlps: Sequence[TrainedMlp]) -> None:
     """Makes the dense gradients of watched layers from what the MLPs kept."""
-    told = [mlp for mlp in mlps if mlp.told and watches_all(mlp.layers)]
+    told = [mlp for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers)]
     try:
-        hand_over([(mlp.layers, mlp.activation, mlp.told) for mlp in told])
+        accumulate_dense_gradients([(mlp.layers, mlp.activation, mlp.saved_activations) for mlp in told])
     except BaseException:
         for layer in (layer for mlp in told for layer in mlp.layers):
-            layer.watch.total = None
+            layer.dense_gradient.total = None
         raise
 
 
@@ -171,12 +171,12 @@ def finish_gradients(units: Sequence[Unit], step: int) -> None:
         (target.name, target.module)
         for unit in units
         for target in unit.matrices
-        if target.module.watch is not None
-        and target.module.watch.total is not None
+        if target.module.dense_gradient is not None
+        and target.module.dense_gradient.total is not None
         and target.module.values.grad is not None
     ]
     for _, layer in watched:
-        mean_over_ranks_(layer.watch.total)
+        mean_over_ranks_(layer.dense_gradient.total)
     # Whoever scales or clips does it to all: the first and the last of them tell, and the GPU is waited for once.
     looked_at = watched[:: max(1, len(watched) - 1)]
     if not looked_at:
@@ -195,18 +195,18 @@ def finish_gradients(units: Sequence[Unit], step: int) -> None:
 
 def _difference_and_size(layer: BlockLinear) -> Tensor:
     """How far the watched gradient is from the one that autograd gave, and the norm of that one `[2]`."""
-    given, ours = layer.values.grad.float(), gathered(layer.watch.total, layer.index.index).float()
+    given, ours = layer.values.grad.float(), gathered(layer.dense_gradient.total, layer.index.index).float()
     return torch.stack(((ours - given).norm(), given.norm()))
 
 
-def end_watch(units: Sequence[Unit]) -> None:
+def detach_dense_gradients(units: Sequence[Unit]) -> None:
     """Gives the watched gradients up."""
     for unit in units:
         for target in unit.targets:
             layer = target.module
-            if isinstance(layer, BlockLinear) and layer.watch is not None:
-                layer.watch.close()
-                layer.watch = None
+            if isinstance(layer, BlockLinear) and layer.dense_gradient is not None:
+                layer.dense_gradient.close()
+                layer.dense_gradient = None
 
 
 def _point_at(unit: Unit, model: nn.Module) -> None:

@@ -44,7 +44,7 @@ class Execution:
         keeper: str | None,
     ) -> None:
         self.state = "masked"
-        self._watched = False
+        self._accumulating = False
         self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
         self._clock, self._keeper = clock, keeper
         # Those that run as one in the sparse state.
@@ -83,7 +83,7 @@ class Execution:
     def leave(self) -> None:
         """From sparse to masked."""
         if self.state == "sparse":
-            sparse.end_watch(self._units)
+            sparse.detach_dense_gradients(self._units)
             sparse.leave(self._model, self._optimizer, self._units)
             self._mlps, self.state = [], "masked"
 
@@ -91,34 +91,34 @@ class Execution:
         """Takes new masks in the sparse state."""
         sparse.repack(self._mlps, self._optimizer, self._units, masks)
 
-    def watch(self) -> None:
-        """Watches the dense gradient if this coming step grows blocks by it, and else does not."""
+    def accumulate_if_due(self) -> None:
+        """Accumulates dense gradients in the coming step if it grows blocks; stops it otherwise."""
         if self.state == "masked":
             return
         if self._clock.growth_due:
-            sparse.watch_gradients(self._units)
-            self._watched = True
-        elif self._watched:
-            sparse.end_watch(self._units)
-            self._watched = False
+            sparse.attach_dense_gradients(self._units)
+            self._accumulating = True
+        elif self._accumulating:
+            sparse.detach_dense_gradients(self._units)
+            self._accumulating = False
 
-    def remember(self, wanted: bool) -> None:
-        """Has the coming backward pass keep what `recall` needs of it, if masks will grow by it; or forgets that."""
+    def retain_activations(self, wanted: bool) -> None:
+        """Retains the activations of the next backward pass if masks still grow; False frees them."""
         if self.state == "sparse":
-            sparse.keep_told(self._mlps, wanted and not self._clock.finished and self._config.grow != "none")
+            sparse.retain_activations(self._mlps, wanted and not self._clock.finished and self._config.grow != "none")
 
     @property
-    def can_recall(self) -> bool:
-        """Whether a replay of the remembered backward pass does for a mask update."""
-        return self.state == "masked" or sparse.can_recall(self._mlps, self._units)
+    def can_recompute(self) -> bool:
+        """Whether the dense gradients of a mask update follow from the retained activations."""
+        return self.state == "masked" or sparse.can_recompute(self._mlps, self._units)
 
-    def recall(self) -> None:
-        """Makes the watched gradients from the remembered backward pass."""
+    def recompute_dense_gradients(self) -> None:
+        """Computes the dense gradients from the retained activations."""
         if self.state == "sparse":
-            sparse.recall(self._mlps)
+            sparse.recompute_dense_gradients(self._mlps)
 
     def before_update(self) -> None:
-        """Brings the watched gradients together over all processes, and checks them."""
+        """Averages the dense gradients over all processes, and checks them."""
         if self.state == "sparse":
             sparse.finish_gradients(self._units, self._clock.step_count)
 
