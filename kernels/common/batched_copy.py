@@ -12,7 +12,7 @@ from torch import Tensor
 ALIGNMENT = 128
 
 
-def upload(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Tensor]:
+def batched_copy(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Tensor]:
     """Copies arrays to a device, without waiting for it.
 
     The tensors are parts of one piece of memory, each from an address that is a multiple of 128 bytes on. They are
@@ -51,10 +51,10 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Ten
     return tensors
 
 
-def upload_by_device(
+def batched_copy_by_device(
     groups: Sequence[tuple[torch.device, Sequence[np.ndarray]]],
 ) -> list[list[Tensor]]:
-    """`upload` of groups of arrays that are meant for several devices, in one transfer to each.
+    """`batched_copy` of groups of arrays that are meant for several devices, in one transfer to each.
 
     Args:
         groups: A device and arrays for it.
@@ -65,7 +65,7 @@ def upload_by_device(
     tensors: list[list[Tensor]] = [[] for _ in groups]
     for device in dict.fromkeys(device for device, _ in groups):
         there = [place for place, group in enumerate(groups) if group[0] == device]
-        parts = iter(upload([array for place in there for array in groups[place][1]], device))
+        parts = iter(batched_copy([array for place in there for array in groups[place][1]], device))
         for place in there:
             tensors[place] = [next(parts) for _ in groups[place][1]]
     return tensors

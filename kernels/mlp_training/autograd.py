@@ -1,4 +1,4 @@
-"""Forward and backward pass of a sparse MLP in training; what `train_ops` and `train_uncompiled` have in common."""
+"""Forward and backward pass of a sparse MLP in training; what `train_ops` and `mlp_training_eager` have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from blast_kernels.common.checks import DTYPES, check_bias
 from blast_kernels.common.constants import ACTIVATIONS, GATES
 from blast_kernels.mlp_training import reference
-from blast_kernels.mlp_training.index_lists import TrainLists
+from blast_kernels.mlp_training.index_lists import IndexLists
 from torch import Tensor
 
 try:
@@ -19,8 +19,8 @@ except ImportError:  # Triton exists for Linux alone; the twins run everywhere.
 
 
 def forward(x, front, down, front_bias, down_bias, lists, activation, gate) -> tuple[Tensor, Tensor]:
-    """As `train_ops.sparse_mlp_train`."""
-    lists = TrainLists(*lists)
+    """As `train_ops.block_sparse_mlp_training`."""
+    lists = IndexLists(*lists)
     _check(x, front, down, front_bias, down_bias, lists, activation, gate)
     flat = _flat(x)
     module = _module(flat, [*front, down])
@@ -32,9 +32,9 @@ def forward(x, front, down, front_bias, down_bias, lists, activation, gate) -> t
 def gradients(
     grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks, dtype=None
 ) -> list[Tensor]:
-    """As `train_ops.sparse_mlp_train_grads`; those of bias and blocks in `dtype`, by default that of `x`."""
+    """As `train_ops.block_sparse_mlp_training_grads`; those of bias and blocks in `dtype`, by default that of `x`."""
     dtype = dtype or x.dtype
-    lists = TrainLists(*lists)
+    lists = IndexLists(*lists)
     flat_grad, flat = _flat(grad), _flat(x)
     module = _module(flat, [*front, down])
     grad_pre, hidden, live_bias = module.hidden_grad(flat_grad, down, pre, lists.hidden, activation, hidden_bias > 0)
@@ -66,14 +66,16 @@ def dense_gradients(
     activation: str,
     gate: str,
 ) -> list[Tensor]:
-    """Gradients of the matrices of an MLP with all their blocks, live or not; other arguments as `sparse_mlp_train`.
+    """Gradients of the matrices of an MLP with all their blocks, live or not.
+
+    Other arguments as `block_sparse_mlp_training`.
 
     The hidden activations are made again, those of dead hidden blocks too, which no step computes.
 
     Args:
         grad: Gradient of its result `[..., out]`.
         x: Its input `[..., in]`.
-        whole: `train_records.whole_arrays`, on the device of `x`.
+        whole: `train_records.complete_arrays`, on the device of `x`.
 
     Returns:
         Of the front's matrices `[hidden, in]` and of the down projection `[out, hidden]`, in the dtype of `x`.
@@ -157,23 +159,23 @@ def _check(x, front, down, front_bias, down_bias, lists, activation, gate) -> No
     check_bias(down_bias, lists.down.shape[0] * down.shape[1], x)
 
 
-def train_uncompiled(
+def mlp_training_eager(
     tell: Callable[[Tensor, Tensor], object] | None, dtype: torch.dtype | None, *inputs: object
 ) -> Tensor:
-    """`sparse_mlp_train` for calls from outside of compiled graphs, which the host is faster with.
+    """`block_sparse_mlp_training` for calls from outside of compiled graphs, which the host is faster with.
 
     Args:
         tell: Called in the backward pass with `x`, in `dtype`, and the gradient of the result: `dense_gradients` follow
             from them. None tells nobody.
         dtype: What is multiplied and returned, as under autocast. Gradients have the dtypes of the operands; those of
             blocks and biases are never rounded to `dtype` on their way. None: that of the operands, which is one.
-        inputs: Those of `sparse_mlp_train`.
+        inputs: Those of `block_sparse_mlp_training`.
 
     Returns:
         `[..., out]`.
 
     Raises:
-        ValueError: as `sparse_mlp_train`.
+        ValueError: as `block_sparse_mlp_training`.
     """
     x, front, down, front_bias, down_bias, lists, activation, gate = inputs
     return _Uncompiled.apply(tell, dtype, activation, gate, list(lists), x, front_bias, down_bias, down, *front)

@@ -16,7 +16,7 @@ LONG_LISTS = 128
 MANY_WAVES = 4
 
 
-class TilePlan(NamedTuple):
+class TileConfig(NamedTuple):
     """How a product through lists is run.
 
     Attributes:
@@ -38,7 +38,7 @@ class TilePlan(NamedTuple):
     group: int = 8
 
 
-class SamplePlan(NamedTuple):
+class SddmmConfig(NamedTuple):
     """How the gradient of the blocks is run.
 
     Attributes:
@@ -59,10 +59,10 @@ def supports(*sides: int) -> bool:
     return all(side in BLOCK_SIDES for side in sides)
 
 
-def tile_plan(
+def tile_config(
     kernel: str, tokens: int, side: int, inner: int, gate: str, wide_float: bool, hopper: bool, width: int = 0
-) -> TilePlan:  # fmt: skip
-    """The plan of `front`, `down`, `hidden` or `inputs`.
+) -> TileConfig:  # fmt: skip
+    """The config of `front`, `down`, `hidden` or `inputs`.
 
     Args:
         kernel: Which product.
@@ -75,27 +75,27 @@ def tile_plan(
         width: Entries of a list record; 0 if not known.
     """
     if wide_float:
-        return TilePlan(32, min(32, side), min(32, inner), 2, 4)
+        return TileConfig(32, min(32, side), min(32, inner), 2, 4)
     if not hopper:
         # Without a tensor memory accelerator every address is held in registers: small tiles, many warps.
-        return TilePlan(64, min(64, side), min(32, inner), 3, 8)
+        return TileConfig(64, min(64, side), min(32, inner), 3, 8)
     # Fastest at 8192 tokens on an H100, each within 7 % of the best of its sweep in all 13 cases, `inputs` 4 %.
     k, tile = min(64, inner), 128 if tokens > 64 else 64
     half = min(64, side)
     if kernel == "hidden":
         # Five tiles of traffic at its end: tiles of 64 tokens leave room for more programs (1.4 times as fast as 128).
-        return TilePlan(64, half, k, 3, 4, False, 16) if inner >= 128 else TilePlan(64, half, k, 2, 4, False, 4)
+        return TileConfig(64, half, k, 3, 4, False, 16) if inner >= 128 else TileConfig(64, half, k, 2, 4, False, 4)
     if kernel == "front" and gate == "untied" and side >= 128:
         # Whole blocks of weights on the M side: up to 1.2 times as fast as half blocks beside 128 tokens.
-        return TilePlan(64, 128, k, 3, 4, True, 16)
+        return TileConfig(64, 128, k, 3, 4, True, 16)
     if kernel == "front" and gate == "tied":
-        return TilePlan(tile, half, k, 2, 4, True, 16)
+        return TileConfig(tile, half, k, 2, 4, True, 16)
     if kernel == "front":
-        return TilePlan(tile, half, k, 3, 4, False, 4)
+        return TileConfig(tile, half, k, 3, 4, False, 4)
     if kernel == "inputs" and side >= 128 and tokens > 128 and width >= LONG_LISTS:
         # Long lists of 8B at 80 %: 1.1 times as fast as 128 tokens; on short ones up to 1.15 times slower.
-        return TilePlan(256, side, k, 3, 8, False, 4)
-    return TilePlan(tile, side, k, 3, 4, False, 8)
+        return TileConfig(256, side, k, 3, 8, False, 4)
+    return TileConfig(tile, side, k, 3, 4, False, 8)
 
 
 def group_members(side: int, front_blocks: int = 0, down_blocks: int = 0) -> tuple[int, int]:
@@ -115,8 +115,8 @@ def _members(side: int, blocks: int) -> int:
     return 1 if side >= 128 and one_wave else 2
 
 
-def sample_plan(own: int, shared: int, members: int, wide_float: bool, hopper: bool, groups: int = 0) -> SamplePlan:
-    """The plan of a sampled product with groups of `members` blocks.
+def sddmm_config(own: int, shared: int, members: int, wide_float: bool, hopper: bool, groups: int = 0) -> SddmmConfig:
+    """The config of a sampled product with groups of `members` blocks.
 
     Args:
         own: Side of a block along what each member has of its own.
@@ -128,17 +128,17 @@ def sample_plan(own: int, shared: int, members: int, wide_float: bool, hopper: b
     """
     area = own * shared * members
     if wide_float:
-        return SamplePlan(16, 2, 8)
+        return SddmmConfig(16, 2, 8)
     if not hopper:
-        return SamplePlan(16, 3, 8)
+        return SddmmConfig(16, 3, 8)
     if area > 128 * 128:
         # Over many waves the shorter pipeline wins (8B at 80 %: 1.16 times), else the deeper one (1B: 1.1 times).
-        return SamplePlan(64, 3 if groups >= MANY_WAVES * MULTIPROCESSORS else 4, 8)
+        return SddmmConfig(64, 3 if groups >= MANY_WAVES * MULTIPROCESSORS else 4, 8)
     # Two stages of 128 x 128 are 64 kB: three programs a multiprocessor, which is what groups of one are for.
-    return SamplePlan(64, 2 if area == 128 * 128 and members == 1 else 4, 4)
+    return SddmmConfig(64, 2 if area == 128 * 128 and members == 1 else 4, 4)
 
 
-def parts_for(groups: int, members: int, slots: int, tokens: int, size: int, plan: SamplePlan) -> int:
+def parts_for(groups: int, members: int, slots: int, tokens: int, size: int, config: SddmmConfig) -> int:
     """In how many parts the tokens are cut, so that programs fill the device.
 
     Args:
@@ -147,17 +147,17 @@ def parts_for(groups: int, members: int, slots: int, tokens: int, size: int, pla
         slots: Blocks of the result.
         tokens: Tokens summed over.
         size: Elements of a block.
-        plan: Tiles.
+        config: Tiles.
 
     Returns:
         Parts, a power of two up to 16; chosen by a model of waves, starts and the traffic of the parts. 1 wherever
         the groups fill the device: parts then cost more (up to 1.3 times) than the last wave that they fill.
     """
-    steps = -(-tokens // plan.k)
-    resident = 2 if plan.warps <= 4 else 1
+    steps = -(-tokens // config.k)
+    resident = 2 if config.warps <= 4 else 1
     if groups >= resident * MULTIPROCESSORS:
         return 1
-    step_time = resident * 2 * size * members * plan.k / FLOPS_OF_A_MULTIPROCESSOR
+    step_time = resident * 2 * size * members * config.k / FLOPS_OF_A_MULTIPROCESSOR
 
     def time(parts: int) -> float:
         waves = -(-groups * parts // (resident * MULTIPROCESSORS))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from blast_kernels.common.batched_copy import upload
+from blast_kernels.common.batched_copy import batched_copy
 from torch import Tensor
 
 HEADER = 4
@@ -26,8 +26,8 @@ HostMlp = tuple[Sequence[HostIndex], HostIndex]
 Members = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 
-class TrainLists(NamedTuple):
-    """Lists of one MLP, all int32; tensors for the kernels, or (`train_arrays`) arrays of the host.
+class IndexLists(NamedTuple):
+    """Lists of one MLP, all int32; tensors for the kernels, or (`index_arrays`) arrays of the host.
 
     Attributes:
         front: Of each live hidden block, the blocks of the gate and then of the up projection; label: its old number.
@@ -49,9 +49,9 @@ class TrainLists(NamedTuple):
     live: Tensor | np.ndarray
 
 
-def train_lists(
+def index_lists_on_device(
     front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: Members = (2, 2)
-) -> TrainLists:
+) -> IndexLists:
     """The lists of an MLP.
 
     They are made on the host, since that takes many small steps, and copied in one transfer.
@@ -68,14 +68,14 @@ def train_lists(
         Tensors on the device of `down`.
     """
     *ours, last = [tuple(tensor.cpu().numpy() for tensor in index) for index in (*front, down)]
-    (made,) = train_arrays([(ours, last)], columns, tied, members)
-    return TrainLists(*upload(made, down[0].device))
+    (made,) = index_arrays([(ours, last)], columns, tied, members)
+    return IndexLists(*batched_copy(made, down[0].device))
 
 
-def train_arrays(
+def index_arrays(
     mlps: Sequence[HostMlp], columns: int, tied: bool = False, members: Members = (2, 2)
-) -> list[TrainLists]:
-    """`train_lists` of several MLPs at once, from arrays of the host, as arrays of the host.
+) -> list[IndexLists]:
+    """`index_lists_on_device` of several MLPs at once, from arrays of the host, as arrays of the host.
 
     It takes many small steps, whose number does not grow with that of the MLPs.
 
@@ -118,14 +118,14 @@ def train_arrays(
         _split(labels.astype(np.int32), of, len(mlps)),
         strict=True,
     )
-    return [TrainLists(*lists) for lists in parts]
+    return [IndexLists(*lists) for lists in parts]
 
 
-def whole_arrays(mlps: Sequence[HostMlp], tied: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+def complete_arrays(mlps: Sequence[HostMlp], tied: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
     """`front` and `hidden` of the lists, with no hidden block left out, dead or not: what dense gradients follow from.
 
     Args:
-        mlps: As for `train_arrays`.
+        mlps: As for `index_arrays`.
         tied: As there.
     """
     front, down = _joined(mlps)

@@ -1,9 +1,9 @@
 """Custom operator of a sparse MLP in training, with its gradients.
 
-    y, saved = torch.ops.blast.sparse_mlp_train(x, front, down, front_bias, down_bias, lists, activation, gate)
+    y, saved = torch.ops.blast.block_sparse_mlp_training(x, front, down, front_bias, down_bias, lists, activation, gate)
 
 `front` holds the blocks of gate and up, or of the only front matrix, as the layers store them (block row by block row);
-`lists` are the tensors of a `train_records.TrainLists`. `gate` is `none`, `untied` or `tied`. Saved for the backward
+`lists` are the tensors of a `train_records.IndexLists`. `gate` is `none`, `untied` or `tied`. Saved for the backward
 pass are `x`, the blocks, and the pre-activations of live hidden blocks (`saved`, which is no result to use); the hidden
 activations are made again. All operands have one dtype; under autocast the caller casts. Gradients exist for `x`, both
 blocks and both biases; each is computed only if it is asked for. The same inputs give the same gradients, bit for bit.
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 import torch
 from blast_kernels.mlp_training.autograd import forward, gradients, gradients_of, keep
-from blast_kernels.mlp_training.index_lists import TrainLists
+from blast_kernels.mlp_training.index_lists import IndexLists
 from torch import Tensor
 
 
-@torch.library.custom_op("blast::sparse_mlp_train", mutates_args=())
-def sparse_mlp_train(
+@torch.library.custom_op("blast::block_sparse_mlp_training", mutates_args=())
+def block_sparse_mlp_training(
     x: Tensor,
     front: Sequence[Tensor],
     down: Tensor,
@@ -38,7 +38,7 @@ def sparse_mlp_train(
         down: `[nnz, b_out, b_hidden]`.
         front_bias: `[hidden]` or None; None with a gate.
         down_bias: `[out]` or None.
-        lists: `TrainLists`.
+        lists: `IndexLists`.
         activation: `none`, `silu`, `gelu` or `gelu_tanh`.
         gate: `none`, `untied` or `tied`.
 
@@ -51,7 +51,7 @@ def sparse_mlp_train(
     return forward(x, front, down, front_bias, down_bias, lists, activation, gate)
 
 
-@sparse_mlp_train.register_fake
+@block_sparse_mlp_training.register_fake
 def _(x, front, down, front_bias, down_bias, lists, activation, gate):
     tokens = x.numel() // x.shape[-1]
     out_features = lists[1].shape[0] * down.shape[1]
@@ -59,8 +59,8 @@ def _(x, front, down, front_bias, down_bias, lists, activation, gate):
     return x.new_empty(*x.shape[:-1], out_features), saved
 
 
-@torch.library.custom_op("blast::sparse_mlp_train_grads", mutates_args=())
-def sparse_mlp_train_grads(
+@torch.library.custom_op("blast::block_sparse_mlp_training_grads", mutates_args=())
+def block_sparse_mlp_training_grads(
     grad: Tensor,
     x: Tensor,
     pre: Tensor,
@@ -72,7 +72,7 @@ def sparse_mlp_train_grads(
     wants_x: bool,
     wants_blocks: bool,
 ) -> list[Tensor]:
-    """Gradients of `sparse_mlp_train`.
+    """Gradients of `block_sparse_mlp_training`.
 
     Args:
         grad: Gradient of its result `[..., out]`.
@@ -92,7 +92,7 @@ def sparse_mlp_train_grads(
     return gradients(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks)
 
 
-@sparse_mlp_train_grads.register_fake
+@block_sparse_mlp_training_grads.register_fake
 def _(grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks):
     out = [x.new_empty(hidden_bias)]
     if wants_x:
@@ -108,12 +108,12 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad, _):
-    none = [None] * len(TrainLists._fields), None, None
+    none = [None] * len(IndexLists._fields), None, None
     if grad is None:
         return None, [None] * ctx.fronts, None, None, None, *none
     wants_x, wants_front, wants_down = ctx.needs_input_grad[:3]
-    make = torch.ops.blast.sparse_mlp_train_grads
+    make = torch.ops.blast.block_sparse_mlp_training_grads
     return *gradients_of(make, ctx, ctx.saved_tensors, grad, wants_x, any(wants_front) or wants_down), *none
 
 
-sparse_mlp_train.register_autograd(_backward, setup_context=_save_for_backward)
+block_sparse_mlp_training.register_autograd(_backward, setup_context=_save_for_backward)

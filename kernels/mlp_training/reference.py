@@ -20,7 +20,7 @@ def front(
     Args:
         x: `[tokens, in]`.
         values: Blocks `[nnz, b_hidden, b_in]` of gate and up, or of the only front matrix.
-        records: `TrainLists.front`.
+        records: `IndexLists.front`.
         bias: `[hidden]` (dead blocks included) or None; None with a gate.
         activation: `none`, `silu`, `gelu` or `gelu_tanh`.
         gate: `none`, `untied` or `tied`.
@@ -65,7 +65,7 @@ def gather_product(x: Tensor, values: list[Tensor], records: Tensor, bias: Tenso
     Args:
         x: `[tokens, columns · side]`.
         values: Blocks `[nnz, b_out, b_in]` of one or two matrices; `first` entries of a list are of the first.
-        records: `TrainLists.down` or, turned, `TrainLists.inputs`; every output block has a record.
+        records: `IndexLists.down` or, turned, `IndexLists.inputs`; every output block has a record.
         bias: `[outputs]` or None.
         turned: Whether the blocks are those of the transposed product.
 
@@ -96,7 +96,7 @@ def hidden_grad(
         grad: Gradient of the MLP's output `[tokens, out]`.
         down: Blocks of the down projection `[nnz, b_out, b_hidden]`.
         pre: What `front` saved.
-        records: `TrainLists.hidden`.
+        records: `IndexLists.hidden`.
         activation: As in `front`.
         has_bias: Whether the front has a bias.
 
@@ -128,7 +128,7 @@ def sample(
     Args:
         own: Operand that each block of a group has for itself, `[tokens, columns · b_own]`.
         shared: Operand that the blocks of a group share, `[tokens, columns · b_shared]`.
-        records: `TrainLists.front_groups` or `.down_groups`.
+        records: `IndexLists.front_groups` or `.down_groups`.
         shapes: `[nnz, b_out, b_in]` of the one or two results; slots count through them.
         own_is_out: Whether `own` gives the rows of a block (gradient of the front) or its columns (down projection).
         dtype: Of the gradients; that of `own` if left out.

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from blast_kernels.mlp_training.index_lists import train_lists
+from blast_kernels.mlp_training.index_lists import index_lists_on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_pairs import pair
@@ -84,7 +84,7 @@ def test_layouts_and_lists_of_a_whole_model_are_those_made_one_by_one():
         *front, down = mlp.layers
         # Asked for again, they are not made again.
         assert all(a is b for a, b in zip(mlp.lists.of(mlp.layers), given, strict=True))
-        expected = train_lists(
+        expected = index_lists_on_device(
             [(layer.row_offsets, layer.col_indices) for layer in front],
             (down.row_offsets, down.col_indices),
             front[0].in_features // front[0].block.cols,

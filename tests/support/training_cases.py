@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from blast_kernels.common.batched_copy import upload
-from blast_kernels.mlp_training.index_lists import TrainLists, train_lists, whole_arrays
+from blast_kernels.common.batched_copy import batched_copy
+from blast_kernels.mlp_training.index_lists import IndexLists, complete_arrays, index_lists_on_device
 from inference_cases import mask_of, matrix_of
 from torch import Tensor
 
@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 
 class Mlp(NamedTuple):
-    """Operands of `sparse_mlp_train`, and the dense matrices they stand for.
+    """Operands of `block_sparse_mlp_training`, and the dense matrices they stand for.
 
     Attributes:
         front: Blocks of gate and up, or of the only front matrix.
@@ -38,7 +38,7 @@ class Mlp(NamedTuple):
     down: Tensor
     front_bias: Tensor | None
     down_bias: Tensor | None
-    lists: TrainLists
+    lists: IndexLists
     dense_front: list[Tensor]
     dense_down: Tensor
     masks: list[Tensor]
@@ -69,8 +69,8 @@ def mlp_of(
         front_bias = torch.randn(rows * b_hidden, generator=generator).to(device, dtype)
         down_bias = torch.randn(outs * b_out, generator=generator).to(device, dtype)
     indices = [tuple(tensor.cpu().numpy() for tensor in matrix.index) for matrix in (*front, down)]
-    whole = upload(whole_arrays([(indices[:-1], indices[-1])], gate == "tied")[0], device)
-    lists = train_lists([matrix.index for matrix in front], down.index, cols, gate == "tied", members)
+    whole = batched_copy(complete_arrays([(indices[:-1], indices[-1])], gate == "tied")[0], device)
+    lists = index_lists_on_device([matrix.index for matrix in front], down.index, cols, gate == "tied", members)
     return Mlp(
         [matrix.values for matrix in front], down.values, front_bias, down_bias, lists,
         [matrix.dense for matrix in front], down.dense, [*masks, down_mask], whole,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 
+from blast_kernels.mlp_training.gate_up import gate_up_kernel
 from blast_kernels.mlp_training.gather_matmul import gather_product
-from blast_kernels.mlp_training.heuristics import group_members, sample_plan, tile_plan
+from blast_kernels.mlp_training.heuristics import group_members, sddmm_config, tile_config
 from blast_kernels.mlp_training.hidden_grad import hidden_grad
 from blast_kernels.mlp_training.sddmm import sample, sum_parts
-from blast_kernels.mlp_training.up_kernel import train_front
 from inference_compile_report import compile_one
 
 GATES = (("untied", "silu"), ("tied", "silu"), ("none", "gelu_tanh"))
@@ -20,20 +20,26 @@ GATES = (("untied", "silu"), ("tied", "silu"), ("none", "gelu_tanh"))
 def compile_tiles(kernel: str, side: int, gate: str, activation: str, capability: int, width: int = 0) -> dict:
     """Compiles one of the products through lists for square blocks of bfloat16."""
     hopper = capability >= 90
-    plan = tile_plan(kernel, 8192, side, side, gate, False, hopper, width)
+    config = tile_config(kernel, 8192, side, side, gate, False, hopper, width)
     turned = kernel in ("inputs", "hidden")
 
     def described(rows: int, columns: int) -> str:
         return f"tensordesc<bf16[{rows}, {columns}]>"
 
-    x, y = described(plan.tile, plan.k), described(plan.tile, plan.slice)
-    w = described(plan.k, plan.slice) if turned else described(plan.slice, plan.k)
-    constants = {"SLICE": plan.slice, "K": plan.k, "TILE": plan.tile, "STAGES": plan.stages, "PRECISION": "tf32"}
+    x, y = described(config.tile, config.k), described(config.tile, config.slice)
+    w = described(config.k, config.slice) if turned else described(config.slice, config.k)
+    constants = {
+        "SLICE": config.slice,
+        "K": config.k,
+        "TILE": config.tile,
+        "STAGES": config.stages,
+        "PRECISION": "tf32",
+    }
     if kernel == "front":
         constants |= {"B_HIDDEN": side, "B_IN": side, "GATE": gate, "ACTIVATION": activation, "OPAQUE": True}
-        constants |= {"HAS_BIAS": gate == "none", "WEIGHTS_FIRST": plan.weights_first}
+        constants |= {"HAS_BIAS": gate == "none", "WEIGHTS_FIRST": config.weights_first}
         types = {"x": x, "gate": w, "up": w, "pre": y, "hidden": y}
-        function = train_front
+        function = gate_up_kernel
     elif kernel == "hidden":
         constants |= {"B_OUT": side, "B_HIDDEN": side, "ACTIVATION": activation}
         constants |= {"GATED": gate != "none", "HAS_BIAS": gate == "none"}
@@ -41,11 +47,11 @@ def compile_tiles(kernel: str, side: int, gate: str, activation: str, capability
         function = hidden_grad
     else:
         constants |= {"B_OUT": side, "B_IN": side, "TURNED": turned, "TWO": turned and gate != "none"}
-        constants |= {"HAS_BIAS": not turned, "WEIGHTS_FIRST": plan.weights_first}
+        constants |= {"HAS_BIAS": not turned, "WEIGHTS_FIRST": config.weights_first}
         types = {"x": x, "first": w, "second": w, "y": y}
         function = gather_product
     types = {f"{name}_descriptor": kind for name, kind in types.items()} | {"bias_parts": "*fp32"}
-    report = compile_one(function, constants, plan.warps, capability, None, types)
+    report = compile_one(function, constants, config.warps, capability, None, types)
     return {"case": f"sm_{capability} {kernel} {side} {gate}", "tensor_cores": hopper, **report}
 
 
@@ -53,12 +59,12 @@ def compile_sample(side: int, own_is_out: bool, parts: bool, capability: int, bl
     """Compiles the gradient of the blocks, as planned for so many live blocks and so many groups."""
     hopper = capability >= 90
     members = group_members(side, blocks)[0]
-    plan = sample_plan(side, side, members, False, hopper, groups)
-    constants = {"B_OWN": side, "B_SHARED": side, "K": plan.k, "MEMBERS": members, "OWN_IS_OUT": own_is_out}
-    constants |= {"PARTS": parts, "STAGES": plan.stages, "PRECISION": "tf32"}
-    operand, result = f"tensordesc<bf16[{plan.k}, {side}]>", "*fp32" if parts else "*bf16"
+    config = sddmm_config(side, side, members, False, hopper, groups)
+    constants = {"B_OWN": side, "B_SHARED": side, "K": config.k, "MEMBERS": members, "OWN_IS_OUT": own_is_out}
+    constants |= {"PARTS": parts, "STAGES": config.stages, "PRECISION": "tf32"}
+    operand, result = f"tensordesc<bf16[{config.k}, {side}]>", "*fp32" if parts else "*bf16"
     types = {"own_descriptor": operand, "shared_descriptor": operand, "out": result, "second_out": result}
-    report = compile_one(sample, constants, plan.warps, capability, None, types)
+    report = compile_one(sample, constants, config.warps, capability, None, types)
     return {
         "case": f"sm_{capability} sample {side} {own_is_out} {parts} {blocks} {groups}",
         "tensor_cores": hopper,
@@ -67,7 +73,7 @@ def compile_sample(side: int, own_is_out: bool, parts: bool, capability: int, bl
 
 
 def main() -> None:
-    """Compiles every plan of blocks of 64 and 128."""
+    """Compiles every config of blocks of 64 and 128."""
     reports = []
     for capability, sides in ((90, (128, 64)), (80, (64,))):
         for side in sides:

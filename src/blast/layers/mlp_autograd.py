@@ -1,4 +1,4 @@
-"""The training path of a sparse MLP: `torch.ops.blast.sparse_mlp_train` and its lists."""
+"""The training path of a sparse MLP: `torch.ops.blast.block_sparse_mlp_training` and its lists."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import partial
 import blast_kernels.mlp_training.ops  # noqa: F401  (registers torch.ops.blast.*)
 import numpy as np
 import torch
-from blast_kernels.common.batched_copy import upload_by_device
-from blast_kernels.mlp_training.autograd import dense_gradients, train_uncompiled
+from blast_kernels.common.batched_copy import batched_copy_by_device
+from blast_kernels.mlp_training.autograd import dense_gradients, mlp_training_eager
 from blast_kernels.mlp_training.heuristics import group_members
-from blast_kernels.mlp_training.index_lists import train_arrays, train_lists, whole_arrays
+from blast_kernels.mlp_training.index_lists import complete_arrays, index_arrays, index_lists_on_device
 from torch import Tensor
 
 from blast.block_sparse.host_index import HostIndex
@@ -51,7 +51,7 @@ class MlpLists:
             return
         *front, down = ((index.row_offsets, index.col_indices) for index in indices)
         with torch.inference_mode(False), torch.no_grad():
-            self.tensors = list(train_lists(front, down, *_settings(layers)))
+            self.tensors = list(index_lists_on_device(front, down, *_settings(layers)))
         self._made_of, self._versions = made_of, versions
 
     def take(self, tensors: list[Tensor], indices: Sequence[IndexBuffers]) -> None:
@@ -71,7 +71,7 @@ def list_arrays(mlps: Sequence[tuple[list[BlockLinear], Sequence[HostIndex]]]) -
     Args:
         mlps: Of each the layers (gate, if any, up, down) and, on the host, their indices.
     """
-    return [list(lists) for lists in _alike(mlps, train_arrays, _settings)]
+    return [list(lists) for lists in _alike(mlps, index_arrays, _settings)]
 
 
 def _alike(mlps: Sequence[tuple[list[BlockLinear], Sequence[HostIndex]]], make: Callable, settings: Callable) -> list:
@@ -129,7 +129,7 @@ def run_training(x: Tensor, layers: list[BlockLinear], lists: MlpLists, activati
         `[..., out]`.
     """
     *operands, gate = _operands(x, layers)
-    y, _ = torch.ops.blast.sparse_mlp_train(*operands, lists.of(layers), activation, gate)
+    y, _ = torch.ops.blast.block_sparse_mlp_training(*operands, lists.of(layers), activation, gate)
     return y
 
 
@@ -154,7 +154,7 @@ def run_uncompiled(
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     values = [layer.values for layer in (*front, up)]
-    return train_uncompiled(
+    return mlp_training_eager(
         on_backward, dtype, x, values, down.values, up.bias, down.bias, lists.of(layers), activation, _gate(layers)
     )
 
@@ -167,9 +167,9 @@ def accumulate_dense_gradients(mlps: Sequence[tuple[list[BlockLinear], str, Sequ
             activations: the input and the gradient of the output.
     """
     indices = [(layers, [layer.index.index.host for layer in layers]) for layers, _, _ in mlps]
-    arrays = _alike(indices, whole_arrays, lambda layers: (_gate(layers) == "tied",))
+    arrays = _alike(indices, complete_arrays, lambda layers: (_gate(layers) == "tied",))
     devices = [layers[-1].values.device for layers, _, _ in mlps]
-    lists = upload_by_device(list(zip(devices, arrays, strict=True)))
+    lists = batched_copy_by_device(list(zip(devices, arrays, strict=True)))
     for whole, (layers, activation, passes) in zip(lists, mlps, strict=True):
         for x, grad in passes:
             *front, down = (layer.values for layer in layers)

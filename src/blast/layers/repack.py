@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from blast_kernels.common.batched_copy import upload_by_device
+from blast_kernels.common.batched_copy import batched_copy_by_device
 from torch import Tensor
 
 from blast.block_sparse.blocks import tiles
@@ -75,8 +75,8 @@ def change_layouts(
     arrays = list_arrays([(mlp.layers, ours) for mlp, ours in zip(hit, indices, strict=True)])
     lists = [(mlp.layers[-1].values.device, ours) for mlp, ours in zip(hit, arrays, strict=True)]
     # Apart from what follows from it, since it is saved with the model, and a part is saved with its whole memory.
-    saved = upload_by_device([(plan.device, plan.new) for plan in plans.values()])
-    made = upload_by_device([*((plan.device, plan.arrays()) for plan in plans.values()), *lists])
+    saved = batched_copy_by_device([(plan.device, plan.new) for plan in plans.values()])
+    made = batched_copy_by_device([*((plan.device, plan.arrays()) for plan in plans.values()), *lists])
     layouts = {old: plan.made(*parts) for (old, plan), *parts in zip(plans.items(), saved, made, strict=False)}
     for mlp, tensors in zip(hit, made[len(plans) :], strict=True):
         indices = [layouts[x.index][0] if x.index in layouts else x.index for x in mlp.layers]

@@ -54,8 +54,8 @@ class SparseMlp(nn.Module):
     """Takes the place of an MLP whose matrices are `BlockLinear`; it has the same children under the same names.
 
     Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`; with gradients or under autocast
-    it is one of `sparse_mlp_train`. With active dropout, or where hidden blocks of the up projection are not those of
-    the down projection, the MLP it replaces runs as before, layer by layer. The parameters of the layers
+    it is one of `block_sparse_mlp_training`. With active dropout, or where hidden blocks of the up projection are not
+    those of the down projection, the MLP it replaces runs as before, layer by layer. The parameters of the layers
     stay the only truth (state dict, checkpoints, optimizer); the packed blocks of the front are a copy of them, made
     again whenever they were changed, moved or loaded. So are fp8 weights: these are held besides the layers' own.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from blast_kernels.common.batched_copy import upload_by_device
+from blast_kernels.common.batched_copy import batched_copy_by_device
 from torch import Tensor
 
 from blast.sparsity.mask_groups import Unit
@@ -57,4 +57,4 @@ class DeviceMasks:
 
     def _copies(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         groups = [(unit.device, [array]) for unit, array in zip(self._units, arrays, strict=True)]
-        return [copies[0] for copies in upload_by_device(groups)]
+        return [copies[0] for copies in batched_copy_by_device(groups)]

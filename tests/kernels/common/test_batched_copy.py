@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from blast_kernels.common.batched_copy import ALIGNMENT, upload, upload_by_device
+from blast_kernels.common.batched_copy import ALIGNMENT, batched_copy, batched_copy_by_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,27 +29,27 @@ def check(arrays: list[np.ndarray], tensors: list[torch.Tensor]) -> None:
 @given(st.lists(st.tuples(SHAPES, DTYPES), max_size=6))
 def test_arrays_of_any_shape_and_dtype_come_back_the_same_from_aligned_places_of_one_memory(kinds):
     arrays = [array_of(shape, dtype, seed) for seed, (shape, dtype) in enumerate(kinds)]
-    tensors = upload(arrays, "cpu")
+    tensors = batched_copy(arrays, "cpu")
     check(arrays, tensors)
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}) <= 1
 
 
 def test_strided_arrays_are_taken_and_tensors_are_copies():
     array = np.arange(12, dtype=np.int32).reshape(3, 4)
-    (turned,) = upload([array.T], "cpu")
+    (turned,) = batched_copy([array.T], "cpu")
     assert turned.tolist() == array.T.tolist()
-    (copy,) = upload([array], "cpu")
+    (copy,) = batched_copy([array], "cpu")
     copy.zero_()
     assert array.sum() == 66
 
 
 def test_groups_keep_their_order_over_devices():
     groups = [(torch.device(d), [np.full(n, n, np.int32) for n in sizes]) for d, sizes in DEVICES]
-    tensors = upload_by_device(groups)
+    tensors = batched_copy_by_device(groups)
     for (device, arrays), group in zip(groups, tensors, strict=True):
         assert [tensor.device for tensor in group] == [device] * len(arrays)
         assert [tensor.numel() for tensor in group] == [array.size for array in arrays]
-    assert upload_by_device([]) == []
+    assert batched_copy_by_device([]) == []
 
 
 DEVICES = [("cpu", [3, 1]), ("meta", [2]), ("cpu", []), ("meta", [5, 4])]
@@ -59,7 +59,7 @@ DEVICES = [("cpu", [3, 1]), ("meta", [2]), ("cpu", []), ("meta", [5, 4])]
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_staging_memory_may_be_used_again_before_the_copy_is_over():
     arrays = [[array_of((64, 33), np.int32, seed)] for seed in range(50)]
-    tensors = [upload(array, "cuda") for array in arrays]
+    tensors = [batched_copy(array, "cuda") for array in arrays]
     for array, tensor in zip(arrays, tensors, strict=True):
         check(array, tensor)
         assert tensor[0].data_ptr() % ALIGNMENT == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from blast_kernels.mlp_training.index_lists import train_arrays, whole_arrays
+from blast_kernels.mlp_training.index_lists import complete_arrays, index_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_cases import index_of, mask_of
@@ -35,11 +35,14 @@ def test_several_mlps_at_once_have_the_lists_of_each_alone(grid, draws, gate, me
         if gate != "none":
             matrices.append(matrices[0] if gate == "tied" else host_index(rows, cols, seed + 1, 1 - front))
         mlps.append((matrices, host_index(outs, rows, seed + 2, down)))
-    together = train_arrays(mlps, cols, gate == "tied", MEMBERS[members])
-    wholes = whole_arrays(mlps, gate == "tied")
+    together = index_arrays(mlps, cols, gate == "tied", MEMBERS[members])
+    wholes = complete_arrays(mlps, gate == "tied")
     assert len(together) == len(wholes) == len(mlps)
     for mlp, lists, whole in zip(mlps, together, wholes, strict=True):
-        alone = train_arrays([mlp], cols, gate == "tied", MEMBERS[members])[0], whole_arrays([mlp], gate == "tied")[0]
+        alone = (
+            index_arrays([mlp], cols, gate == "tied", MEMBERS[members])[0],
+            complete_arrays([mlp], gate == "tied")[0],
+        )
         for one, other in zip((*lists, *whole), (*alone[0], *alone[1]), strict=True):
             assert one.dtype == other.dtype == np.int32
             assert np.array_equal(one, other)

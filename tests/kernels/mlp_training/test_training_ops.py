@@ -6,7 +6,7 @@ import blast_kernels.mlp_training.ops  # noqa: F401  (registers torch.ops.blast.
 import pytest
 import torch
 import torch.utils.checkpoint
-from blast_kernels.mlp_training.autograd import dense_gradients, train_uncompiled
+from blast_kernels.mlp_training.autograd import dense_gradients, mlp_training_eager
 from inference_cases import relative_error
 from training_cases import Mlp, dense_mlp, live_blocks, mlp_of
 
@@ -27,7 +27,7 @@ def leaves_of(mlp: Mlp, tokens: int = 7, device: str = "cpu") -> list[torch.Tens
 def run(mlp: Mlp, gate: str, activation: str, x, *rest) -> torch.Tensor:
     front, down, biases = list(rest[: len(mlp.front)]), rest[len(mlp.front)], rest[len(mlp.front) + 1 :] or NO_GRADIENT
     lists = list(mlp.lists)
-    return torch.ops.blast.sparse_mlp_train(x, front, down, *biases, lists, activation, gate)[0]
+    return torch.ops.blast.block_sparse_mlp_training(x, front, down, *biases, lists, activation, gate)[0]
 
 
 def expected(mlp: Mlp, activation: str, x: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, list]:
@@ -69,7 +69,7 @@ def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dea
     fronts = len(mlp.front)
     biases = blocks[fronts + 1 :] or NO_GRADIENT
     told = []
-    y = train_uncompiled(
+    y = mlp_training_eager(
         lambda *given: told.extend(given),
         None,
         x,
@@ -103,7 +103,7 @@ def test_without_a_dtype_operands_of_two_are_refused():
     mlp = mlp_of("untied", ("uniform", "uniform"), 16, 16, 16)
     x, *blocks = leaves_of(mlp)
     with pytest.raises(ValueError, match=r"x is torch\.bfloat16 .* blocks are torch\.float32"):
-        train_uncompiled(None, None, x.bfloat16(), blocks[:2], blocks[2], None, None, mlp.lists, "silu", "untied")
+        mlp_training_eager(None, None, x.bfloat16(), blocks[:2], blocks[2], None, None, mlp.lists, "silu", "untied")
 
 
 @pytest.mark.parametrize(("gate", "activation"), GATES)
@@ -113,7 +113,9 @@ def test_gradients_of_float32_blocks_are_not_rounded_to_the_dtype_of_the_product
     x, *blocks = leaves
     fronts = len(mlp.front)
     biases = blocks[fronts + 1 :] or NO_GRADIENT
-    y = train_uncompiled(None, torch.bfloat16, x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate)
+    y = mlp_training_eager(
+        None, torch.bfloat16, x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate
+    )
     assert y.dtype == torch.bfloat16
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device, torch.bfloat16)
     grads = torch.autograd.grad(y, leaves, grad)
@@ -193,7 +195,9 @@ def test_only_pre_activations_of_live_hidden_blocks_are_saved(device):
     live = (mlp.masks[0].any(1) & mlp.masks[1].any(1) & mlp.masks[2].any(0)).sum().item()
     assert 0 < live < 4
     x, gate, up, down = leaves_of(mlp, device=device)
-    _, saved = torch.ops.blast.sparse_mlp_train(x, [gate, up], down, None, None, list(mlp.lists), "silu", "untied")
+    _, saved = torch.ops.blast.block_sparse_mlp_training(
+        x, [gate, up], down, None, None, list(mlp.lists), "silu", "untied"
+    )
     assert saved.shape == (14, 2 * live * 16)
     assert not saved.requires_grad
 
@@ -212,7 +216,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(device):
     mlp = mlp_of("untied", ("uniform", "uniform"), 16, 16, 16, device=device)
     x, gate, up, down = (leaf.detach() for leaf in leaves_of(mlp, device=device))
     lists = list(mlp.lists)
-    op = torch.ops.blast.sparse_mlp_train
+    op = torch.ops.blast.block_sparse_mlp_training
     bias = torch.zeros(64, device=device)
     for message, arguments in (
         ("gate 'both' is unknown", (x, [gate, up], down, None, None, lists, "silu", "both")),

@@ -228,7 +228,7 @@ def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_upda
     assert len(graphs) == compiled
     ours.model = module
     same(ours, masked, losses, expected)
-    assert any("sparse_mlp_train" in graph.print_readable(False) for graph in graphs) == settled
+    assert any("block_sparse_mlp_training" in graph.print_readable(False) for graph in graphs) == settled
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

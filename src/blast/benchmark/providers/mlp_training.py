@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import blast_kernels.mlp_training.ops  # noqa: F401  (registers torch.ops.blast.*)
 import torch
 from blast_kernels.mlp_training.heuristics import group_members
-from blast_kernels.mlp_training.index_lists import train_lists
+from blast_kernels.mlp_training.index_lists import index_lists_on_device
 from torch import Tensor
 
 from blast.benchmark.inputs.mlp import MlpSize
@@ -29,12 +29,12 @@ class Task(NamedTuple):
 
 
 def our_provider(task: Task, weights: Weights, expected: list[Tensor], facts: dict[str, Any]) -> Provider:
-    """`blast::sparse_mlp_train` and its backward pass on weights with masks; `facts` go into the rows."""
+    """`blast::block_sparse_mlp_training` and its backward pass on weights with masks; `facts` go into the rows."""
     *front, down = [matrix.values.detach().requires_grad_() for matrix in weights.matrices]
     biases = [bias.detach().requires_grad_() for bias in weights.biases if bias is not None]
     indices = [(matrix.offsets, matrix.indices) for matrix in weights.matrices]
     side = task.size.block[0]
-    lists = train_lists(
+    lists = index_lists_on_device(
         indices[:-1],
         indices[-1],
         weights.matrices[0].cols,
@@ -45,7 +45,7 @@ def our_provider(task: Task, weights: Weights, expected: list[Tensor], facts: di
 
     def step(number: int) -> list[Tensor]:
         both = biases or (None, None)
-        y, _ = torch.ops.blast.sparse_mlp_train(
+        y, _ = torch.ops.blast.block_sparse_mlp_training(
             x, front, down, both[0], both[1], list(lists), task.size.activation, weights.gate
         )
         return [y, *torch.autograd.grad(y, [x, *front, down, *biases], task.grad)]

@@ -54,7 +54,7 @@ def _gather_both(
 
 
 @triton.jit(do_not_specialize=["count", "token_tiles", "GROUP"])
-def train_front(
+def gate_up_kernel(
     x_descriptor,
     gate_descriptor,
     up_descriptor,
