@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blast.files import write_atomically
+from blast.files import replacing, write_atomically
 
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$",
@@ -18,15 +18,13 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
 
 def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
     """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi), each moved into place when complete."""
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
     written = []
     metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
     with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": 200}):
         for kind in ("pdf", "png"):
             file = Path(out_dir, f"{name}.{kind}")
-            aside = file.with_name(f".{name}.tmp.{kind}")
-            figure.savefig(aside, format=kind, metadata=metadata[kind])
-            aside.replace(file)
+            with replacing(file) as temporary:
+                figure.savefig(temporary, format=kind, metadata=metadata[kind])
             written.append(file)
     return written
 

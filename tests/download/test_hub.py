@@ -14,7 +14,7 @@ import pytest
 from blast.download import sources
 from blast.download.hub import HubFiles
 from blast.errors import BlastError
-from blast.files import git_digest
+from blast.files import file_digest
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE = bytes(range(256)) * 3000
@@ -93,7 +93,7 @@ def test_only_wanted_files_come_and_each_is_checked(hub, tmp_path):
     folder = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / REVISION
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert (facts["files"], facts["bytes"]) == (2, len(LARGE) + 9)
-    assert git_digest(folder / "config.json") == _entry("config.json", FILES["config.json"])["oid"]
+    assert file_digest(folder / "config.json", "git") == f"git:{_entry('config.json', FILES['config.json'])['oid']}"
 
 
 def test_a_second_fetch_asks_nothing_and_reads_nothing_again(hub, tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def copy_weights(name: str, cache: Path) -> torch.nn.Module:
         folder.mkdir(parents=True, exist_ok=True)
         aside = folder / "new.pth"
         torch.save(model.state_dict(), aside)
-        aside.rename(folder / f"{weights.model}-{file_digest(aside)[:8]}.pth")
+        aside.rename(folder / f"{weights.model}-{file_digest(aside).removeprefix('sha256:')[:8]}.pth")
         return model
     assert isinstance(weights, HubWeights)
     folder = weights.files(name).folder(cache)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
+from blast.files import file_digest, text_digest
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -74,12 +74,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, `"sha256:…"`."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of `folder` once the block ends without an error.
@@ -120,7 +114,8 @@ _REMEDY = "restore it from a copy, or save the model again with blast.save"
 
 def _digest(manifest: dict[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "digest"}
-    return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
+    # Not `json_digest`: checkpoints that exist were digested with spaces after separators.
+    return text_digest(json.dumps(content, sort_keys=True))
 
 
 def _to_disk(path: Path) -> None:

@@ -13,7 +13,7 @@ from blast.datasets._vision.image_folder import SETTINGS, ImageFolderData
 from blast.datasets._vision.vision_data import check_settings
 from blast.download.sources import Progress
 from blast.errors import BlastError
-from blast.files import settings_digest
+from blast.files import json_digest
 
 MODALITY = "vision"
 LICENCE = "ImageNet terms of access (research only)"
@@ -67,5 +67,5 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> ImageFolderData
         image_size=filled["image_size"],
         augment=filled["augment"],
         # Names, not contents: 150 GB are not read for a digest.
-        digest=settings_digest(names),
+        digest=json_digest(names, escaped=True),
     )

@@ -19,11 +19,10 @@ from typing import Any
 
 from blast.datasets._text.language_data import LanguageData
 from blast.datasets._text.prepare import Document, check_settings, is_held_out, open_text, prepare_text
-from blast.download.cache import write_atomically
 from blast.download.registries import unpack_debian
 from blast.download.sources import Progress, SourceError
 from blast.errors import BlastError
-from blast.files import locked
+from blast.files import locked, write_atomically
 
 MODALITY = "language"
 LICENCE = "GPL-3+ (GCIDE), GPL-2.0 (Linux), PSF-2.0 (Python), GFDL (An Anarchist FAQ)"

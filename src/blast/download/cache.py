@@ -19,13 +19,6 @@ def cache_root() -> Path:
     return Path(os.environ.get("BLAST_CACHE") or Path.home() / ".cache" / "blast").expanduser().absolute()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file such that it is seen whole or not at all."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
 def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Fills `folder` by `build` unless it is there already, and returns its facts.
 

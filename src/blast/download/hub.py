@@ -16,13 +16,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from blast.download.cache import write_atomically
 from blast.download.sources import Progress, RemoteFile, SourceError, UrlSource, fetch_files, open_address, request_for
 from blast.errors import BlastError
-from blast.files import file_digest, locked, settings_digest
+from blast.files import file_digest, json_digest, locked, write_atomically
 
 HUB = "https://huggingface.co"
 TOKEN = "HF_TOKEN"
+SHA256_DIGITS = 64
 REFUSED = ("401", "403")
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
@@ -122,7 +122,7 @@ class HubFiles:
 
     def digest(self, cache: Path) -> str:
         """Digest of the content: of the files' checksums."""
-        return settings_digest([[file.name, file.checksum] for file in self.files(cache)])
+        return json_digest([[file.name, file.checksum] for file in self.files(cache)], escaped=True)
 
     def size(self, cache: Path) -> int:
         """Bytes of all files together."""
@@ -142,7 +142,7 @@ class HubFiles:
 
     def _listing(self, cache: Path) -> Path:
         """Our list of the wanted files; another choice of files of the same repository has a list of its own."""
-        choice = settings_digest([self.revision, *self.wanted]).removeprefix("sha256:")[:12]
+        choice = json_digest([self.revision, *self.wanted], escaped=True).removeprefix("sha256:")[:12]
         return self.repository_folder(cache) / f"blast-{choice}.json"
 
     def _entries(self, cache: Path) -> dict[str, dict[str, Any]]:
@@ -170,9 +170,9 @@ class HubFiles:
             checksum = file_digest(path)
             # The hub's client keeps content under its checksum and links to it from the snapshot.
             blob = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
-            if len(blob) == len(checksum) and blob != checksum:
+            if len(blob) == SHA256_DIGITS and f"sha256:{blob}" != checksum:
                 raise BlastError(f"{path} is damaged: its content is not what its name {blob} says; delete it.")
-            entries[name] = {"checksum": f"sha256:{checksum}", "bytes": path.stat().st_size}
+            entries[name] = {"checksum": checksum, "bytes": path.stat().st_size}
         self._keep(cache, entries)
         return True
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from blast.errors import BlastError
-from blast.files import file_digest, git_digest, locked
+from blast.files import file_digest, locked, replacing
 
 Progress = Callable[[str], None]
 
@@ -58,10 +58,9 @@ class RemoteFile:
     def matches(self, path: Path) -> bool:
         """Whether the file at `path` has the expected content."""
         algorithm, _, expected = self.checksum.partition(":")
-        if not path.is_file():
+        if len(expected) < SHORTEST_CHECKSUM or not path.is_file():
             return False
-        found = git_digest(path) if algorithm == "git" else file_digest(path, algorithm)
-        return len(expected) >= SHORTEST_CHECKSUM and found.startswith(expected)
+        return file_digest(path, algorithm).startswith(self.checksum)
 
 
 class Source(Protocol):
@@ -167,13 +166,10 @@ def unpack_gzip(packed: Path, path: Path) -> None:
     Raises:
         SourceError: if the file is damaged; neither is kept then.
     """
-    aside = path.with_name(path.name + ".unpacking")
     try:
-        with gzip.open(packed) as source, open(aside, "wb") as target:
+        with replacing(path, alone=True) as temporary, gzip.open(packed) as source, open(temporary, "wb") as target:
             shutil.copyfileobj(source, target)
-        os.replace(aside, path)
     except (OSError, EOFError, zlib.error) as error:
-        aside.unlink(missing_ok=True)
         raise SourceError(f"{packed.name} is damaged ({error})") from error
     finally:
         packed.unlink(missing_ok=True)

@@ -6,10 +6,8 @@ The file is JSON lines, gzipped: a header, then documents, then requests. The sa
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
+from blast.files import text_digest, write_atomically
 
 FORMAT = 1
 KINDS = ("loglikelihood", "loglikelihood_rolling")
@@ -79,7 +78,7 @@ class RequestFile:
         lines = self._lines()
         digest = _digest(lines)
         text = "\n".join([_line({"digest": digest}), *lines]) + "\n"
-        replace_bytes(file, compress(text))
+        write_atomically(file, compress(text))
         return digest
 
 
@@ -122,19 +121,10 @@ def compress(text: str) -> bytes:
     return buffer.getvalue()
 
 
-def replace_bytes(file: Path, content: bytes) -> None:
-    """Writes beside the file, then renames: a reader sees all of it or the one before."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    aside.write_bytes(content)
-    aside.replace(file)
-
-
 def _line(value: Any) -> str:
     # Escaped, so that no line separator hidden in a document splits a line.
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 
 def _digest(lines: list[str]) -> str:
-    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return text_digest("\n".join(lines))

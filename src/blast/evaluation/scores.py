@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blast.errors import BlastError
-from blast.evaluation.requests import RequestFile, compress, replace_bytes
+from blast.evaluation.requests import RequestFile, compress
+from blast.files import write_atomically
 
 FORMAT = 1
 
@@ -41,7 +42,7 @@ class ScoreFile:
         """Writes the file whole or not at all, gzipped if its name ends in `.gz`; same scores, same bytes."""
         values = {"format": FORMAT, "requests": self.requests, "settings": self.settings, "scores": self.scores}
         text = json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n"
-        replace_bytes(file, compress(text) if str(file).endswith(".gz") else text.encode())
+        write_atomically(file, compress(text) if str(file).endswith(".gz") else text)
 
     def check_against(self, requests: RequestFile, source: str = "scores") -> None:
         """Checks that these are the scores of these requests.

@@ -7,14 +7,13 @@ drop and grow (arXiv 1911.11134), on blocks instead of single weights. This file
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from blast.block_sparse.blocks import BlockShape, as_block
 from blast.errors import BlastError, unknown_name
+from blast.files import json_digest
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("cubic", "linear", "constant"),
@@ -167,5 +166,4 @@ class SparsifyConfig:
 
     def digest(self) -> str:
         """`sha256:` digest of all fields."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        return json_digest(self.to_dict(), escaped=True)

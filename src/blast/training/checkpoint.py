@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from blast.distributed import is_first_rank, world_size
 from blast.errors import BlastError
+from blast.files import replacing
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.history import History
 from blast.training.parallel import put_back, whole_state
@@ -58,16 +58,10 @@ class TrainingState:
             "seconds": history.seconds,
             "spent": history.spent,
         }
-        aside = self.file.with_suffix(".tmp")
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as stream:
+            with replacing(self.file, alone=True) as temporary, temporary.open("wb") as stream:
                 torch.save(values, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            aside.replace(self.file)
         except (OSError, RuntimeError) as error:
-            aside.unlink(missing_ok=True)
             raise BlastError(
                 f"{self.file}: the training state cannot be written ({error}); free some space and run again: "
                 "the run goes on from its last state."

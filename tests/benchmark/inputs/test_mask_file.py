@@ -15,9 +15,10 @@ from kernel_suite_case import SMALL, imagine_gpu, latencies, masks_of, measure
 from safetensors.numpy import load_file, save_file
 
 from blast import architectures
-from blast.benchmark.inputs.mask_file import FACTS, digest_of, read_facts, read_mask_file, write_mask_file
+from blast.benchmark.inputs.mask_file import FACTS, read_facts, read_mask_file, write_mask_file
 from blast.benchmark.inputs.masks import masks_folder, trained_masks
 from blast.errors import BlastError
+from blast.files import file_digest
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import one_shot_masks
 
@@ -111,7 +112,7 @@ def test_trained_masks_are_found_by_model_sparsity_and_block_at_any_depth(tmp_pa
     for layer in found.layers:
         assert all(torch.equal(left, right) for left, right in zip(layer, masks, strict=True))
     file = tmp_path / "nvidia-h100" / "masks" / "study" / "p.safetensors"
-    assert found.facts == {"masks_of": "p", "masks_digest": digest_of(file)}
+    assert found.facts == {"masks_of": "p", "masks_digest": file_digest(file)}
     tied = trained_masks(tmp_path, "llama-nano", 0.7, (16, 16), True, "cpu").layers[0]
     assert torch.equal(tied.gate, masks.up)
     for other in ({"sparsity": 0.8}, {"block": (16, 32)}, {"model": "gpt2"}):
@@ -170,5 +171,5 @@ def test_rows_of_the_kernel_suite_say_which_masks_were_replayed(tmp_path, monkey
         if entry["provider"].startswith("ours"):
             assert entry["value"] is not None
             digests.setdefault(entry["setting"]["mask"], set()).add(entry["setting"].get("masks_digest"))
-    assert digests == {"uniform": {None}, "trained": {digest_of(tmp_path / "masks" / "p.safetensors")}}
+    assert digests == {"uniform": {None}, "trained": {file_digest(tmp_path / "masks" / "p.safetensors")}}
     assert json.dumps(metrics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 
@@ -19,7 +18,7 @@ from blast.experiment.records.rows import record_rows
 from blast.experiment.run.job import finished, run_points
 from blast.experiment.run.progress import headline
 from blast.experiment.run.verdict import drop_stale_stamps
-from blast.files import write_json
+from blast.files import file_lock, write_json
 
 NAME = "mlp-gpt2-nano.float32.s80.b16.seed0"
 SENTENCE = "its time was over before 64 tokens were timed; run again."
@@ -78,9 +77,8 @@ def test_a_point_that_failed_before_its_run_was_cut_off_is_tried_again(folder):
         folder.record(NAME), make_record(point(), status="failed", result={}, cause="the disk is full.", run=run)
     )
     stamp = folder.stamp("benchmark", "job")
-    with (folder.root / ".lock").open("w") as held:
+    with file_lock(folder.root / ".lock"):
         # As the jobs of a run see it, whose verdict is still to come.
-        fcntl.flock(held, fcntl.LOCK_EX)
         assert drop_stale_stamps(plan(), folder) == []
     verdict = folder.root / "verdict.txt"
     verdict.touch()

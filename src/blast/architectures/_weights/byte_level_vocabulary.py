@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blast.architectures.architecture import TokenizerFiles
 from blast.download.sources import RemoteFile, Source, fetch_files
-from blast.files import settings_digest
+from blast.files import json_digest
 
 
 @dataclass(frozen=True)
@@ -36,4 +36,4 @@ class ByteLevelVocabulary:
 
             GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")).save_pretrained(target)
 
-        return TokenizerFiles(settings_digest(dict(self.checksums)), write)
+        return TokenizerFiles(json_digest(dict(self.checksums), escaped=True), write)

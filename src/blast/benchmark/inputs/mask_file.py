@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from blast.errors import BlastError
+from blast.files import write_atomically
 
 FORMAT = 1
 # What a file has to say of its run: the point and its settings, the step of the masks, the record they belong to.
@@ -31,11 +30,6 @@ class MaskFile(NamedTuple):
 
     masks: dict[str, np.ndarray]
     facts: dict[str, Any]
-
-
-def digest_of(file: Path) -> str:
-    """`sha256:…` of the bytes of a file."""
-    return "sha256:" + hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def write_mask_file(file: Path, masks: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -63,18 +57,7 @@ def write_mask_file(file: Path, masks: Mapping[str, np.ndarray], facts: Mapping[
     header = {"format": FORMAT, "facts": dict(facts), "columns": columns, "digest": _digest(masks, facts)}
     # One entry alone: several would be written in an order of their own each time.
     written = save(tensors, {"blast_masks": json.dumps(header, sort_keys=True)})
-    file = Path(file)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(written)
-        aside.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise BlastError(
-            f"{file}: cannot be written ({error.strerror}); free some space or mend the rights, then export again."
-        ) from error
+    write_atomically(file, written, remedy="export again")
 
 
 def read_facts(file: Path) -> dict[str, Any]:

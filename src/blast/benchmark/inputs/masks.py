@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blast.benchmark.inputs.mask_file import digest_of, read_facts, read_mask_file
+from blast.benchmark.inputs.mask_file import read_facts, read_mask_file
 from blast.benchmark.inputs.mlp import MlpMasks, MlpSize
 from blast.block_sparse.blocks import keep_count
 from blast.errors import BlastError, unknown_name
+from blast.files import file_digest
 
 # A row's share of the live blocks falls with its rank to this power: the longest of 128 rows is 11 times the median.
 SKEW = 0.6
@@ -118,7 +119,7 @@ def trained_masks(
         raise BlastError(
             f"{file}: holds other masks than those of MLPs ({error}); give a 'masks_folder' without it."
         ) from error
-    return TrainedMasks(roles, {"masks_of": facts["point"], "masks_digest": digest_of(file)})
+    return TrainedMasks(roles, {"masks_of": facts["point"], "masks_digest": file_digest(file)})
 
 
 def _roles(matrices: dict[str, Tensor], tied: bool) -> MlpMasks:

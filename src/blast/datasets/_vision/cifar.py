@@ -11,7 +11,7 @@ from typing import Any
 from blast.datasets._vision.vision_data import VisionData, check_settings, shown_as
 from blast.download.sources import Progress, RemoteFile, UrlSource, fetch_files
 from blast.errors import BlastError
-from blast.files import settings_digest
+from blast.files import json_digest
 
 AUTHORS = "https://www.cs.toronto.edu/~kriz/"
 SIDE, CHANNELS = 32, 3
@@ -47,7 +47,7 @@ class CifarBinary:
     @property
     def digest(self) -> str:
         """Digest of the data: of the archive's checksum."""
-        return settings_digest({self.archive: self.checksum})
+        return json_digest({self.archive: self.checksum}, escaped=True)
 
     def fetch(self, cache: Path, progress: Progress | None = None) -> dict[str, Any]:
         """Brings the archive into the cache."""

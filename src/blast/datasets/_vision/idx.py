@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blast.datasets._vision.vision_data import VisionData, check_settings, shown_as
 from blast.download.sources import Progress, RemoteFile, Source, UrlSource, fetch_files
 from blast.errors import BlastError
-from blast.files import settings_digest
+from blast.files import json_digest
 
 if TYPE_CHECKING:
     from torchvision.datasets import MNIST
@@ -41,7 +41,7 @@ class IdxImages:
     @property
     def digest(self) -> str:
         """Digest of the data: of the files' checksums."""
-        return settings_digest(dict(self.checksums))
+        return json_digest(dict(self.checksums), escaped=True)
 
     def folder(self, cache: Path) -> Path:
         """Where torchvision's class looks for the unpacked files."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError, unknown_name
-from blast.files import digest
+from blast.files import json_digest
 
 FORMAT = 1
 STAGES = ("train", "benchmark")
@@ -75,7 +75,7 @@ class Point:
         """Digest of all settings; the name of the grid is not one of them."""
         values = self.to_dict()
         del values["grid"]
-        return digest(values)
+        return json_digest(values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "point") -> Point:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.provenance import fingerprint
 from blast.experiment.records.record import read_record
-from blast.files import write_json
+from blast.files import file_digest, write_json
 
 
 def _check_artifacts(source: GridFolder, record: dict) -> None:
@@ -18,7 +17,7 @@ def _check_artifacts(source: GridFolder, record: dict) -> None:
     for name, artifact in record["result"].get("artifacts", {}).items():
         place = source.work(record["point"]["id"]) / artifact["path"]
         file = place / "model.safetensors" if place.is_dir() else place
-        if file.is_file() and "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest() != artifact["digest"]:
+        if file.is_file() and file_digest(file) != artifact["digest"]:
             raise BlastError(
                 f"{file}: this file ({name}) is not the one its record names; copy the folder of the run again."
             )

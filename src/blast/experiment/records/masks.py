@@ -47,9 +47,10 @@ def export_masks(folder: GridFolder, record: Record, machine_dir: Path) -> Path 
     file = masks_of_record(folder, record)
     if record["status"] != "ok" or point["method"] not in METHODS or file is None:
         return None
-    from blast.benchmark.inputs.mask_file import digest_of, write_mask_file
+    from blast.benchmark.inputs.mask_file import write_mask_file
+    from blast.files import file_digest
 
-    if digest_of(file) != record["result"]["artifacts"]["masks"]["digest"]:
+    if file_digest(file) != record["result"]["artifacts"]["masks"]["digest"]:
         raise BlastError(
             f"{file}: these masks are not those that the record of '{point['id']}' names; copy the folder of the run "
             "again, or delete them to export the record alone."

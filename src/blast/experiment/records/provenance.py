@@ -14,6 +14,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from blast.files import file_digest
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -126,7 +128,7 @@ def commit() -> tuple[str | None, bool | None]:
 def lock_digest() -> str | None:
     """Digest of the lock file of the checkout, if there is one."""
     file = Path(__file__).resolve().parents[4] / "requirements.lock"
-    return "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    return file_digest(file) if file.is_file() else None
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 from blast.errors import BlastError
 from blast.experiment.plan.point import Point
-from blast.files import digest, read_json
+from blast.files import json_digest, read_json
 
 FORMAT = 1
 
@@ -16,7 +16,7 @@ def record_digest(point: Point, result: dict[str, Any], status: str, cause: str 
     """Digest of what was asked and what was measured; time, place and machine are not in it."""
     settings = point.to_dict()
     del settings["grid"]
-    return digest({"point": settings, "status": status, "cause": cause, "result": result})
+    return json_digest({"point": settings, "status": status, "cause": cause, "result": result})
 
 
 def make_record(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 from blast.errors import BlastError
 from blast.experiment.records.record import read_record
-from blast.files import canonical_json, digest, read_json, write_atomically
+from blast.files import canonical_json, json_digest, read_json, write_atomically
 
 COLUMNS = (
     "suite", "model", "dataset", "method", "provider", "sparsity", "achieved_sparsity", "block", "tied", "dtype",
@@ -53,7 +52,7 @@ def describe_run(record: Record) -> dict[str, Any]:
 def run_id(record: Record) -> str:
     """Key of a record's run in `runs.json`: the same for all points of one process."""
     hardware = record["run"].get("hardware")
-    return hashlib.sha256(canonical_json([hardware, describe_run(record)]).encode()).hexdigest()[:12]
+    return json_digest([hardware, describe_run(record)]).removeprefix("sha256:")[:12]
 
 
 def _block(shape: Iterable[int] | None) -> str | None:
@@ -82,7 +81,7 @@ def execution_facts(point: Mapping[str, Any]) -> dict[str, str]:
         return {}
     rest = {key: value for key, value in point.items() if key not in ("id", "grid", "parent", "sparsify")}
     rest["sparsify"] = {key: value for key, value in sparsify.items() if key != "execution"}
-    return {"execution": sparsify["execution"], "same_but_execution": digest(rest).removeprefix("sha256:")[:12]}
+    return {"execution": sparsify["execution"], "same_but_execution": json_digest(rest).removeprefix("sha256:")[:12]}
 
 
 def _setting(record: Record) -> dict[str, Any]:

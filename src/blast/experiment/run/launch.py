@@ -5,7 +5,6 @@ Needs the standard library alone. A training on several processes is started by 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from blast.experiment.plan.point import Point
+from blast.files import file_lock
 
 
 def together(points: Sequence[Point]) -> list[Point]:
@@ -63,23 +63,20 @@ def gpus_held(count: int) -> Iterator[dict[str, str]]:
         yield {}
         return
     folder = Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
     with ExitStack() as held:
         taken: list[str] = []
         told = False
         # One job at a time gathers, so that no two wait for each other's.
-        with (folder / "gathering.lock").open("w") as gathering:
-            fcntl.flock(gathering, fcntl.LOCK_EX)
+        with file_lock(folder / "gathering.lock"):
             while True:
                 for name in names:
                     if name not in taken and len(taken) < count:
-                        stream = (folder / f"{name.replace('/', '_')}.lock").open("w")
+                        lock = file_lock(folder / f"{name.replace('/', '_')}.lock")
                         try:
-                            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        except OSError:
-                            stream.close()
+                            lock.acquire(blocking=False)
+                        except TimeoutError:
                             continue
-                        held.enter_context(stream)
+                        held.callback(lock.release)
                         taken.append(name)
                 if len(taken) == count:
                     break

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import IO
+from typing import TYPE_CHECKING
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
+from blast.files import file_lock
 
-_HELD: list[IO[str]] = []
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+# A lock that nothing refers to is released.
+_HELD: list[BaseFileLock] = []
 
 
 def hold_grid(folder: GridFolder) -> None:
@@ -20,32 +24,30 @@ def hold_grid(folder: GridFolder) -> None:
     Raises:
         BlastError: if another run holds it, with the number of its process.
     """
-    folder.root.mkdir(parents=True, exist_ok=True)
-    stream = (folder.root / ".lock").open("a+")
+    file = folder.root / ".lock"
+    lock = file_lock(file)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        stream.seek(0)
+        lock.acquire(blocking=False)
+    except TimeoutError as error:
         raise BlastError(
-            f"{folder.root}: process {stream.read().strip() or 'unknown'} is already running this grid; "
+            f"{folder.root}: process {file.read_text().strip() or 'unknown'} is already running this grid; "
             "wait for it or stop it, then run again."
         ) from error
-    stream.truncate(0)
-    stream.write(str(os.getpid()))
-    stream.flush()
-    _HELD.append(stream)
+    # Written in place: a file of the same name that replaced it would be another lock.
+    file.write_text(str(os.getpid()))
+    _HELD.append(lock)
 
 
 def grid_is_free(folder: GridFolder) -> bool:
     """Whether no run of the workflow holds a grid now."""
-    try:
-        with (folder.root / ".lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    file = folder.root / ".lock"
+    if not file.exists():
         return True
+    try:
+        with file_lock(file).acquire(blocking=False):
+            return True
     except OSError:
         return False
-    return True
 
 
 @contextmanager
@@ -53,12 +55,11 @@ def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[None]:
     """Holds points while they run; waits where what a killed workflow left behind still runs one of them."""
     with ExitStack() as stack:
         for name in sorted(points):
-            work = folder.work(name)
-            work.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context((work / ".lock").open("w"))
+            lock = file_lock(folder.work(name) / ".lock")
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                print(f"{name}: another process is at it, waiting for its record", flush=True)
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                lock.acquire(blocking=False)
+            except TimeoutError:
+                print(f"{name}: another process runs it, waiting for its record", flush=True)
+                lock.acquire()
+            stack.callback(lock.release)
         yield

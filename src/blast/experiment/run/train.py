@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -28,7 +27,7 @@ from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.provenance import fingerprint
 from blast.experiment.run.initial_model import start_model, weights_of
-from blast.files import read_json
+from blast.files import file_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
@@ -171,19 +170,14 @@ def _sparsity(point: Point, masks: dict[str, Tensor], model: nn.Module) -> dict[
     return {"target": point.sparsity, "achieved": 1 - live / total if total else 0.0, "matrices": matrices}
 
 
-def _file_digest(file: Path) -> str:
-    return "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
     tensors = {
         f"step{step:06d}/{name}": mask.to(torch.uint8).cpu().contiguous()
         for step, by_name in masks.items()
         for name, mask in by_name.items()
     }
-    aside = file.with_suffix(".tmp")
-    save_file(tensors, aside)
-    aside.replace(file)
+    with replacing(file, alone=True) as temporary:
+        save_file(tensors, temporary)
 
 
 def _evaluate(
@@ -203,7 +197,7 @@ def _evaluate(
         score_requests(
             model, requests_file, work / "scores.json", batch_size=batch, max_length=point.training["length"]
         )
-        artifacts["scores"] = {"path": "scores.json", "digest": _file_digest(work / "scores.json")}
+        artifacts["scores"] = {"path": "scores.json", "digest": file_digest(work / "scores.json")}
     return metrics, artifacts
 
 
@@ -255,10 +249,10 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
         metric("mlp_bytes", sizes.mlp, unit="bytes", better="lower"),
         metric("checkpoint_bytes", on_disk, unit="bytes", better="lower"),
     ]
-    artifacts["checkpoint"] = {"path": "checkpoint", "digest": _file_digest(checkpoint / "model.safetensors")}
+    artifacts["checkpoint"] = {"path": "checkpoint", "digest": file_digest(checkpoint / "model.safetensors")}
     if history.masks:
         _save_masks(work / "masks.safetensors", history.masks)
-        artifacts["masks"] = {"path": "masks.safetensors", "digest": _file_digest(work / "masks.safetensors")}
+        artifacts["masks"] = {"path": "masks.safetensors", "digest": file_digest(work / "masks.safetensors")}
     return {
         "metrics": metrics,
         "curves": {

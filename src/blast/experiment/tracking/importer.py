@@ -29,7 +29,7 @@ from blast.experiment.tracking.store import (
     tracking_uri,
 )
 from blast.experiment.tracking.view import experiment_tags
-from blast.files import digest, read_json
+from blast.files import json_digest, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,7 +159,7 @@ def _import_one(
         run_id = current.info.run_id
         if current.data.tags.get("superseded") == "true":
             client.set_tag(run_id, "superseded", "false")
-    key = digest({part: language.get(part) for part in ("status", "cause", "metrics")}) if language else None
+    key = json_digest({part: language.get(part) for part in ("status", "cause", "metrics")}) if language else None
     amended = key is not None and (current is None or current.data.tags.get("language_digest") != key)
     if amended:
         add_language(client, run_id, language, key)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import logging
 import os
 import sqlite3
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blast.errors import BlastError
+from blast.files import file_lock, text_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,25 +66,23 @@ def import_lock(uri: str) -> Iterator[None]:
     if database:
         file = database.with_name(f"{database.name}.lock")
     else:
-        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        name = text_digest(uri).removeprefix("sha256:")[:16]
         file = Path(tempfile.gettempdir()) / f"blast-mlflow-{os.getuid()}-{name}.lock"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("w")
+        lock = file_lock(file)
+        lock.acquire(timeout=_LOCK_PATIENCE)
+    except TimeoutError:
+        raise BlastError(
+            f"{file}: another import has held this lock for 10 minutes; stop it and import again."
+        ) from None
     except OSError as error:
-        raise BlastError(f"{file}: cannot be written ({error.strerror}); mend the rights and import again.") from error
-    with stream:
-        deadline = time.monotonic() + _LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    problem = f"{file}: another import has held this lock for 10 minutes"
-                    raise BlastError(f"{problem}; stop it and import again.") from None
-                time.sleep(0.05)
+        raise BlastError(
+            f"{file}: cannot be written ({error.strerror}); change the permissions and import again."
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def make_quiet() -> None:
