@@ -1,8 +1,8 @@
 """The figures and tables of the paper, one file each, found by its name.
 
-A figure is a file with `TITLE`, `NEEDS` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead.
-`NEEDS` lists the stages (`train`, `benchmark`) and metrics it is made of. Adding the file is all it takes. Files that
-begin with an underscore are shared by the others.
+A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead. A table may
+also define `printed(frame)`, its rows as text. To add a view, add its file. Files that begin with an underscore are
+shared by the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _with(function: str) -> list[str]:
 
 
 def figures() -> list[str]:
-    """Names of all figures; reads the files without running them, so it needs no plotting library."""
+    """Names of all figures. The files are parsed, not imported, so no plotting library is needed."""
     return _with("draw")
 
 
@@ -35,25 +35,11 @@ def tables() -> list[str]:
     return _with("rows")
 
 
-def needs(name: str) -> list[str]:
-    """Stages and metrics that a figure or table is made of.
-
-    Raises:
-        BlastError: if there is no such figure or table.
-    """
-    if name not in (*figures(), *tables()):
-        raise unknown_name("figure or table", name, [*figures(), *tables()])
-    for node in ast.parse((FOLDER / f"{name}.py").read_text()).body:
-        if isinstance(node, ast.Assign) and any(getattr(target, "id", None) == "NEEDS" for target in node.targets):
-            return list(ast.literal_eval(node.value))
-    return []
-
-
 def load(name: str) -> ModuleType:
     """The module of a figure or table.
 
     Raises:
-        BlastError: if there is none of that name; the message gives the nearest.
+        BlastError: if no figure or table has that name; the message suggests the nearest one.
     """
     known = [*figures(), *tables()]
     if name not in known:

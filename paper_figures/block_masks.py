@@ -14,7 +14,6 @@ from matplotlib.patches import Patch
 from paper_figures import _style as style
 
 TITLE = "Block masks over time"
-NEEDS = ["train", "masks"]
 MOMENTS = 6
 # Inches: left edge, between pictures, above and below a row, above and below all.
 LEFT, GAP, HEADING, CAPTION, LEGEND, FOOT = 0.22, 0.08, 0.24, 0.2, 0.24, 0.25

@@ -8,7 +8,6 @@ from blast.experiment.analysis.claims import judge
 from blast.experiment.analysis.paper_values import read_paper_values
 
 TITLE = "Claims of the paper"
-NEEDS = ["train", "benchmark", "bits_per_byte", "top1", "acc", "latency", "step_time", "weights_bytes"]
 COLUMNS = ("claim", "paper", "known_from", "paper_setting", "ours", "our_setting", "verdict")
 WIDTHS = {
     "claim": "p{2.6cm}",

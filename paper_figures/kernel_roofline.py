@@ -10,7 +10,6 @@ from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 
 TITLE = "Roofline of the block-sparse MLP kernels"
-NEEDS = ["benchmark", "roofline_fraction"]
 COLUMNS = 4
 BOUNDS = {"memory": "o", "L2": "s", "arithmetic": "^", "launches": "X"}
 

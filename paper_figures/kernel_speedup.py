@@ -14,7 +14,6 @@ from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 
 TITLE = "Speed-up of the block-sparse MLP kernels"
-NEEDS = ["benchmark", "latency"]
 # Blue is faster than dense, red slower; the scale is logarithmic, the middle is 1.
 COLOURS = mpl.colormaps["RdYlBu"]
 FASTEST, SLOWEST = 16.0, 0.25

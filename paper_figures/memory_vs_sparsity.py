@@ -12,7 +12,6 @@ from blast.experiment.records.table import one_machine
 from paper_figures import _style as style
 
 TITLE = "Memory against sparsity"
-NEEDS = ["train", "weights_bytes", "mlp_bytes", "checkpoint_bytes"]
 PANELS = {"mlp_bytes": "MLP weights", "weights_bytes": "All weights", "checkpoint_bytes": "Checkpoint on disk"}
 
 

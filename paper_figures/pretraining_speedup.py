@@ -11,7 +11,6 @@ from paper_figures import _style as style
 from paper_figures import _training as training
 
 TITLE = "Speed-up of pretraining as a whole"
-NEEDS = ["benchmark", "step_time", "time_mask_update"]
 LINES = {"union": (0, (4, 2)), "swap": "-"}
 LEAST = 0.5
 

@@ -12,7 +12,6 @@ from blast.experiment.analysis.comparison import missing, summarise
 from paper_figures import _style as style
 
 TITLE = "Quality against sparsity"
-NEEDS = ["train", "bits_per_byte", "top1", "acc"]
 METRICS = ("bits_per_byte", "top1", "acc")
 BASELINES = ("rigl_swap", "random", "one_shot")
 COLUMNS = 3

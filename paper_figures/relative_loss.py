@@ -10,7 +10,6 @@ from blast.experiment.analysis.comparison import missing, summarise
 from paper_figures import _style as style
 
 TITLE = "Loss relative to dense"
-NEEDS = ["train", "bits_per_byte", "top1", "acc"]
 METRICS = ("bits_per_byte", "top1", "acc")
 LIMIT = 2.25
 

@@ -11,7 +11,6 @@ from blast.experiment.analysis.comparison import missing, summarise
 from paper_figures import _style as style
 
 TITLE = "All results"
-NEEDS = ["train", "bits_per_byte", "perplexity", "top1", "acc", "top5", "loss"]
 COLUMNS = (
     "grid", "hardware", "architecture", "dataset", "metric", "task", "unit", "method", "sparsity", "achieved_sparsity",
     "block", "seeds", "n", "value", "standard_error", "seed_spread", "relative_loss_percent", "note",

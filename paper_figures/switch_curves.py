@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from blast.experiment.analysis.comparison import missing
-from blast.experiment.analysis.execution_pairs import SwitchPair, switch_pairs
+from blast.experiment.analysis.execution_pairs import ExecutionPair, execution_pairs
 from paper_figures import _style as style
 
 TITLE = "Loss across the switch"
-NEEDS = ["train", "train_loss", "validation_loss", "sparse_execution"]
 MASKED_COLOUR, SWITCHING_COLOUR = style.INK, "#D55E00"
 EARLY = 0.2
 
@@ -20,19 +19,19 @@ def _nats(gap: float) -> str:
     return f"{gap:.1e}" if gap else "0"
 
 
-def _note(pair: SwitchPair) -> str:
+def _note(pair: ExecutionPair) -> str:
     """Where it switched, and how far the training losses are apart before and after."""
-    found = pair.difference("train_loss")
-    if pair.switched is None:
-        state = "never sparse" if pair.known else "where it switched\nwas not recorded"
-        return f"{state};\noff by at most {_nats(found.largest(0))} nats"
-    before, after = found.largest(0, pair.switched), found.largest(pair.switched)
+    found = pair.curves("train_loss")
+    if pair.first_sparse_step is None:
+        state = "never sparse" if pair.state_recorded else "where it switched\nwas not recorded"
+        return f"{state};\noff by at most {_nats(found.largest_gap(0))} nats"
+    before, after = found.largest_gap(0, pair.first_sparse_step), found.largest_gap(pair.first_sparse_step)
     parts = [f"{_nats(gap)} {words}" for words, gap in (("before", before), ("after", after)) if gap is not None]
-    return f"sparse from step {pair.switched};\noff by at most {', '.join(parts)}"
+    return f"sparse from step {pair.first_sparse_step};\noff by at most {', '.join(parts)}"
 
 
-def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
-    trained, validated = pair.difference("train_loss"), pair.difference("validation_loss")
+def _panel(loss: Axes, gap: Axes, pair: ExecutionPair) -> None:
+    trained, validated = pair.curves("train_loss"), pair.curves("validation_loss")
     loss.plot(trained.steps, trained.masked, color=MASKED_COLOUR, linewidth=2.2, alpha=0.35, zorder=2)
     loss.plot(trained.steps, trained.switching, color=SWITCHING_COLOUR, linewidth=0.8, zorder=3)
     late = [value for step, value in zip(trained.steps, trained.masked, strict=True)
@@ -47,9 +46,9 @@ def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
     gap.set_ylim(-1.25 * widest, 1.25 * widest)
     gap.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     gap.yaxis.get_offset_text().set_fontsize(6)
-    if pair.switched is not None:
+    if pair.first_sparse_step is not None:
         for axes in (loss, gap):
-            axes.axvline(pair.switched, color=style.MUTED, linewidth=0.8, linestyle=(0, (3, 1.5)), zorder=1)
+            axes.axvline(pair.first_sparse_step, color=style.MUTED, linewidth=0.8, linestyle=(0, (3, 1.5)), zorder=1)
     loss.text(1, 1.03, _note(pair), transform=loss.transAxes, ha="right", va="bottom", fontsize=5.5,
               color=style.MUTED, linespacing=1.3)  # fmt: skip
     first = pair.point
@@ -62,7 +61,7 @@ def _panel(loss: Axes, gap: Axes, pair: SwitchPair) -> None:
 def draw(table: pd.DataFrame) -> Figure:
     """Draws a column for each pair of runs that differ in `execution` alone: the losses above their difference."""
     table = table[table["suite"] == "train"]
-    pairs = [pair for pair in switch_pairs(table) if pair.difference("train_loss").steps]
+    pairs = [pair for pair in execution_pairs(table) if pair.curves("train_loss").steps]
     if not pairs:
         return style.not_run(TITLE, style.why_empty(table[table["same_but_execution"].notna()]))
     columns = min(2, len(pairs))
@@ -88,6 +87,6 @@ def draw(table: pd.DataFrame) -> Figure:
     ])  # fmt: skip
     style.finish(figure)
     shown = pd.concat([pair.rows for pair in pairs])
-    lost = missing(table[table["execution"] == "masked"], twins=True)
+    lost = missing(table[table["execution"] == "masked"], execution_variants=True)
     style.footer(figure, shown, "Same seed and batches.", style.missing_remark(lost))
     return figure

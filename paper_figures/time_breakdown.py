@@ -11,7 +11,6 @@ from paper_figures import _style as style
 from paper_figures import _training as training
 
 TITLE = "Where a training step goes"
-NEEDS = ["benchmark", "step_time", "time_attention", "time_mlp", "time_optimizer", "time_other", "time_mask_update"]
 PARTS = {
     "time_attention": ("attention", "#0072B2"),
     "time_mlp": ("MLP", "#D55E00"),

@@ -12,7 +12,6 @@ from paper_figures import _runs as runs
 from paper_figures import _style as style
 
 TITLE = "Validation loss by training time"
-NEEDS = ["train", "validation_loss", "training_time"]
 # Of the longest run: what comes before tells nothing and would flatten the rest.
 EARLY = 0.35
 
@@ -78,5 +77,5 @@ def draw(table: pd.DataFrame) -> Figure:
     note = "Wall time: runs of a grid may have shared their machine."
     if untimed:
         note += f" {untimed} runs without times, or of another machine, are left out."
-    style.footer(figure, shown, whole, note, style.missing_remark(missing(table, twins=True)))
+    style.footer(figure, shown, whole, note, style.missing_remark(missing(table, execution_variants=True)))
     return figure

@@ -14,7 +14,6 @@ from paper_figures import _runs as runs
 from paper_figures import _style as style
 
 TITLE = "Time of whole runs, and to equal validation loss"
-NEEDS = ["train", "validation_loss", "training_time"]
 COLUMNS = (
     "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "end_of", "loss",
     "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling",
@@ -64,7 +63,7 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
                                                   "status": "dense not run"})  # fmt: skip
             else:
                 lines += _lines(run, dense)
-    lost = missing(table, twins=True)
+    lost = missing(table, execution_variants=True)
     lost = lost[(lost["method"] != "dense") & (lost["sparsity"] > 0)]
     for point in lost.itertuples(index=False):
         lines.append({name: getattr(point, name, None) for name in COLUMNS[:9]} | {"status": point.status})

@@ -6,12 +6,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blast.experiment.analysis.comparison import missing, without_twins
+from blast.experiment.analysis.comparison import missing, without_execution_variants
 from blast.experiment.records.table import one_machine
 from paper_figures import _style as style
 
 TITLE = "Training curves"
-NEEDS = ["train", "validation_loss", "train_loss", "sparsity_target", "sparsity_achieved"]
 METHODS = ("dense", "blast")
 
 
@@ -55,7 +54,7 @@ def _panel(loss: Axes, share: Axes, rows: pd.DataFrame) -> None:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draws seed 0 of the dense and BLaST runs of each model and dataset."""
-    table = without_twins(table[(table["suite"] == "train") & table["method"].isin(METHODS)])
+    table = without_execution_variants(table[(table["suite"] == "train") & table["method"].isin(METHODS)])
     curves = table[(table["status"] == "ok") & table["step"].notna()]
     curves = one_machine(curves[curves["seed"] == curves["seed"].min()])
     panels = [rows for _, rows in curves.groupby(["grid", "model", "dataset"], sort=True)]

@@ -11,7 +11,6 @@ from paper_figures import _style as style
 from paper_figures import _training as training
 
 TITLE = "Memory of a training step"
-NEEDS = ["benchmark", "peak_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes"]
 PHASES = {
     "parameter_bytes": ("parameters", "#0072B2"),
     "gradient_bytes": ("gradients", "#56B4E9"),

@@ -13,7 +13,6 @@ from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 
 TITLE = "Training of one MLP"
-NEEDS = ["benchmark", "latency"]
 SUITE = "training_mlp"
 COLUMNS = (
     "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "live_hidden", "ours_ms", "eager_ms",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blast.experiment.analysis.comparison import missing, summarise, without_twins
-from blast.experiment.analysis.execution_pairs import switch_pairs
+from blast.experiment.analysis.comparison import missing, summarise, without_execution_variants
+from blast.experiment.analysis.execution_pairs import execution_pairs
 from blast.experiment.analysis.time_to_loss import dense_of, time_to, timed_runs
 from blast.experiment.records.rows import record_rows
 from blast.experiment.records.table import as_table, load_table
@@ -63,35 +63,35 @@ def test_runs_without_times_are_left_out_and_do_not_push_out_another_machine():
 
 
 def test_a_pair_differs_in_execution_alone_and_says_where_it_switched():
-    (pair,) = switch_pairs(table_of(*POINTS))
+    (pair,) = execution_pairs(table_of(*POINTS))
     assert pair.point.point == SPARSEST.id
-    assert (pair.known, pair.switched) == (True, fake.SWITCH)
-    found = pair.difference("train_loss")
-    assert found.largest(0, fake.SWITCH) == 0
-    assert 0 < found.largest(fake.SWITCH) <= 1.01 * fake.ROUNDING
-    assert len(pair.difference("validation_loss").steps) == fake.STEPS // fake.EVERY
+    assert (pair.state_recorded, pair.first_sparse_step) == (True, fake.SWITCH)
+    found = pair.curves("train_loss")
+    assert found.largest_gap(0, fake.SWITCH) == 0
+    assert 0 < found.largest_gap(fake.SWITCH) <= 1.01 * fake.ROUNDING
+    assert len(pair.curves("validation_loss").steps) == fake.STEPS // fake.EVERY
 
 
 def test_runs_that_differ_in_more_than_execution_are_no_pair():
     other_seed = fake.make_point("blast", 0.95, execution="masked", seed=1)
     swap = fake.make_point("rigl_swap", 0.95, execution="masked")
-    assert switch_pairs(table_of(SPARSEST, other_seed, swap)) == []
+    assert execution_pairs(table_of(SPARSEST, other_seed, swap)) == []
     here, there = table_of(SPARSEST), table_of(MASKED, hardware="nvidia-other")
-    assert switch_pairs(pd.concat([here, there], ignore_index=True)) == []
+    assert execution_pairs(pd.concat([here, there], ignore_index=True)) == []
 
 
 def test_of_a_pair_only_the_run_with_auto_enters_views_of_quality():
     table = table_of(*POINTS)
-    assert set(table["point"]) - set(without_twins(table)["point"]) == {MASKED.id}
+    assert set(table["point"]) - set(without_execution_variants(table)["point"]) == {MASKED.id}
     found = summarise(table, ("loss",))
     assert MASKED.id not in " ".join(found["config"])
     assert len(found[found["sparsity"] == 0.95]) == 2
     alone = table_of(DENSE, MASKED)
-    assert len(without_twins(alone)) == len(alone)
+    assert len(without_execution_variants(alone)) == len(alone)
 
 
 def test_a_pair_that_was_not_run_is_missing_once_or_as_two(tmp_path):
     fake.write_runs(tmp_path / "study", skip=MASKED.id, models=("gpt2",))
     table = load_table(tmp_path / "study", tmp_path / "none")
     assert missing(table).empty
-    assert list(missing(table, twins=True)["point"]) == [MASKED.id]
+    assert list(missing(table, execution_variants=True)["point"]) == [MASKED.id]

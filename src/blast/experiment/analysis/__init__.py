@@ -1,1 +1,1 @@
-"""What follows from rows: comparisons, ratios, claims."""
+"""Results derived from rows: comparisons with dense, ratios, verdicts on the paper's claims."""

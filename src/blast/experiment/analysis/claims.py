@@ -1,31 +1,31 @@
 """Verdicts on the paper's claims: met, not met, undecided, projected, or not run.
 
-The rules, all of them:
+A claim is a row of `config/paper_values.csv`. Its `rule` selects a judge from `JUDGES` at the end of this file:
 
-- A claim that names a model is judged on rows of that model alone; one that names a number of GPUs on rows from GPUs,
-  at least as many. Until such rows exist it is **not run**. Small models on small data say nothing about it.
-- A value with an interval is **met** when the whole interval reaches the paper's value, **not met** when the whole
-  interval misses it, else **undecided**. Without an interval it is undecided.
-- A value that was calculated, not measured, is **projected**, whatever it is.
-- *Majority under a limit*: over the points (model × dataset × sparsity) of the method `blast` of one grid, each by its
-  main metric. **Met** when more than half lie under the limit by more than the noise, **not met** when at least half
-  lie over it by more than the noise, else undecided. Points that failed, were not run or are at chance lie on neither
-  side. The noise is the seed spread; where one seed was run, two standard errors of the difference.
-- *Pretraining as a whole* is derived from step times measured on a GPU (`blast.experiment.analysis.pretraining`), of
-  published architectures alone, once with `swap` and once with `union`. It is judged like a measured value, on the
-  interval that the quantiles of the step times give; the setting says that it is derived, and from which final sparsity
-  each architecture passes the paper's value.
-  Whole runs whose training was timed are a finding of their own: the fastest pruned run of each method against its
-  dense run of as many steps on the same machine, compiling left out. One run has no interval, so it is undecided.
-- *Sparsity reached*: met when some point holds the sparsity within the rounding to whole blocks (half a percent);
-  **not run** when none was asked to.
+- **Every rule.** A claim that names a model is judged on rows of that model alone. A claim that names a number of GPUs
+  is judged on rows from at least that many. Without such rows it is **not run**. Small models on small data therefore
+  never decide a claim about a large model.
+- **A value with an interval** is **met** if the whole interval reaches the paper's value, **not met** if the whole
+  interval misses it, else **undecided**. A value without an interval is undecided.
+- **A calculated value** is always **projected**, never met.
+- `majority`: the points (model × dataset × sparsity) of the method `blast` of one grid, each by its main metric.
+  **Met** if more than half lie under the limit by more than the noise. **Not met** if at least half lie over it by more
+  than the noise. Else undecided. Points that failed, were not run or are at chance count on neither side. The noise is
+  the spread over seeds; with one seed, two standard errors of the difference.
+- `pretraining`: the speed-up of a whole run, derived from step times on a GPU (`analysis/pretraining.py`). Only
+  published architectures count. There is one finding for `swap` and one for `union`. The quantiles of the step times
+  give the interval.
+  Whole runs whose training was timed give further findings: for each method its fastest run, compared with the dense
+  run of as many steps on the same machine, without compile time. One run has no interval, so it is undecided.
+- `sparsity`: **met** if some point reaches the sparsity within the rounding to whole blocks (half a percent).
+  **Not run** if no point had that target.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -36,40 +36,47 @@ from blast.experiment.analysis.paper_values import PaperValue
 from blast.experiment.analysis.ratio import ratios
 from blast.experiment.analysis.time_to_loss import TimedRun, dense_of, timed_runs
 
+Verdict = Literal["met", "not met", "undecided", "projected", "not run"]
+
+# Largest difference between target and achieved sparsity that rounding to whole blocks makes.
 BLOCK_ROUNDING = 0.005
-VERDICTS = ("met", "not met", "undecided", "projected", "not run")
-# A point with at most this much more sparsity than a claim speaks of counts for it.
+# A claim at sparsity s also counts points up to s + SAME_SPARSITY.
 SAME_SPARSITY = 0.02
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What we have to say about one claim.
+    """Our result for one claim.
 
     Attributes:
-        verdict: One of `VERDICTS`.
-        ours: Our value as it is printed; "–" without one.
+        verdict: Whether the claim is met.
+        ours: Our value as printed; "–" if there is none.
         setting: What it was measured on, or what is missing.
     """
 
-    verdict: str
+    verdict: Verdict
     ours: str
     setting: str
 
 
-def not_run(reason: str) -> Finding:
-    """The finding where nothing comparable was measured."""
-    return Finding("not run", "–", reason)
+def judge(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """Our findings for one value of the paper; several if several grids or methods give one.
+
+    Args:
+        value: From `blast.experiment.analysis.paper_values.read_paper_values`.
+        table: From `blast.experiment.records.table.load_table`.
+    """
+    return JUDGES[value.rule](value, table)
 
 
-def compare(low: float, high: float, limit: float, *, at_least: bool) -> str:
-    """Verdict on a value known to lie in `[low, high]` against a limit it must reach, or must not pass.
+def compare(low: float, high: float, limit: float, *, at_least: bool) -> Verdict:
+    """Compares the interval `[low, high]` of a value with the paper's value.
 
     Args:
         low: Lower end; NaN if there is no interval.
         high: Upper end; NaN if there is no interval.
         limit: The paper's value.
-        at_least: Whether the value has to be at least the limit (a speed-up), or at most (a loss).
+        at_least: True if the value must be at least `limit` (a speed-up), False if at most (a loss).
     """
     if math.isnan(low) or math.isnan(high):
         return "undecided"
@@ -80,16 +87,13 @@ def compare(low: float, high: float, limit: float, *, at_least: bool) -> str:
     return "not met" if high < limit else "undecided"
 
 
-def majority(losses: list[tuple[float, float]], limit: float, unknown: int = 0) -> str:
-    """Verdict on "the majority loses less than `limit`".
+def majority(losses: list[tuple[float, float]], limit: float, unknown: int = 0) -> Verdict:
+    """Verdict on "the majority loses less than `limit`"; "not run" without any loss.
 
     Args:
-        losses: Relative loss and its noise, a pair a point; NaN noise means that nothing is certain about it.
+        losses: For each point its relative loss and the noise of it. With NaN noise a point is on neither side.
         limit: In the unit of the losses.
-        unknown: Points without a loss: failed, not run, at chance. They count, on neither side.
-
-    Returns:
-        "met", "not met", "undecided", or "not run" without any loss.
+        unknown: Number of points without a loss (failed, not run, at chance). They are on neither side.
     """
     if not losses:
         return "not run"
@@ -101,6 +105,10 @@ def majority(losses: list[tuple[float, float]], limit: float, unknown: int = 0) 
     return "not met" if 2 * over >= total else "undecided"
 
 
+def _not_run(reason: str) -> Finding:
+    return Finding("not run", "–", reason)
+
+
 def _names(values: Any) -> str:
     return ", ".join(sorted({str(value) for value in values if not pd.isna(value)}))
 
@@ -110,20 +118,20 @@ def _noise(row: Any) -> float:
 
 
 def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    """One finding for each grid, as each has a setting of its own."""
+    """One finding for each grid, because grids differ in their settings."""
     summary = main_metric(summarise(table))
     findings = []
     for grid, rows in summary.groupby("grid", sort=True):
         pruned = rows[(rows["method"] == "blast") & (rows["sparsity"] <= (value.sparsity or 1))]
-        judged = pruned[pruned["relative"].notna()]
+        known = pruned[pruned["relative"].notna()]
         lost = missing(table[(table["grid"] == grid) & (table["suite"] == "train")])
         lost = lost[(lost["method"] == "blast") & ~lost["model"].isna()]
         absent = {tuple(row) for row in lost[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
         absent -= {tuple(row) for row in pruned[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
-        unknown = len(absent) + len(pruned) - len(judged)
-        losses = [(row.relative, _noise(row)) for row in judged.itertuples(index=False)]
+        unknown = len(absent) + len(pruned) - len(known)
+        losses = [(row.relative, _noise(row)) for row in known.itertuples(index=False)]
         under = sum(loss < value.value for loss, _ in losses)
-        highest = judged[judged["sparsity"] == judged["sparsity"].max()]
+        highest = known[known["sparsity"] == known["sparsity"].max()]
         at_highest = int((highest["relative"] < value.value).sum())
         ours = f"{under} of {len(losses)} under {value.value:g} %"
         if len(highest):
@@ -133,17 +141,17 @@ def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
         setting = f"grid {grid}: {_names(rows['model'])} on {_names(rows['dataset'])}, {_names(rows['metric'])}"
         if losses:
             findings.append(Finding(majority(losses, value.value, unknown), ours, setting))
-    return findings or [not_run("no pruned model with its dense run was recorded")]
+    return findings or [_not_run("no pruned model with its dense run was recorded")]
 
 
 def _judge_sparsity(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     done = table[(table["suite"] == "train") & (table["status"] == "ok") & (table["method"] == "blast")]
     done = done[done["achieved_sparsity"].notna()]
     if done.empty:
-        return [not_run("no pruned model was recorded")]
+        return [_not_run("no pruned model was recorded")]
     best = done.loc[done["achieved_sparsity"].idxmax()]
     if done["sparsity"].max() < value.value - BLOCK_ROUNDING:
-        return [not_run(f"the highest sparsity that was run is {100 * done['sparsity'].max():g} %")]
+        return [_not_run(f"the highest sparsity that was run is {100 * done['sparsity'].max():g} %")]
     top = done[done["achieved_sparsity"] >= best["achieved_sparsity"] - BLOCK_ROUNDING]
     reached = best["achieved_sparsity"] >= value.value - BLOCK_ROUNDING
     ours = f"{100 * best['achieved_sparsity']:.1f} % of MLP weights"
@@ -152,8 +160,8 @@ def _judge_sparsity(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
 
 
 def _comparable(value: PaperValue, found: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the claim's own setting."""
-    # Peers, dense fallbacks and MLPs with dead hidden blocks left out are no result of the kernels themselves.
+    """Ratios measured in the setting that the claim names."""
+    # Other providers (peers, dense, kernels that skip dead hidden blocks) do not count as ours.
     keep = found["provider"].isna() | (found["provider"] == "ours")
     if value.suite:
         keep &= found["suite"].isin(value.suite)
@@ -168,10 +176,12 @@ def _comparable(value: PaperValue, found: pd.DataFrame) -> pd.DataFrame:
 
 
 def weight_ratio(model: str, sparsity: float) -> float | None:
-    """Calculated ratio of all weights to those left at a sparsity of the MLPs; norms and indices are left out.
+    """Number of weights of the dense model divided by those left when the MLPs have this sparsity.
+
+    Calculated from the shape. Norms, biases and block indices are not counted.
 
     Returns:
-        None for a model whose shape is not registered.
+        None for a model without a registered shape.
     """
     shape = architectures.SHAPES.get(model)
     if shape is None or shape.vocab is None:
@@ -183,7 +193,7 @@ def weight_ratio(model: str, sparsity: float) -> float | None:
 
 
 def _why_not(value: PaperValue, found: pd.DataFrame) -> str:
-    """What is missing for the claim to be judged."""
+    """Which rows the claim needs, as a sentence."""
     wanted = [f"rows of {value.model}"] if value.model else ["rows"]
     if value.gpus is not None:
         wanted.append("from a GPU" if value.gpus == 1 else f"from {value.gpus} GPUs")
@@ -200,14 +210,14 @@ def _judge_ratio(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     if fit.empty:
         projected = weight_ratio(value.model, value.sparsity or 0) if value.metric == "weights_bytes" else None
         if projected is None:
-            return [not_run(_why_not(value, found))]
+            return [_not_run(_why_not(value, found))]
         setting = f"calculated from the shape of {value.model} at {100 * value.sparsity:g} %: weights alone, no indices"
         return [Finding("projected", f"{projected:.2f}x", setting)]
     best = fit.loc[fit["ratio"].idxmax()]
     tokens = "" if pd.isna(best["tokens"]) else f", {best['tokens']} tokens"
     where = f"{best['model']}, {100 * best['sparsity']:g} %, block {best['block']}{tokens}, {best['hardware']}"
     setting = f"best of {len(fit)} over {best['baseline']}: {where}"
-    # Bytes are counted, not sampled: they are their own interval.
+    # Bytes are counted exactly: the interval is the value itself.
     exact = value.metric.endswith("_bytes")
     low, high = (best["ratio"], best["ratio"]) if exact else (best["low"], best["high"])
     verdict = compare(low, high, value.value, at_least=True)
@@ -222,7 +232,7 @@ def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     if value.sparsity is not None:
         fit = fit[(fit["sparsity"] - value.sparsity).abs() < SAME_SPARSITY]
     if fit.empty:
-        return [not_run(f"needs {value.metric.replace('_', ' ')} of {value.model}")]
+        return [_not_run(f"needs {value.metric.replace('_', ' ')} of {value.model}")]
     best = fit.loc[fit["relative"].idxmin()]
     noise = _noise(best)
     verdict = compare(best["relative"] - noise, best["relative"] + noise, value.value, at_least=False)
@@ -230,39 +240,23 @@ def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     return [Finding(verdict, f"{best['relative']:+.2f} %", where)]
 
 
-def judge(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    """Our findings on one value of the paper; more than one where several grids speak to it.
+def _judge_pretraining(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """Speed-up of pretraining: derived from step times, then measured on whole runs.
 
-    Args:
-        value: From `blast.experiment.analysis.paper_values.read_paper_values`.
-        table: From `blast.experiment.records.table.load_table`.
-    """
-    return JUDGES[value.rule](value, table)
-
-
-def judge_pretraining(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    """Findings on how much faster pretraining is as a whole: derived from step times, and measured.
-
-    Derived, there is one for each way to grow blocks: the best architecture, and where each passes the paper's value.
-
-    Args:
-        value: The paper's.
-        table: From `blast.experiment.records.table.load_table`.
+    The derived part has one finding for each growth mode. It names the best architecture, and for each architecture
+    the final sparsity that passes the paper's value.
     """
     rows = pretraining.step_rows(table)
     known = {}
     for case in pretraining.cases(rows):
         times = pretraining.step_times(pretraining.of_case(rows, case))
-        fit = [
-            share
-            for share in (times.sparse if times and times.spanned else ())
-            if share <= (value.sparsity or 1) + SAME_SPARSITY
-        ]
-        if fit and case[0] in architectures.SHAPES:
-            known[case] = times, max(fit)
+        measured = times.sparse if times and times.spanned else ()
+        in_range = [sparsity for sparsity in measured if sparsity <= (value.sparsity or 1) + SAME_SPARSITY]
+        if in_range and case[0] in architectures.SHAPES:
+            known[case] = times, max(in_range)
     if not known:
         lacking = "needs dense steps of a published architecture and sparse ones at two sparsities, timed on a GPU"
-        return [not_run(lacking), *_whole_runs(value, table)]
+        return [_not_run(lacking), *_whole_runs(value, table)]
     findings = []
     for growth, method in pretraining.GROWTH.items():
         runs = {case: pretraining.whole_run(times, final, growth) for case, (times, final) in known.items()}
@@ -286,14 +280,14 @@ def judge_pretraining(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
 
 
 def _whole_runs(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    """A finding for each method: the fastest of its runs that were timed beside a dense one of as many steps."""
+    """For each method its fastest timed run, compared with a dense run of as many steps on the same machine."""
     pairs: dict[str, list[tuple[float, TimedRun]]] = {}
     for group in timed_runs(table):
         for run in group:
             dense = dense_of(run, group)
-            fits = run.point.sparsity <= (value.sparsity or 1) + SAME_SPARSITY
+            in_range = run.point.sparsity <= (value.sparsity or 1) + SAME_SPARSITY
             published = run.point.model in architectures.SHAPES and not run.point.hardware.startswith("cpu")
-            if run.point.method != "dense" and dense and dense.steps == run.steps and fits and published:
+            if run.point.method != "dense" and dense and dense.steps == run.steps and in_range and published:
                 pairs.setdefault(run.point.method, []).append((dense.running[-1] / run.running[-1], run))
     findings = []
     for method, found in sorted(pairs.items(), reverse=True):
@@ -312,5 +306,5 @@ JUDGES = {
     "sparsity": _judge_sparsity,
     "ratio": _judge_ratio,
     "loss": _judge_loss,
-    "pretraining": judge_pretraining,
+    "pretraining": _judge_pretraining,
 }

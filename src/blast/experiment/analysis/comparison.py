@@ -1,4 +1,4 @@
-"""What a number means beside the others: chance, seed spread, loss relative to dense. Nothing here is stored."""
+"""Scores compared: chance, spread over seeds, loss relative to dense. Derived from rows when needed, never stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from blast.experiment.records.table import one_machine
 
-# Metrics that say how good a model is, in the order they are shown; the first one found is a point's main metric.
+# Metrics of model quality in display order. The first one that a point has is its main metric.
 QUALITY = ("bits_per_byte", "perplexity", "top1", "acc", "top5", "loss")
 HIGHER_IS_BETTER = frozenset({"acc", "acc_norm", "top1", "top5", "rouge_sum"})
 CHANCE_OF_TASK = {"pystdlib_next_line": 0.25}
@@ -28,9 +28,9 @@ def _present(value: Any) -> bool:
 
 
 def chance_of(row: Any) -> float:
-    """Score of guessing, or NaN where there is none (bits per byte, a loss).
+    """Score of random guessing; NaN for metrics without one (bits per byte, a loss).
 
-    Taken from the row's own setting, else from the task, else from the number of classes.
+    Read from the row's own setting, else from the task, else from the number of classes.
     """
     if _present(row.chance):
         return float(row.chance)
@@ -41,49 +41,50 @@ def chance_of(row: Any) -> float:
 
 
 def higher_is_better(row: Any) -> bool:
-    """Whether more is better: as the row says, else by the metric's name."""
+    """Whether a higher score is better: from the row, else from the metric's name."""
     return row.better == "higher" if _present(row.better) else row.metric in HIGHER_IS_BETTER
 
 
 def standard_error(row: Any) -> float:
-    """Standard error from `low` and `high` (which say value ∓ one error, or a 95 % interval); NaN if unknown."""
+    """Standard error from `low` and `high`, which lie one error from the value or span 95 %; NaN if unknown."""
     width = {"stderr": 2.0, "ci95": 2 * 1.96}.get(row.spread)
     return (row.high - row.low) / width if width and _present(row.high) and _present(row.low) else math.nan
 
 
 def at_chance(value: float, error: float, chance: float) -> bool:
-    """Whether a score is no better than guessing: within two standard errors of chance, or below it.
+    """Whether a score is no better than guessing: below chance, or within two standard errors above it.
 
-    Without a standard error only the value itself counts; a metric without chance (NaN) is never at chance.
+    A NaN error counts as zero. A metric without chance (NaN) is never at chance.
     """
     return not math.isnan(chance) and value <= chance + 2 * (0.0 if math.isnan(error) else error)
 
 
 def relative_loss(value: float, dense: float, higher: bool) -> float:
-    """Loss relative to dense in percent; positive is worse."""
+    """Loss relative to dense in percent; positive means worse than dense."""
     return 100 * ((dense - value) if higher else (value - dense)) / abs(dense) if dense else math.nan
 
 
 def final_scores(table: pd.DataFrame, metrics: tuple[str, ...] = QUALITY) -> pd.DataFrame:
-    """Final quality scores, a row a point, metric and task, on one machine for each grid, model and dataset.
+    """Final quality scores: one row for each point, metric and task.
 
-    Of points that differ in `execution` alone the one with `auto` is taken. Of bits per byte the one made by lm-eval is
-    taken where a point has it, as it comes with a standard error over documents; ours stays for points without.
+    All rows of one grid, model and dataset come from one machine. Of points that differ in `execution` alone, the
+    `auto` one is kept. If a point has bits per byte from lm-eval, that value replaces ours, because it has a standard
+    error over documents.
 
     Returns:
         The table's columns and `error` (standard error), `chance`, `higher`.
     """
-    table = without_twins(table)
+    table = without_execution_variants(table)
     wanted = (
         (table["status"] == "ok") & (table["suite"] == "train") & table["step"].isna() & table["metric"].isin(metrics)
     )
     scores = one_machine(table[wanted])
     rows = list(scores.itertuples(index=False))
-    made_by_task = {
+    from_lm_eval = {
         (row.grid, row.hardware, row.point) for row in rows if row.metric == "bits_per_byte" and _present(row.task)
     }
     kept = [
-        row.metric != "bits_per_byte" or _present(row.task) or (row.grid, row.hardware, row.point) not in made_by_task
+        row.metric != "bits_per_byte" or _present(row.task) or (row.grid, row.hardware, row.point) not in from_lm_eval
         for row in rows
     ]
     scores = scores[pd.Series(kept, index=scores.index, dtype=bool)]
@@ -100,7 +101,7 @@ def _place(row: Any) -> tuple[Any, ...]:
 
 
 def _dense_of(row: Any, dense: dict[tuple, dict[str, Any]]) -> Any:
-    """The dense run a score is compared with: its parent, or else one of the same model, dataset and seed."""
+    """The dense run to compare a score with: its parent, else one of the same seed, else any of the same place."""
     places = dense.get(_place(row), {})
     if row.parent in places:
         return places[row.parent]
@@ -108,10 +109,10 @@ def _dense_of(row: Any, dense: dict[tuple, dict[str, Any]]) -> Any:
 
 
 def _summary(rows: list[Any], parents: list[Any]) -> dict[str, Any]:
-    """One line from the repetitions of a score and the dense runs they are compared with."""
+    """One summary line from the seeds of a score and the dense run that each is compared with."""
     first, values = rows[0], [row.value for row in rows]
     errors = [row.error for row in rows if not math.isnan(row.error)]
-    # Seeds share their evaluation examples, so their mean is no more certain about the data than one of them.
+    # Seeds share their evaluation examples: averaging over seeds does not reduce the error from the examples.
     error = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else math.nan
     mean = sum(values) / len(values)
     line = {
@@ -145,15 +146,20 @@ def _summary(rows: list[Any], parents: list[Any]) -> dict[str, Any]:
 
 
 def summarise(table: pd.DataFrame, metrics: tuple[str, ...] = QUALITY) -> pd.DataFrame:
-    """Quality by configuration, its seeds taken together, beside the dense runs of the same machine.
+    """Quality of each configuration over its seeds, compared with the dense runs on the same machine.
 
     Returns:
-        A row for each grid, machine, configuration (all settings but the seed), metric and task, with `value` (mean
-        over `seeds`), `error` (standard error of the score), `lowest` and `highest` seed, `at_chance`, `dense`,
-        `relative` (loss relative to dense in percent, each seed against its own parent; NaN where a score is at
-        chance), `relative_lowest`, `relative_highest`, `relative_error` (as if the two scores were independent:
-        they share their examples, so the real one is smaller), `noise` (spread of the seeds in percent of dense, the
-        larger of dense's and its own; NaN with one seed each) and `within_noise` (None if not known).
+        One row for each grid, machine, configuration (all settings but the seed), metric and task. Columns:
+
+        - `value`: mean over `seeds` seeds; `lowest` and `highest` are the extremes.
+        - `error`: standard error of the score. `at_chance`: see `at_chance`.
+        - `dense`: mean score of the dense runs.
+        - `relative`: mean loss relative to dense in percent, each seed against its own parent; NaN if a score is at
+          chance. `relative_lowest` and `relative_highest` are its extremes.
+        - `relative_error`: standard error of `relative` for independent scores. Both scores share their examples, so
+          the true error is smaller.
+        - `noise`: spread over seeds in percent of dense, the larger of dense's and the configuration's own; NaN if
+          each has one seed. `within_noise`: whether the gap to dense is smaller than that spread; None if unknown.
     """
     scores = final_scores(table, metrics)
     dense: dict[tuple, dict[str, Any]] = {}
@@ -179,42 +185,31 @@ def summarise(table: pd.DataFrame, metrics: tuple[str, ...] = QUALITY) -> pd.Dat
 
 
 def main_metric(summary: pd.DataFrame) -> pd.DataFrame:
-    """Keeps for each grid, model and dataset the rows of its first metric in the order of `QUALITY`."""
+    """For each grid, model and dataset, keeps the rows of the metric that comes first in `QUALITY`."""
     rank = summary["metric"].map({metric: place for place, metric in enumerate(QUALITY)})
     best = rank.groupby([summary[key].fillna("") for key in ("grid", "model", "dataset")]).transform("min")
     return summary[rank == best]
 
 
-def without_twins(table: pd.DataFrame) -> pd.DataFrame:
-    """Of points of a grid that differ in `execution` alone, the one that runs with `auto`, whatever became of it."""
+def without_execution_variants(table: pd.DataFrame) -> pd.DataFrame:
+    """Of points that differ in `execution` alone, keeps the `auto` one, even if it failed."""
     key = table["grid"].astype(str) + " " + table["same_but_execution"].astype(str)
     known = table["same_but_execution"].notna()
-    twins = known & (table["execution"] != "auto") & key.isin(key[known & (table["execution"] == "auto")])
-    return table[~twins]
+    variants = known & (table["execution"] != "auto") & key.isin(key[known & (table["execution"] == "auto")])
+    return table[~variants]
 
 
-def missing(table: pd.DataFrame, twins: bool = False) -> pd.DataFrame:
+def missing(table: pd.DataFrame, execution_variants: bool = False) -> pd.DataFrame:
     """Points that failed or were not run: one row each with `status` and, if it failed, `cause`.
 
     Args:
-        table: Rows, those of the points that are done among them.
-        twins: Whether points count that differ from another in `execution` alone.
+        table: Rows of all points, the finished ones included.
+        execution_variants: Whether to list points that differ from another one in `execution` alone.
     """
-    lost = table if twins else without_twins(table)
+    lost = table if execution_variants else without_execution_variants(table)
     lost = lost[lost["status"] != "ok"]
     columns = [
-        "grid",
-        "hardware",
-        "suite",
-        "model",
-        "dataset",
-        "method",
-        "sparsity",
-        "block",
-        "seed",
-        "status",
-        "cause",
-        "point",
-        "execution",
-    ]
+        "grid", "hardware", "suite", "model", "dataset", "method", "sparsity", "block", "seed", "status", "cause",
+        "point", "execution",
+    ]  # fmt: skip
     return lost[columns].drop_duplicates(["grid", "hardware", "point"]).reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""Pairs of runs that differ in `execution` alone: one stays masked-dense, the other goes over to the sparse state."""
+"""Pairs of runs that differ in `execution` alone: one stays masked-dense, the other switches to sparse execution."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A curve of both runs at the steps that both have, and what the switching run lies above the masked one.
+class CurvePair:
+    """One curve of both runs, at the steps that both recorded.
 
     Attributes:
         steps: Counted from 0, ascending.
-        masked: Values of the run that stays masked.
-        switching: Values of the run that switches.
+        masked: Values of the masked-dense run.
+        switching: Values of the run that switches to sparse.
     """
 
     steps: list[int]
@@ -24,45 +24,43 @@ class Difference:
 
     @property
     def gaps(self) -> list[float]:
-        """Switching less masked."""
+        """Switching minus masked."""
         return [ours - theirs for ours, theirs in zip(self.switching, self.masked, strict=True)]
 
-    def largest(self, first: int, last: float = float("inf")) -> float | None:
-        """The largest absolute gap from step `first` up to but not including `last`; None without such a step."""
+    def largest_gap(self, first: int, last: float = float("inf")) -> float | None:
+        """The largest absolute gap in steps `[first, last)`; None if there is no such step."""
         found = [abs(gap) for step, gap in zip(self.steps, self.gaps, strict=True) if first <= step < last]
         return max(found) if found else None
 
 
 @dataclass(frozen=True)
-class SwitchPair:
-    """Two runs on one machine with the same settings but for `execution`.
+class ExecutionPair:
+    """Two runs on one machine that have the same settings except `execution`.
 
     Attributes:
-        point: Any row of the run that switches; what both are.
-        rows: All rows of both, with the recorded curves.
-        switched: The first step recorded in the sparse state; None if it was never in it.
-        known: Whether the state was recorded.
+        point: Any row of the switching run; it identifies the pair.
+        rows: All rows of both runs, with their curves.
+        first_sparse_step: First recorded step with sparse execution; None if there is none.
+        state_recorded: Whether the switching run recorded its execution state.
     """
 
     point: Any
     rows: pd.DataFrame
-    switched: int | None
-    known: bool
+    first_sparse_step: int | None
+    state_recorded: bool
 
-    def difference(self, metric: str) -> Difference:
-        """A curve of both runs, at the steps that both recorded."""
+    def curves(self, metric: str) -> CurvePair:
+        """The curve of a metric in both runs; empty if one of them lacks it."""
         curves = self.rows[self.rows["metric"] == metric].pivot_table(index="step", columns="point", values="value")
         masked = [name for name in curves if name != self.point.point]
         if len(masked) != 1 or self.point.point not in curves:
-            return Difference([], [], [])
+            return CurvePair([], [], [])
         both = curves.dropna().sort_index()
-        return Difference(
-            both.index.astype(int).tolist(), both[masked[0]].tolist(), both[self.point.point].tolist()
-        )  # fmt: skip
+        return CurvePair(both.index.astype(int).tolist(), both[masked[0]].tolist(), both[self.point.point].tolist())
 
 
-def switch_pairs(table: pd.DataFrame) -> list[SwitchPair]:
-    """Every pair of a run with `execution: masked` and one without, on the same machine, by model and dataset."""
+def execution_pairs(table: pd.DataFrame) -> list[ExecutionPair]:
+    """All pairs of a run with `execution: masked` and one without, on one machine, by model and dataset."""
     rows = table[(table["suite"] == "train") & (table["status"] == "ok") & table["step"].notna()]
     rows = rows[rows["same_but_execution"].notna()]
     pairs = []
@@ -74,10 +72,10 @@ def switch_pairs(table: pd.DataFrame) -> list[SwitchPair]:
                 continue
             state = switching[switching["metric"] == "sparse_execution"].sort_values("step")
             sparse = state.loc[state["value"] > 0, "step"]
-            pairs.append(SwitchPair(
+            pairs.append(ExecutionPair(
                 point=next(switching.itertuples(index=False)),
                 rows=pd.concat([masked, switching]),
-                switched=int(sparse.iloc[0]) if len(sparse) else None,
-                known=len(state) > 0,
+                first_sparse_step=int(sparse.iloc[0]) if len(sparse) else None,
+                state_recorded=len(state) > 0,
             ))  # fmt: skip
     return pairs

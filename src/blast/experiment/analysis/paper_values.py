@@ -15,7 +15,7 @@ KNOWN = ("abstract", "second-hand")
 
 @dataclass(frozen=True)
 class PaperValue:
-    """One value of the paper and what ours has to be like to be compared with it.
+    """One value of the paper, and which of our results may be compared with it.
 
     Attributes:
         id: Short name.
@@ -23,14 +23,14 @@ class PaperValue:
         shown: The value as it is printed.
         value: The value as a number, in `unit`.
         unit: `fraction`, `percent` or `ratio` (times better than dense).
-        rule: How it is judged, one of `RULES`; see `blast.experiment.analysis.claims`.
+        rule: How we judge it, one of `RULES`; see `blast.experiment.analysis.claims`.
         suite: Suites whose rows count; empty for any.
-        metric: Metric that is compared; empty where the rule chooses.
-        model: The model it was measured on, under its name in `blast.architectures`; empty if none is named.
-        sparsity: Sparsity it was measured at; None if not known.
-        gpus: GPUs it was measured on; None where they do not matter.
-        known: `abstract`, or `second-hand`.
-        setting: What is known of how it was measured.
+        metric: Metric to compare; empty if the rule chooses it.
+        model: Name in `blast.architectures` of the model it was measured on; empty if the paper names none.
+        sparsity: Sparsity it was measured at; None if unknown.
+        gpus: Number of GPUs it was measured on; None if it does not matter.
+        known: Source of the value: `abstract` or `second-hand`.
+        setting: What is known about the measurement.
     """
 
     id: str
@@ -64,7 +64,8 @@ def read_paper_values(file: Path = FILE) -> list[PaperValue]:
     """Reads the paper's values.
 
     Raises:
-        BlastError: if the file is missing, or a line has a missing column, an unknown rule or no number as its value.
+        BlastError: if the file cannot be read, or a line lacks a column, has an unknown rule or a value that is no
+            number.
     """
     try:
         with Path(file).open(newline="") as stream:
@@ -76,5 +77,5 @@ def read_paper_values(file: Path = FILE) -> list[PaperValue]:
         try:
             values.append(_read(line))
         except (KeyError, TypeError, ValueError) as error:
-            raise BlastError(f"{file}: line {number} is no paper value ({error}); correct it.") from error
+            raise BlastError(f"{file}: line {number} is not a valid paper value ({error}); correct it.") from error
     return values

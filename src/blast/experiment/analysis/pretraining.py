@@ -1,8 +1,9 @@
-"""Pretraining as a whole: how much faster than dense, derived from the step times of the suite `training_step`.
+"""Speed-up of a whole pretraining run over dense, derived from the step times of the suite `training_step`.
 
-As many steps as dense, with the cubic schedule; at each step whichever of masked-dense and sparse is faster:
-`speed-up = T · t_dense / Σ (min(t_masked, t_sparse(l(t))) + u(t))`. The share of live blocks is `l(t) = 1 - s(t)` with
-`swap`, and with `union` up to twice that until the masks are trimmed. `u(t)` is a hundredth of what a mask update adds.
+Both runs have T steps. The pruned run follows the cubic schedule, and each step uses the faster of masked-dense and
+sparse execution: `speed-up = T · t_dense / Σ (min(t_masked, t_sparse(l(t))) + u(t))`. The share of live blocks is
+`l(t) = 1 - s(t)` with `swap`. With `union` it is up to twice that until the masks are trimmed. `u(t)` is a hundredth of
+the time that a mask update adds.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from blast.sparsity.schedule import target_sparsity
 
 SUITE = "training_step"
 DENSE, OURS, MASKED = "dense_compiled", "ours", "masked_dense"
-# What the paper says of pretraining as a whole.
+# The paper's speed-up of pretraining.
 PAPER_SPEED_UP = 1.11
-# The schedule is the default one, with a mask update in every hundredth step.
+# The default schedule, with a mask update in every hundredth step, evaluated at SAMPLES steps.
 HOLD, UPDATE_EVERY, SAMPLES = 0.2, 100, 500
-# How blocks grow, and the method of that name.
+# Growth mode, and the method that uses it.
 GROWTH = {"swap": "rigl_swap", "union": "blast"}
-# Columns of dense and of ours that make a run as slow, and as fast, as the quantiles of its timings allow.
+# Quantile columns of (dense, ours) for the lowest and the highest speed-up.
 SLOWEST, FASTEST = ("low", "high"), ("high", "low")
 
 
 def step_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the suite measured on the GPU that has most of them, local ones first; never two machines.
+    """Rows of the suite from one GPU: the one with most local rows, else with most rows.
 
-    Where one step was recorded with several settings, the plain points (fused, uniform masks) come first.
+    If a step was recorded with several settings, the plain point (fused, uniform masks) comes first.
     """
     rows = table[table["suite"] == SUITE]
     on_one = pd.Series([on_gpu(row) for row in rows.itertuples(index=False)], index=rows.index, dtype=bool)
@@ -43,13 +44,13 @@ def step_rows(table: pd.DataFrame) -> pd.DataFrame:
     local = (timed["source"] == "local").groupby(timed["hardware"]).sum()
     ranked = pd.DataFrame({"local": local, "rows": timed.groupby("hardware").size()}).reset_index()
     best = ranked.sort_values(["local", "rows", "hardware"], ascending=[False, False, True]).iloc[0]["hardware"]
-    # The shortest id is the point without a variant.
+    # A variant lengthens the id, so the shortest id is the plain point.
     found = timed[timed["hardware"] == best]
     return found.assign(length=found["point"].str.len()).sort_values("length", kind="stable").drop(columns="length")
 
 
 def cases(rows: pd.DataFrame) -> list[tuple[str, str, int]]:
-    """Model, block and tokens of each step that was timed."""
+    """Model, block and tokens of each timed step."""
     steps = rows[rows["metric"] == "step_time"]
     return sorted({(row.model, row.block, int(row.tokens)) for row in steps.itertuples(index=False)})
 
@@ -61,20 +62,21 @@ def of_case(rows: pd.DataFrame, case: tuple[str, str, int]) -> pd.DataFrame:
 
 
 def values(rows: pd.DataFrame, metric: str, provider: str, column: str = "value") -> dict[float, float]:
-    """A metric of one case and provider, or one of its quantiles, by the sparsity of the point it was measured in."""
+    """A metric of one case and provider, or a quantile of it, by the sparsity of the point."""
     found = rows[(rows["metric"] == metric) & (rows["provider"] == provider)]
     return found.drop_duplicates("sparsity").set_index("sparsity")[column].sort_index().to_dict()
 
 
 class StepTimes(NamedTuple):
-    """Milliseconds of one case; `sparse` by the sparsity of a point, the others are medians over all points.
+    """Step times of one case in milliseconds. All but `sparse` are medians over all points.
 
     Attributes:
         dense: A dense step.
         masked: A masked-dense step without a mask update.
-        update: What a mask update adds to it.
-        sparse: Steps in the sparse state.
-        sparse_update: What a mask update adds to one; None: what makes it a masked-dense step with an update.
+        update: Time that a mask update adds to a masked-dense step.
+        sparse: A sparse step, by sparsity.
+        sparse_update: Time that a mask update adds to a sparse step. None if not measured: such a step is then taken
+            to be as slow as a masked-dense step with an update.
     """
 
     dense: float
@@ -85,58 +87,58 @@ class StepTimes(NamedTuple):
 
     @property
     def spanned(self) -> bool:
-        """Whether steps of two sparsities were measured: what lies between, and so a whole run, follows from them."""
+        """Whether steps were measured at two sparsities or more, as interpolation needs."""
         return len(self.sparse) > 1
 
     def sparse_at(self, live: float) -> float:
-        """A step with this share of blocks live: between the measured ones and beyond them along straight lines."""
+        """Time of a sparse step with this share of live blocks, by linear inter- and extrapolation."""
         known = sorted((1 - sparsity, value) for sparsity, value in self.sparse.items())
         if len(known) == 1:
             return known[0][1]
         pairs = list(itertools.pairwise(known))
         (x0, y0), (x1, y1) = next((pair for pair in pairs if live <= pair[1][0]), pairs[-1])
-        # Fewer blocks than measured: no faster than measured.
+        # Below the fewest measured blocks, assume no further gain.
         return y0 + (y1 - y0) * max(0.0, live - x0) / (x1 - x0)
 
 
 def step_times(rows: pd.DataFrame, columns: tuple[str, str] = ("value", "value")) -> StepTimes | None:
-    """The step times of one case; None where dense or ours was not timed.
+    """The step times of one case; None if dense or ours was not timed.
 
-    Without a masked-dense timing a masked step is taken to be a dense one and a mask update to cost nothing.
+    If masked-dense was not timed, a masked-dense step is taken to be as fast as a dense one and its updates to be free.
 
     Args:
-        rows: As `of_case` gives them.
-        columns: Of dense, and of ours and masked-dense with their mask updates: `value`, `low` or `high`. Mask updates
-            that were recorded without quantiles are taken as they are.
+        rows: From `of_case`.
+        columns: Column to read (`value`, `low` or `high`): first for dense, second for masked-dense and ours. Mask
+            updates without quantiles are read from `value`.
     """
     dense = values(rows, "step_time", DENSE, columns[0])
     sparse, masked = (values(rows, "step_time", provider, columns[1]) for provider in (OURS, MASKED))
     if not dense or not sparse:
         return None
     middle = float(pd.Series(dense).median())
-    update, dearer = (_updates(rows, provider, columns[1]) for provider in (MASKED, OURS))
+    update, sparse_update = (_updates(rows, provider, columns[1]) for provider in (MASKED, OURS))
     return StepTimes(
         dense=middle,
         masked=float(pd.Series(masked).median()) if masked else middle,
         update=0.0 if update is None else update,
         sparse=sparse,
-        sparse_update=dearer,
+        sparse_update=sparse_update,
     )
 
 
 def _updates(rows: pd.DataFrame, provider: str, column: str) -> float | None:
-    """What a mask update adds in one state, the median over all points; None where it was not timed."""
+    """Time that a mask update adds, the median over all points; None if it was not timed."""
     timed, known = (pd.Series(values(rows, "time_mask_update", provider, name)) for name in (column, "value"))
     return float(timed.fillna(known).median()) if len(known) else None
 
 
 class WholeRun(NamedTuple):
-    """A whole run of as many steps as dense.
+    """A pruned run with as many steps as dense.
 
     Attributes:
-        speed_up: How much faster it is.
-        masked_share: The share of its steps run masked-dense.
-        update_share: What mask updates add to the time of its steps.
+        speed_up: Time of the dense run divided by its time.
+        masked_share: Share of its steps that run masked-dense.
+        update_share: Time that mask updates add, divided by the time of all steps without them.
     """
 
     speed_up: float
@@ -145,12 +147,13 @@ class WholeRun(NamedTuple):
 
 
 def whole_run(times: StepTimes, final: float, growth: str) -> WholeRun:
-    """A whole run with the cubic schedule, at each step whichever of masked-dense and sparse is faster.
+    """A run with the cubic schedule, where each step uses the faster of masked-dense and sparse execution.
 
     Args:
-        times: Of the steps.
-        final: Sparsity at the end.
-        growth: `swap`: 1 - s(t) of the blocks are live; `union`: up to twice that until the trim, which is assumed.
+        times: Step times of the case.
+        final: Final sparsity.
+        growth: `swap`: 1 - s(t) of the blocks are live. `union`: up to twice that until the masks are trimmed; twice is
+            assumed, the slowest case.
     """
     config = SparsifyConfig(sparsity=final, block=(64, 64), steps=SAMPLES, hold=HOLD)
     total = masked = added = 0.0
@@ -161,26 +164,26 @@ def whole_run(times: StepTimes, final: float, growth: str) -> WholeRun:
             live = min(1.0, 2 * live)
         sparse = times.sparse_at(live)
         masked += times.masked <= sparse
-        took, dearer = times.masked, times.update
-        if sparse < took:
-            # A mask update needs the dense gradient: its step is at worst a masked-dense one.
-            whole = times.masked - sparse + times.update
-            took, dearer = sparse, whole if times.sparse_update is None else times.sparse_update
-        total += took
-        added += dearer / UPDATE_EVERY if growing else 0.0
+        step_ms, update_ms = times.masked, times.update
+        if sparse < times.masked:
+            # An update needs the dense gradient: at worst its step runs masked-dense.
+            worst = times.masked - sparse + times.update
+            step_ms, update_ms = sparse, worst if times.sparse_update is None else times.sparse_update
+        total += step_ms
+        added += update_ms / UPDATE_EVERY if growing else 0.0
     return WholeRun(SAMPLES * times.dense / (total + added), masked / SAMPLES, added / total)
 
 
 def interval(rows: pd.DataFrame, final: float, growth: str) -> tuple[float, float]:
-    """Lowest and highest speed-up of a whole run that the quantiles of the step times of one case allow.
+    """Lowest and highest speed-up of a run, from the quantiles of the step times of one case.
 
     Args:
-        rows: As `of_case` gives them.
-        final: Sparsity at the end.
+        rows: From `of_case`.
+        final: Final sparsity.
         growth: One of `GROWTH`.
 
     Returns:
-        NaN twice where a step time comes without quantiles.
+        Lowest and highest; both NaN if a step time has no quantiles.
     """
     ends = []
     for columns in (SLOWEST, FASTEST):
@@ -192,7 +195,7 @@ def interval(rows: pd.DataFrame, final: float, growth: str) -> tuple[float, floa
 
 
 def passed_at(times: StepTimes, growth: str, wanted: float = PAPER_SPEED_UP) -> float | None:
-    """The smallest final sparsity with this speed-up, in whole percents and at most the highest measured; or None."""
+    """The smallest final sparsity, in whole percents, with this speed-up; None if no measured sparsity reaches it."""
     highest = round(100 * max(times.sparse))
     percents = (percent for percent in range(1, highest + 1) if whole_run(times, percent / 100, growth)[0] >= wanted)
     percent = next(percents, None)

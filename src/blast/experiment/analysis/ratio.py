@@ -1,4 +1,4 @@
-"""How many times better than dense: speed-ups and savings, derived from rows at the moment they are shown."""
+"""Speed-ups and savings over dense. Derived from rows when needed, never stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 DENSE_PROVIDERS = ("dense_eager", "dense_compiled")
-# Two timings are comparable when they agree in these.
+# Two measurements are comparable if they agree in these columns.
 PLACE = ("grid", "hardware", "suite", "model", "dataset", "metric", "tokens", "batch", "dtype", "seed")
 COLUMNS = (
     "grid", "hardware", "suite", "model", "dataset", "metric", "method", "provider", "baseline", "sparsity", "block",
@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def on_gpu(row: Any) -> bool:
-    """Whether a row was measured on a GPU; an interpreted kernel never was, wherever it ran."""
+    """Whether a row was measured on a GPU. Triton's interpreter runs on the CPU, even on a GPU machine."""
     interpreted = row.interpreter is True
     return not interpreted and bool(row.hardware) and not str(row.hardware).startswith("cpu")
 
@@ -28,26 +28,27 @@ def _key(row: Any, extra: tuple[str, ...] = ()) -> tuple:
 
 
 def _interval(dense: Any, ours: Any) -> tuple[float, float]:
-    """Worst and best ratio of the two intervals; NaN where one of them has none."""
+    """Smallest and largest ratio of the two intervals; NaN if one of them has no interval."""
     if pd.isna(dense.low) or pd.isna(ours.high) or not ours.high or not ours.low:
         return float("nan"), float("nan")
     return dense.low / ours.high, dense.high / ours.low
 
 
 def ratios(table: pd.DataFrame, metric: str, baseline: str = "dense_eager") -> pd.DataFrame:
-    """Dense divided by ours for a metric of which less is better (milliseconds, bytes, joules).
+    """Dense divided by ours, for a metric where less is better (milliseconds, bytes, joules).
 
-    A timing is divided into that of the provider `baseline` in the same point, tokens, batch and type. A metric
-    measured on trained models (no provider) is divided into that of the dense parent on the same machine.
+    A timing is compared with the provider `baseline` of the same point, tokens, batch and dtype. A metric of a trained
+    model (no provider) is compared with the dense parent on the same machine.
 
     Args:
         table: As `blast.experiment.records.table.load_table` makes it.
         metric: For instance `"latency"` or `"weights_bytes"`.
-        baseline: Provider that is divided by.
+        baseline: Provider in the numerator: `dense_eager` or `dense_compiled`.
 
     Returns:
-        Rows with `ratio` (above 1: ours needs less), `low` and `high` (from the quantiles; NaN without them), `gpu`
-        (whether measured on one) and the columns that say what and where. Interpreted kernels are left out.
+        Rows with the columns `COLUMNS`: `ratio` (above 1: ours needs less), `low` and `high` (from the quantiles; NaN
+        without them), `gpu` (whether measured on one), and what was measured where. Rows of Triton's interpreter are
+        left out.
     """
     rows = table[(table["status"] == "ok") & (table["metric"] == metric) & table["step"].isna()]
     rows = [row for row in rows.itertuples(index=False) if row.interpreter is not True]

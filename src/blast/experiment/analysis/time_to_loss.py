@@ -1,4 +1,4 @@
-"""How long runs train until they reach a validation loss: the time of training alone, evaluations left out."""
+"""Training time that runs need to reach a validation loss. Time spent in evaluations is not counted."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CURVES = ("validation_loss", "training_time", "compile_time", "mask_update_time"
 
 @dataclass(frozen=True)
 class TimedRun:
-    """Validation loss of one run over the seconds it had trained.
+    """Validation loss of one run by training time.
 
     Attributes:
-        point: A row of its validation loss; what it is.
-        seconds: Of training until each evaluation, ascending.
-        losses: At each evaluation.
-        compiling: How many of the seconds went into compiling; zeros where that was not recorded.
-        updating: How many of them mask updates added; likewise.
+        point: A row of its validation loss; it identifies the run.
+        seconds: Training time until each evaluation, ascending.
+        losses: Validation loss at each evaluation.
+        compiling: The part of `seconds` that went into compiling; zeros if not recorded.
+        updating: The part of `seconds` that mask updates added; zeros if not recorded.
         steps: Optimisation steps of the whole run.
     """
 
@@ -36,12 +36,12 @@ class TimedRun:
 
     @property
     def total(self) -> float:
-        """Seconds of the whole run."""
+        """Training time of the whole run, seconds."""
         return self.seconds[-1]
 
     @property
     def running(self) -> tuple[float, ...]:
-        """The seconds until each evaluation without compiling, which a cache of kernels may spare."""
+        """Seconds until each evaluation without compile time, which a warm kernel cache saves."""
         return tuple(whole - part for whole, part in zip(self.seconds, self.compiling, strict=True))
 
     @property
@@ -51,28 +51,28 @@ class TimedRun:
 
     @property
     def update_share(self) -> float:
-        """What mask updates added to the time of all steps, compiling left out."""
+        """Time that mask updates added, as a share of the other training time without compiling."""
         return self.updating[-1] / (self.total - self.compiling[-1] - self.updating[-1])
 
     def time_to(self, loss: float) -> float | None:
-        """Seconds until the loss was first this low; None if it never was."""
+        """Seconds until the run reached a loss; None if it never did."""
         return time_to(self.seconds, self.losses, loss)
 
     def time_running_to(self, loss: float) -> float | None:
-        """The same without compiling."""
+        """As `time_to`, without compile time."""
         return time_to(self.running, self.losses, loss)
 
 
 def time_to(seconds: Sequence[float], losses: Sequence[float], loss: float) -> float | None:
-    """When a curve is first as low as a loss, on the straight line from the evaluation before.
+    """Time at which a curve first reaches a loss, by linear interpolation between evaluations.
 
     Args:
-        seconds: Ascending.
-        losses: At these times.
-        loss: To be reached.
+        seconds: Time of each evaluation, ascending.
+        losses: Loss at each evaluation.
+        loss: The loss to reach.
 
     Returns:
-        Seconds; those of the first evaluation if that is low enough already; None if none is.
+        Seconds. The time of the first evaluation if that already reaches the loss; None if no evaluation does.
     """
     for place, value in enumerate(losses):
         if value <= loss:
@@ -85,13 +85,13 @@ def time_to(seconds: Sequence[float], losses: Sequence[float], loss: float) -> f
 
 
 def timed_runs(table: pd.DataFrame) -> list[list[TimedRun]]:
-    """Dense, BLaST and swap runs whose training was timed: a list for each grid, model and dataset, dense ones first.
+    """Dense, BLaST and swap runs with recorded times: one list for each grid, model and dataset, dense runs first.
 
-    All runs of a list were trained on one machine. Runs without times are left out.
+    All runs of a list come from one machine. Runs without times are left out.
     """
     rows = table[(table["suite"] == "train") & (table["status"] == "ok") & table["method"].isin(METHODS)]
     rows = rows[rows["step"].notna() & rows["metric"].isin(CURVES)]
-    # A machine without times does not push out one with them.
+    # `one_machine` must not prefer a machine that recorded no times.
     timed = rows.loc[rows["metric"] == "training_time", ["point", "hardware"]].drop_duplicates()
     rows = one_machine(rows.merge(timed, on=["point", "hardware"]))
     groups = []
@@ -104,7 +104,7 @@ def timed_runs(table: pd.DataFrame) -> list[list[TimedRun]]:
 
 
 def dense_of(run: TimedRun, group: Sequence[TimedRun]) -> TimedRun | None:
-    """The dense run of a group that a pruned one is held against: its parent, else one of its seed."""
+    """The dense run to compare a pruned run with: its parent, else one of the same seed; None if there is neither."""
     dense = [other for other in group if other.point.method == "dense"]
     parents = [other for other in dense if other.point.point == run.point.parent]
     return next(iter(parents or [other for other in dense if other.point.seed == run.point.seed]), None)
@@ -119,7 +119,7 @@ def _timed_run(rows: pd.DataFrame) -> TimedRun | None:
     if not {"validation_loss", "training_time"} <= set(curves):
         return None
     curves = curves.reindex(columns=CURVES)
-    # Exported rows keep the first where it changes alone.
+    # Exported rows hold these two only at the steps where they change.
     for name in CURVES[2:]:
         curves[name] = curves[name].ffill().fillna(0.0)
     curves = curves.dropna()
