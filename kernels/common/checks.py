@@ -37,7 +37,7 @@ def check_product(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: T
         raise ValueError(f"col_indices has {col_indices.numel()} entries for {values.shape[0]} blocks in values")
 
 
-def check_records(
+def check_row_lists(
     x: Tensor, values: Tensor, records: Tensor, out_features: int, b_out: int, scales: Tensor | None = None
 ) -> None:
     """Checks the operands of a product that is described by records.

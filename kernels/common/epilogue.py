@@ -13,7 +13,7 @@ GELU_END = tl.constexpr(36.0)
 
 
 @triton.jit
-def quick_tanh(x):
+def approximate_tanh(x):
     """The hardware's tanh of a float32 tile, off by up to 2⁻¹¹. The interpreter knows no assembly."""
     return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
@@ -29,7 +29,7 @@ def activate(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr = False):
     if ACTIVATION == "silu":
         if FAST:
             half = 0.5 * x
-            x = half * quick_tanh(half) + half
+            x = half * approximate_tanh(half) + half
         else:
             x = x / (1.0 + tl.exp(-x))
     elif ACTIVATION == "gelu_tanh":
@@ -37,21 +37,21 @@ def activate(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr = False):
         u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
         if FAST:
             half = 0.5 * x
-            x = half * quick_tanh(u) + half
+            x = half * approximate_tanh(u) + half
         else:
             x = x / (1.0 + tl.exp(-2.0 * u))
     elif ACTIVATION == "gelu":
         half = 0.5 * x
         if FAST:
             square = tl.minimum(x * x, GELU_END)
-            x = half * quick_tanh(x * (GELU_A + square * (GELU_B + square * GELU_C))) + half
+            x = half * approximate_tanh(x * (GELU_A + square * (GELU_B + square * GELU_C))) + half
         else:
             x = half * (1.0 + tl.math.erf(x * 0.7071067811865476))
     return x
 
 
 @triton.jit
-def hold(x, dtype: tl.constexpr, OPAQUE: tl.constexpr):
+def round_now(x, dtype: tl.constexpr, OPAQUE: tl.constexpr):
     """`x` rounded to `dtype` here and now.
 
     Without the opaque move LLVM sinks the rounding behind the loop that follows, holds float32 through it and spills

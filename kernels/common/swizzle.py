@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def locate(tile, records, token_tiles, GROUP):
+def swizzled_tile(tile, records, token_tiles, GROUP):
     """Record and token tile of a program: GROUP token tiles of one record side by side share its weights in L2."""
     span = GROUP * records
     group = tile // span

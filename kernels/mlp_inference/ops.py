@@ -14,7 +14,7 @@ For inference: no gradients; train through `torch.ops.blast.block_sparse_linear`
 from __future__ import annotations
 
 import torch
-from blast_kernels.common.checks import check_bias, check_records
+from blast_kernels.common.checks import check_bias, check_row_lists
 from blast_kernels.common.constants import ACTIVATIONS, GATES
 from blast_kernels.common.quantize import dequantize
 from blast_kernels.mlp_inference import reference
@@ -172,7 +172,7 @@ def _check(x, values, records, bias, out_features, activation, gate, scales) -> 
         raise ValueError(f"activation {activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
     if gate != "none" and bias is not None:
         raise ValueError("a gated front takes no bias; pass None")
-    check_records(x, values, records, out_features, _block_rows(values, gate), scales)
+    check_row_lists(x, values, records, out_features, _block_rows(values, gate), scales)
     check_bias(bias, out_features, x)
 
 

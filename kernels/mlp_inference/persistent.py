@@ -141,7 +141,7 @@ def _halves(x, ROWS: gl.constexpr, COLS: gl.constexpr):
 
 
 @gluon.jit
-def _quick_tanh(x):
+def _approximate_tanh(x):
     return gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], gl.float32, True, 1)
 
 
@@ -151,21 +151,21 @@ def _activate(x, ACTIVATION: gl.constexpr, FAST: gl.constexpr):
     if ACTIVATION == "silu":
         if FAST:
             half = 0.5 * x
-            x = half * _quick_tanh(half) + half
+            x = half * _approximate_tanh(half) + half
         else:
             x = x / (1.0 + gl.exp(-x))
     elif ACTIVATION == "gelu_tanh":
         u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
         if FAST:
             half = 0.5 * x
-            x = half * _quick_tanh(u) + half
+            x = half * _approximate_tanh(u) + half
         else:
             x = x / (1.0 + gl.exp(-2.0 * u))
     elif ACTIVATION == "gelu":
         half = 0.5 * x
         if FAST:
             square = gl.minimum(x * x, GELU_END)
-            x = half * _quick_tanh(x * (GELU_A + square * (GELU_B + square * GELU_C))) + half
+            x = half * _approximate_tanh(x * (GELU_A + square * (GELU_B + square * GELU_C))) + half
         else:
             x = half * (1.0 + gl.erf(x * 0.7071067811865476))
     return x

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from blast_kernels.common.epilogue import activate, hold, split_columns, split_rows
+from blast_kernels.common.epilogue import activate, round_now, split_columns, split_rows
 from blast_kernels.common.fp8_dequant import widen
-from blast_kernels.common.swizzle import locate
+from blast_kernels.common.swizzle import swizzled_tile
 from blast_kernels.mlp_inference.split_k import clear, is_last, keep, summed
 
 
@@ -117,7 +117,7 @@ def tiles(
     item = tl.program_id(0)
     part = item % SPLIT
     place = item // SPLIT
-    rank, token = locate(place // SLICES, count, token_tiles, GROUP)
+    rank, token = swizzled_tile(place // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = place % SLICES
     record = records + rank * width
@@ -152,7 +152,7 @@ def tiles(
         slot = (place * SPLIT + part) * STEP
         keep(partials, slot, total, ROWS, COLS)
     elif GATE == "untied":
-        held = hold(activate(total, ACTIVATION, FAST), y_descriptor.dtype, OPAQUE)
+        held = round_now(activate(total, ACTIVATION, FAST), y_descriptor.dtype, OPAQUE)
     if GATE == "untied":
         total = tl.zeros((ROWS, COLS), dtype=tl.float32)
         total = _accumulate(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from blast_kernels.common.epilogue import activate, hold
-from blast_kernels.common.swizzle import locate
+from blast_kernels.common.epilogue import activate, round_now
+from blast_kernels.common.swizzle import swizzled_tile
 from blast_kernels.mlp_training.gather_matmul import gather
 
 
@@ -83,7 +83,7 @@ def gate_up_kernel(
     ROWS: tl.constexpr = SLICE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE
     item = tl.program_id(0)
-    rank, token = locate(item // SLICES, count, token_tiles, GROUP)
+    rank, token = swizzled_tile(item // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = (item % SLICES) * SLICE
     record = records + rank * width
@@ -112,7 +112,7 @@ def gate_up_kernel(
         if HAS_BIAS:
             offset = tl.load(bias + tl.load(record + 3) * B_HIDDEN + piece + tl.arange(0, SLICE)).to(tl.float32)
             total += offset[:, None] if WEIGHTS_FIRST else offset[None, :]
-        gate = hold(total, pre_descriptor.dtype, OPAQUE)
+        gate = round_now(total, pre_descriptor.dtype, OPAQUE)
         pre_descriptor.store([token, at], gate.T if WEIGHTS_FIRST else gate)
         if GATE == "untied":
             total = tl.zeros((ROWS, COLS), dtype=tl.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from blast_kernels.common.swizzle import locate
+from blast_kernels.common.swizzle import swizzled_tile
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def gather_product(
     ROWS: tl.constexpr = SLICE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE
     item = tl.program_id(0)
-    rank, token = locate(item // SLICES, count, token_tiles, GROUP)
+    rank, token = swizzled_tile(item // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = (item % SLICES) * SLICE
     record = records + rank * width

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from blast_kernels.common.swizzle import locate
+from blast_kernels.common.swizzle import swizzled_tile
 from blast_kernels.mlp_training.gather_matmul import gather
 
 
@@ -61,7 +61,7 @@ def hidden_grad(
 ):
     SLICES: tl.constexpr = B_HIDDEN // SLICE
     item = tl.program_id(0)
-    rank, token_tile = locate(item // SLICES, count, token_tiles, GROUP)
+    rank, token_tile = swizzled_tile(item // SLICES, count, token_tiles, GROUP)
     token = token_tile * TILE
     piece = (item % SLICES) * SLICE
     record = records + rank * width
