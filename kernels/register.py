@@ -1,4 +1,4 @@
-"""Import this module to register every operator as `torch.ops.blast.*`."""
+"""Importing this module registers every operator as `torch.ops.blast.*`."""
 
 from __future__ import annotations
 

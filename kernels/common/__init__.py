@@ -1,1 +1,1 @@
-"""What the operators share: dense references, activations, tile order, quantisation, checks."""
+"""Pieces that several operators use: dense math for references, activations, tile order, fp8, argument checks."""

@@ -1,4 +1,7 @@
-"""Many small arrays of the host, copied to a device in one transfer: a transfer each would cost more than its bytes."""
+"""Batched host-to-device copy: many small arrays go to a device in one transfer.
+
+One transfer for each array would cost more than moving its bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes. Kernels load records in whole cache lines.
+# Bytes. Kernels load row lists in whole cache lines.
 ALIGNMENT = 128
 
 
 def batched_copy(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Tensor]:
-    """Copies arrays to a device, without waiting for it.
+    """Copies arrays to a device in one transfer, without waiting for it.
 
-    The tensors are parts of one piece of memory, each from an address that is a multiple of 128 bytes on. They are
-    copies on a CPU as well.
+    The tensors share one piece of memory. Each starts at an address that is a multiple of 128 bytes. On a CPU they are
+    copies as well.
 
     Args:
-        arrays: Of any shapes and of dtypes that torch has.
-        device: Where to.
+        arrays: Of any shapes, and of dtypes that torch has.
+        device: Where the copies go.
 
     Returns:
-        A contiguous tensor for each array, of its shape and dtype.
+        A contiguous tensor for each array, with its shape and dtype.
     """
     device = torch.device(device)
     by_dtype: dict[np.dtype, list[int]] = {}
@@ -36,10 +39,10 @@ def batched_copy(arrays: Sequence[np.ndarray], device: torch.device | str) -> li
     for place in order:
         host[at : at + arrays[place].nbytes] = np.ascontiguousarray(arrays[place]).reshape(-1).view(np.uint8)
         at += padded[place]
-    there = staged.to(device, non_blocking=True)
-    tensors: list[Tensor] = [there] * len(arrays)
+    copied = staged.to(device, non_blocking=True)
+    tensors: list[Tensor] = [copied] * len(arrays)
     for region, (dtype, places) in zip(
-        there.split([sum(padded[place] for place in places) for places in by_dtype.values()]),
+        copied.split([sum(padded[place] for place in places) for places in by_dtype.values()]),
         by_dtype.items(),
         strict=True,
     ):
@@ -54,19 +57,19 @@ def batched_copy(arrays: Sequence[np.ndarray], device: torch.device | str) -> li
 def batched_copy_by_device(
     groups: Sequence[tuple[torch.device, Sequence[np.ndarray]]],
 ) -> list[list[Tensor]]:
-    """`batched_copy` of groups of arrays that are meant for several devices, in one transfer to each.
+    """`batched_copy` for several devices, with one transfer to each.
 
     Args:
-        groups: A device and arrays for it.
+        groups: Pairs of a device and the arrays for it.
 
     Returns:
         The tensors of each group.
     """
     tensors: list[list[Tensor]] = [[] for _ in groups]
     for device in dict.fromkeys(device for device, _ in groups):
-        there = [place for place, group in enumerate(groups) if group[0] == device]
-        parts = iter(batched_copy([array for place in there for array in groups[place][1]], device))
-        for place in there:
+        places = [place for place, group in enumerate(groups) if group[0] == device]
+        parts = iter(batched_copy([array for place in places for array in groups[place][1]], device))
+        for place in places:
             tensors[place] = [next(parts) for _ in groups[place][1]]
     return tensors
 

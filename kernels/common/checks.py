@@ -1,6 +1,6 @@
-"""What a call to a kernel must satisfy, checked on every call without touching device memory.
+"""Checks of operator arguments, made on every call without reading device memory.
 
-The indices themselves (order, range, offsets that end at `nnz`) are checked once, by whoever builds them.
+The contents of an index (order, range, offsets that end at `nnz`) are checked once, by the code that builds it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_product(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: Tensor, cols: int) -> None:
-    """Checks the operands of `x · Wᵀ`, `W` being `[rows · b_out, cols · b_in]`.
+    """Checks the operands of `x · Wᵀ` with `W [rows · b_out, cols · b_in]`.
 
     Args:
         x: Activations `[…, in]`.
@@ -23,7 +23,7 @@ def check_product(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: T
         cols: Block columns of `W`.
 
     Raises:
-        ValueError: in one sentence with the values found.
+        ValueError: if an operand does not fit; one sentence with what was found.
     """
     _check_values(x, values)
     if x.dim() == 0 or x.shape[-1] != cols * values.shape[2]:
@@ -40,18 +40,18 @@ def check_product(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: T
 def check_row_lists(
     x: Tensor, values: Tensor, records: Tensor, out_features: int, b_out: int, scales: Tensor | None = None
 ) -> None:
-    """Checks the operands of a product that is described by records.
+    """Checks the operands of a product that is described by row lists.
 
     Args:
         x: Activations `[…, in]`.
         values: Live blocks.
-        records: int32 `[records, width]`.
+        records: The row lists, int32 `[rows, width]`.
         out_features: Columns of the result.
-        b_out: Rows of a block of the result.
+        b_out: Rows of a block of the weights.
         scales: float32 `[nnz]` if the values are fp8, else None.
 
     Raises:
-        ValueError: in one sentence with the values found.
+        ValueError: if an operand does not fit; one sentence with what was found.
     """
     _check_values(x, values, scales)
     if records.dtype != torch.int32 or records.dim() != 2 or not records.is_contiguous():
@@ -86,9 +86,9 @@ def _check_values(x: Tensor, values: Tensor, scales: Tensor | None = None) -> No
 
 def _check_scales(x: Tensor, values: Tensor, scales: Tensor) -> None:
     if values.dtype != FP8:
-        raise ValueError(f"values are {values.dtype}; scales belong to torch.float8_e4m3fn values, leave them out")
+        raise ValueError(f"values are {values.dtype}; only torch.float8_e4m3fn values have scales, pass none")
     if x.dtype not in HALVES:
-        raise ValueError(f"x is {x.dtype}; torch.float8_e4m3fn values are multiplied with float16 or bfloat16")
+        raise ValueError(f"x is {x.dtype}; torch.float8_e4m3fn values need x in float16 or bfloat16")
     fits = list(scales.shape) == [values.shape[0]] and scales.dtype == torch.float32 and scales.is_contiguous()
     if not fits or scales.device != values.device:
         raise ValueError(

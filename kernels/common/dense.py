@@ -1,4 +1,4 @@
-"""Dense pieces in plain PyTorch that the references are made of."""
+"""Dense pieces in plain PyTorch, from which the references are built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from torch import Tensor
 
 
 def to_dense(values: Tensor, row_offsets: Tensor, col_indices: Tensor, cols: int) -> Tensor:
-    """The matrix `[rows · b_out, cols · b_in]` with zeros where no block is live."""
+    """The dense matrix of a block-CSR matrix.
+
+    Args:
+        values: Live blocks `[nnz, b_out, b_in]`.
+        row_offsets: `[rows + 1]`.
+        col_indices: `[nnz]`.
+        cols: Block columns of the matrix.
+
+    Returns:
+        `[rows · b_out, cols · b_in]`, zero where no block is live.
+    """
     b_out, b_in = values.shape[1:]
     rows = row_offsets.numel() - 1
     tiles = values.new_zeros(rows, cols, b_out, b_in)
@@ -34,6 +44,7 @@ def apply_activation(x: Tensor, name: str) -> Tensor:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a reference multiplies and adds: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

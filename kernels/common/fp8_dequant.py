@@ -1,4 +1,4 @@
-"""From e4m3 to the dtype of the activations, in registers."""
+"""Converts fp8 (e4m3) tiles to the dtype of the activations, in registers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import triton.language as tl
 
 @triton.jit
 def widen(q, factor, dtype: tl.constexpr, OPAQUE: tl.constexpr):
-    """`q · factor` in `dtype`, exact where `factor` is a power of two; blocks that hold a NaN have a NaN for factor.
+    """`q · factor` in `dtype`; exact if `factor` is a power of two. Blocks with a NaN must have a NaN as factor.
 
-    The conversion instruction to bfloat16 runs at an eighth of the speed of others and alone took as long as bfloat16
-    weights take to arrive. Moved to their places in a bfloat16, the bits of an e4m3 number are that number times
-    2⁻¹²⁰, subnormals included; the multiplication mends it.
+    The conversion instruction to bfloat16 runs at an eighth of the speed of others. It alone took as long as loading
+    bfloat16 weights. So the bits of the e4m3 number are shifted to their places in a bfloat16. That gives the number
+    times 2⁻¹²⁰, subnormals included, and the multiplication corrects the factor.
     """
     if dtype == tl.bfloat16 and OPAQUE:
         shifted = tl.inline_asm_elementwise(

@@ -1,4 +1,4 @@
-"""In which order the programs of a kernel take the tiles of a product."""
+"""The order in which the programs of a kernel take the tiles of a product, chosen so that they reuse the L2 cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import triton.language as tl
 
 
 @triton.jit
-def swizzled_tile(tile, records, token_tiles, GROUP):
-    """Record and token tile of a program: GROUP token tiles of one record side by side share its weights in L2."""
-    span = GROUP * records
-    group = tile // span
-    inside = tile - group * span
+def swizzled_tile(program, rows, token_tiles, GROUP):
+    """Row list and token tile of a program: GROUP token tiles of one row run side by side and share its weights in L2.
+
+    Args:
+        program: Number of the program, from 0 to `rows · token_tiles`.
+        rows: Number of row lists.
+        token_tiles: Number of token tiles.
+        GROUP: Token tiles that run side by side.
+    """
+    span = GROUP * rows
+    group = program // span
+    inside = program - group * span
     size = tl.minimum(GROUP, token_tiles - group * GROUP)
-    record = inside // size
-    return record, group * GROUP + inside - record * size
+    row = inside // size
+    return row, group * GROUP + inside - row * size

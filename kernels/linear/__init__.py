@@ -1,1 +1,1 @@
-"""`x · Wᵀ` with a block-sparse `W`, and its gradients: the operator of one matrix."""
+"""The operator of a linear layer: `x · Wᵀ` with a block-sparse `W`, and its gradients."""

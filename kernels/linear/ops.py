@@ -1,4 +1,6 @@
-"""The custom operators `torch.ops.blast.*`: CPU = plain-PyTorch twin, CUDA = Triton kernel; fake kernels and gradients.
+"""The operator of a block-sparse linear layer, with fake kernels and gradients.
+
+On CUDA it runs Triton kernels (`triton_kernels`), elsewhere the PyTorch reference (`reference`).
 
     y = torch.ops.blast.block_sparse_linear(
         x,            # [..., cols * b_in]      float32 | float16 | bfloat16 | float64
@@ -11,10 +13,10 @@
         bias,         # [rows * b_out] or None
     )                 # -> [..., rows * b_out]  contiguous, dtype of x
 
-The three `t_` tensors serve the gradient of `x` (and give the number of block columns); block values are never copied
-in transposed form. Gradients exist for `x`, `values` and `bias`; that of `values` is computed on live blocks alone.
-`x` may have any strides. Every call checks dtype, device, shape and contiguity, none reads an index: the indices are
-checked once by whoever builds them. `import blast_kernels.register` registers all operators.
+The three `t_` tensors are needed for the gradient of `x`, and give the number of block columns. Block values are never
+copied in transposed form. Gradients exist for `x`, `values` and `bias`; that of `values` is computed for live blocks
+only. `x` may have any strides. Every call checks dtype, device, shape and contiguity. No call reads an index: the code
+that builds an index checks it once. `import blast_kernels.register` registers all operators.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from blast_kernels.linear import reference
 from torch import Tensor
 
 try:
-    from blast_kernels.linear import triton_kernels as triton_matmul
-except ImportError:  # Triton exists for Linux alone; the twins run everywhere.
-    triton_matmul = None
+    from blast_kernels.linear import triton_kernels
+except ImportError:  # Triton exists for Linux only; the reference runs everywhere.
+    triton_kernels = None
 
 
 @torch.library.custom_op("blast::block_sparse_linear", mutates_args=())
@@ -44,7 +46,7 @@ def block_sparse_linear(
     """`x · Wᵀ + bias`; arguments as listed at the top of this module.
 
     Raises:
-        ValueError: in one sentence if a dtype, device, shape or layout is off.
+        ValueError: if a dtype, device, shape or layout is wrong; one sentence with what was found.
     """
     cols = t_offsets.numel() - 1
     check_product(x, values, row_offsets, col_indices, cols)
@@ -54,7 +56,7 @@ def block_sparse_linear(
     check_bias(bias, out_features, x)
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     if _runs_on_triton(flat, *values.shape[1:]):
-        out = triton_matmul.block_matmul(flat, values, row_offsets, col_indices, bias)
+        out = triton_kernels.block_matmul(flat, values, row_offsets, col_indices, bias)
     else:
         out = reference.block_matmul(flat, values, row_offsets, col_indices, bias)
     return out.view(*x.shape[:-1], out_features)
@@ -78,7 +80,7 @@ def block_sparse_input_grad(
     """`grad · W`: `[…, rows · b_out]` to `[…, cols · b_in]`."""
     flat = grad.reshape(-1, grad.shape[-1]).contiguous()
     if _runs_on_triton(flat, *values.shape[1:]):
-        out = triton_matmul.input_grad(flat, values, t_offsets, t_indices, t_order)
+        out = triton_kernels.input_grad(flat, values, t_offsets, t_indices, t_order)
     else:
         out = reference.input_grad(flat, values, row_offsets, col_indices, t_offsets.numel() - 1)
     return out.view(*grad.shape[:-1], out.shape[-1])
@@ -95,7 +97,7 @@ def block_sparse_value_grad(
 ) -> Tensor:
     """`gradᵀ · x` on the live blocks: `[nnz, b_out, b_in]`."""
     operands = grad.reshape(-1, grad.shape[-1]).contiguous(), x.reshape(-1, x.shape[-1]).contiguous()
-    module = triton_matmul if _runs_on_triton(operands[1], b_out, b_in) else reference
+    module = triton_kernels if _runs_on_triton(operands[1], b_out, b_in) else reference
     return module.value_grad(*operands, row_offsets, col_indices, b_out, b_in)
 
 
@@ -127,7 +129,7 @@ def _backward(ctx, grad):
 
 
 def _runs_on_triton(x: Tensor, b_out: int, b_in: int) -> bool:
-    return x.is_cuda and triton_matmul is not None and triton_matmul.supports(x.dtype, b_out, b_in)
+    return x.is_cuda and triton_kernels is not None and triton_kernels.supports(x.dtype, b_out, b_in)
 
 
 block_sparse_linear.register_autograd(_backward, setup_context=_save_for_backward)

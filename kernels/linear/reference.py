@@ -1,8 +1,8 @@
-"""What the kernels compute, in plain PyTorch: what every kernel is compared with, and the CPU implementation.
+"""Reference of the linear kernels in plain PyTorch. Tests compare the kernels with it, and the CPU runs it.
 
 `W` is block-CSR: `values [nnz, b_out, b_in]`, `row_offsets [rows + 1]` and `col_indices [nnz]`, where block `n` of
 block row `r` (`row_offsets[r] <= n < row_offsets[r + 1]`) is at block column `col_indices[n]` of `W [out, in]`.
-Half-precision operands are multiplied and summed in float32 and rounded once, at the end.
+Half-precision operands are multiplied and summed in float32, and the result is rounded once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def block_matmul(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: Tensor, bias: Tensor | None) -> Tensor:
-    """`x · Wᵀ + bias`, one small product a live block, added in place in the order of `values`.
+    """`x · Wᵀ + bias`: one small product for each live block, added in place in the order of `values`.
 
-    On a CPU this is also the fastest form tried: nothing is gathered or padded (2048×8192, blocks of 64, 95 % empty,
-    512 tokens, one core: 17 ms; gathered batched products 35-58 ms; dense 212 ms).
+    On a CPU this is the fastest form that was tried, because it gathers and pads nothing. 2048×8192, blocks of 64, 95 %
+    empty, 512 tokens, one core: 17 ms; gathered batched products 35-58 ms; dense 212 ms.
 
     Args:
         x: Activations `[tokens, in]`.
@@ -64,7 +64,7 @@ def input_grad(grad: Tensor, values: Tensor, row_offsets: Tensor, col_indices: T
 
 
 def value_grad(grad: Tensor, x: Tensor, row_offsets: Tensor, col_indices: Tensor, b_out: int, b_in: int) -> Tensor:
-    """`gradᵀ · x` on the live blocks alone: the gradient with respect to `values`.
+    """`gradᵀ · x` for the live blocks only: the gradient with respect to `values`.
 
     Args:
         grad: Gradient of the output `[tokens, rows · b_out]`.

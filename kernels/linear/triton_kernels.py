@@ -1,6 +1,6 @@
-"""Products with a plain block-CSR index, for training: forward, gradient of the activations, gradient of the blocks.
+"""Triton kernels of a linear layer with a block-CSR index: forward, gradient of the activations and of the blocks.
 
-One program a block row (or block column, or block) and token tile. Twins: `reference.block_matmul`,
+One program computes a block row (or block column, or block) for one token tile. References: `reference.block_matmul`,
 `reference.input_grad`, `reference.value_grad`.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from blast_kernels.common.constants import BLOCK_SIDES
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
-BLOCK_SIDES = (16, 32, 64, 128)
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def _block_matmul(
     first = tl.load(offsets + row)
     last = tl.load(offsets + row + 1)
     total = tl.zeros((TILE, OUT_SIDE), dtype=tl.float32)
-    # A scalar load inside the loop is not pipelined: the next block is looked up one step ahead.
+    # Triton does not pipeline a scalar load inside the loop, so the next index is loaded one step ahead.
     some = first < last
     column = tl.load(indices + first, mask=some, other=0)
     position = tl.load(order + first, mask=some, other=0) if HAS_ORDER else first
@@ -87,7 +87,7 @@ def _value_grad(
     o = tl.arange(0, B_OUT)
     i = tl.arange(0, B_IN)
     t = tl.arange(0, TILE)
-    # The tokens are the inner dimension of the product: one tile of them a step.
+    # Tokens are the inner dimension of the product: one token tile a step.
     grad_pointers = grad + t[None, :].to(tl.int64) * out_features + (row * B_OUT + o)[:, None]
     x_pointers = x + t[:, None].to(tl.int64) * in_features + (column * B_IN + i)[None, :]
     total = tl.zeros((B_OUT, B_IN), dtype=tl.float32)
@@ -103,7 +103,7 @@ def _value_grad(
 
 
 def supports(dtype: torch.dtype, b_out: int, b_in: int) -> bool:
-    """Whether the kernels take this dtype and block shape; the twins take all."""
+    """Whether the kernels take this dtype and block shape; the reference takes all."""
     return b_out in BLOCK_SIDES and b_in in BLOCK_SIDES and dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -111,21 +111,21 @@ def block_matmul(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: Te
     """`x · Wᵀ + bias`; arguments as `reference.block_matmul`, contiguous.
 
     Returns:
-        `[tokens, rows · b_out]` in the dtype of `x`; sums are float32.
+        `[tokens, rows · b_out]` in the dtype of `x`; summed in float32.
     """
     b_out, b_in = values.shape[1:]
     return _product(x, values, row_offsets, col_indices, None, bias, (b_out, b_in), (b_in, 1))
 
 
 def input_grad(grad: Tensor, values: Tensor, t_offsets: Tensor, t_indices: Tensor, t_order: Tensor) -> Tensor:
-    """`grad · W` through the index of `Wᵀ`; the blocks are read in place, transposed on the way.
+    """`grad · W` through the index of `Wᵀ`. The blocks are read in place and transposed in registers.
 
     Args:
         grad: `[tokens, rows · b_out]`, contiguous.
         values: `[nnz, b_out, b_in]`.
         t_offsets: `[cols + 1]`.
-        t_indices: `[nnz]`, block rows.
-        t_order: `[nnz]`, where each block of `Wᵀ` lies in `values`.
+        t_indices: `[nnz]`, block rows of `W`.
+        t_order: `[nnz]`, position in `values` of each block of `Wᵀ`.
 
     Returns:
         `[tokens, cols · b_in]` in the dtype of `grad`.
@@ -135,16 +135,16 @@ def input_grad(grad: Tensor, values: Tensor, t_offsets: Tensor, t_indices: Tenso
 
 
 def value_grad(grad: Tensor, x: Tensor, row_offsets: Tensor, col_indices: Tensor, b_out: int, b_in: int) -> Tensor:
-    """`gradᵀ · x` on the live blocks; arguments as `reference.value_grad`, contiguous.
+    """`gradᵀ · x` for the live blocks; arguments as `reference.value_grad`, contiguous.
 
     Returns:
-        `[nnz, b_out, b_in]` in the dtype of `x`; sums are float32.
+        `[nnz, b_out, b_in]` in the dtype of `x`; summed in float32.
     """
     if INTERPRETED and x.dtype == torch.bfloat16:
         return value_grad(grad.float(), x.float(), row_offsets, col_indices, b_out, b_in).to(x.dtype)
     nnz = col_indices.numel()
     lengths = row_offsets.diff()
-    # With its output size given, this waits for no device.
+    # With the output size given, this does not wait for the device.
     rows = torch.repeat_interleave(
         torch.arange(lengths.numel(), dtype=torch.int32, device=x.device), lengths, output_size=nnz
     )
@@ -173,7 +173,7 @@ def value_grad(grad: Tensor, x: Tensor, row_offsets: Tensor, col_indices: Tensor
 
 def _product(x, values, offsets, indices, order, bias, sides, strides) -> Tensor:
     if INTERPRETED and x.dtype == torch.bfloat16:
-        # The interpreter multiplies the raw bits of bfloat16.
+        # Triton's interpreter multiplies the raw bits of bfloat16.
         wide = None if bias is None else bias.float()
         return _product(x.float(), values.float(), offsets, indices, order, wide, sides, strides).to(x.dtype)
     tokens, in_features = x.shape
@@ -201,7 +201,7 @@ def _product(x, values, offsets, indices, order, bias, sides, strides) -> Tensor
         OUT_STRIDE=strides[0],
         IN_STRIDE=strides[1],
         TILE=tile,
-        # tf32 would lose the three digits that float32 is asked for.
+        # tf32 would lose three of the digits that a user of float32 expects.
         PRECISION="ieee" if wide_float else "tf32",
         num_warps=8 if sides[0] * tile >= 128 * 128 else 4,
         num_stages=2 if wide_float else 3,

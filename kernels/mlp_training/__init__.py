@@ -1,1 +1,1 @@
-"""A whole block-sparse MLP with gradients."""
+"""The operator of a whole block-sparse MLP in training: forward and gradients."""

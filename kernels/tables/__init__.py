@@ -1,1 +1,1 @@
-"""Readers of the measured tables of a GPU in `tuned/`."""
+"""Reads the tables of measurements in `tuned/`."""

@@ -1,1 +1,1 @@
-"""Tables measured on one GPU each, `<gpu>.json`; see `break_even` for what is in them."""
+"""Measured tables, one file for each GPU: `<gpu>.json`. `tables.break_even` and `mlp_inference.tuned_configs` read them."""
