@@ -1,1 +1,1 @@
-"""Measured tables, one file for each GPU: `<gpu>.json`. `tables.break_even` and `mlp_inference.tuned_configs` read them."""
+"""Measured tables, one `<gpu>.json` for each GPU; `tables.break_even` and `mlp_inference.tuned_configs` read them."""
