@@ -81,9 +81,9 @@ def requests(options: argparse.Namespace) -> int:
 
 def language(options: argparse.Namespace) -> int:
     """Lets lm-eval make its metrics of the scores of points."""
-    from blast.experiment.language.stage import make_language_metrics
+    from blast.experiment.language.stage import compute_language_metrics
 
-    make_language_metrics(GridFolder(options.grid_dir), options.ids)
+    compute_language_metrics(GridFolder(options.grid_dir), options.ids)
     return 0
 
 

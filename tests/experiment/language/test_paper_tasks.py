@@ -14,7 +14,7 @@ from blast.datasets._text.tokenizer import train_tokenizer
 from blast.errors import BlastError
 from blast.experiment.data.prepare import build_dataset_requests
 from blast.experiment.language.metrics import build_requests
-from blast.experiment.language.stage import make_language_metrics
+from blast.experiment.language.stage import compute_language_metrics
 from blast.experiment.language.tasks_of_lm_eval import loaded_tasks, read_documents, sets_of, task_names, task_text
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.rows import record_rows
@@ -164,7 +164,7 @@ def test_without_any_rows_there_are_no_requests_and_the_reason_reaches_the_metri
     assert not grid.requests("text").exists()
     record = {"status": "ok", "point": {"dataset": "text"}, "record_digest": "sha256:1"}
     monkeypatch.setattr("blast.experiment.language.stage.read_record", lambda file: record)
-    make_language_metrics(grid, ["one"])
+    compute_language_metrics(grid, ["one"])
     made = json.loads(grid.language("one").read_text())
     assert (made["status"], made["cause"]) == ("failed", "the evaluation set hellaswag could not be had: no network.")
 

@@ -1,6 +1,7 @@
-"""Language metrics in three steps: lm-eval builds requests, any machine scores them, lm-eval replays the scores.
+"""Language metrics in three steps: lm-eval builds requests, any machine scores them, lm-eval computes the metrics.
 
-The request file holds the documents too, so that a replay needs nothing but the requests and the scores.
+The third step uses lm-eval's own code and needs no model: `StoredScores` answers each request with its stored score.
+The request file also holds the documents, so this step needs only the requests and the scores.
 """
 
 from __future__ import annotations
@@ -22,13 +23,9 @@ from blast.experiment.language.tasks_of_lm_eval import (
     check_answers,
     loaded_tasks,
     read_documents,
-    task_names,
-    task_text,
 )
 
-__all__ = ["Replay", "build_requests", "replay", "task_names", "task_text"]
-
-# Draws of lm-eval's bootstrap, for the few metrics that have no closed standard error; its error is then about 2 %.
+# Bootstrap draws for the few metrics without a closed form of the standard error; its own error is then about 2 %.
 BOOTSTRAP = 1000
 FEWSHOT_SEED = 1234
 UNITS = {
@@ -37,7 +34,7 @@ UNITS = {
     "word_perplexity": "perplexity/word",
     "perplexity": "perplexity",
 }
-# Ratios of sums over documents: lm-eval gives them without a standard error.
+# Metrics that are ratios of sums over documents. lm-eval gives no standard error for them.
 SIZES = {"bits_per_byte": "bytes", "byte_perplexity": "bytes", "word_perplexity": "words"}
 
 
@@ -48,87 +45,81 @@ def build_requests(
     out_file: Path,
     limit: int | None = None,
 ) -> RequestFile:
-    """Lets lm-eval build and tokenise the requests of some tasks, and writes them with their documents to one file.
+    """Builds and tokenises the requests of some tasks with lm-eval. Writes them and their documents to one file.
 
     Args:
-        data_folder: Folder of the documents that the tasks name (`@DATA@`).
-        tasks: Names of tasks; their order is kept.
+        data_folder: Folder of the document files that the tasks name as `@DATA@/<file>`.
+        tasks: Names of tasks; the file keeps their order.
         tokenizer_dir: Folder of a transformers tokenizer.
-        out_file: Where the requests go (`.jsonl.gz`); the same inputs give the same bytes.
-        limit: At most so many documents a task, the first ones; None for all.
+        out_file: The request file to write (`.jsonl.gz`). The same inputs give the same bytes.
+        limit: Use the first `limit` documents of each task; None for all.
 
     Raises:
-        BlastError: if a task is unknown, a document file or the tokenizer is missing or damaged, or a task does not
-            ask for likelihoods.
+        BlastError: if a task is unknown or asks for something else than likelihoods, or if a document file or the
+            tokenizer is missing or damaged.
     """
     documents = read_documents(Path(data_folder), tasks)
     tokenizer = _tokenizer(Path(tokenizer_dir))
-    from blast.experiment.language.models import RequestRecorder
+    from blast.experiment.language.models import RequestCollector
 
-    recorder = RequestRecorder(tokenizer)
+    collector = RequestCollector(tokenizer)
     try:
         with loaded_tasks(tasks, documents) as loaded:
             for name, task in loaded.items():
                 task.set_fewshot_seed(seed=FEWSHOT_SEED)
                 task.build_all_requests(limit=limit)
-                recorder.record(name, task.instances)
+                collector.collect(name, task.instances)
                 check_answers(name, task, limit)
     except BlastError:
         raise
-    except Exception as error:  # lm-eval says in many ways that a task and its documents do not fit.
+    except Exception as error:  # lm-eval raises many types if a task and its documents do not fit.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BlastError(
             f"lm-eval cannot build the requests of {', '.join(tasks)} ({reason}); "
-            f"mend the YAML or the documents: {', '.join(documents)}."
+            f"correct the YAML or the documents: {', '.join(documents)}."
         ) from error
     settings = {
         "limit": limit,
         "fewshot_seed": FEWSHOT_SEED,
-        "prefix_token": recorder.prefix_token_id,
+        "prefix_token": collector.prefix_token_id,
         "tokenizer": _folder_digest(Path(tokenizer_dir)),
         "lm_eval": metadata.version("lm_eval"),
     }
-    built = RequestFile(list(tasks), recorder.found, documents, settings)
+    built = RequestFile(list(tasks), collector.requests, documents, settings)
     built.write(Path(out_file))
     return built
 
 
-def replay(requests_file: Path, scores_file: Path) -> list[dict[str, Any]]:
-    """Metrics that lm-eval makes of the scores, as entries of a record; see `Replay` for many score files."""
-    with Replay(requests_file) as replayed:
-        return replayed.metrics(scores_file)
-
-
-class Replay:
-    """lm-eval with one request file loaded, ready to make the metrics of any number of score files.
+class LmEvalMetrics:
+    """A context in which lm-eval computes metrics from score files. It loads the tasks of one request file once.
 
     Args:
-        requests_file: As `build_requests` wrote it.
+        requests_file: A file that `build_requests` wrote.
 
     Raises:
-        BlastError: if the file is missing or damaged, or a task in it is not known here.
+        BlastError: if the file is missing or damaged, or names an unknown task.
     """
 
     def __init__(self, requests_file: Path) -> None:
         self.requests = read_requests(requests_file)
         self._loading = loaded_tasks(self.requests.tasks, self.requests.documents)
 
-    def __enter__(self) -> Replay:
+    def __enter__(self) -> LmEvalMetrics:
         self._tasks = self._loading.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._loading.__exit__(*error)
 
-    def metrics(self, scores_file: Path) -> list[dict[str, Any]]:
-        """The metrics of all tasks, with standard errors and counts.
+    def compute(self, scores_file: Path) -> list[dict[str, Any]]:
+        """The metrics of all tasks as entries of a record, with standard errors and counts.
 
-        lm-eval gives no standard error for bits per byte and perplexities: here they are ratio estimates over
+        lm-eval gives no standard error for bits per byte and perplexities. Here it is that of a ratio estimate over
         documents (delta method, see `ratio_and_stderr`).
 
         Raises:
-            BlastError: if the scores are missing, damaged, not finite, or were made for other requests; or if the tasks
-                changed since the requests were built.
+            BlastError: if the scores are missing, damaged, not finite or of other requests, or if a task changed since
+                the requests were built.
         """
         scores = read_scores(scores_file)
         scores.check_against(self.requests, str(scores_file))
@@ -143,16 +134,16 @@ class Replay:
     def _evaluate(self, scores: ScoreFile) -> dict[str, Any]:
         from lm_eval.evaluator import evaluate
 
-        from blast.experiment.language.models import ScoreReplayer
+        from blast.experiment.language.models import StoredScores
 
-        # Anew each time: the sampler of examples moves on with every build.
+        # Each build advances the sampler of few-shot examples, so it is seeded again.
         for task in self._tasks.values():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        known = {request.key: score for request, score in zip(self.requests, scores.scores, strict=True)}
-        # The bootstrap would otherwise start a process a core.
+        by_key = {request.key: score for request, score in zip(self.requests, scores.scores, strict=True)}
+        # Keeps the bootstrap from starting one process per core.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         return evaluate(
-            lm=ScoreReplayer(known),
+            lm=StoredScores(by_key),
             task_dict={"tasks": self._tasks, "groups": {}, "group_map": {}},
             limit=self.requests.settings["limit"],
             bootstrap_iters=BOOTSTRAP,
@@ -190,11 +181,11 @@ class Replay:
 
 
 def _stderr_over_documents(name: str, pairs: list[tuple[float, int]]) -> float | None:
-    """Standard error of a ratio of sums, from each document's log-likelihood (nats) and its bytes or words."""
+    """Standard error of a ratio of sums, from the log-likelihood (nats) and the bytes or words of each document."""
     nats_per_unit, stderr = ratio_and_stderr([-nats for nats, _ in pairs], [size for _, size in pairs])
     if stderr is None:
         return None
-    # Bits are nats / ln 2; the derivative of exp is exp.
+    # Bits are nats / ln 2. Perplexity is exp(nats), and so is its derivative.
     return stderr / math.log(2) if name == "bits_per_byte" else stderr * math.exp(nats_per_unit)
 
 

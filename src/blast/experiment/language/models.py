@@ -1,4 +1,4 @@
-"""The two language models that lm-eval is given: one writes its requests down, one replays scores."""
+"""Two models for lm-eval: `RequestCollector` collects its requests, `StoredScores` answers them with stored scores."""
 
 from __future__ import annotations
 
@@ -16,58 +16,61 @@ from blast.evaluation.scores import Score
 
 
 def key_of(instance: Instance) -> str:
-    """Digest of what a request asks: its kind and its text."""
+    """Digest of the kind and the text of a request."""
     text = json.dumps([instance.request_type, *instance.args])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-class RequestRecorder(HFLM):
-    """lm-eval's own tokenisation for transformers models, with nothing behind it: tokens are kept, not scored.
+class RequestCollector(HFLM):
+    """lm-eval's tokenisation for transformers models, without a model: it keeps the tokens of each request.
 
     Args:
-        tokenizer: A transformers tokenizer with a BOS or an EOS token, which stands before a text without context.
+        tokenizer: A transformers tokenizer with a BOS or an EOS token, which precedes a text without context.
 
     Attributes:
-        found: The requests, each once, in the order in which they were first seen.
+        requests: The requests without duplicates, in the order in which they were first seen.
+
+    Raises:
+        BlastError: if the tokenizer has neither token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        # Not HFLM's own: it loads a model.
+        # HFLM.__init__ would load a model.
         TemplateLM.__init__(self)
         self.tokenizer = tokenizer
         self.backend = "causal"
         self.add_bos_token = None
         self.custom_prefix_token_id = None
         self.enable_thinking = False
-        self.found: list[Request] = []
+        self.requests: list[Request] = []
         self._encoded: list[tuple[list[int], list[int]]] = []
         if self.prefix_token_id is None:
             raise BlastError(
-                "the tokenizer has neither a BOS nor an EOS token, but one must stand before a text without context; "
-                "train the tokenizer with one."
+                "the tokenizer has neither a BOS nor an EOS token, but a text without context must begin with one; "
+                "train the tokenizer with a BOS or an EOS token."
             )
 
-    def record(self, task: str, instances: list[Instance]) -> None:
-        """Tokenises the requests of a task and keeps those not seen yet.
+    def collect(self, task: str, instances: list[Instance]) -> None:
+        """Tokenises the requests of a task and keeps the new ones.
 
         Raises:
-            BlastError: if the task asks for anything but likelihoods, or a continuation has no token.
+            BlastError: if the task asks for something else than likelihoods, or a continuation has no token.
         """
-        known = {request.key for request in self.found}
+        known = {request.key for request in self.requests}
         for instance in instances:
             key = key_of(instance)
             if key in known:
                 continue
             known.add(key)
             context, continuation = self._encode(task, instance)
-            self.found.append(Request(key, task, instance.request_type, context, continuation))
+            self.requests.append(Request(key, task, instance.request_type, context, continuation))
 
     def _encode(self, task: str, instance: Instance) -> tuple[list[int], list[int]]:
         if instance.request_type == "loglikelihood_rolling":
             return [self.prefix_token_id], self.tok_encode(instance.args[0])
         if instance.request_type != "loglikelihood":
             raise BlastError(
-                f"the task '{task}' asks for {instance.request_type}, but only likelihoods can be replayed; "
+                f"the task '{task}' asks for {instance.request_type}, but only likelihoods can be scored; "
                 "choose another task."
             )
         if instance.args[1]:
@@ -76,7 +79,7 @@ class RequestRecorder(HFLM):
         if not continuation:
             raise BlastError(
                 f"the task '{task}' has a document (number {instance.doc_id}) whose answer {instance.args[1]!r} has no "
-                "token of its own; mend the document."
+                "token of its own; correct the document."
             )
         return context, continuation
 
@@ -85,8 +88,8 @@ class RequestRecorder(HFLM):
         return [(0.0, False)] * len(requests)
 
 
-class ScoreReplayer(LM):
-    """Answers each request with the score it was given before.
+class StoredScores(LM):
+    """Answers each request with its stored score.
 
     Args:
         scores: Scores by the key of their request.
@@ -104,7 +107,8 @@ class ScoreReplayer(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         raise BlastError(
-            f"the task '{requests[0].task_name}' asks for text, but only likelihoods can be replayed; choose another."
+            f"the task '{requests[0].task_name}' asks for generated text, but only likelihoods can be scored; "
+            "choose another task."
         )
 
     def _score(self, request: Instance) -> Score:
@@ -112,6 +116,6 @@ class ScoreReplayer(LM):
             return self.scores[key_of(request)]
         except KeyError as error:
             raise BlastError(
-                f"the task '{request.task_name}' asks for what the request file does not hold, so the task or lm-eval "
-                "changed since; delete the request file, then build and score the requests again."
+                f"the task '{request.task_name}' has a request that is not in the request file: the task or lm-eval "
+                "changed since the file was built; delete the file, then build and score the requests again."
             ) from error

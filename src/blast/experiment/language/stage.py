@@ -1,4 +1,4 @@
-"""lm-eval's metrics of points, made from the scores they left."""
+"""The stage `language`: lm-eval's metrics of points, computed from their score files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from blast.errors import BlastError
-from blast.experiment.language.metrics import Replay
+from blast.experiment.language.metrics import LmEvalMetrics
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records import provenance
 from blast.experiment.records.record import read_record
@@ -19,18 +19,18 @@ FORMAT = 1
 
 
 def _left_out(folder: GridFolder, dataset: str) -> dict[str, str]:
-    """Why tasks of a dataset have no requests, by task."""
+    """By task: the reason why a dataset has no requests for it."""
     file = folder.left_out(dataset)
     return read_json(file, "list of tasks left out", "delete it and run again.") if file.is_file() else {}
 
 
-def make_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
-    """Writes `language/<id>.json` for each point; a point without scores gets a file that says why.
+def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
+    """Writes `language/<id>.json` for each point. The file of a point without scores gives the reason.
 
-    lm-eval is loaded once for all points of a dataset.
+    The tasks of a dataset are loaded once for all its points.
     """
-    replays: dict[str, Replay] = {}
-    with ExitStack() as open_replays:
+    loaded: dict[str, LmEvalMetrics] = {}
+    with ExitStack() as contexts:
         for name in ids:
             record = read_record(folder.record(name))
             entry: dict[str, Any] = {"status": "ok", "cause": None, "metrics": []}
@@ -41,9 +41,9 @@ def make_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
                 missing = _left_out(folder, dataset)
                 if missing and not folder.requests(dataset).is_file():
                     raise BlastError("; ".join(missing.values()))
-                if dataset not in replays:
-                    replays[dataset] = open_replays.enter_context(Replay(folder.requests(dataset)))
-                entry["metrics"] = replays[dataset].metrics(folder.work(name) / "scores.json")
+                if dataset not in loaded:
+                    loaded[dataset] = contexts.enter_context(LmEvalMetrics(folder.requests(dataset)))
+                entry["metrics"] = loaded[dataset].compute(folder.work(name) / "scores.json")
                 entry["left_out"] = missing
             except BlastError as error:
                 entry |= {"status": "failed", "cause": str(error)}

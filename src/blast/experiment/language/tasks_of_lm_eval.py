@@ -1,8 +1,8 @@
 """Evaluation tasks: one lm-eval YAML file each in `tasks/`, found by its name.
 
-A task writes its data files as `@DATA@/<file>` and states `cache_dir: "@DATA@"`, where `@DATA@` stands for the folder
-that holds the documents while the task is loaded. A task of lm-eval's own is included as `@LM_EVAL@/<file>`, so that
-its prompts are the stock ones; only its data come from here.
+A task names its data files as `@DATA@/<file>` and sets `cache_dir: "@DATA@"`. While the task is loaded, `@DATA@` is
+replaced by a temporary folder with the documents. To use a task of lm-eval itself, include it as `@LM_EVAL@/<file>`:
+the prompts are then lm-eval's, and only the data come from here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Documents = dict[str, list[dict[str, Any]]]
 
 
 def task_names() -> list[str]:
-    """Names of all tasks, sorted; a file that starts with `_` is a part to include."""
+    """Names of all tasks, sorted. A file that starts with `_` is no task; other files include it."""
     names = (file.name for file in _folder().iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and name[0] != "_")
 
@@ -33,7 +33,7 @@ def task_text(task: str) -> str:
     """The YAML of a task.
 
     Raises:
-        BlastError: if there is none of that name; the message gives the nearest.
+        BlastError: if no task has that name; the message suggests the nearest one.
     """
     if task not in task_names():
         raise unknown_name("evaluation task", task, task_names())
@@ -44,15 +44,16 @@ def read_documents(folder: Path, tasks: Sequence[str]) -> Documents:
     """The documents that some tasks read, by file name.
 
     Args:
-        folder: Where the files (JSON lines) of the dataset are; published evaluation sets come from the cache, fetched
-            if need be.
+        folder: Folder of the dataset's files (JSON lines). Published evaluation sets that it lacks come from the cache
+            and are fetched if needed.
         tasks: Names of tasks.
 
     Raises:
-        BlastError: if no task is given, one is unknown, a file is missing, damaged or empty, or no source has a set.
+        BlastError: if no task is given or a task is unknown; if a file is missing, damaged or empty; if no source has
+            an evaluation set.
     """
     if not tasks:
-        raise BlastError(f"no evaluation task was given; name at least one of: {', '.join(task_names())}.")
+        raise BlastError(f"no evaluation task was given; give at least one of: {', '.join(task_names())}.")
     return {name: _read_lines(_place(Path(folder), name)) for task in tasks for name in _data_files(task)}
 
 
@@ -70,7 +71,7 @@ def _place(folder: Path, file: str) -> Path:
 
 @contextmanager
 def loaded_tasks(tasks: Sequence[str], documents: Documents) -> Iterator[dict[str, Any]]:
-    """lm-eval's task objects by name, with these documents; they are good for as long as the context lasts."""
+    """lm-eval's task objects by name, with these documents. They are valid inside the context only."""
     import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -90,12 +91,12 @@ def loaded_tasks(tasks: Sequence[str], documents: Documents) -> Iterator[dict[st
 
 
 def check_answers(name: str, task: Any, limit: int | None) -> None:
-    """Checks that each question of a multiple-choice task has its answer among the choices.
+    """Checks that the choices of each multiple-choice question include its answer.
 
-    lm-eval only warns and counts such a question as wrong.
+    lm-eval only warns, and counts a question without its answer as wrong.
 
     Raises:
-        BlastError: naming the first document whose answer is none of its choices.
+        BlastError: with the number of the first document whose answer is none of its choices.
     """
     if task.OUTPUT_TYPE != "multiple_choice":
         return
@@ -106,7 +107,7 @@ def check_answers(name: str, task: Any, limit: int | None) -> None:
         if not golds or not all(0 <= g < len(choices) if isinstance(g, int) else g in choices for g in golds):
             raise BlastError(
                 f"the task '{name}' has a document (number {number}) whose answer {gold!r} is none of its "
-                f"{len(choices)} choices; mend the document."
+                f"{len(choices)} choices; correct the document."
             )
 
 
@@ -117,7 +118,7 @@ def _folder() -> Any:
 def _data_files(task: str) -> list[str]:
     text = re.sub(r"^\s*#.*$", "", task_text(task), flags=re.MULTILINE)
     if 'cache_dir: "@DATA@"' not in text:
-        # Without it every load would leave a copy of the data in the user's cache.
+        # Without this key, lm-eval copies the data into the user's cache at every load.
         raise BlastError(f'{task}.yaml: the key cache_dir is missing; add `cache_dir: "@DATA@"` to its dataset_kwargs.')
     return sorted(set(re.findall(r"@DATA@/([\w.-]+)", text)))
 

@@ -1,4 +1,4 @@
-"""lm-eval's requests, scored elsewhere and replayed, give what lm-eval itself gives on the same model."""
+"""lm-eval's requests, scored elsewhere, give the same metrics as lm-eval itself on the same model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blast.evaluation.requests import read_requests
 from blast.evaluation.scores import Score, read_scores, write_scores
 from blast.evaluation.scoring import score_requests
 from blast.experiment.language import tasks_of_lm_eval
-from blast.experiment.language.metrics import Replay, build_requests, replay, task_names
+from blast.experiment.language.metrics import LmEvalMetrics, build_requests
 
 TASKS = ["pystdlib_heldout", "pystdlib_next_line"]
 
@@ -37,25 +37,30 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def built(data, tokenizer, model, tmp_path_factory) -> SimpleNamespace:
-    """Requests built, scored and replayed once."""
+    """Requests, their scores and the metrics, made once."""
     folder = tmp_path_factory.mktemp("built")
     requests, scores = folder / "requests.jsonl.gz", folder / "scores.json"
     build_requests(data, TASKS, data / "tokenizer", requests)
     score_requests(model, requests, scores, batch_size=8)
-    return SimpleNamespace(requests=requests, scores=scores, metrics=replay(requests, scores))
+    return SimpleNamespace(requests=requests, scores=scores, metrics=metrics_of(requests, scores))
 
 
 @pytest.fixture(scope="module")
 def reference(data, tokenizer, model) -> dict:
-    """What lm-eval gives with its own model class."""
+    """Results of lm-eval with its own model class."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    # Its cache of logits confuses windows of one input of which different numbers of tokens are scored, and our texts
+    # lm-eval's cache of logits confuses windows with the same input but another number of scored tokens. Our texts
     # overlap enough for that to happen (seen with the sources of Python 3.12).
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=WINDOW, device="cpu", logits_cache=False)
     with tasks_of_lm_eval.loaded_tasks(TASKS, tasks_of_lm_eval.read_documents(data, TASKS)) as tasks:
         return evaluate(lm=lm, task_dict={"tasks": tasks, "groups": {}, "group_map": {}}, bootstrap_iters=1000)
+
+
+def metrics_of(requests: Path, scores: Path) -> list[dict]:
+    with LmEvalMetrics(requests) as lm_eval:
+        return lm_eval.compute(scores)
 
 
 def _scores_of(reference: dict, built: SimpleNamespace) -> tuple[list[tuple], list[Score]]:
@@ -131,19 +136,19 @@ def test_the_same_inputs_give_the_same_request_file(built, data, tmp_path) -> No
     assert (tmp_path / "again.jsonl.gz").read_bytes() == built.requests.read_bytes()
 
 
-def test_scores_are_replayed_only_against_their_own_requests(built, data, tmp_path) -> None:
+def test_scores_of_other_requests_are_rejected(built, data, tmp_path) -> None:
     build_requests(data, TASKS, data / "tokenizer", tmp_path / "few.jsonl.gz", limit=5)
     assert len(read_requests(tmp_path / "few.jsonl.gz")) == 5 + 5 * 4
     with pytest.raises(BlastError, match="made for other requests"):
-        replay(tmp_path / "few.jsonl.gz", built.scores)
+        metrics_of(tmp_path / "few.jsonl.gz", built.scores)
 
 
-def test_a_score_that_is_not_finite_is_refused(built, tmp_path) -> None:
+def test_a_score_that_is_not_finite_is_rejected(built, tmp_path) -> None:
     text = built.scores.read_text()
     first = json.loads(text)["scores"][0][0]
     (tmp_path / "bad.json").write_text(text.replace(str(first), "NaN", 1))
     with pytest.raises(BlastError, match=r"bad\.json: 1 of \d+ log-likelihoods are not finite"):
-        replay(built.requests, tmp_path / "bad.json")
+        metrics_of(built.requests, tmp_path / "bad.json")
 
 
 def test_loading_tasks_leaves_nothing_in_the_cache_of_the_user(data, tmp_path, monkeypatch) -> None:
@@ -183,32 +188,32 @@ metadata: {version: 1.0}
 """
 
 
-def test_a_task_with_examples_is_added_by_one_file_and_replays_again_and_again(
+def test_a_few_shot_task_is_added_by_one_file_and_gives_the_same_metrics_twice(
     own_tasks, data, model, tmp_path
 ) -> None:
     (own_tasks / "last_word.yaml").write_text(FEW_SHOT)
     write_lines(data / "words.jsonl", [{"text": f"{w} {w} {w}", "word": w} for w in "abcdefgh"])
     write_lines(data / "examples.jsonl", [{"text": f"{w} {w}", "word": w} for w in "stuvwxyz"])
-    assert "last_word" in task_names()
+    assert "last_word" in tasks_of_lm_eval.task_names()
     requests, scores = tmp_path / "r.jsonl.gz", tmp_path / "s.json"
     build_requests(data, ["last_word"], data / "tokenizer", requests)
     score_requests(model, requests, scores, max_length=WINDOW)
-    with Replay(requests) as replayed:
-        first = replayed.metrics(scores)
-        assert replayed.metrics(scores) == first
+    with LmEvalMetrics(requests) as lm_eval:
+        first = lm_eval.compute(scores)
+        assert lm_eval.compute(scores) == first
     perplexity, acc = first
     assert perplexity["spread"] == "stderr"
     assert (acc["n"], acc["setting"]["num_fewshot"]) == (8, 2)
 
 
-def test_a_task_that_changed_since_its_requests_were_built_is_noticed(own_tasks, built) -> None:
+def test_a_task_that_changed_since_its_requests_were_built_is_rejected(own_tasks, built) -> None:
     file = own_tasks / "pystdlib_next_line.yaml"
     file.write_text(file.read_text().replace('target_delimiter: ""', 'target_delimiter: " "'))
-    with pytest.raises(BlastError, match="'pystdlib_next_line' asks for what the request file does not hold"):
-        replay(built.requests, built.scores)
+    with pytest.raises(BlastError, match="'pystdlib_next_line' has a request that is not in the request file"):
+        metrics_of(built.requests, built.scores)
 
 
-def test_a_task_that_asks_for_text_is_refused(own_tasks, data, tmp_path) -> None:
+def test_a_task_that_generates_text_is_rejected(own_tasks, data, tmp_path) -> None:
     text = FEW_SHOT.replace("output_type: loglikelihood", "output_type: generate_until").replace("last_word", "writes")
     text = text.replace("metric: perplexity, aggregation: perplexity", "metric: exact_match, aggregation: mean")
     text = text.replace("  - {metric: acc, aggregation: mean, higher_is_better: true}\n", "")
@@ -219,7 +224,7 @@ def test_a_task_that_asks_for_text_is_refused(own_tasks, data, tmp_path) -> None
         build_requests(data, ["writes"], data / "tokenizer", tmp_path / "r.jsonl.gz")
 
 
-def test_a_task_without_its_own_cache_folder_is_refused(own_tasks, data, tokenizer, tmp_path) -> None:
+def test_a_task_without_its_own_cache_folder_is_rejected(own_tasks, data, tokenizer, tmp_path) -> None:
     file = own_tasks / "pystdlib_heldout.yaml"
     file.write_text(file.read_text().replace('  cache_dir: "@DATA@"\n', ""))
     with pytest.raises(BlastError, match=r"pystdlib_heldout\.yaml: the key cache_dir is missing"):
@@ -258,10 +263,10 @@ def test_an_answer_without_a_token_is_named(data, tokenizer, tmp_path) -> None:
         build_requests(tmp_path, ["pystdlib_next_line"], data / "tokenizer", tmp_path / "r.jsonl.gz")
 
 
-def test_write_scores_needs_nothing_but_requests_and_scores(built, tmp_path) -> None:
+def test_scores_can_be_written_from_requests_and_a_list(built, tmp_path) -> None:
     requests = read_requests(built.requests)
     write_scores(tmp_path / "s.json", requests, read_scores(built.scores).scores)
-    values = [entry["value"] for entry in replay(built.requests, tmp_path / "s.json")]
+    values = [entry["value"] for entry in metrics_of(built.requests, tmp_path / "s.json")]
     assert values == [entry["value"] for entry in built.metrics]
 
 
