@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from blast.download import hub as hub_module
 from blast.download import sources
 from blast.download.hub import HubFiles
 from blast.errors import BlastError
@@ -18,6 +23,9 @@ from blast.files import file_digest
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE = bytes(range(256)) * 3000
+# The client keeps what came in steps of 10 MiB.
+STEP = 10 << 20
+CUT = STEP + (1 << 20)
 FILES = {
     "config.json": b'{"a": 1}\n',
     "model.safetensors": LARGE,
@@ -28,42 +36,62 @@ SOURCE = HubFiles("tiny", "models", "owner/tiny", REVISION, ("config.json", "mod
 
 
 class _Hub(ThreadingHTTPServer):
-    """Answers like the hub; `refuse` is a status for everything, `cuts` transfers of the large file end early."""
+    """Answers like the hub.
+
+    `refuse` is a status for everything, `gated` one for content alone; `cuts` transfers of the large file end early.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(FILES)
-        self.refuse, self.cuts, self.pause = 0, 0, 0.0
+        self.refuse, self.gated, self.cuts, self.pause = 0, 0, 0, 0.0
         self.asked: list[tuple[str, str | None, str | None]] = []
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         hub = self.server
         path = self.path.partition("?")[0]
-        hub.asked.append((path, self.headers.get("Range"), self.headers.get("Authorization")))
+        if self.command == "GET":
+            hub.asked.append((path, self.headers.get("Range"), self.headers.get("Authorization")))
         if hub.refuse:
             self.send_error(hub.refuse)
-        elif path == f"/api/models/owner/tiny/tree/{REVISION}":
-            self._send(json.dumps([_entry(name, content) for name, content in hub.files.items()]).encode())
-        elif path.startswith(f"/owner/tiny/resolve/{REVISION}/"):
+        elif path in (f"/api/models/owner/tiny/revision/{name}" for name in (REVISION, "main")):
+            siblings = [_entry(name, content) for name, content in hub.files.items()]
+            self._send(json.dumps({"id": "owner/tiny", "sha": REVISION, "siblings": siblings}).encode())
+        elif hub.gated:
+            self.send_error(hub.gated)
+        elif path.startswith((f"/owner/tiny/resolve/{REVISION}/", "/owner/tiny/resolve/main/")):
             time.sleep(hub.pause)
-            self._send(hub.files[path.split("/", 5)[5]])
+            self._send(hub.files[path.split("/", 5)[5]], path.endswith(".safetensors"))
         else:
             self.send_error(404)
 
-    def _send(self, content: bytes) -> None:
+    def _send(self, content: bytes, large: bool = False) -> None:
         asked = self.headers.get("Range")
         start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
         part = content[start:] if asked != "bytes=0-0" else content[:1]
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(part)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+        blob = _entry("", content)
+        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("ETag", f'"{blob["blobId"]}"')
+        if "lfs" in blob:
+            self.send_header("X-Linked-Etag", f'"{blob["lfs"]["sha256"]}"')
+            self.send_header("X-Linked-Size", str(len(content)))
         self.end_headers()
-        if self.server.cuts and content is LARGE and asked != "bytes=0-0":
+        if self.command == "HEAD":
+            return
+        if self.server.cuts and large and asked != "bytes=0-0":
             self.server.cuts -= 1
-            part = part[: len(part) // 2]
+            part = part[: CUT - start]
         self.wfile.write(part)
 
     def log_message(self, *_: object) -> None:
@@ -73,8 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
 def _entry(name: str, content: bytes) -> dict:
     """A line of the listing: large files with their sha256, small ones with git's digest alone."""
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    entry = {"type": "file", "path": name, "size": len(content), "oid": blob}
-    return entry | ({"lfs": {"oid": hashlib.sha256(content).hexdigest()}} if len(content) > 1000 else {})
+    entry = {"rfilename": name, "size": len(content), "blobId": blob}
+    lfs = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+    return entry | ({"lfs": lfs} if len(content) > 1000 else {})
 
 
 @pytest.fixture
@@ -93,7 +122,8 @@ def test_only_wanted_files_come_and_each_is_checked(hub, tmp_path):
     folder = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / REVISION
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert (facts["files"], facts["bytes"]) == (2, len(LARGE) + 9)
-    assert file_digest(folder / "config.json", "git") == f"git:{_entry('config.json', FILES['config.json'])['oid']}"
+    assert (folder / "model.safetensors").readlink().name == hashlib.sha256(LARGE).hexdigest()
+    assert file_digest(folder / "config.json", "git") == f"git:{_entry('config.json', FILES['config.json'])['blobId']}"
 
 
 def test_a_second_fetch_asks_nothing_and_reads_nothing_again(hub, tmp_path, monkeypatch):
@@ -112,11 +142,13 @@ def test_a_file_that_changed_since_is_fetched_again(hub, tmp_path):
     assert file.read_bytes() == LARGE
 
 
-def test_a_cut_transfer_is_taken_up_where_it_ended(hub, tmp_path):
+def test_a_cut_transfer_is_resumed_where_it_ended(hub, tmp_path):
     hub.cuts = 1
+    hub.files["model.safetensors"] = bytes(STEP) + LARGE + bytes(STEP)
     SOURCE.fetch(tmp_path)
     ranges = [part for path, part, _ in hub.asked if path.endswith(".safetensors") and part != "bytes=0-0"]
-    assert ranges == [None, f"bytes={len(LARGE) // 2}-"]
+    assert ranges == [None, f"bytes={STEP}-"]
+    assert (SOURCE.folder(tmp_path) / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
 def test_other_content_than_the_listing_says_is_refused(hub, tmp_path):
@@ -128,11 +160,62 @@ def test_other_content_than_the_listing_says_is_refused(hub, tmp_path):
     hub.files["model.safetensors"] = LARGE[::-1]
     with pytest.raises(BlastError, match="wrong checksum"):
         SOURCE.fetch(tmp_path)
+    assert (SOURCE.folder(tmp_path) / "model.safetensors.damaged").read_bytes() == LARGE[::-1]
+    hub.files["model.safetensors"] = LARGE
+    SOURCE.fetch(tmp_path)
+    assert (SOURCE.folder(tmp_path) / "model.safetensors").read_bytes() == LARGE
+
+
+def test_a_branch_lies_where_the_client_puts_its_commit(hub, tmp_path):
+    source = replace(SOURCE, revision="main")
+    source.fetch(tmp_path)
+    assert source.folder(tmp_path).name == REVISION
+    assert [path.name for path in source.paths(tmp_path)] == ["config.json", "model.safetensors"]
+
+
+def test_files_in_the_cache_are_found_without_the_client(hub, tmp_path):
+    SOURCE.fetch(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from blast.download.hub import HubFiles\n"
+        f"HubFiles({SOURCE.name!r}, 'models', {SOURCE.repository!r}, {REVISION!r}, {SOURCE.wanted!r})"
+        f".fetch(Path({str(tmp_path)!r}))\n"
+        "sys.exit('huggingface_hub' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_gated_repository_says_what_to_accept(hub, tmp_path, status):
     hub.refuse = status
+    with pytest.raises(BlastError, match=r"^tiny: accept its terms\.$"):
+        SOURCE.fetch(tmp_path)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_gated_content_says_what_to_accept_though_its_listing_is_public(hub, tmp_path, status):
+    hub.gated = status
+    with pytest.raises(BlastError, match=r"^tiny: accept its terms\.$"):
+        SOURCE.fetch(tmp_path)
+
+
+def test_content_that_cannot_be_had_is_named_with_its_reason(hub, tmp_path):
+    hub.gated = 500
+    with pytest.raises(BlastError) as caught:
+        SOURCE.fetch(tmp_path)
+    message = str(caught.value)
+    assert "tiny could not be fetched" in message
+    assert "the server answers 500" in message
+    assert message.endswith(
+        f"put config.json, model.safetensors into {SOURCE.folder(tmp_path)} by hand, then run again."
+    )
+    assert "\n" not in message
+
+
+def test_the_answer_of_the_hub_is_told_and_not_the_advice_of_its_client(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_module, "_reach", lambda address: None)
+    hub.gated = 403
+    with pytest.raises(BlastError, match="the server answers 403 Forbidden"):
+        replace(SOURCE, gate="").fetch(tmp_path)
     with pytest.raises(BlastError, match=r"^tiny: accept its terms\.$"):
         SOURCE.fetch(tmp_path)
 
@@ -214,3 +297,20 @@ def test_progress_is_told_in_lines(hub, tmp_path):
     lines: list[str] = []
     SOURCE.fetch(tmp_path, lines.append)
     assert lines == [f"tiny: fetching 2 file(s) from http://127.0.0.1:{hub.server_port}/owner/tiny/resolve/{REVISION}/"]
+
+
+def test_a_long_transfer_is_told_once_a_second(monkeypatch):
+    now = iter([0.0, 0.5, 1.5, 1.5, 1.7])
+    monkeypatch.setattr(hub_module.time, "monotonic", lambda: next(now))
+    lines: list[str] = []
+    with hub_module._lines("model.safetensors", lines.append)(total=4_000_000, initial=0, desc="", unit="B") as bar:
+        for _ in range(3):
+            bar.update(1_000_000)
+    assert lines == ["model.safetensors: 2.0 of 4.0 MB"]
+
+
+def test_the_client_sends_no_telemetry_and_uses_plain_http(monkeypatch):
+    for switch in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET"):
+        monkeypatch.delenv(switch, raising=False)
+    hub_module._client()
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == os.environ["HF_HUB_DISABLE_XET"] == "1"

@@ -1,8 +1,7 @@
-"""Repositories of the model hub: files listed with their checksums, then fetched like any other file.
+"""Repositories of the model hub: the hub's own client fetches, and every file is checked against the hub's listing.
 
-They lie in `hub/` of the cache exactly as the hub's own client lays them out
-(`models--owner--name/snapshots/<revision>/…`), so a folder of that client, or one brought from another machine, is
-taken as it is. Standard library alone.
+Files lie in `hub/` of the cache as the client lays them out (`models--owner--name/snapshots/<revision>/…`). A folder
+of that client, or one brought from another machine, is therefore taken as it is.
 """
 
 from __future__ import annotations
@@ -10,20 +9,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from blast.download.sources import Progress, RemoteFile, SourceError, UrlSource, fetch_files, open_address, request_for
+from blast.download.sources import IDLE_S, Progress, RemoteFile, SourceError, open_address, request_for
 from blast.errors import BlastError
 from blast.files import file_digest, json_digest, locked, write_atomically
 
 HUB = "https://huggingface.co"
 TOKEN = "HF_TOKEN"
 SHA256_DIGITS = 64
-REFUSED = ("401", "403")
+REFUSED = (401, 403)
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
@@ -55,15 +56,18 @@ class HubFiles:
     @property
     def label(self) -> str:
         """The repository, for people."""
-        return f"{hub_address()}/{'datasets/' if self.kind == 'datasets' else ''}{self.repository}"
+        return f"{hub_address()}/{self._prefix}{self.repository}"
 
     def repository_folder(self, cache: Path) -> Path:
         """The repository's folder in the cache."""
         return Path(cache) / "hub" / f"{self.kind}--{self.repository.replace('/', '--')}"
 
     def folder(self, cache: Path) -> Path:
-        """Where the files go."""
-        return self.repository_folder(cache) / "snapshots" / self.revision
+        """Where the files go; the client notes in `refs/` which commit a branch is."""
+        root = self.repository_folder(cache)
+        branch = root / "refs" / self.revision
+        commit = branch.read_text(encoding="utf-8").strip() if branch.is_file() else self.revision
+        return root / "snapshots" / commit
 
     def fetch(self, cache: Path, progress: Progress | None = None) -> dict[str, Any]:
         """Makes sure that the files are in the cache and right, asking the hub for what is missing.
@@ -74,47 +78,21 @@ class HubFiles:
         Raises:
             BlastError: one sentence that says why the hub did not give them and what to do.
         """
-        if not self._listing(cache).exists():
+        if not (self._listing(cache).exists() and self._checked_before(cache)):
             with locked(self._listing(cache)):
                 if not self._listing(cache).exists():
-                    self._adopt(cache) or self._ask(cache)
-        files = self.files(cache)
-        if not self._checked_before(cache):
-            self._bring(cache, files, progress)
+                    self._adopt(cache) or self._list(cache)
+                if not self._checked_before(cache):
+                    self._download(cache, progress or (lambda line: None))
         return {
             "name": self.name,
             "repository": self.repository,
             "revision": self.revision,
             "digest": self.digest(cache),
             "folder": str(self.folder(cache)),
-            "files": len(files),
+            "files": len(self.files(cache)),
             "bytes": self.size(cache),
         }
-
-    def _bring(self, cache: Path, files: Sequence[RemoteFile], progress: Progress | None) -> None:
-        kind = "datasets/" if self.kind == "datasets" else ""
-        base = f"{hub_address()}/{kind}{self.repository}/resolve/{self.revision}/"
-        try:
-            fetch_files(self.name, files, [UrlSource(base, headers=_token())], self.folder(cache), progress)
-        except BlastError as fault:
-            raise self._with_gate(fault) from fault
-        write_atomically(self._seen_file(cache), json.dumps(self._seen(cache)) + "\n")
-
-    def _seen_file(self, cache: Path) -> Path:
-        return self._listing(cache).with_suffix(".checked")
-
-    def _seen(self, cache: Path) -> dict[str, list[int] | None]:
-        """Size and time of each file as it lies there."""
-        found: dict[str, list[int] | None] = {}
-        for file in self.files(cache):
-            path = self.folder(cache) / file.name
-            found[file.name] = [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
-        return found
-
-    def _checked_before(self, cache: Path) -> bool:
-        """Whether no file has changed since all checksums were right: gigabytes are not read before each run."""
-        path = self._seen_file(cache)
-        return path.exists() and json.loads(path.read_text(encoding="utf-8")) == self._seen(cache)
 
     def files(self, cache: Path) -> list[RemoteFile]:
         """The wanted files with their checksums, as the hub listed them, in the order of their names."""
@@ -140,6 +118,10 @@ class HubFiles:
                 raise BlastError(f"{self.name} is not complete, {path} is missing; fetch it first.")
         return found
 
+    @property
+    def _prefix(self) -> str:
+        return "datasets/" if self.kind == "datasets" else ""
+
     def _listing(self, cache: Path) -> Path:
         """Our list of the wanted files; another choice of files of the same repository has a list of its own."""
         choice = json_digest([self.revision, *self.wanted], escaped=True).removeprefix("sha256:")[:12]
@@ -152,9 +134,7 @@ class HubFiles:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _keep(self, cache: Path, entries: dict[str, dict[str, Any]]) -> None:
-        path = self._listing(cache)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+        write_atomically(self._listing(cache), json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
 
     def _adopt(self, cache: Path) -> bool:
         """Lists what lies in the cache already, if nothing is missing of it."""
@@ -168,13 +148,114 @@ class HubFiles:
         for name in chosen:
             path = root / name
             checksum = file_digest(path)
-            # The hub's client keeps content under its checksum and links to it from the snapshot.
+            # The client keeps content under its checksum and links to it from the snapshot.
             blob = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
             if len(blob) == SHA256_DIGITS and f"sha256:{blob}" != checksum:
                 raise BlastError(f"{path} is damaged: its content is not what its name {blob} says; delete it.")
             entries[name] = {"checksum": checksum, "bytes": path.stat().st_size}
         self._keep(cache, entries)
         return True
+
+    def _list(self, cache: Path) -> None:
+        """Asks the hub for names, sizes and checksums."""
+        client = _client()
+        address = f"{hub_address()}/api/{self.kind}/{self.repository}/revision/{self.revision}"
+        try:
+            _reach(address)
+            about = client.HfApi(endpoint=hub_address(), token=_token() or False).repo_info(
+                self.repository,
+                repo_type=self.kind.removesuffix("s"),
+                revision=self.revision,
+                timeout=IDLE_S,
+                files_metadata=True,
+            )
+        except _failures(client) as fault:
+            raise self._failed(
+                fault,
+                f"{self.label}: {_reason(fault)}",
+                f"check the network, or bring the folder {self.folder(cache)} from a machine that has it",
+            ) from fault
+        entries = {}
+        for file in about.siblings:
+            if self._wants(file.rfilename):
+                checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
+                entries[file.rfilename] = {"checksum": checksum, "bytes": file.size}
+        if missing := self._missing(list(entries)):
+            raise BlastError(
+                f"{self.label} has no file {', '.join(missing)} at revision {self.revision}; name another revision in "
+                f"the source of {self.name}."
+            )
+        self._keep(cache, entries)
+
+    def _download(self, cache: Path, report: Progress) -> None:
+        """Brings what is missing or damaged, then notes that all files are right."""
+        reasons: list[str] = []
+        missing = self._check(cache, self.files(cache), "in the folder", reasons)
+        if missing:
+            base = f"{hub_address()}/{self._prefix}{self.repository}/resolve/{self.revision}/"
+            report(f"{self.name}: fetching {len(missing)} file(s) from {base}")
+            fault = self._bring(cache, missing, base, report)
+            if fault:
+                reasons.append(f"{base}: {_reason(fault)}")
+            missing = self._check(cache, missing, f"from {base}", reasons)
+            if missing:
+                names = ", ".join(file.name for file in missing)
+                remedy = f"put {names} into {self.folder(cache)} by hand, then run again"
+                raise self._failed(fault, "; ".join(reasons), remedy) from fault
+        write_atomically(self._checked(cache), json.dumps(self._seen(cache)) + "\n")
+
+    def _bring(self, cache: Path, files: Sequence[RemoteFile], base: str, report: Progress) -> Exception | None:
+        """Lets the client download files; returns why it could not."""
+        client = _client()
+        try:
+            _reach(f"{base}{files[0].name}")
+            for file in files:
+                # A cut transfer is resumed within this call, in steps of 10 MB; a killed one begins its file anew.
+                client.hf_hub_download(
+                    self.repository,
+                    file.name,
+                    repo_type=self.kind.removesuffix("s"),
+                    revision=self.revision,
+                    cache_dir=Path(cache) / "hub",
+                    token=_token() or False,
+                    endpoint=hub_address(),
+                    etag_timeout=IDLE_S,
+                    tqdm_class=_lines(file.name, report),
+                )
+        except _failures(client) as fault:
+            return fault
+        return None
+
+    def _check(self, cache: Path, files: Iterable[RemoteFile], whence: str, reasons: list[str]) -> list[RemoteFile]:
+        """The files that are missing; damaged ones are moved aside and noted in `reasons`."""
+        missing = []
+        for file in files:
+            path = self.folder(cache) / file.name
+            if file.matches(path):
+                continue
+            missing.append(file)
+            if path.exists():
+                # The content itself, or the client would link to it again.
+                os.replace(path.resolve(), path.with_name(path.name + ".damaged"))
+                path.unlink(missing_ok=True)
+                reasons.append(f"{file.name} {whence} has the wrong checksum")
+        return missing
+
+    def _checked(self, cache: Path) -> Path:
+        return self._listing(cache).with_suffix(".checked")
+
+    def _seen(self, cache: Path) -> dict[str, list[int] | None]:
+        """Size and time of each file as it lies there."""
+        found: dict[str, list[int] | None] = {}
+        for file in self.files(cache):
+            path = self.folder(cache) / file.name
+            found[file.name] = [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
+        return found
+
+    def _checked_before(self, cache: Path) -> bool:
+        """Whether no file has changed since all checksums were right: gigabytes are not read before each run."""
+        path = self._checked(cache)
+        return path.exists() and json.loads(path.read_text(encoding="utf-8")) == self._seen(cache)
 
     def _wants(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.wanted)
@@ -191,40 +272,79 @@ class HubFiles:
                 missing += min(([p for p in some if p not in names] for some in (parts, from_one)), key=len)
         return missing
 
-    def _ask(self, cache: Path) -> None:
-        """Asks the hub for names, sizes and checksums."""
-        address = f"{hub_address()}/api/{self.kind}/{self.repository}/tree/{self.revision}?recursive=true"
-        try:
-            with open_address(request_for(address, _token())) as answer:
-                listed = json.load(answer)
-        except (SourceError, OSError, ValueError) as fault:
-            raise self._with_gate(
-                BlastError(
-                    f"{self.name} could not be fetched ({self.label}: {fault}); check the network, or bring the folder "
-                    f"{self.folder(cache)} from a machine that has it."
-                )
-            ) from fault
-        entries = {}
-        for entry in listed:
-            if entry["type"] == "file" and self._wants(entry["path"]):
-                large = entry.get("lfs")
-                checksum = f"sha256:{large['oid']}" if large else f"git:{entry['oid']}"
-                entries[entry["path"]] = {"checksum": checksum, "bytes": entry["size"]}
-        if missing := self._missing(list(entries)):
-            raise BlastError(
-                f"{self.label} has no file {', '.join(missing)} at revision {self.revision}; name another revision in "
-                f"the source of {self.name}."
-            )
-        self._keep(cache, entries)
-
-    def _with_gate(self, fault: BlastError) -> BlastError:
-        """The fault, with what to accept where that is why the hub refused."""
-        if not self.gate or not any(f"answers {code}" in str(fault) for code in REFUSED):
-            return fault
-        return BlastError(f"{self.name}: {self.gate}")
+    def _failed(self, fault: Exception | None, reason: str, remedy: str) -> BlastError:
+        """One sentence for a failure; what to accept where that is why the hub refused."""
+        if self.gate and _status(fault) in REFUSED:
+            return BlastError(f"{self.name}: {self.gate}")
+        return BlastError(f"{self.name} could not be fetched ({reason}); {remedy}.")
 
 
-def _token() -> dict[str, str]:
+def _client() -> ModuleType:
+    """The hub's own client; imported only here, as most runs find their files in the cache."""
+    # Xet is another protocol for the same files; the user may allow it by setting 0.
+    for switch in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET"):
+        os.environ.setdefault(switch, "1")
+    import huggingface_hub.errors
+
+    return huggingface_hub
+
+
+def _reach(address: str) -> None:
+    """Raises `SourceError` within seconds where the hub does not answer: its client retries for minutes."""
+    token = {"Authorization": f"Bearer {_token()}"} if _token() else {}
+    open_address(request_for(address, token, "bytes=0-0")).close()
+
+
+def _failures(client: ModuleType) -> tuple[type[Exception], ...]:
+    """What the client raises: errors of its HTTP library, of the disk, and for answers that are no listing."""
+    return (SourceError, client.errors.HTTPError, OSError, ValueError, KeyError, TypeError)
+
+
+def _cause(fault: Exception | None) -> BaseException | None:
+    """The answer of the hub, which the client may wrap in general advice."""
+    while fault is not None and _response(fault) is None and isinstance(fault.__cause__, Exception):
+        fault = fault.__cause__
+    return fault
+
+
+def _response(fault: BaseException | None) -> Any:
+    return getattr(fault, "response", None)
+
+
+def _status(fault: Exception | None) -> int | None:
+    found = _cause(fault)
+    return found.status if isinstance(found, SourceError) else getattr(_response(found), "status_code", None)
+
+
+def _reason(fault: Exception) -> str:
+    response = _response(_cause(fault))
+    if response is not None:
+        return f"the server answers {response.status_code} {response.reason_phrase}"
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0].rstrip(".")
+
+
+def _token() -> str:
     """The user's own access token, where one is set; it goes to the hub alone."""
-    token = os.environ.get(TOKEN, "").strip()
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return os.environ.get(TOKEN, "").strip()
+
+
+def _lines(name: str, report: Progress) -> type:
+    """A progress bar for the client that reports a line of text at most once a second."""
+
+    class Lines:
+        def __init__(self, total: int | None = None, initial: int = 0, **_: object) -> None:
+            self.have, self.total, self.reported = initial, total or 0, time.monotonic()
+
+        def update(self, count: int) -> None:
+            self.have += count
+            if time.monotonic() - self.reported > 1:
+                self.reported = time.monotonic()
+                report(f"{name}: {self.have / 1e6:.1f} of {self.total / 1e6:.1f} MB")
+
+        def __enter__(self) -> Lines:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    return Lines

@@ -15,7 +15,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +39,15 @@ _silent_until: dict[str, float] = {}
 
 
 class SourceError(Exception):
-    """Why a source did not bring its files, in a few words."""
+    """Why a source did not bring its files, in a few words.
+
+    Attributes:
+        status: The HTTP status, where a server refused.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,10 @@ class UrlSource:
     Attributes:
         base: Address that the file names are appended to.
         suffix: What the server adds to the names; `".gz"` files are unpacked.
-        headers: Sent to that server, and not where it redirects to: an access token, for instance.
     """
 
     base: str
     suffix: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -100,14 +106,14 @@ class UrlSource:
 
     def probe(self, files: Sequence[RemoteFile]) -> None:
         """Opens the first file and lets go."""
-        open_address(request_for(self.address(files[0]), self.headers, "bytes=0-0")).close()
+        open_address(request_for(self.address(files[0]), part="bytes=0-0")).close()
 
     def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Downloads each file, taking up what an earlier attempt left."""
         for file in files:
             packed = folder / f"{file.name}{self.suffix}"
             packed.parent.mkdir(parents=True, exist_ok=True)
-            download(self.address(file), packed, progress, self.headers)
+            download(self.address(file), packed, progress)
             if self.suffix == ".gz":
                 unpack_gzip(packed, folder / file.name)
 
@@ -214,7 +220,7 @@ def request_for(
     return request
 
 
-def download(address: str, path: Path, progress: Progress, headers: Mapping[str, str] | None = None) -> None:
+def download(address: str, path: Path, progress: Progress) -> None:
     """Downloads `address` to `path`; what is cut off stays in `<path>.part` and is taken up again.
 
     Raises:
@@ -223,7 +229,7 @@ def download(address: str, path: Path, progress: Progress, headers: Mapping[str,
     part = path.with_name(path.name + ".part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _append(address, part, progress, headers)
+            _append(address, part, progress)
         except (OSError, http.client.HTTPException) as error:
             if attempt == ATTEMPTS:
                 raise SourceError(f"{path.name} was cut off ({error}); what came is kept") from error
@@ -232,10 +238,10 @@ def download(address: str, path: Path, progress: Progress, headers: Mapping[str,
         return
 
 
-def _append(address: str, part: Path, progress: Progress, headers: Mapping[str, str] | None) -> None:
+def _append(address: str, part: Path, progress: Progress) -> None:
     """Adds to `part` what is missing of the file at `address`; raises OSError if the transfer is cut."""
     have = part.stat().st_size if part.exists() else 0
-    response = open_address(request_for(address, headers, f"bytes={have}-" if have else None))
+    response = open_address(request_for(address, part=f"bytes={have}-" if have else None))
     with response:
         if have and getattr(response, "status", None) != http.HTTPStatus.PARTIAL_CONTENT:
             # The server sends the whole file, whatever was asked.
@@ -276,8 +282,8 @@ def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
     if isinstance(got, urllib.error.HTTPError):
         if got.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and request.get_header("Range") != "bytes=0-0":
             # The part is as long as the file, or longer: start again without it.
-            return open_address(request_for(request.full_url, request.unredirected_hdrs))
-        raise SourceError(f"the server answers {got.code} {got.reason}")
+            return open_address(request_for(request.full_url))
+        raise SourceError(f"the server answers {got.code} {got.reason}", got.code)
     if isinstance(got, Exception):
         raise SourceError(str(getattr(got, "reason", got)))
     return got
