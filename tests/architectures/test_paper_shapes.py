@@ -12,7 +12,7 @@ import blast
 from blast import architectures
 from blast.architectures.footprint import footprint
 from blast.errors import BlastError
-from blast.model.discovery import find_linears, find_mlps
+from blast.model.discovery import find_mlps, match_linears
 from blast.model.memory import model_bytes
 
 # Parameters as published, and the share of them in MLP matrices that follows from the published widths.
@@ -63,7 +63,7 @@ def test_the_published_file_is_as_large_as_the_parameters_say(name):
 def test_legal_blocks_divide_every_mlp_matrix(name):
     assert architectures.legal_blocks(name) == BLOCKS.get(name, [8, 16, 32, 64, 128, 256])
     largest = architectures.legal_blocks(name)[-1]
-    for target in find_linears(_meta(name)):
+    for target in match_linears(_meta(name)):
         assert target.shape[0] % largest == target.shape[1] % largest == 0
 
 
@@ -80,7 +80,7 @@ def test_memory_is_what_a_sparse_model_of_that_shape_holds(name, block, monkeypa
     model = architectures.build(name, **found)
     dense = model_bytes(model)
     masks, draw = {}, torch.Generator().manual_seed(0)
-    for target in find_linears(model):
+    for target in match_linears(model):
         mask = torch.zeros(target.shape[0] // block, target.shape[1] // block, dtype=torch.bool)
         # Equal masks would share an index.
         mask.view(-1)[torch.randperm(mask.numel(), generator=draw)[: mask.numel() // 4]] = True

@@ -11,7 +11,7 @@ import blast
 from blast import architectures
 from blast.benchmark import kernels, suites
 from blast.benchmark.providers import peers
-from blast.model.discovery import find_linears
+from blast.model.discovery import match_linears
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SETTINGS = {**suites()["kernels"], "dtype": "bfloat16", "repeats": 10, "seconds": 60, "tuning_seconds": 6}
@@ -70,7 +70,7 @@ def test_a_fused_model_agrees_with_the_sparse_one_and_runs_in_a_graph(dtype):
     torch.manual_seed(0)
     model = architectures.build("llama-nano", vocab_size=512).eval()
     masks = {}
-    for target in find_linears(model):
+    for target in match_linears(model):
         mask = torch.rand(target.shape[0] // 32, target.shape[1] // 32) < 0.5
         mask[0] = False  # an empty block row
         masks[target.name] = mask

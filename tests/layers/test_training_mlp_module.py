@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import blast
 from blast.layers.block_linear import BlockLinear
 from blast.layers.sparse_mlp import SparseMlp
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.model.fuse import fuse_for_training
 
 KINDS = ("gpt2", "llama", "vit")
@@ -155,4 +155,4 @@ def test_names_and_checkpoints_stay_as_they_are(tmp_path):
     assert blast.save(trained, tmp_path / "trained") == digest
     assert all(type(mlp) is SparseMlp for mlp in mlps(blast.fuse(copy.deepcopy(trained))))
     assert not mlps(blast.unfuse(copy.deepcopy(trained)))
-    assert not any(isinstance(m, BlockLinear | TrainedMlp) for m in blast.to_dense(trained).modules())
+    assert not any(isinstance(m, BlockLinear | TrainingMlp) for m in blast.to_dense(trained).modules())

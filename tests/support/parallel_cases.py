@@ -10,11 +10,12 @@ import torch.distributed as dist
 from distributed_cases import RANKS
 from switch_cases import OPTIMIZERS, SETTINGS, STEPS, VOCABULARY, nano
 
+from blast.model.module_replacement import unwrapped
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.launch import own_share
 from blast.training.loop import train
-from blast.training.parallel import gathered_state, in_parts, spread, unwrapped
+from blast.training.parallel import gathered_state, in_parts, spread
 from blast.training.settings import PARALLEL, TrainingSettings
 
 CUT = 7

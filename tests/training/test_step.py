@@ -13,7 +13,7 @@ from torch import nn
 from blast.layers import sparse_mlp
 from blast.layers.block_linear import BlockLinear
 from blast.layers.dense_gradient import DenseGradient
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.training import step as step_module
 from blast.training.step import OptimisationStep
 
@@ -203,12 +203,12 @@ def test_nothing_is_kept_of_graphs_that_are_gone(monkeypatch):
     *_, ours, memory = trained("sparse", monkeypatch, steps=EVERY + 1)
     assert ours.step_count == EVERY + 1
     assert not memory.one._loss.requires_grad
-    assert all(module.saved_activations is None for module in ours.model.modules() if isinstance(module, TrainedMlp))
+    assert all(module.saved_activations is None for module in ours.model.modules() if isinstance(module, TrainingMlp))
 
 
 def test_a_model_can_be_copied_while_a_mask_update_is_awaited(monkeypatch):
     *_, ours, _ = trained("sparse", monkeypatch, steps=EVERY - 1)
-    saved = [module.saved_activations for module in ours.model.modules() if isinstance(module, TrainedMlp)]
+    saved = [module.saved_activations for module in ours.model.modules() if isinstance(module, TrainingMlp)]
     assert all(len(passes) == 1 for passes in saved)
     assert not any(tensor.requires_grad for passes in saved for one in passes for tensor in one)
     copied = copy.deepcopy(ours.model)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blast.block_sparse.blocks import BlockShape, tiles
-from blast.block_sparse.host_index import HostIndex
+from blast.block_sparse.cpu_index import CpuIndex
 from blast.errors import BlastError
 
 
@@ -36,8 +36,8 @@ class BlockIndex:
     col_indices: Tensor
     shape: tuple[int, int]
     block: BlockShape
-    # The same on the host; None on the meta device.
-    host: HostIndex | None = field(init=False, repr=False, default=None)
+    # The same index on the CPU; None on the meta device.
+    cpu_index: CpuIndex | None = field(init=False, repr=False, default=None)
     # Row and column of each block where the index is, if they were given with it.
     _coordinates: tuple[Tensor, Tensor] | None = field(init=False, repr=False, default=None)
 
@@ -47,24 +47,24 @@ class BlockIndex:
         _check_layout(self)
         if not self.row_offsets.is_meta:
             # Copies, so that writing to the tensors (load_state_dict) leaves an index that shares them alone.
-            host = HostIndex(*(tensor.cpu().numpy().copy() for tensor in (self.row_offsets, self.col_indices)))
-            host.check(self.grid[1])
-            object.__setattr__(self, "host", host)
+            cpu_index = CpuIndex(*(tensor.cpu().numpy().copy() for tensor in (self.row_offsets, self.col_indices)))
+            cpu_index.check(self.grid[1])
+            object.__setattr__(self, "cpu_index", cpu_index)
 
     @classmethod
-    def known(
+    def unchecked(
         cls,
-        host: HostIndex,
+        cpu_index: CpuIndex,
         row_offsets: Tensor,
         col_indices: Tensor,
         shape: tuple[int, int],
         block: BlockShape,
         coordinates: tuple[Tensor, Tensor] | None = None,
     ) -> BlockIndex:
-        """An index that needs no check, since it was made on the host: no GPU is waited for.
+        """An index that is not checked, because it was built on the CPU. Does not synchronize with the GPU.
 
         Args:
-            host: The index.
+            cpu_index: The index on the CPU.
             row_offsets: A copy of it on any device.
             col_indices: Likewise.
             shape: As for the class.
@@ -72,9 +72,9 @@ class BlockIndex:
             coordinates: Block row and block column of each live block, `[nnz]`, int64, if they are at hand.
         """
         index = object.__new__(cls)
-        values = (row_offsets, col_indices, tuple(shape), BlockShape(*block), host, coordinates)
+        values = (row_offsets, col_indices, tuple(shape), BlockShape(*block), cpu_index, coordinates)
         for name, value in zip(
-            ("row_offsets", "col_indices", "shape", "block", "host", "_coordinates"), values, strict=True
+            ("row_offsets", "col_indices", "shape", "block", "cpu_index", "_coordinates"), values, strict=True
         ):
             object.__setattr__(index, name, value)
         return index
@@ -107,13 +107,9 @@ class BlockIndex:
             BlastError: if the mask does not tile the shape.
         """
         block = block_of(mask, shape)
-        host = HostIndex.of(mask.cpu().numpy())
-        row_offsets, col_indices = (torch.tensor(array, device=mask.device) for array in host)
-        return cls.known(host, row_offsets, col_indices, shape, block)
-
-    def row_indices(self) -> Tensor:
-        """Block row of each live block: `[nnz]`, int64."""
-        return self.coordinates()[0]
+        cpu_index = CpuIndex.from_mask(mask.cpu().numpy())
+        row_offsets, col_indices = (torch.tensor(array, device=mask.device) for array in cpu_index)
+        return cls.unchecked(cpu_index, row_offsets, col_indices, shape, block)
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
         """Block row and block column of each live block: both `[nnz]`, int64."""
@@ -136,21 +132,21 @@ class BlockIndex:
             The index of `Wᵀ`, and `order [nnz]`, int32: block `n` of `Wᵀ` is `values[order[n]]`, transposed.
         """
         cols, shape, block = self.grid[1], self.shape[::-1], BlockShape(*reversed(self.block))
-        if self.host is None:
+        if self.cpu_index is None:
             offsets = self.row_offsets.new_empty(cols + 1)
             return BlockIndex(offsets, torch.empty_like(self.col_indices), shape, block), self.col_indices.clone()
-        host, order = self.host.turned(cols)
-        offsets, indices, order = (torch.tensor(a, device=self.row_offsets.device) for a in (*host, order))
-        return BlockIndex.known(host, offsets, indices, shape, block), order
+        cpu_index, order = self.cpu_index.transposed(cols)
+        offsets, indices, order = (torch.tensor(a, device=self.row_offsets.device) for a in (*cpu_index, order))
+        return BlockIndex.unchecked(cpu_index, offsets, indices, shape, block), order
 
     def to(self, device: torch.device | str) -> BlockIndex:
         """The same index on another device; itself if it is there already."""
         offsets, indices = self.row_offsets.to(device), self.col_indices.to(device)
         if offsets is self.row_offsets and indices is self.col_indices:
             return self
-        if offsets.is_meta or self.host is None:
+        if offsets.is_meta or self.cpu_index is None:
             return BlockIndex(offsets, indices, self.shape, self.block)
-        return BlockIndex.known(self.host, offsets, indices, self.shape, self.block)
+        return BlockIndex.unchecked(self.cpu_index, offsets, indices, self.shape, self.block)
 
 
 @dataclass(frozen=True, eq=False)

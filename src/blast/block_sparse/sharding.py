@@ -1,4 +1,4 @@
-"""Matrices cut up over processes (`fully_shard`): what each process does with its own part of one.
+"""Matrices cut up over processes (`fully_shard`): what each process does with its own shard of one.
 
 Such a parameter, its gradient and its moments are DTensors. A process holds a box of the whole `[out, in]` matrix, and
 the edges of the box need not be those of blocks. Nothing here gathers a matrix.
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blast.block_sparse.blocks import BlockShape, block_grid, block_squares, clear_dead_, tiles
+from blast.block_sparse.blocks import BlockShape, block_grid, block_squares, clear_dead_, expand_mask, tiles
 from blast.errors import BlastError
 
 
@@ -28,11 +28,11 @@ def sharded_modules(model: nn.Module) -> list[nn.Module]:
     """The modules of a model that `fully_shard` was called on."""
     module = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(module, "FSDPModule", None)
-    return [] if kind is None else [part for part in model.modules() if isinstance(part, kind)]
+    return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
 
 
 @dataclass(frozen=True)
-class Part:
+class LocalShard:
     """What this process holds of a matrix.
 
     Attributes:
@@ -48,8 +48,8 @@ class Part:
     groups: tuple[dist.ProcessGroup, ...]
 
     @classmethod
-    def of(cls, matrix: Tensor) -> Part:
-        """The part that this process holds of a DTensor `[out, in]`.
+    def of(cls, matrix: Tensor) -> LocalShard:
+        """The shard that this process holds of a DTensor `[out, in]`.
 
         Raises:
             BlastError: if the matrix is laid out in another way than rows or columns in turn.
@@ -75,11 +75,11 @@ class Part:
             groups.append(mesh.get_group(axis))
         return cls(matrix.detach().to_local(), first[0], first[1], tuple(groups))
 
-    def turned(self, transposed: bool) -> Part:
-        """The part of the transposed matrix, of the same memory; here, as the transpose of a DTensor may be a copy."""
-        return Part(self.tensor.t(), self.col, self.row, self.groups) if transposed else self
+    def transposed(self, transposed: bool) -> LocalShard:
+        """The shard of the transposed matrix, of the same memory; here, as the transpose of a DTensor may be a copy."""
+        return LocalShard(self.tensor.t(), self.col, self.row, self.groups) if transposed else self
 
-    def overhang(self, block: BlockShape) -> tuple[int, int, int, int]:
+    def padding(self, block: BlockShape) -> tuple[int, int, int, int]:
         """Elements missing to whole blocks: left, right, above, below."""
         rows, cols = self.tensor.shape
         return (
@@ -112,14 +112,14 @@ def matrix_squares(stored: Tensor, block: BlockShape, transposed: bool = False) 
     """
     if not is_sharded(stored):
         return block_squares(tiles(stored, block, transposed=transposed))
-    part = Part.of(stored).turned(transposed)
+    shard = LocalShard.of(stored).transposed(transposed)
     shape = stored.shape[::-1] if transposed else stored.shape
-    squares = torch.zeros(block_grid(shape, block), device=part.tensor.device)
-    if part.tensor.numel():
-        missing = part.overhang(block)
-        whole = F.pad(part.tensor, missing) if any(missing) else part.tensor
-        squares[part.blocks(block)] = block_squares(tiles(whole, block))
-    for group in part.groups:
+    squares = torch.zeros(block_grid(shape, block), device=shard.tensor.device)
+    if shard.tensor.numel():
+        missing = shard.padding(block)
+        whole = F.pad(shard.tensor, missing) if any(missing) else shard.tensor
+        squares[shard.blocks(block)] = block_squares(tiles(whole, block))
+    for group in shard.groups:
         dist.all_reduce(squares, group=group)
     return squares
 
@@ -137,18 +137,17 @@ def clear_dead_anywhere_(stored: Tensor, mask: Tensor, block: BlockShape, transp
     if not is_sharded(stored):
         clear_dead_(stored.detach().t() if transposed else stored.detach(), mask, block)
         return
-    part = Part.of(stored).turned(transposed)
-    if not part.tensor.numel():
+    shard = LocalShard.of(stored).transposed(transposed)
+    if not shard.tensor.numel():
         return
-    live = mask[part.blocks(block)]
-    left, _, above, _ = missing = part.overhang(block)
+    live = mask[shard.blocks(block)]
+    left, _, above, _ = missing = shard.padding(block)
     if not any(missing):
-        clear_dead_(part.tensor, live, block)
+        clear_dead_(shard.tensor, live, block)
         return
-    rows, cols = part.tensor.shape
-    live = live.repeat_interleave(block.rows, dim=0)[above : above + rows]
-    live = live.repeat_interleave(block.cols, dim=1)[:, left : left + cols]
-    part.tensor.masked_fill_(~live, 0)
+    rows, cols = shard.tensor.shape
+    live = expand_mask(live, block)[above : above + rows, left : left + cols]
+    shard.tensor.masked_fill_(~live, 0)
 
 
 def refuse_sharded(model: nn.Module) -> None:

@@ -24,10 +24,10 @@ class IndexBuffers(nn.Module):
 
     Args:
         index: Where the blocks are.
-        turned: Offsets, indices and order of the transposed matrix (`BlockIndex.transpose`); made if left out.
+        transposed: Offsets, indices and order of the transposed matrix (`BlockIndex.transpose`); made if left out.
     """
 
-    def __init__(self, index: BlockIndex, turned: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, index: BlockIndex, transposed: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         self.shape, self.block = index.shape, index.block
         self.register_buffer("row_offsets", index.row_offsets)
@@ -36,10 +36,10 @@ class IndexBuffers(nn.Module):
         for name in ("t_offsets", "t_indices", "t_order"):
             self.register_buffer(name, None, persistent=False)
         self._known: BlockIndex | None = index
-        if turned is None:
+        if transposed is None:
             self._transpose(index)
         else:
-            self.t_offsets, self.t_indices, self.t_order = turned
+            self.t_offsets, self.t_indices, self.t_order = transposed
 
     @property
     def index(self) -> BlockIndex:
@@ -53,8 +53,8 @@ class IndexBuffers(nn.Module):
         return f"blocks={self.col_indices.numel()}"
 
     def _transpose(self, index: BlockIndex) -> None:
-        turned, self.t_order = index.transpose()
-        self.t_offsets, self.t_indices = turned.row_offsets, turned.col_indices
+        transposed, self.t_order = index.transpose()
+        self.t_offsets, self.t_indices = transposed.row_offsets, transposed.col_indices
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)

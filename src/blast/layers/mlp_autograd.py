@@ -14,7 +14,7 @@ from blast_kernels.mlp_training.heuristics import group_members
 from blast_kernels.mlp_training.index_lists import complete_arrays, index_arrays, index_lists_on_device
 from torch import Tensor
 
-from blast.block_sparse.host_index import HostIndex
+from blast.block_sparse.cpu_index import CpuIndex
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 
 
@@ -65,7 +65,7 @@ class MlpLists:
         self._made_of, self._versions = _state(indices)
 
 
-def list_arrays(mlps: Sequence[tuple[list[BlockLinear], Sequence[HostIndex]]]) -> list[list[np.ndarray]]:
+def list_arrays(mlps: Sequence[tuple[list[BlockLinear], Sequence[CpuIndex]]]) -> list[list[np.ndarray]]:
     """The lists of MLPs under masks that their layers will have; those that were tied stay so.
 
     Args:
@@ -74,7 +74,7 @@ def list_arrays(mlps: Sequence[tuple[list[BlockLinear], Sequence[HostIndex]]]) -
     return [list(lists) for lists in _alike(mlps, index_arrays, _settings)]
 
 
-def _alike(mlps: Sequence[tuple[list[BlockLinear], Sequence[HostIndex]]], make: Callable, settings: Callable) -> list:
+def _alike(mlps: Sequence[tuple[list[BlockLinear], Sequence[CpuIndex]]], make: Callable, settings: Callable) -> list:
     """What `make` gives for each MLP; it is called for all those at once whose layers are alike.
 
     Args:
@@ -166,7 +166,7 @@ def accumulate_dense_gradients(mlps: Sequence[tuple[list[BlockLinear], str, Sequ
         mlps: For each MLP its layers (gate, if any, up, down), its activation, and for each backward pass the saved
             activations: the input and the gradient of the output.
     """
-    indices = [(layers, [layer.index.index.host for layer in layers]) for layers, _, _ in mlps]
+    indices = [(layers, [layer.index.index.cpu_index for layer in layers]) for layers, _, _ in mlps]
     arrays = _alike(indices, complete_arrays, lambda layers: (_gate(layers) == "tied",))
     devices = [layers[-1].values.device for layers, _, _ in mlps]
     lists = batched_copy_by_device(list(zip(devices, arrays, strict=True)))

@@ -110,7 +110,7 @@ class SparseMlp(nn.Module):
         return [self._layer(name) for name in (self.roles.gate, self.roles.up, self.roles.down) if name is not None]
 
     @property
-    def held(self) -> list[Tensor]:
+    def extra_tensors(self) -> list[Tensor]:
         """Tensors that it holds besides those of its layers, some of which may be the layers' own."""
         own = (*(self._packed or ()), *(self._dense or ()), *self.lists.tensors)
         return [tensor for tensor in own if tensor is not None]

@@ -10,7 +10,7 @@ from blast.layers.mlp_autograd import accumulate_dense_gradients, all_accumulate
 from blast.layers.sparse_mlp import SparseMlp
 
 
-class TrainedMlp(SparseMlp):
+class TrainingMlp(SparseMlp):
     """A `SparseMlp` of a model in training: it holds no packed copy, and runs by the training operator always.
 
     Mask updates need the dense gradients of its layers. They follow from the input and the gradient of the output. The

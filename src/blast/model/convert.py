@@ -18,7 +18,7 @@ from blast.block_sparse.csr import BlockCSR, BlockIndex, block_of
 from blast.block_sparse.sharding import refuse_sharded
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_linear import BlockLinear, IndexBuffers
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.model.module_replacement import is_dense, replace_modules, sparse_layers, unwrapped
 
 
@@ -76,7 +76,7 @@ def to_sparse(
             values[id(parameter)] = nn.Parameter(live, requires_grad=parameter.requires_grad)
         csr = BlockCSR(index, values[id(parameter)])
         replacements[id(matrix.module)] = BlockLinear.replacing(matrix.module, csr, shared)
-    trained = {id(module): module.original for module in model.modules() if isinstance(module, TrainedMlp)}
+    trained = {id(module): module.original for module in model.modules() if isinstance(module, TrainingMlp)}
     replace_modules(model, {**replacements, **trained})
     refuse_save_pretrained(model)
     return whole
@@ -171,8 +171,8 @@ def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
                 f"'{name}' belongs to a torch.nn.MultiheadAttention, which reads the weight past the layer; "
                 "leave it out of the masks."
             )
-        twin = matrices.setdefault(id(module), _Matrix(name, module, mask))
-        _check_same(twin, _Matrix(name, module, mask))
+        first = matrices.setdefault(id(module), _Matrix(name, module, mask))
+        _check_same(first, _Matrix(name, module, mask))
     return list(matrices.values())
 
 

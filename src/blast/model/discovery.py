@@ -17,8 +17,6 @@ from blast.block_sparse.conv1d import is_conv1d
 from blast.errors import BlastError, unknown_name
 from blast.model.target import Mlp, Target, is_linear
 
-__all__ = ["Mlp", "Target", "find_linears", "find_mlps", "is_conv1d", "is_linear", "match_linears", "split_dense"]
-
 # Names of (gate, up, down), where shape alone cannot tell gate from up.
 GATED_NAMES = (("gate_proj", "up_proj", "down_proj"), ("wi_0", "wi_1", "wo"), ("w1", "w3", "w2"))
 # Names of (up, down) trusted even where the MLP does not widen, or where its layer holds other linear layers too.
@@ -47,27 +45,17 @@ def find_mlps(model: nn.Module) -> list[Mlp]:
     return [mlp for mlp in found if mlp is not None]
 
 
-def find_linears(
-    model: nn.Module, targets: Sequence[str] | str = (MLP,), dense_first: int = 0, dense_last: int = 0
-) -> list[Target]:
-    """The matrices that a choice of targets means, in the model's order, each once.
+def match_linears(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> list[Target]:
+    """The linear layers that the targets select, in the model's order, each once.
 
     Args:
         model: Any model.
         targets: `"mlp"`, `"attention"`, shell-style patterns of module names (`"*.q_proj"`), or `"re:"` + a regex
             that the whole name has to match.
-        dense_first: How many layers at the start of each stack of layers to leave out.
-        dense_last: How many at its end.
 
     Raises:
-        BlastError: if a target matches nothing, or if no layer is left.
+        BlastError: if a target matches nothing.
     """
-    kept, _ = split_dense(match_linears(model, targets), dense_first, dense_last)
-    return kept
-
-
-def match_linears(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> list[Target]:
-    """`find_linears` without leaving out any layer."""
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     linears = _all_linears(model)
     chosen: set[str] = set()

@@ -18,7 +18,7 @@ from blast.errors import BlastError, unknown_name
 from blast.layers.block_linear import HOOKS, BlockLinear
 from blast.layers.mlp_autograd import can_train
 from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.model.discovery import find_mlps
 from blast.model.module_replacement import replace_modules, unwrapped
 from blast.model.target import Mlp
@@ -63,7 +63,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     for mlp in _sparse_mlps(model):
         place = module = model.get_submodule(mlp.name)
         if isinstance(place, SparseMlp):
-            if place.weights == weights and not isinstance(place, TrainedMlp):
+            if place.weights == weights and not isinstance(place, TrainingMlp):
                 continue
             module = place.original
         reason = _reason_against(module, mlp)
@@ -116,7 +116,7 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 
 def fuse_for_training(model: nn.Module) -> nn.Module:
-    """Replaces each block-sparse MLP that the training operator takes by a `TrainedMlp`; the others are left alone.
+    """Replaces each block-sparse MLP that the training operator takes by a `TrainingMlp`; the others are left alone.
 
     Args:
         model: A model in its sparse state; changed in place. `unfuse` takes it back.
@@ -125,13 +125,13 @@ def fuse_for_training(model: nn.Module) -> nn.Module:
         The same model.
     """
     whole, model = model, unwrapped(model)
-    replacements: dict[int, TrainedMlp] = {}
+    replacements: dict[int, TrainingMlp] = {}
     trusted: dict[tuple, bool] = {}
     for mlp in _sparse_mlps(model):
         module = model.get_submodule(mlp.name)
         if isinstance(module, SparseMlp) or module is model or _reason_against(module, mlp) is not None:
             continue
-        made = TrainedMlp(module, _roles(mlp), _activation(module))
+        made = TrainingMlp(module, _roles(mlp), _activation(module))
         kind = (type(module), made.activation, made.gate)
         if not can_train(made.layers):
             continue
@@ -157,7 +157,7 @@ def quantization_errors(model: nn.Module) -> dict[str, float]:
         {'transformer.h.0.mlp': 0.0..., 'transformer.h.1.mlp': 0.0...}
     """
     fused = {name: module for name, module in unwrapped(model).named_modules() if isinstance(module, SparseMlp)}
-    return {name: 0.0 if isinstance(mlp, TrainedMlp) else mlp.quantization_error() for name, mlp in fused.items()}
+    return {name: 0.0 if isinstance(mlp, TrainingMlp) else mlp.quantization_error() for name, mlp in fused.items()}
 
 
 def _sparse_mlps(model: nn.Module) -> Iterator[Mlp]:

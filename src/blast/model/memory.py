@@ -38,7 +38,7 @@ def model_bytes(model: nn.Module) -> ModelBytes:
         if isinstance(module, BlockLinear):
             mlp += [module.values, *module.index.buffers()]
         elif isinstance(module, SparseMlp):
-            packed += module.held
+            packed += module.extra_tensors
     return ModelBytes(_bytes([*model.parameters(), *model.buffers(), *packed]), _bytes([*mlp, *packed]))
 
 

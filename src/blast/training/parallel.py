@@ -41,11 +41,6 @@ def spread(model: nn.Module, way: str) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a `DistributedDataParallel`, or the model itself."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
 def in_parts(model: nn.Module) -> bool:
     """Whether each process holds a part of it, so that all of them have to take part in whatever is done with it."""
     return bool(sharded_modules(model))

@@ -10,7 +10,7 @@ import torch
 from switch_cases import OPTIMIZERS, SETTINGS, STEPS, dense_weights, nano, nano_loss, sparsify, steps
 
 from blast.layers.block_linear import BlockLinear
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import switch
 from blast.sparsity.execution.sparse import attach_dense_gradients, detach_dense_gradients
@@ -47,7 +47,7 @@ def run(name, way, optimizer="adamw", accumulate=1, clip=0.5, **settings):
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_curves_agree_across_the_ways_of_execution(name, way):
     ours = run(name, way)
-    assert any(isinstance(module, TrainedMlp) for module in ours.model.modules())
+    assert any(isinstance(module, TrainingMlp) for module in ours.model.modules())
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -55,7 +55,7 @@ def test_loss_curves_agree_across_the_ways_of_execution(name, way):
 def test_dense_gradients_of_whole_mlps_are_those_of_their_layers(name, autocast):
     """At a mask update: also of hidden blocks that nobody reads, which an MLP leaves out in other steps."""
     ours = sparsify(name, execution="sparse", sparsity=0.9, schedule="constant", hold=0.0)
-    mlps = [module for module in ours.model.modules() if isinstance(module, TrainedMlp)]
+    mlps = [module for module in ours.model.modules() if isinstance(module, TrainingMlp)]
     found = []
     for whole in (True, False):
         attach_dense_gradients(ours._units)
@@ -137,7 +137,7 @@ def test_nothing_keeps_the_dense_weights_and_moments_alive_after_the_switch():
 
 def test_nothing_keeps_the_sparse_mlps_alive_after_the_way_back():
     ours = sparsify("llama-nano", execution="sparse")
-    left = [weakref.ref(module) for module in ours.model.modules() if isinstance(module, TrainedMlp)]
+    left = [weakref.ref(module) for module in ours.model.modules() if isinstance(module, TrainingMlp)]
     assert left
     ours.to_masked()
     gc.collect()
@@ -189,7 +189,7 @@ def test_grown_blocks_start_with_empty_moments_and_their_gradient_of_the_step():
     seen = 0
     for name, mask in ours.masks.items():
         layer = ours.model.get_submodule(name)
-        grown = (mask & ~before[name])[layer.index.index.row_indices(), layer.col_indices.long()]
+        grown = (mask & ~before[name])[layer.index.index.coordinates()]
         seen += int(grown.sum())
         assert layer.values[grown].count_nonzero() == 0
         assert ours.optimizer.state[layer.values]["exp_avg"][grown].count_nonzero() == 0

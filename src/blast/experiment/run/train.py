@@ -29,6 +29,7 @@ from blast.experiment.records.provenance import fingerprint
 from blast.experiment.run.initial_model import start_model, weights_of
 from blast.files import file_digest, read_json, replacing
 from blast.model.memory import model_bytes
+from blast.model.module_replacement import unwrapped
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
 from blast.sparsity.sparsifier import Sparsifier
@@ -37,7 +38,7 @@ from blast.training.history import History
 from blast.training.language_loss import token_logits, token_loss_of
 from blast.training.launch import join, leave, own_share
 from blast.training.loop import make_optimizer, train
-from blast.training.parallel import gathered_state, in_parts, spread, unwrapped
+from blast.training.parallel import gathered_state, in_parts, spread
 from blast.training.settings import TrainingSettings
 
 

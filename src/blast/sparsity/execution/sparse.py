@@ -16,10 +16,10 @@ from blast.block_sparse.csr import BlockIndex
 from blast.distributed import mean_over_ranks_
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.layers.change_layout import change_layouts, gather_blocks, scatter_blocks
 from blast.layers.dense_gradient import DenseGradient
 from blast.layers.mlp_autograd import accumulate_dense_gradients, all_accumulate
-from blast.layers.repack import change_layouts, gathered, scattered
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.model.convert import to_dense, to_sparse
 from blast.model.fuse import fuse_for_training
 from blast.model.target import Target
@@ -33,7 +33,7 @@ SAME_GRADIENT = 0.1
 @torch.no_grad()
 def enter(
     model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]
-) -> list[TrainedMlp]:
+) -> list[TrainingMlp]:
     """Takes a model from its masked-dense to its sparse state, in place.
 
     Args:
@@ -61,12 +61,12 @@ def enter(
             weight, values = before.parameter, after.module.values
 
             def cut(tensor: Tensor, target: Target = before, index: BlockIndex = shared.index) -> Tensor:
-                return gathered(target.as_out_in(tensor), index)
+                return gather_blocks(target.as_out_in(tensor), index)
 
             values.grad = None if weight.grad is None else cut(weight.grad)
             replace_parameter(optimizer, weight, values, cut)
     fuse_for_training(model)
-    return [module for module in model.modules() if isinstance(module, TrainedMlp)]
+    return [module for module in model.modules() if isinstance(module, TrainingMlp)]
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def leave(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Un
         for layer, target in zip(old[unit.index], unit.matrices, strict=True):
 
             def whole(blocks: Tensor, target: Target = target, index: BlockIndex = layer.index.index) -> Tensor:
-                return target.as_out_in(scattered(blocks, index)).contiguous()
+                return target.as_out_in(scatter_blocks(blocks, index)).contiguous()
 
             values, weight = layer.values, target.parameter
             weight.grad = None if values.grad is None else whole(values.grad)
@@ -88,7 +88,7 @@ def leave(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Un
 
 @torch.no_grad()
 def repack(
-    mlps: Sequence[TrainedMlp], optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]
+    mlps: Sequence[TrainingMlp], optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]
 ) -> None:
     """Gives a model in its sparse state new masks: grown blocks and their moments are zero, dropped ones are gone.
 
@@ -100,14 +100,14 @@ def repack(
         before = unit.targets[0].module.index
         if before not in layouts:
             continue
-        shared, moves = layouts[before]
+        shared, remap = layouts[before]
         new: dict[int, nn.Parameter] = {}
         for target in unit.matrices:
             values, dense = target.module.values, unit.dense_gradient(target)
-            made = nn.Parameter(moves.carry(values), requires_grad=values.requires_grad)
+            made = nn.Parameter(remap.apply(values), requires_grad=values.requires_grad)
             if values.grad is not None:
-                made.grad = moves.carry(values.grad) if dense is None else moves.carry_with(values.grad, dense)
-            replace_parameter(optimizer, values, made, moves.carry)
+                made.grad = remap.apply(values.grad) if dense is None else remap.apply_with_dense(values.grad, dense)
+            replace_parameter(optimizer, values, made, remap.apply)
             new[id(values)] = made
         for target in unit.targets:
             layer = target.module
@@ -138,19 +138,19 @@ def attach_dense_gradients(units: Sequence[Unit]) -> None:
                 layer.dense_gradient = watches.setdefault(id(layer.values), DenseGradient(layer.values))
 
 
-def retain_activations(mlps: Sequence[TrainedMlp], wanted: bool) -> None:
+def retain_activations(mlps: Sequence[TrainingMlp], wanted: bool) -> None:
     """Has the MLPs keep what the next backward passes tell of them, or forget what they kept."""
     for mlp in mlps:
         mlp.saved_activations = [] if wanted else None
 
 
-def can_recompute(mlps: Sequence[TrainedMlp], units: Sequence[Unit]) -> bool:
+def can_recompute(mlps: Sequence[TrainingMlp], units: Sequence[Unit]) -> bool:
     """Whether the dense gradient of every watched layer follows from what the MLPs kept."""
     known = {layer for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers) for layer in mlp.layers}
     return all(t.module in known for unit in units for t in unit.targets if t.module.dense_gradient is not None)
 
 
-def recompute_dense_gradients(mlps: Sequence[TrainedMlp]) -> None:
+def recompute_dense_gradients(mlps: Sequence[TrainingMlp]) -> None:
     """Makes the dense gradients of watched layers from what the MLPs kept."""
     told = [mlp for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers)]
     try:
@@ -195,7 +195,7 @@ def finish_gradients(units: Sequence[Unit], step: int) -> None:
 
 def _difference_and_size(layer: BlockLinear) -> Tensor:
     """How far the watched gradient is from the one that autograd gave, and the norm of that one `[2]`."""
-    given, ours = layer.values.grad.float(), gathered(layer.dense_gradient.total, layer.index.index).float()
+    given, ours = layer.values.grad.float(), gather_blocks(layer.dense_gradient.total, layer.index.index).float()
     return torch.stack(((ours - given).norm(), given.norm()))
 
 

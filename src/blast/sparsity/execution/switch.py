@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import sparse
@@ -48,7 +48,7 @@ class Execution:
         self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
         self._clock, self._keeper = clock, keeper
         # Those that run as one in the sparse state.
-        self._mlps: list[TrainedMlp] = []
+        self._mlps: list[TrainingMlp] = []
         self._break_even = self._choose()
 
     def settle(self, masks: Sequence[Tensor], achieved: float) -> None:

@@ -11,15 +11,15 @@ from blast_kernels.common.batched_copy import batched_copy_by_device
 from torch import Tensor
 
 from blast.block_sparse.blocks import tiles
+from blast.block_sparse.cpu_index import CpuIndex
 from blast.block_sparse.csr import BlockCSR, BlockIndex
-from blast.block_sparse.host_index import HostIndex
 from blast.layers.block_linear import IndexBuffers
 from blast.layers.mlp_autograd import list_arrays
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 
 
 @dataclass(frozen=True)
-class Moves:
+class BlockRemap:
     """Which blocks of a new layout come from which of an old one.
 
     Attributes:
@@ -34,13 +34,13 @@ class Moves:
     grown: Tensor
     grown_at: tuple[Tensor, Tensor]
 
-    def carry(self, blocks: Tensor) -> Tensor:
+    def apply(self, blocks: Tensor) -> Tensor:
         """Blocks `[nnz, b_out, b_in]` in the new layout; grown ones are zero, dropped ones are gone."""
         out = self._taken(blocks)
         return out.index_fill_(0, self.grown, 0) if self.grown.numel() else out
 
-    def carry_with(self, blocks: Tensor, dense: Tensor) -> Tensor:
-        """`carry`, with the grown blocks taken from a dense matrix `[out, in]`."""
+    def apply_with_dense(self, blocks: Tensor, dense: Tensor) -> Tensor:
+        """`apply`, with the grown blocks taken from a dense matrix `[out, in]`."""
         out = self._taken(blocks)
         if not self.grown.numel():
             return out
@@ -53,8 +53,8 @@ class Moves:
 
 
 def change_layouts(
-    changes: Mapping[IndexBuffers, np.ndarray], mlps: Sequence[TrainedMlp]
-) -> dict[IndexBuffers, tuple[IndexBuffers, Moves]]:
+    changes: Mapping[IndexBuffers, np.ndarray], mlps: Sequence[TrainingMlp]
+) -> dict[IndexBuffers, tuple[IndexBuffers, BlockRemap]]:
     """New layouts for matrices, made on the host for all of them and copied in two transfers.
 
     Args:
@@ -67,11 +67,11 @@ def change_layouts(
     """
     plans = {}
     for old, mask in changes.items():
-        new = HostIndex.of(mask)
-        if not new.equals(old.index.host):
+        new = CpuIndex.from_mask(mask)
+        if not new.equals(old.index.cpu_index):
             plans[old] = _Plan(old.index, new)
     hit = [mlp for mlp in mlps if any(layer.index in plans for layer in mlp.layers)]
-    indices = [[plans[x.index].new if x.index in plans else x.index.index.host for x in mlp.layers] for mlp in hit]
+    indices = [[plans[x.index].new if x.index in plans else x.index.index.cpu_index for x in mlp.layers] for mlp in hit]
     arrays = list_arrays([(mlp.layers, ours) for mlp, ours in zip(hit, indices, strict=True)])
     lists = [(mlp.layers[-1].values.device, ours) for mlp, ours in zip(hit, arrays, strict=True)]
     # Apart from what follows from it, since it is saved with the model, and a part is saved with its whole memory.
@@ -89,7 +89,7 @@ class _Plan:
     """A new layout on the host, for a matrix of an old one."""
 
     old: BlockIndex
-    new: HostIndex
+    new: CpuIndex
 
     @property
     def device(self) -> torch.device:
@@ -99,26 +99,26 @@ class _Plan:
         """What follows from the two layouts."""
         rows, cols = self.old.grid
         place = np.full(rows * cols, -1)
-        place[self.old.host.places(cols)] = np.arange(self.old.nnz)
-        found = place[self.new.places(cols)]
+        place[self.old.cpu_index.flat_indices(cols)] = np.arange(self.old.nnz)
+        found = place[self.new.flat_indices(cols)]
         grown = np.flatnonzero(found < 0)
-        turned, order = self.new.turned(cols)
+        transposed, order = self.new.transposed(cols)
         at = self.new.rows(), self.new.col_indices.astype(np.int64)
-        return [*turned, order, *at, np.maximum(found, 0), grown, at[0][grown], at[1][grown]]
+        return [*transposed, order, *at, np.maximum(found, 0), grown, at[0][grown], at[1][grown]]
 
-    def made(self, saved: Sequence[Tensor], parts: Sequence[Tensor]) -> tuple[IndexBuffers, Moves]:
+    def made(self, saved: Sequence[Tensor], parts: Sequence[Tensor]) -> tuple[IndexBuffers, BlockRemap]:
         """The layout from copies of `new` and of `arrays`."""
-        *turned, row, col, source, grown, grown_row, grown_col = parts
-        index = BlockIndex.known(self.new, *saved, self.old.shape, self.old.block, (row, col))
-        return IndexBuffers(index, turned), Moves(index, source, grown, (grown_row, grown_col))
+        *transposed, row, col, source, grown, grown_row, grown_col = parts
+        index = BlockIndex.unchecked(self.new, *saved, self.old.shape, self.old.block, (row, col))
+        return IndexBuffers(index, transposed), BlockRemap(index, source, grown, (grown_row, grown_col))
 
 
-def gathered(dense: Tensor, index: BlockIndex) -> Tensor:
+def gather_blocks(dense: Tensor, index: BlockIndex) -> Tensor:
     """The live blocks `[nnz, b_out, b_in]` of a dense `[out, in]`."""
     return _blocks_at(dense, index, index.coordinates()).contiguous()
 
 
-def scattered(blocks: Tensor, index: BlockIndex) -> Tensor:
+def scatter_blocks(blocks: Tensor, index: BlockIndex) -> Tensor:
     """The dense `[out, in]` of live blocks; zeros elsewhere."""
     return BlockCSR(index, blocks).to_dense()
 

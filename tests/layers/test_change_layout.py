@@ -13,12 +13,12 @@ from sparse_pairs import pair
 from torch import Tensor
 
 from blast.block_sparse.blocks import BlockShape
+from blast.block_sparse.cpu_index import CpuIndex
 from blast.block_sparse.csr import BlockCSR, BlockIndex
-from blast.block_sparse.host_index import HostIndex
 from blast.layers.block_linear import IndexBuffers
+from blast.layers.change_layout import change_layouts, gather_blocks, scatter_blocks
 from blast.layers.mlp_autograd import list_arrays
-from blast.layers.repack import change_layouts, gathered, scattered
-from blast.layers.training_mlp import TrainedMlp
+from blast.layers.training_mlp import TrainingMlp
 from blast.model.fuse import fuse_for_training
 
 BUFFERS = ("row_offsets", "col_indices", "t_offsets", "t_indices", "t_order")
@@ -47,22 +47,22 @@ def test_blocks_move_to_their_new_places_and_grown_ones_are_zero_or_their_gradie
     assert (before in layouts) == (not torch.equal(old, new))
     if before not in layouts:
         return
-    after, moves = layouts[before]
+    after, remap = layouts[before]
     same_index(after, new, shape)
     dense, gradient = torch.randn(shape), torch.randn(shape)
     blocks = BlockCSR.from_dense(dense, old).values
     # Through the dense matrix, which is the long way round.
-    assert torch.equal(moves.carry(blocks), gathered(scattered(blocks, before.index), after.index))
-    both = gathered(scattered(blocks, before.index), after.index)
+    assert torch.equal(remap.apply(blocks), gather_blocks(scatter_blocks(blocks, before.index), after.index))
+    both = gather_blocks(scatter_blocks(blocks, before.index), after.index)
     grown = ~old[after.index.coordinates()]
-    both[grown] = gathered(gradient, after.index)[grown]
-    assert torch.equal(moves.carry_with(blocks, gradient), both)
+    both[grown] = gather_blocks(gradient, after.index)[grown]
+    assert torch.equal(remap.apply_with_dense(blocks, gradient), both)
 
 
 def test_layouts_and_lists_of_a_whole_model_are_those_made_one_by_one():
     _, sparse, masks = pair("llama")
     model = fuse_for_training(sparse)
-    mlps = [module for module in model.modules() if isinstance(module, TrainedMlp)]
+    mlps = [module for module in model.modules() if isinstance(module, TrainingMlp)]
     assert len(mlps) == 2
     layers = {name: model.get_submodule(name) for name in masks}
     # The last matrix keeps its mask, and so do those that it shares its index with.
@@ -94,13 +94,13 @@ def test_layouts_and_lists_of_a_whole_model_are_those_made_one_by_one():
 
 
 def test_mlps_of_different_shapes_get_their_own_lists_in_their_order():
-    def mlp(hidden: int, inner: int, seed: int) -> tuple[list[SimpleNamespace], list[HostIndex]]:
+    def mlp(hidden: int, inner: int, seed: int) -> tuple[list[SimpleNamespace], list[CpuIndex]]:
         shapes = [(hidden, inner), (inner, hidden)]
         layers = [
             SimpleNamespace(out_features=8 * out, in_features=8 * given, block=BlockShape(8, 8), index=object())
             for out, given in shapes
         ]
-        return layers, [HostIndex.of(mask_of(*shape, 0.5, seed + n).numpy()) for n, shape in enumerate(shapes)]
+        return layers, [CpuIndex.from_mask(mask_of(*shape, 0.5, seed + n).numpy()) for n, shape in enumerate(shapes)]
 
     mlps = [mlp(4, 3, 0), mlp(6, 2, 2), mlp(4, 3, 4), mlp(6, 2, 6)]
     for lists, one in zip(list_arrays(mlps), mlps, strict=True):
@@ -111,4 +111,4 @@ def test_writing_to_the_buffers_of_an_index_leaves_another_that_was_made_of_them
     index = BlockIndex.from_mask(torch.eye(2, dtype=torch.bool), (4, 4))
     same = BlockIndex(index.row_offsets, index.col_indices, (4, 4), index.block)
     index.col_indices.copy_(torch.tensor([1, 0]))
-    assert same.host.col_indices.tolist() == index.host.col_indices.tolist() == [0, 1]
+    assert same.cpu_index.col_indices.tolist() == index.cpu_index.col_indices.tolist() == [0, 1]

@@ -12,7 +12,7 @@ import numpy as np
 from blast.errors import BlastError
 
 
-class HostIndex(NamedTuple):
+class CpuIndex(NamedTuple):
     """A block-CSR index; see `BlockIndex`.
 
     Attributes:
@@ -24,7 +24,7 @@ class HostIndex(NamedTuple):
     col_indices: np.ndarray
 
     @classmethod
-    def of(cls, mask: np.ndarray) -> HostIndex:
+    def from_mask(cls, mask: np.ndarray) -> CpuIndex:
         """The index of a mask, bool `[rows, cols]`."""
         rows, cols = np.nonzero(mask)  # row by row, ascending
         return cls(_offsets(np.bincount(rows, minlength=mask.shape[0])), cols.astype(np.int32))
@@ -33,15 +33,15 @@ class HostIndex(NamedTuple):
         """Block row of each live block: `[nnz]`, int64."""
         return np.repeat(np.arange(self.row_offsets.size - 1), np.diff(self.row_offsets))
 
-    def places(self, cols: int) -> np.ndarray:
-        """Number of each live block among all blocks of the matrix, row by row: `[nnz]`, int64."""
+    def flat_indices(self, cols: int) -> np.ndarray:
+        """Row-major position of each live block among all blocks of the matrix: `[nnz]`, int64."""
         return self.rows() * cols + self.col_indices
 
-    def equals(self, other: HostIndex) -> bool:
+    def equals(self, other: CpuIndex) -> bool:
         """Whether both say the same."""
         return all(np.array_equal(ours, theirs) for ours, theirs in zip(self, other, strict=True))
 
-    def turned(self, cols: int) -> tuple[HostIndex, np.ndarray]:
+    def transposed(self, cols: int) -> tuple[CpuIndex, np.ndarray]:
         """The index of the transposed matrix.
 
         Args:
@@ -53,7 +53,7 @@ class HostIndex(NamedTuple):
         # Sorted by column already within a row, so that a stable sort by column leaves the rows ascending.
         order = np.argsort(self.col_indices, kind="stable")
         offsets = _offsets(np.bincount(self.col_indices, minlength=cols))
-        return HostIndex(offsets, self.rows()[order].astype(np.int32)), order.astype(np.int32)
+        return CpuIndex(offsets, self.rows()[order].astype(np.int32)), order.astype(np.int32)
 
     def check(self, cols: int) -> None:
         """Raises unless it is an index of a matrix with so many block columns.
@@ -75,7 +75,7 @@ class HostIndex(NamedTuple):
         low, high = int(columns.min()), int(columns.max())
         if low < 0 or high >= cols:
             raise BlastError(f"col_indices must lie between 0 and {cols - 1}, but lie between {low} and {high}.")
-        falls = np.flatnonzero(np.diff(self.places(cols)) <= 0)
+        falls = np.flatnonzero(np.diff(self.flat_indices(cols)) <= 0)
         if falls.size:
             row = int(self.rows()[falls[0] + 1])
             raise BlastError(f"col_indices must ascend within a block row, but do not in block row {row}.")
