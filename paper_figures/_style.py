@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from blast.sparsity.config import METHOD_DETAILS
+
 # Inches: one and two columns of a usual two-column paper.
 COLUMN, DOUBLE = 3.4, 7.0
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
@@ -31,12 +33,11 @@ class Mark(NamedTuple):
     marker: str
 
 
+# A method that is not listed is drawn as X.
+MARKERS = {"blast": "o", "rigl_swap": "D", "random": "^", "one_shot": "s"}
 METHODS = {
     "dense": Mark("dense", "_"),
-    "blast": Mark("BLaST", "o"),
-    "rigl_swap": Mark("swap (RigL)", "D"),
-    "random": Mark("static random", "^"),
-    "one_shot": Mark("one-shot magnitude", "s"),
+    **{name: Mark(method.label, MARKERS.get(name, "X")) for name, method in METHOD_DETAILS.items()},
 }
 METRICS = {
     "bits_per_byte": "bits per byte",

@@ -34,6 +34,7 @@ def name(file: Path) -> str:
 # Rooms of each house from the ground floor up: a module imports from its own room and from those before it.
 LIBRARY = [
     "errors",
+    "settings",
     "files",
     "download",
     "block_sparse",

@@ -7,12 +7,12 @@ import torch
 from blast_kernels.mlp_inference import reference
 from blast_kernels.mlp_inference.heuristics import KernelConfig
 
-from blast import benchmark
 from blast.benchmark import kernel_plans
 from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.inputs.weights import sets_needed
 from blast.benchmark.plans import compilation, products
 from blast.benchmark.plans.compilation import Job
+from blast.benchmark.settings import settings_of
 from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError
 from blast.experiment.plan.config import read_config
@@ -22,7 +22,7 @@ from blast.experiment.records.record import make_record
 from blast.experiment.records.rows import record_rows
 from blast.experiment.run.benchmark import run_benchmark_point
 
-SETTINGS = {"tokens": [16, 300], "dtype": "float16", "repeats": 3, **benchmark.suites()["kernel_plans"]}
+SETTINGS = {"tokens": [16, 300], "dtype": "float16", "repeats": 3, **settings_of("kernel_plans")}
 SMALL = {
     True: MlpSize(128, 256, True, "silu", False, (32, 32), torch.float16),
     False: MlpSize(128, 256, False, "gelu", True, (32, 32), torch.float16),

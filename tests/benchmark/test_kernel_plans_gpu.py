@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blast.benchmark import kernel_plans, suites
+from blast.benchmark import kernel_plans
+from blast.benchmark.settings import settings_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-SETTINGS = {**suites()["kernel_plans"], "dtype": "bfloat16", "repeats": 5}
+SETTINGS = {**settings_of("kernel_plans"), "dtype": "bfloat16", "repeats": 5}
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("llama-3.2-1b", (128, 128)), ("gpt2", (64, 64))])

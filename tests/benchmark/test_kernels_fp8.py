@@ -6,19 +6,19 @@ import pytest
 import torch
 from blast_kernels.common.quantize import FP8
 
-from blast import benchmark
 from blast.benchmark import kernels
 from blast.benchmark.inputs.masks import random_masks
 from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.inputs.weights import expected_output, from_fp8, in_fp8, sets_needed, sparse_weights
 from blast.benchmark.providers import mlp_inference
+from blast.benchmark.settings import settings_of
 from blast.benchmark.timing import roofline
 from blast.benchmark.timing.cuda_graphs import ERROR_BOUND
 from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError
 
 SETTINGS = {
-    "tokens": [3, 40, 70], "dtype": "bfloat16", "repeats": 3, **benchmark.suites()["kernels"], "compiled": False,
+    "tokens": [3, 40, 70], "dtype": "bfloat16", "repeats": 3, **settings_of("kernels"), "compiled": False,
     "fp8": True,
 }  # fmt: skip
 CEILINGS = roofline.Ceilings(memory=3e12, l2=7e12, flops=8e14, launch=1e-12)

@@ -9,12 +9,13 @@ import torch
 
 import blast
 from blast import architectures
-from blast.benchmark import kernels, suites
+from blast.benchmark import kernels
 from blast.benchmark.providers import peers
+from blast.benchmark.settings import settings_of
 from blast.model.discovery import match_linears
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-SETTINGS = {**suites()["kernels"], "dtype": "bfloat16", "repeats": 10, "seconds": 60, "tuning_seconds": 6}
+SETTINGS = {**settings_of("kernels"), "dtype": "bfloat16", "repeats": 10, "seconds": 60, "tuning_seconds": 6}
 
 
 def test_a_point_of_the_suite_is_measured_whole():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blast.benchmark import suites, training_mlp, training_step
+from blast.benchmark import training_mlp, training_step
 from blast.benchmark.providers.peers import missing_package
+from blast.benchmark.settings import settings_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-MLP = {**suites()["training_mlp"], "dtype": "bfloat16", "repeats": 10, "tokens": [512], "seconds": 120}
-STEP = {**suites()["training_step"], "dtype": "bfloat16", "repeats": 5, "tokens": [2048], "seconds": 300}
+MLP = {**settings_of("training_mlp"), "dtype": "bfloat16", "repeats": 10, "tokens": [512], "seconds": 120}
+STEP = {**settings_of("training_step"), "dtype": "bfloat16", "repeats": 5, "tokens": [2048], "seconds": 300}
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("llama-3.2-1b", 128), ("gpt2-xl", 64), ("vit-b-16", 64)])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from kernel_suite_case import SMALL
 
-from blast import benchmark
 from blast.benchmark import training_mlp
 from blast.benchmark.inputs.masks import live_share, training_masks
 from blast.benchmark.inputs.weights import sparse_weights
 from blast.benchmark.providers import mlp_training
 from blast.benchmark.providers.peers import Stk, block_rows
+from blast.benchmark.settings import settings_of
 from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError
 
@@ -19,7 +19,7 @@ SETTINGS = {
     "tokens": [40],
     "dtype": "float32",
     "repeats": 3,
-    **benchmark.suites()["training_mlp"],
+    **settings_of("training_mlp"),
     "compiled": False,
 }
 

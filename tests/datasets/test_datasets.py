@@ -13,7 +13,7 @@ import torch
 from blast import datasets
 from blast.datasets._vision.cifar import AUTHORS, CifarBinary
 from blast.datasets._vision.idx import IdxImages
-from blast.datasets._vision.vision_data import VisionData, batch_places, check_settings
+from blast.datasets._vision.vision_data import ImageSettings, VisionData, batch_places
 from blast.datasets.digits import TRAIN
 from blast.errors import BlastError
 
@@ -133,15 +133,15 @@ def test_colour_images_cannot_be_shown_in_other_channels():
     images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2)
     with pytest.raises(BlastError, match="images of 3 channels cannot be shown as 1"):
         VisionData(images, labels, images, labels, 2, (0.5,) * 3, (0.5,) * 3, "", planes=1)
-    with pytest.raises(BlastError, match="image_size is 0"):
-        check_settings({"image_size": 0})
+    with pytest.raises(BlastError, match="'image_size' is 0"):
+        ImageSettings().shown_as({"image_size": 0})
 
 
 def test_settings_that_do_not_exist_are_refused():
     with pytest.raises(BlastError, match="did you mean 'augment'"):
-        check_settings({"augmnt": "shift"})
+        ImageSettings().shown_as({"augmnt": "shift"})
     with pytest.raises(BlastError, match="did you mean 'shift'"):
-        check_settings({"augment": "shfit"})
+        ImageSettings().shown_as({"augment": "shfit"})
 
 
 def test_addresses_are_those_that_torchvision_uses():

@@ -15,7 +15,7 @@ import torch
 from blast.datasets import pystdlib
 from blast.datasets._text import prepare
 from blast.datasets._text.evaluation_documents import cut, held_out_pieces, next_line_items
-from blast.datasets._text.prepare import check_settings, is_held_out, open_text, prepare_text
+from blast.datasets._text.prepare import is_held_out, open_text, prepare_text
 from blast.datasets._text.tokenizer import load_tokenizer
 from blast.datasets.pystdlib import documents, library, source_digest, sources
 from blast.datasets.wikitext103 import articles
@@ -202,13 +202,13 @@ def test_cut_keeps_lines_whole_and_leaves_out_what_is_too_long():
     ("settings", "message"),
     [
         ({"vocab": 512}, "did you mean 'vocab_size'"),
-        ({"vocab_size": 100}, "vocab_size is 100; it must be a whole number from 257"),
-        ({"held_out": 1.5}, "held_out is 1.5"),
+        ({"vocab_size": 100}, "'vocab_size' is 100; give a whole number of at least 257"),
+        ({"held_out": 1.5}, "'held_out' is 1.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(BlastError, match=message):
-        check_settings(settings, pystdlib.SETTINGS)
+        pystdlib.SETTINGS.filled(settings)
 
 
 def test_articles_begin_at_their_titles():

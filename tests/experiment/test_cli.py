@@ -17,10 +17,10 @@ def run_without(package: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_a_missing_package_is_one_sentence_that_says_how_to_get_it():
-    found = run_without("pydantic", "schema")
+    found = run_without("yaml", "schema")
     assert found.returncode == 2
     assert found.stderr == (
-        "blast: the package 'pydantic' is not installed in this environment; `make env` installs all that the "
+        "blast: the package 'yaml' is not installed in this environment; `make env` installs all that the "
         "workflow needs, `pip install -e '.[experiment]'` what this environment lacks.\n"
     )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sparsity_models import (
+    CHOICES,
     MODELS,
     OPTIMIZERS,
     assert_dead_blocks_are_zero,
@@ -16,7 +17,7 @@ from torch import nn
 
 from blast.block_sparse.blocks import BlockShape, keep_count
 from blast.errors import BlastError
-from blast.sparsity.config import CHOICES, SparsifyConfig
+from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
 from blast.sparsity.scores import block_norms
 from blast.sparsity.sparsifier import Sparsifier

@@ -8,7 +8,7 @@ from typing import Any
 from fake_records import GRID, run_part
 
 from blast import architectures
-from blast.benchmark import suites
+from blast.benchmark.settings import settings_of
 from blast.experiment.plan.point import Point
 from blast.experiment.records.record import make_record
 from blast.files import write_json
@@ -24,7 +24,7 @@ def make_point(model: str, sparsity: float, block: tuple[int, int], variant: str
     return Point(
         id=f"kernels-{model}.bfloat16.s{100 * sparsity:g}.{label}.seed0{variant}", grid=GRID, stage="benchmark",
         architecture=model, method="blast", sparsity=sparsity, block=block,
-        benchmark={**suites()["kernels"], "suite": "kernels", "tokens": list(TOKENS), "dtype": "bfloat16",
+        benchmark={**settings_of("kernels"), "suite": "kernels", "tokens": list(TOKENS), "dtype": "bfloat16",
                    "repeats": 20} | settings,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 from fake_kernels import GPU
 from fake_records import GRID, run_part
 
-from blast.benchmark import suites
+from blast.benchmark.settings import settings_of
 from blast.experiment.plan.point import Point
 from blast.experiment.records.record import make_record
 from blast.files import write_json
@@ -26,7 +26,7 @@ def make_point(model: str, sparsity: float, variant: str = "", **settings: Any) 
     return Point(
         id=f"training_step-{model}.bfloat16.s{100 * sparsity:g}.b{side}.seed0{variant}", grid=GRID, stage="benchmark",
         architecture=model, method="blast", sparsity=sparsity, block=(side, side),
-        benchmark={**suites()["training_step"], "suite": "training_step", "tokens": [tokens], "dtype": "bfloat16",
+        benchmark={**settings_of("training_step"), "suite": "training_step", "tokens": [tokens], "dtype": "bfloat16",
                    "repeats": 20} | settings,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def mlp_record(sparsity: float, hardware: str = GPU) -> dict[str, Any]:
     point = Point(
         id=f"training_mlp-llama-3.1-8b.bfloat16.s{100 * sparsity:g}.b128.seed0", grid=GRID, stage="benchmark",
         architecture="llama-3.1-8b", method="blast", sparsity=sparsity, block=(128, 128),
-        benchmark={**suites()["training_mlp"], "suite": "training_mlp", "tokens": [8192], "dtype": "bfloat16",
+        benchmark={**settings_of("training_mlp"), "suite": "training_mlp", "tokens": [8192], "dtype": "bfloat16",
                    "repeats": 20},
     )  # fmt: skip
     entry = {"metric": "latency", "task": None, "unit": "ms", "low": None, "high": None, "spread": None, "n": 20,

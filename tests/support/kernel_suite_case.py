@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from blast import benchmark
 from blast.benchmark import kernels
 from blast.benchmark.inputs import masks
 from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.providers import mlp_inference
+from blast.benchmark.settings import settings_of
 from blast.benchmark.timing import roofline
 from blast.benchmark.timing.interleaved import Timing
 
-SETTINGS = {"tokens": [3, 40], "dtype": "float32", "repeats": 3, **benchmark.suites()["kernels"], "compiled": False}
+SETTINGS = {"tokens": [3, 40], "dtype": "float32", "repeats": 3, **settings_of("kernels"), "compiled": False}
 CEILINGS = roofline.Ceilings(memory=3e12, l2=7e12, flops=8e14, launch=1e-6)
 SMALL = {
     True: MlpSize(64, 128, True, "silu", False, (16, 16), torch.float32),

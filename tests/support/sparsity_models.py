@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args, get_origin
+
 import torch
 import torchvision
 import transformers
 from torch import Tensor, nn
 
 from blast.block_sparse.blocks import as_block, expand_mask
+from blast.settings import field_hints
+from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
 
 VOCABULARY = 96
+# The values of each switch of `SparsifyConfig` that is a choice.
+CHOICES = {name: get_args(hint) for name, hint in field_hints(SparsifyConfig).items() if get_origin(hint) is Literal}
 
 
 def tiny_llama(layers: int = 2) -> nn.Module:

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import torch
 
-from blast import architectures, benchmark
+from blast import architectures
 from blast.benchmark import training_step
+from blast.benchmark.settings import settings_of
 from blast.benchmark.timing.interleaved import Timing
 
 SETTINGS = {
     "tokens": [64],
     "dtype": "bfloat16",
     "repeats": 3,
-    **benchmark.suites()["training_step"],
+    **settings_of("training_step"),
     "length": 16,
     "compiled": False,
 }

@@ -13,7 +13,7 @@ GIVEN = {"steps": 3, "batch": 4, "learning_rate": 0.01, "evaluate_every": 3}
 
 
 def test_an_unknown_dtype_is_refused_and_the_nearest_named():
-    with pytest.raises(BlastError, match="unknown dtype of training 'bfloat'; did you mean 'bfloat16'"):
+    with pytest.raises(BlastError, match="the training setting 'dtype' is 'bfloat'; did you mean 'bfloat16'"):
         TrainingSettings.from_dict(GIVEN | {"dtype": "bfloat"})
 
 

@@ -58,5 +58,5 @@ def test_one_process_keeps_its_model_and_other_ways_are_refused():
     assert all(spread(model, way) is model for way in PARALLEL)
     with pytest.raises(ValueError, match="way is 'fsdp'; use one of average, ddp, fully_shard"):
         spread(model, "fsdp")
-    with pytest.raises(BlastError, match=r"way to train in parallel 'dpp'.*ddp"):
+    with pytest.raises(BlastError, match=r"'parallel' is 'dpp'.*ddp"):
         TrainingSettings.from_dict({"steps": 1, "batch": 1, "learning_rate": 1, "parallel": "dpp"})

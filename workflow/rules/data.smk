@@ -7,7 +7,7 @@ rule used_config:
         config=FOLDER.root / "config.yaml",
         plan=FOLDER.root / "plan.json",
     params:
-        config=CONFIG.model_dump(mode="json"),
+        config=CONFIG.to_dict(),
         points=[point.to_dict() for point in PLAN.points.values()],
     script:
         "../scripts/used_config.py"

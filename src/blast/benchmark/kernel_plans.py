@@ -34,8 +34,6 @@ from blast.benchmark.timing.cuda_graphs import time_in_turn as time_rounds
 from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError, unknown_name
 
-SETTINGS = {"tied": [False], "seconds": 60.0, "down_block": "same"}
-
 # Tokens that are compared with the reference, and seconds of timing of all plans of one product at most.
 CHECKED_TOKENS = 64
 SHARE = 1.5
@@ -71,9 +69,8 @@ def measure(
         sparsity: Share of empty blocks.
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
-        settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `tied` (list; true is left out where there is no
-            gate), `seconds` (the longest the timing of a point may take; kernels are compiled before), `down_block` (as
-            in the suite `kernels`).
+        settings: `tokens` (list), `dtype`, `repeats`, and the fields of
+            `blast.benchmark.settings.KernelPlansSettings`.
 
     Returns:
         For each product and number of tokens the `latency` of each plan in ms, with 20 % and 80 % quantiles; its

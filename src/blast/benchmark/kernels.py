@@ -23,18 +23,6 @@ from blast.benchmark.timing.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
 
 DOWN_BLOCKS = ("same", "transposed")
-SETTINGS = {
-    "masks": ["uniform"],
-    "tied": [False],
-    "peers": [],
-    "fp8": False,
-    "fp8_tokens": 64,
-    "compiled": True,
-    "seconds": 180.0,
-    "tuning_seconds": 60.0,
-    "masks_folder": "results/recorded",
-    "down_block": "same",
-}
 
 
 def measure(
@@ -47,12 +35,8 @@ def measure(
         sparsity: Share of empty blocks.
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
-        settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, `skewed`, `trained`), `tied`
-            (list; true is left out where there is no gate), `peers` (`torch_bsr`, `stk`, `blksprs`), `fp8` (whether
-            ours is timed with fp8 weights too, at up to `fp8_tokens`), `compiled` (whether dense is timed under
-            torch.compile too), `seconds` (the longest a point may take), `tuning_seconds` (of a peer, for each number
-            of tokens), `masks_folder` (holds, at any depth, what `blast records export` wrote), `down_block` (`same`,
-            or `transposed`: blocks of the down projection are `[in, out]`).
+        settings: `tokens` (list), `dtype`, `repeats`, and the fields of
+            `blast.benchmark.settings.KernelsSettings`.
 
     Returns:
         By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says

@@ -24,7 +24,6 @@ from blast.benchmark.timing.device import gpu_for
 from blast.errors import BlastError, unknown_name
 
 PEERS = ("stk",)
-SETTINGS = {"masks": ["uniform"], "tied": [False], "peers": [], "compiled": True, "seconds": 120.0}
 
 
 class Case(NamedTuple):
@@ -46,10 +45,8 @@ def measure(
         sparsity: Share of empty blocks.
         block: Block shape `[out, in]`; square.
         seed: Seed of weights, masks and inputs.
-        settings: `tokens` (list), `dtype`, `repeats`, and `SETTINGS`: `masks` (`uniform`, or `every_hidden_live`:
-            none of the hidden blocks is dead, so that nothing can be skipped), `tied` (list; true is left out where
-            there is no gate), `peers` (`stk`), `compiled` (whether dense is timed under torch.compile too), `seconds`
-            (the longest a point may take).
+        settings: `tokens` (list), `dtype`, `repeats`, and the fields of
+            `blast.benchmark.settings.TrainingMlpSettings`.
 
     Returns:
         By provider and number of tokens: `latency` of forward and backward in ms with 20 % and 80 % quantiles; those

@@ -32,17 +32,6 @@ from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_
 from blast.sparsity.sparsifier import Sparsifier
 
-SETTINGS = {
-    "length": 1024,
-    "mask": "uniform",
-    "fused": True,
-    "compiled": True,
-    "masked": True,
-    "updates": True,
-    "parts": True,
-    "largest_batch": False,
-    "seconds": 400.0,
-}
 # What gradients may be off by even where masked-dense happens to be exact.
 LEAST_BOUND = 1e-3
 BATCH_TRIALS = 8
@@ -59,10 +48,8 @@ def measure(
         block: Block shape `[out, in]`.
         seed: Seed of weights and masks.
         settings: `tokens` (list; a batch holds as many sequences or images as they carry), `dtype` (of autocast),
-            `repeats`, and `SETTINGS`: `length` (tokens a sequence), `mask` (`uniform` or `every_hidden_live`), `fused`
-            (whole MLPs in one operator), `compiled`, `masked` (whether masked-dense is timed), `updates` (whether mask
-            updates are), `parts` (whether attention, MLP and optimizer are, alone), `largest_batch` (whether the
-            largest batch is searched, and nothing else measured), `seconds` (the longest a point may take, about).
+            `repeats`, and the fields of
+            `blast.benchmark.settings.TrainingStepSettings`.
 
     Returns:
         By provider: `step_time` and `throughput`; `time_attention`, `time_mlp`, `time_optimizer` and `time_other`, what

@@ -4,7 +4,8 @@ A dataset is one file of this folder that defines
 
 - `MODALITY` (`"language"`, `"classification"` of sentences, or `"vision"`), `LICENCE`, `DESCRIPTION`, `SOURCES` (where
   the data come from, in the order tried), `BYTES` (what is downloaded), `EVALUATION` (names of lm-eval tasks; of texts
-  alone), and where it needs one `GATE` (what has to be accepted first, and how);
+  alone), `SETTINGS` (the defaults of its settings, a dataclass), and where it needs one `GATE` (what has to be accepted
+  first, and how);
 - `fetch(cache, progress) -> dict`: brings the raw files into the cache, or raises one sentence;
 - `prepare(cache, settings) -> dict`: turns them into what training reads (tokens, evaluation documents) and returns
   the facts: digests and counts;
@@ -22,8 +23,9 @@ from types import ModuleType
 from typing import Any
 
 from blast.errors import BlastError, unknown_name
+from blast.settings import Place, read_part
 
-__all__ = ["base_name", "get", "names", "tokenizer_of", "with_tokenizer"]
+__all__ = ["base_name", "check_settings", "get", "names", "tokenizer_of", "with_tokenizer"]
 
 VARIANT = "@"
 
@@ -74,3 +76,12 @@ def get(name: str) -> Any:
     from blast.datasets.variant import Variant
 
     return Variant(name, module, tokenizer)
+
+
+def check_settings(name: str, settings: Any, place: Place) -> dict[str, Any]:
+    """The given settings of a dataset, checked; what is not given is not added.
+
+    Raises:
+        BlastError: for an unknown dataset, an unknown setting, or a wrong value.
+    """
+    return read_part(type(get(name).SETTINGS), settings, place)

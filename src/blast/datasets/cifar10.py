@@ -22,4 +22,4 @@ _DATA = CifarBinary(
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
 )
-fetch, prepare, load = _DATA.fetch, _DATA.prepare, _DATA.load
+SETTINGS, fetch, prepare, load = _DATA.settings, _DATA.fetch, _DATA.prepare, _DATA.load

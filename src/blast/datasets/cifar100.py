@@ -23,4 +23,4 @@ _DATA = CifarBinary(
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
 )
-fetch, prepare, load = _DATA.fetch, _DATA.prepare, _DATA.load
+SETTINGS, fetch, prepare, load = _DATA.settings, _DATA.fetch, _DATA.prepare, _DATA.load

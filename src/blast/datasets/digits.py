@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from blast.datasets._vision.vision_data import VisionData, check_settings, shown_as
+from blast.datasets._vision.vision_data import ImageSettings, VisionData
 from blast.download.sources import Progress
 from blast.errors import BlastError
 
@@ -16,6 +16,8 @@ DESCRIPTION = "1437 training and 360 test images of handwritten digits, 8×8 gre
 BYTES = 0
 SOURCES = ("scikit-learn's own files",)
 EVALUATION: list[str] = []
+
+SETTINGS = ImageSettings()
 
 TRAIN = 1437
 SPLIT_SEED = 0
@@ -45,7 +47,7 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         raise BlastError(
             "the digits come with scikit-learn, which is not installed; pip install scikit-learn."
         ) from error
-    filled = check_settings(settings)
+    shown_as = SETTINGS.shown_as(settings)
     digits = load_digits()
     images = (digits.images * SCALE).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
@@ -61,5 +63,5 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         mean=MEAN,
         std=STD,
         digest=f"sha256:{digest}",
-        **shown_as(filled),
+        **shown_as,
     )

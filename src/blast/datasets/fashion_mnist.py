@@ -26,4 +26,4 @@ _DATA = IdxImages(
     std=0.3530,
     packages=(DebianPackage("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist", ".gz"),),
 )
-fetch, prepare, load = _DATA.fetch, _DATA.prepare, _DATA.load
+SETTINGS, fetch, prepare, load = _DATA.settings, _DATA.fetch, _DATA.prepare, _DATA.load

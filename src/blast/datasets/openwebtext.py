@@ -9,7 +9,7 @@ from typing import Any
 
 from blast.datasets._text.hub_text import HubText
 from blast.datasets._text.language_data import LanguageData
-from blast.datasets._text.prepare import Document, check_settings, is_held_out, open_text, prepare_text
+from blast.datasets._text.prepare import Document, SplitTextSettings, is_held_out, open_text, prepare_text
 
 MODALITY = "language"
 LICENCE = "CC0-1.0 (the collection; the pages belong to their authors)"
@@ -20,7 +20,7 @@ SOURCES = ("the model hub: Skylion007/openwebtext",)
 EVALUATION = ["text_heldout"]
 
 # The share that nanoGPT holds out.
-SETTINGS: dict[str, Any] = {"vocab_size": 50257, "held_out": 0.0005}
+SETTINGS = SplitTextSettings(vocab_size=50257, held_out=0.0005)
 REVISION = "79d93d786212f7344586290adb811d4ae6a1762c"
 _DATA = HubText("openwebtext", "Skylion007/openwebtext", REVISION, ("plain_text",))
 fetch = _DATA.fetch
@@ -35,7 +35,7 @@ def documents(cache: Path, held_out: float) -> Iterator[Document]:
 
 def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Tokenizer, tokens and evaluation documents; see `prepare_text`."""
-    filled = check_settings(settings, SETTINGS)
+    filled = SETTINGS.filled(settings)
     pages = partial(documents, cache, filled["held_out"])
     return prepare_text(cache, "openwebtext", pages, _DATA.digest(cache), filled)
 

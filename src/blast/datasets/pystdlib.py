@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from blast.datasets._text.language_data import LanguageData
-from blast.datasets._text.prepare import Document, check_settings, is_held_out, open_text, prepare_text
+from blast.datasets._text.prepare import Document, SplitTextSettings, is_held_out, open_text, prepare_text
 from blast.download.sources import Progress
 from blast.errors import BlastError
 
@@ -25,7 +25,7 @@ BYTES = 0
 SOURCES = ("the running interpreter",)
 EVALUATION = ["pystdlib_heldout", "pystdlib_next_line"]
 
-SETTINGS: dict[str, Any] = {"vocab_size": 2048, "held_out": 0.1}
+SETTINGS = SplitTextSettings(vocab_size=2048, held_out=0.1)
 # Tests are repetitive; code pages and the help texts of pydoc are tables, not code; the rest is not the library's own.
 LEFT_OUT = {
     "__pycache__",
@@ -94,7 +94,7 @@ def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
 
 def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Tokenizer, tokens and evaluation documents; see `prepare_text`."""
-    filled = check_settings(settings, SETTINGS)
+    filled = SETTINGS.filled(settings)
     root = library()
     return prepare_text(cache, "pystdlib", partial(documents, root, filled["held_out"]), source_digest(root), filled)
 

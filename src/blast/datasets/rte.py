@@ -12,4 +12,4 @@ BYTES = 660_000
 EVALUATION: list[str] = []
 
 _DATA = GlueTask("rte", ("sentence1", "sentence2"))
-fetch, prepare, load = _DATA.fetch, _DATA.prepare, _DATA.load
+SETTINGS, fetch, prepare, load = _DATA.settings, _DATA.fetch, _DATA.prepare, _DATA.load

@@ -12,4 +12,4 @@ BYTES = 3_200_000
 EVALUATION: list[str] = []
 
 _DATA = GlueTask("sst2", ("sentence",))
-fetch, prepare, load = _DATA.fetch, _DATA.prepare, _DATA.load
+SETTINGS, fetch, prepare, load = _DATA.settings, _DATA.fetch, _DATA.prepare, _DATA.load

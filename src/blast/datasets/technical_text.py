@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blast.datasets._text.language_data import LanguageData
-from blast.datasets._text.prepare import Document, check_settings, is_held_out, open_text, prepare_text
+from blast.datasets._text.prepare import Document, SplitTextSettings, is_held_out, open_text, prepare_text
 from blast.download.registries import unpack_debian
 from blast.download.sources import Progress, SourceError
 from blast.errors import BlastError
@@ -31,7 +31,7 @@ BYTES = 71_600_000
 SOURCES = ("Debian packages dict-gcide, linux-doc-6.1, python3.11-doc and anarchism",)
 EVALUATION = ["text_heldout"]
 
-SETTINGS: dict[str, Any] = {"vocab_size": 32768, "held_out": 0.02}
+SETTINGS = SplitTextSettings(vocab_size=32768, held_out=0.02)
 # A dictionary is one file: it is cut at its entries into documents of this many characters.
 DICTIONARY_PIECE = 20_000
 SHORTEST = 200
@@ -180,7 +180,7 @@ def source_digest(cache: Path) -> str:
 
 def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Tokenizer, tokens and evaluation documents; see `prepare_text`."""
-    filled = check_settings(settings, SETTINGS)
+    filled = SETTINGS.filled(settings)
     texts = partial(documents, cache, filled["held_out"])
     return prepare_text(cache, "technical_text", texts, source_digest(cache), filled)
 

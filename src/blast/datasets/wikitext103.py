@@ -10,7 +10,7 @@ from typing import Any
 
 from blast.datasets._text.hub_text import HubText
 from blast.datasets._text.language_data import LanguageData
-from blast.datasets._text.prepare import Document, check_settings, open_text, prepare_text
+from blast.datasets._text.prepare import Document, TextSettings, open_text, prepare_text
 
 MODALITY = "language"
 LICENCE = "CC-BY-SA-3.0"
@@ -20,7 +20,7 @@ SOURCES = ("the model hub: Salesforce/wikitext",)
 
 EVALUATION = ["text_heldout"]
 
-SETTINGS: dict[str, Any] = {"vocab_size": 32768}
+SETTINGS = TextSettings(vocab_size=32768)
 TITLE = re.compile(r"^ = [^=].* = \n$")
 REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 _DATA = HubText("wikitext103", "Salesforce/wikitext", REVISION, ("wikitext-103-raw-v1",))
@@ -48,7 +48,7 @@ def documents(cache: Path) -> Iterator[Document]:
 
 def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Tokenizer, tokens and evaluation documents; see `prepare_text`."""
-    filled = check_settings(settings, SETTINGS)
+    filled = SETTINGS.filled(settings)
     return prepare_text(cache, "wikitext103", partial(documents, cache), _DATA.digest(cache), filled)
 
 

@@ -150,7 +150,7 @@ def take_in(options: argparse.Namespace) -> int:
 
 def schema(options: argparse.Namespace) -> int:
     """Prints the JSON schema of a config."""
-    from blast.experiment.plan.config import schema as text
+    from blast.experiment.plan.schema import schema as text
 
     print(text(), end="")
     return 0

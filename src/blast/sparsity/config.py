@@ -7,30 +7,75 @@ drop and grow (arXiv 1911.11134), on blocks instead of single weights. This file
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from blast.block_sparse.blocks import BlockShape, as_block
 from blast.errors import BlastError, unknown_name
 from blast.files import json_digest
+from blast.settings import (
+    Bounds,
+    Count,
+    ListOrOne,
+    Name,
+    NotEmpty,
+    Place,
+    Seed,
+    Share,
+    Sparsity,
+    check_fields,
+    read,
+)
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": ("cubic", "linear", "constant"),
-    "keep_score": ("magnitude", "random"),
-    "grow": ("union", "swap", "none"),
-    "grow_score": ("gradient", "random"),
-    "swap_decay": ("cosine", "constant"),
-    "ranking": ("matrix", "layer", "model"),
-    "execution": ("auto", "masked", "sparse"),
-}
 
-METHODS: dict[str, dict[str, Any]] = {
-    "blast": {"schedule": "cubic", "keep_score": "magnitude", "grow": "union", "grow_score": "gradient"},
-    "rigl_swap": {"schedule": "cubic", "keep_score": "magnitude", "grow": "swap", "grow_score": "gradient"},
-    "one_shot": {"schedule": "constant", "keep_score": "magnitude", "grow": "none", "grow_score": "gradient"},
-    "random": {"schedule": "constant", "keep_score": "random", "grow": "none", "grow_score": "gradient"},
+@dataclass(frozen=True)
+class Method:
+    """A method of pruning: a preset of `SparsifyConfig`, and what else differs between methods.
+
+    Attributes:
+        preset: The settings that make the method.
+        label: Name in figures and tables.
+        description: One sentence about it.
+        prunes_parent: Whether it prunes the trained dense model instead of training a model of its own.
+        finds_masks: Whether training finds its masks; else they are random, or those of a dense model.
+    """
+
+    preset: dict[str, Any]
+    label: str
+    description: str
+    prunes_parent: bool = False
+    finds_masks: bool = False
+
+
+METHOD_DETAILS: dict[str, Method] = {
+    "blast": Method(
+        {"schedule": "cubic", "keep_score": "magnitude", "grow": "union", "grow_score": "gradient"},
+        label="BLaST",
+        description="The sparsity rises step by step; the best blocks by weight and those by gradient stay.",
+        finds_masks=True,
+    ),
+    "rigl_swap": Method(
+        {"schedule": "cubic", "keep_score": "magnitude", "grow": "swap", "grow_score": "gradient"},
+        label="swap (RigL)",
+        description="As `blast`, but each update drops as many blocks as it grows.",
+        finds_masks=True,
+    ),
+    "random": Method(
+        {"schedule": "constant", "keep_score": "random", "grow": "none", "grow_score": "gradient"},
+        label="static random",
+        description="Random blocks from the start; they stay.",
+    ),
+    "one_shot": Method(
+        {"schedule": "constant", "keep_score": "magnitude", "grow": "none", "grow_score": "gradient"},
+        label="one-shot magnitude",
+        description="The trained dense model keeps its largest blocks; no training follows.",
+        prunes_parent=True,
+    ),
 }
+METHODS: dict[str, dict[str, Any]] = {name: method.preset for name, method in METHOD_DETAILS.items()}
+
+PLACE = Place("sparsify setting")
+Layers = Annotated[int, Bounds(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -45,87 +90,62 @@ class SparsifyConfig:
         initial_sparsity: Sparsity at step 0, at most `sparsity`; unused by `constant`.
         hold: Share of `steps`, at the end, during which the mask is fixed.
         update_every: Steps between mask updates.
-        keep_score: What live blocks are ranked by: `magnitude` (Frobenius norm) or `random` (a fixed random order).
-        grow: `union` keeps the best blocks by weight and those by gradient (achieved sparsity below the target);
-            `swap` drops as many blocks as it grows (exact budget); `none` never grows.
-        grow_score: What dead blocks are ranked by: `gradient` (Frobenius norm of the dense gradient) or `random`.
-        swap_share: Most of the budget that one update of `swap` may exchange.
+        keep_score: Ranks live blocks: `magnitude` (Frobenius norm) or `random` (a fixed random order).
+        grow: `union` keeps the best blocks by weight and the best by gradient; the achieved sparsity is below the
+            target. `swap` drops as many blocks as it grows, so the budget is exact. `none` never grows.
+        grow_score: Ranks dead blocks: `gradient` (Frobenius norm of the dense gradient) or `random`.
+        swap_share: Largest share of the budget that one update of `swap` exchanges.
         swap_decay: Whether `swap_share` falls to zero along a half cosine (as in RigL) or stays.
         ranking: Blocks compete within a `matrix`, a `layer`, or the whole `model`.
         dense_first: Layers at the start of the model that are not pruned.
-        dense_last: Layers at its end that are not pruned.
+        dense_last: Layers at the end of the model that are not pruned.
         targets: `"mlp"`, `"attention"`, shell-style patterns of module names (`"*.q_proj"`), or `"re:"` + a regex.
         tie_gate_up: Whether the gate and up matrices of one MLP share a mask.
         seed: Seed of the random scores.
-        execution: How the model runs while it trains; the result is the same but for rounding. `masked`: dense, with
-            zeros in dead blocks. `sparse`: only live blocks are held, trained and computed with, from `break_even`
-            on. `auto`: the same, from where the GPU is faster so (see `sparsity.break_even`); masked without a GPU, in
-            `DistributedDataParallel`, and where a matrix is outside an MLP or its MLP has active dropout.
-        break_even: Achieved sparsity from which to run sparse. None: 0 with `sparse`, measured or judged with `auto`.
+        execution: How the model runs while it trains; results differ by rounding only. `masked`: dense, with zeros in
+            dead blocks. `sparse`: from `break_even` on, only live blocks are stored and computed. `auto`: `sparse` from
+            the sparsity at which the GPU is faster with it. `auto` stays masked without a GPU, in
+            `DistributedDataParallel`, for matrices outside an MLP, and for an MLP with active dropout.
+        break_even: Achieved sparsity from which to run sparse. None: 0 with `sparse`; with `auto` from the GPU's table,
+            else from a heuristic.
 
     Raises:
         BlastError: if a value is out of its range.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     block: BlockShape
-    steps: int
-    schedule: str = "cubic"
-    initial_sparsity: float = 0.0
-    hold: float = 0.2
-    update_every: int = 25
-    keep_score: str = "magnitude"
-    grow: str = "union"
-    grow_score: str = "gradient"
-    swap_share: float = 0.3
-    swap_decay: str = "cosine"
-    ranking: str = "matrix"
-    dense_first: int = 0
-    dense_last: int = 0
-    targets: tuple[str, ...] = ("mlp",)
+    steps: Count
+    schedule: Literal["cubic", "linear", "constant"] = "cubic"
+    initial_sparsity: Sparsity = 0.0
+    hold: Share = 0.2
+    update_every: Count = 25
+    keep_score: Literal["magnitude", "random"] = "magnitude"
+    grow: Literal["union", "swap", "none"] = "union"
+    grow_score: Literal["gradient", "random"] = "gradient"
+    swap_share: Share = 0.3
+    swap_decay: Literal["cosine", "constant"] = "cosine"
+    ranking: Literal["matrix", "layer", "model"] = "matrix"
+    dense_first: Layers = 0
+    dense_last: Layers = 0
+    targets: Annotated[tuple[Name, ...], NotEmpty(), ListOrOne()] = ("mlp",)
     tie_gate_up: bool = False
-    seed: int = 0
-    execution: str = "auto"
-    break_even: float | None = None
+    seed: Seed = 0
+    execution: Literal["auto", "masked", "sparse"] = "auto"
+    break_even: Share | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block", as_block(self.block))
-        targets = (self.targets,) if isinstance(self.targets, str) else self.targets
-        if not isinstance(targets, (list, tuple)) or not targets or not all(isinstance(t, str) and t for t in targets):
-            raise BlastError(f"targets is {self.targets!r}; give 'mlp', 'attention' or patterns of module names.")
-        object.__setattr__(self, "targets", tuple(targets))
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise unknown_name(name, str(getattr(self, name)), choices)
-        for name, least in (("steps", 1), ("update_every", 1), ("dense_first", 0), ("dense_last", 0), ("seed", 0)):
-            self._check_count(name, least)
-        if not isinstance(self.tie_gate_up, bool):
-            raise BlastError(f"tie_gate_up is {self.tie_gate_up!r}; give true or false.")
-        for name in ("sparsity", "initial_sparsity"):
-            value = self._check_number(name)
-            if not 0 <= value < 1:
-                raise BlastError(f"{name} is {value:g}; give a share of empty blocks from 0 up to but not including 1.")
-        for name in ("hold", "swap_share", *(["break_even"] if self.break_even is not None else [])):
-            value = self._check_number(name)
-            if not 0 <= value <= 1:
-                raise BlastError(f"{name} is {value:g}; give a share between 0 and 1.")
+        check_fields(self, PLACE.kind)
+        # The digest of a config is the same for 0 and 0.0.
+        for name in ("sparsity", "initial_sparsity", "hold", "swap_share", "break_even"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         if self.initial_sparsity > self.sparsity:
             raise BlastError(
                 f"initial_sparsity {self.initial_sparsity:g} is above the final sparsity {self.sparsity:g}; "
                 "give one that is at most as large, since the sparsity only rises."
             )
-
-    def _check_count(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BlastError(f"{name} is {value!r}; give a whole number of at least {least}.")
-
-    def _check_number(self, name: str) -> float:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-            raise BlastError(f"{name} is {value!r}; give a number.")
-        object.__setattr__(self, name, float(value))
-        return float(value)
 
     @property
     def hold_steps(self) -> int:
@@ -144,14 +164,7 @@ class SparsifyConfig:
         Raises:
             BlastError: for an unknown key (the nearest is named), a missing key, or a value out of range.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        for key in settings:
-            if key not in fields:
-                raise unknown_name("sparsify setting", str(key), fields)
-        missing = [n for n, field in fields.items() if field.default is dataclasses.MISSING and n not in settings]
-        if missing:
-            raise BlastError(f"the sparsify settings lack {', '.join(missing)}; add what is missing.")
-        return cls(**settings)
+        return read(cls, settings, PLACE)
 
     @classmethod
     def from_method(cls, method: str, **settings: Any) -> SparsifyConfig:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_labels_are_readable_and_distinct():
 
 def test_the_digest_of_a_point_moves_with_its_settings_and_not_with_the_name_of_its_grid():
     plan = expand(config())
-    other = expand(config().model_copy(update={"name": "t2"}))
+    other = expand(replace(config(), name="t2"))
     for name, point in plan.points.items():
         assert other.points[name].digest == point.digest
     dense, pruned = plan.points.values()

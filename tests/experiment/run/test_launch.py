@@ -67,15 +67,15 @@ def test_a_config_gives_processes_by_dataset_or_architecture(tmp_path):
     ("number", "sentence"),
     [
         (5, "'batch' is 12, which 5 processes cannot share equally; make it a multiple of 'processes'"),
-        (0, "'processes' is 0; give a whole number, 1 or more"),
-        (1.5, "'processes' is 1.5; give a whole number, 1 or more"),
-        ("two", "'processes' is 'two'"),
+        (0, "'training.digits.processes' is 0; give a whole number of at least 1"),
+        (1.5, "'training.digits.processes' is 1.5; give a whole number of at least 1"),
+        ("two", "'training.digits.processes' is 'two'"),
     ],
 )
 def test_a_number_of_processes_that_cannot_be_is_refused_with_the_file(tmp_path, number, sentence):
-    values = parse(config({"digits": {"processes": number}}), tmp_path / "grid.yaml")
+    file = tmp_path / "grid.yaml"
     with pytest.raises(BlastError, match=sentence) as caught:
-        expand(values, tmp_path / "grid.yaml")
+        expand(parse(config({"digits": {"processes": number}}), file), file)
     assert str(caught.value).startswith(str(tmp_path / "grid.yaml"))
 
 

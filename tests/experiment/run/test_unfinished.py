@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from blast.benchmark import settings_of
+from blast.benchmark.settings import settings_of
 from blast.experiment.cli import main
 from blast.experiment.plan.grid import Job, Plan
 from blast.experiment.plan.paths import GridFolder
@@ -25,7 +25,7 @@ SENTENCE = "its time was over before 64 tokens were timed; run again."
 
 
 def point() -> Point:
-    settings = {"suite": "mlp", "tokens": [4], "dtype": "float32", "repeats": 2} | settings_of("mlp", {})
+    settings = {"suite": "mlp", "tokens": [4], "dtype": "float32", "repeats": 2} | settings_of("mlp")
     return Point(
         id=NAME, grid="t", stage="benchmark", architecture="gpt2-nano", method="blast", sparsity=0.8, block=(16, 16),
         benchmark=settings,

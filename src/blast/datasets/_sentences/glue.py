@@ -6,17 +6,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from blast.datasets._sentences.sentence_data import SentenceData
 from blast.datasets._text.hub_text import parquet_rows
-from blast.datasets._text.prepare import TOKENIZER, check_settings, tokenizer_for
+from blast.datasets._text.prepare import BYTES_OF_VOCABULARY, TOKENIZER, TextSettings, tokenizer_for
 from blast.datasets._text.tokenizer import copy_tokenizer, end_of_text, token_bytes, train_tokenizer
 from blast.download.cache import build_once
 from blast.download.hub import HubFiles
 from blast.download.sources import Progress
 from blast.errors import BlastError
 from blast.files import file_digest, json_digest
+from blast.settings import Bounds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,19 @@ FORMAT = 1
 REPOSITORY, REVISION = "nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 # GLUE's own test labels are not published.
 SPLITS = {"train": "train", "test": "validation"}
-SETTINGS: dict[str, Any] = {"vocab_size": 8192, "length": 128}
+
+
+@dataclass(frozen=True)
+class SentenceSettings(TextSettings):
+    """Settings of sentences that are told apart.
+
+    Attributes:
+        vocab_size: Size of the tokenizer that is trained on the sentences; not used with `tokenizer`.
+        length: Tokens a sentence or a pair, cut or padded.
+    """
+
+    vocab_size: Annotated[int, Bounds(ge=BYTES_OF_VOCABULARY)] = 8192
+    length: Annotated[int, Bounds(ge=2)] = 128
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class GlueTask:
     name: str
     columns: Sequence[str]
     num_classes: int = 2
+    settings: ClassVar = SentenceSettings()
 
     @property
     def source(self) -> HubFiles:
@@ -82,9 +96,7 @@ class GlueTask:
         return parquet_rows(self.source.paths(cache, f"{self.name}/{SPLITS[split]}-*"), [*self.columns, "label"])
 
     def _made(self, cache: Path, settings: dict[str, Any] | None) -> dict[str, Any]:
-        filled = check_settings(settings, SETTINGS)
-        if not isinstance(filled["length"], int) or filled["length"] < 2:
-            raise BlastError(f"length is {filled['length']}; it must be a whole number of tokens from 2 on.")
+        filled = self.settings.filled(settings)
         source = self.source.digest(cache)
         ready = tokenizer_for(filled.get(TOKENIZER), Path(cache))
         key = json_digest([FORMAT, source, filled, ready.name if ready else None], escaped=True)

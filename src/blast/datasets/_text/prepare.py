@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from blast.datasets._text.evaluation_documents import HELD_OUT_FILE, NEXT_LINE_FILE, write_evaluation
 from blast.datasets._text.language_data import LanguageData
@@ -21,8 +21,9 @@ from blast.datasets._text.tokenizer import (
     train_tokenizer,
 )
 from blast.download.cache import build_once
-from blast.errors import BlastError, unknown_name
+from blast.errors import BlastError
 from blast.files import digest_number, file_digest, json_digest
+from blast.settings import Bounds, Name, Place, plain, updated
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,8 +38,8 @@ ENCODED_AT_ONCE = 256
 BYTES_OF_VOCABULARY = 257
 # Gigabytes take an hour, and a line is told this often.
 TOLD_EVERY_S = 10.0
-# Every text dataset takes it: the architecture whose own tokenizer is used instead of one trained on the text.
 TOKENIZER = "tokenizer"
+PLACE = Place("data setting")
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,39 @@ def is_held_out(name: str, share: float) -> bool:
     return digest_number(name) < share * 2**64
 
 
-def check_settings(settings: dict[str, Any] | None, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a text dataset with defaults filled in.
+@dataclass(frozen=True)
+class TextSettings:
+    """Settings of a text dataset whose authors say what is held out.
 
-    Raises:
-        BlastError: for an unknown setting, a vocabulary without room for the bytes, or a share outside (0, 1).
+    Attributes:
+        vocab_size: Size of the tokenizer that is trained on the text; not used with `tokenizer`.
+        tokenizer: Architecture whose own tokenizer is used; without it, one is trained on the text.
     """
-    filled = defaults | (settings or {})
-    for name in filled:
-        if name not in defaults and name != TOKENIZER:
-            raise unknown_name("setting of a text dataset", name, [*defaults, TOKENIZER])
-    if filled.get(TOKENIZER):
-        # Its vocabulary is as large as it is.
-        del filled["vocab_size"]
-    elif not isinstance(filled["vocab_size"], int) or filled["vocab_size"] < BYTES_OF_VOCABULARY:
-        raise BlastError(
-            f"vocab_size is {filled['vocab_size']}; it must be a whole number from {BYTES_OF_VOCABULARY} on."
-        )
-    if "held_out" in filled and not 0 < filled["held_out"] < 1:
-        raise BlastError(f"held_out is {filled['held_out']}; it must be a share between 0 and 1.")
-    return filled
+
+    vocab_size: Annotated[int, Bounds(ge=BYTES_OF_VOCABULARY)]
+    tokenizer: Name | None = None
+
+    def filled(self, given: dict[str, Any] | None) -> dict[str, Any]:
+        """These settings with the given ones over them, as plain values: those that the data depend on.
+
+        Raises:
+            BlastError: for an unknown setting or a wrong value.
+        """
+        values = plain(updated(self, given, PLACE))
+        # A given tokenizer has the size that it has.
+        del values["vocab_size" if values[TOKENIZER] else TOKENIZER]
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitTextSettings(TextSettings):
+    """Settings of a text dataset that we split.
+
+    Attributes:
+        held_out: Share of the documents that is held out.
+    """
+
+    held_out: Annotated[float, Bounds(gt=0, lt=1)]
 
 
 def prepare_text(

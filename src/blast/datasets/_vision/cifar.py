@@ -6,9 +6,9 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from blast.datasets._vision.vision_data import VisionData, check_settings, shown_as
+from blast.datasets._vision.vision_data import ImageSettings, VisionData
 from blast.download.sources import Progress, RemoteFile, UrlSource, fetch_files
 from blast.errors import BlastError
 from blast.files import json_digest
@@ -43,6 +43,7 @@ class CifarBinary:
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    settings: ClassVar = ImageSettings()
 
     @property
     def digest(self) -> str:
@@ -61,7 +62,7 @@ class CifarBinary:
 
     def load(self, cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         """The images in memory."""
-        filled = check_settings(settings)
+        shown_as = self.settings.shown_as(settings)
         path = self._folder(cache) / self.archive
         if not path.exists():
             raise BlastError(f"{self.name} is not in {path.parent}; fetch it first.")
@@ -76,7 +77,7 @@ class CifarBinary:
             mean=self.mean,
             std=self.std,
             digest=self.digest,
-            **shown_as(filled),
+            **shown_as,
         )
 
     def _folder(self, cache: Path) -> Path:

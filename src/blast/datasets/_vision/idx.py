@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from blast.datasets._vision.vision_data import VisionData, check_settings, shown_as
+from blast.datasets._vision.vision_data import ImageSettings, VisionData
 from blast.download.sources import Progress, RemoteFile, Source, UrlSource, fetch_files
 from blast.errors import BlastError
 from blast.files import json_digest
@@ -37,6 +37,7 @@ class IdxImages:
     mean: float
     std: float
     packages: Sequence[Source] = ()
+    settings: ClassVar = ImageSettings()
 
     @property
     def digest(self) -> str:
@@ -60,7 +61,7 @@ class IdxImages:
 
     def load(self, cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         """The images in memory."""
-        filled = check_settings(settings)
+        shown_as = self.settings.shown_as(settings)
         if not all((self.folder(cache) / name).exists() for name in self.checksums):
             raise BlastError(f"{self.name} is not in {self.folder(cache)}; fetch it first.")
         train, test = (self._class()(self._root(cache), train=train, download=False) for train in (True, False))
@@ -73,7 +74,7 @@ class IdxImages:
             mean=(self.mean,),
             std=(self.std,),
             digest=self.digest,
-            **shown_as(filled),
+            **shown_as,
         )
 
     def _root(self, cache: Path) -> Path:

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from blast.datasets._vision.vision_data import batch_places
+from blast.settings import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS: dict[str, Any] = {"augment": "none", "image_size": 224}
 # Torchvision's constants for ImageNet, and its share of the shorter side that evaluation crops.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_SHARE = 224 / 256
+
+
+@dataclass(frozen=True)
+class ImageFolderSettings:
+    """Settings of photographs in folders.
+
+    Attributes:
+        augment: `none` crops the middle of training images too; the others crop at random and mirror.
+        image_size: Side in pixels that images are brought to.
+    """
+
+    augment: Literal["none", "shift", "shift_flip"] = "none"
+    image_size: Count = 224
+
+
+SETTINGS = ImageFolderSettings()
 
 
 @dataclass(frozen=True)

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from blast.errors import BlastError, unknown_name
+from blast.errors import BlastError
+from blast.settings import Count, Place, updated
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-AUGMENTATIONS = ("none", "shift", "shift_flip")
 # Torchvision's usual padding for CIFAR is 4 pixels of 32.
 SHIFT_SHARE = 1 / 8
-# `image_size` and `channels` bring images to what published weights have seen; None leaves them as they are.
-SETTINGS: dict[str, Any] = {"augment": "none", "image_size": None, "channels": None}
+PLACE = Place("data setting")
 
 
-def check_settings(settings: dict[str, Any] | None, defaults: Mapping[str, Any] = SETTINGS) -> dict[str, Any]:
-    """The settings of an image dataset with defaults filled in.
+@dataclass(frozen=True)
+class ImageSettings:
+    """Settings of an image dataset.
 
-    Raises:
-        BlastError: for an unknown setting or augmentation.
+    Attributes:
+        augment: `shift` moves training images by some pixels; `shift_flip` mirrors half of them too.
+        image_size: Side that images are brought to, for models with published weights; else images keep theirs.
+        channels: Channels that grey images are repeated to; else they keep one.
     """
-    filled = {**defaults, **(settings or {})}
-    for name in filled:
-        if name not in defaults:
-            raise unknown_name("setting of an image dataset", name, defaults)
-    if filled["augment"] not in AUGMENTATIONS:
-        raise unknown_name("augmentation", str(filled["augment"]), AUGMENTATIONS)
-    for name in ("image_size", "channels"):
-        value = filled.get(name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise BlastError(f"{name} is {value!r}; it must be a whole number from 1 on.")
-    return filled
 
+    augment: Literal["none", "shift", "shift_flip"] = "none"
+    image_size: Count | None = None
+    channels: Count | None = None
 
-def shown_as(filled: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as `VisionData` takes them."""
-    return {"augment": filled["augment"], "resize": filled["image_size"], "planes": filled["channels"]}
+    def shown_as(self, given: dict[str, Any] | None) -> dict[str, Any]:
+        """These settings with the given ones over them, as `VisionData` takes them.
+
+        Raises:
+            BlastError: for an unknown setting or a wrong value.
+        """
+        filled = updated(self, given, PLACE)
+        return {"augment": filled.augment, "resize": filled.image_size, "planes": filled.channels}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class VisionData:
         mean: Of the training pixels scaled to [0, 1], by channel.
         std: Likewise.
         digest: `"sha256:…"` of everything above that was read.
-        augment: One of `AUGMENTATIONS`.
+        augment: As in `ImageSettings`.
         resize: Side that images are brought to when a batch needs them; None leaves them as they are.
         planes: Channels that grey images are repeated to; None leaves them as they are.
     """

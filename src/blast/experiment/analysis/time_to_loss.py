@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from blast.experiment.records.table import one_machine
+from blast.sparsity.config import METHOD_DETAILS
 
-METHODS = ("dense", "blast", "rigl_swap")
+METHODS = ("dense", *(name for name, method in METHOD_DETAILS.items() if method.finds_masks))
 CURVES = ("validation_loss", "training_time", "compile_time", "mask_update_time")
 
 

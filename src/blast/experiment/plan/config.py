@@ -1,132 +1,197 @@
-"""The config file of a grid: typed, strict, and its faults told in one sentence."""
+"""The config file of a grid: its keys and their types, and how a file is read."""
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from blast.benchmark.settings import SUITES
 from blast.errors import BlastError
+from blast.settings import Bounds, Count, Name, NotEmpty, OneOf, PartOf, Pattern, Seed, Sparsity, plain, read
+from blast.sparsity.config import METHODS, SparsifyConfig
+from blast.training.settings import TrainingSettings
 
-Sparsity = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(gt=0)]
-Block = Side | tuple[Side, Side]
-Name = Annotated[str, Field(min_length=1)]
+DEFAULT_FILE = Path("config/config.yaml")
 
-
-class Strict(BaseModel):
-    """A mapping without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GridBlock(Strict):
-    """A product of lists; the grid is the union of its blocks, each with the dense runs it is compared with."""
-
-    architectures: list[Name] = Field(min_length=1, description="Names of architectures.")
-    datasets: list[Name] = Field(min_length=1, description="Names of datasets.")
-    methods: list[Name] = Field(default=["blast"], description="Methods; 'dense' comes by itself.")
-    sparsity: list[Sparsity] = Field(min_length=1, description="Shares of empty blocks; 0 is the dense model.")
-    blocks: list[Block] = Field(default=[16], min_length=1, description="Block sides, or [out, in] pairs.")
-    seeds: list[int] = Field(default=[0], min_length=1)
-    start: Literal["scratch", "pretrained", "published"] = Field(
-        default="scratch",
-        description="Fresh weights; published ones trained further; or published ones as they are, not trained.",
-    )
-    variant: str | None = Field(default=None, description="A word added to the ids, for a block with other settings.")
-    training: dict[str, Any] = Field(default={}, description="Training settings of this block alone.")
-    sparsify: dict[str, Any] = Field(default={}, description="Settings of the pruning of this block alone.")
-
-
-class Benchmark(Strict):
-    """Timings of one suite over shapes, sparsities and blocks."""
-
-    suite: Name = Field(description="Name of a suite in blast.benchmark.")
-    shapes: list[Name] = Field(min_length=1, description="Architectures whose MLP is timed.")
-    sparsity: list[Sparsity] = Field(min_length=1)
-    blocks: list[Block] = Field(min_length=1)
-    tokens: list[Side] = Field(min_length=1)
-    dtype: str = "float32"
-    repeats: Side = Field(default=20, description="Timed runs of each provider, interleaved.")
-    seeds: list[int] = Field(default=[0], min_length=1)
-    variant: str | None = Field(default=None, description="A word added to the ids, where two differ in settings only.")
-    settings: dict[str, Any] = Field(default={}, description="Settings of the suite's own, see its file.")
+Block = Count | tuple[Count, Count]
+MethodName = Annotated[str, OneOf("method", (*METHODS, "dense"))]
+SuiteName = Annotated[str, OneOf("benchmark suite", tuple(SUITES))]
+Variant = Annotated[
+    str,
+    Pattern(
+        r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*",
+        "a word of letters (a-z), digits, '_', '-' and inner dots that begins with a letter or digit",
+        longest=64,
+    ),
+]
+GridName = Annotated[
+    str,
+    Pattern(
+        "[a-z][a-z0-9_-]+",
+        "two or more small letters (a-z), digits, '_' or '-' that begin with a letter",
+        longest=64,
+    ),
+]
+Folder = Annotated[
+    str, Pattern(r"(?!(.*/)?\.\.(/|$))[^\x00-\x1f]+", "a folder; its path may not hold '..'", longest=200)
+]
+FROM_POINT = dict.fromkeys(("sparsity", "block", "steps", "seed"), "the point")
+FROM_METHOD = {key: "the method" for preset in METHODS.values() for key in preset}
+Training = Annotated[dict[str, Any], PartOf(TrainingSettings)]
+Sparsify = Annotated[dict[str, Any], PartOf(SparsifyConfig, FROM_POINT | FROM_METHOD)]
 
 
-class Evaluation(Strict):
-    """How trained models are evaluated."""
+@dataclass(frozen=True)
+class GridBlock:
+    """A product of lists. The grid is the union of its blocks, each with the dense runs it is compared with.
 
-    tasks: dict[Name, list[Name]] = Field(default={}, description="lm-eval tasks by dataset; else the dataset's own.")
-    batch: Side = Field(default=32, description="Fixed batch size; scores move with it in the last digits.")
-    limit: Side = Field(default=384, description="Held-out sequences for our own loss; the first ones.")
-    items: Side | None = Field(default=None, description="Items of each lm-eval task; the first ones, or all.")
+    Attributes:
+        architectures: Names of architectures, files of `src/blast/architectures` or their entries.
+        datasets: Names of datasets, files of `src/blast/datasets`, of the same modality.
+        sparsity: Shares of empty blocks; 0 is the dense model.
+        methods: Methods of pruning. `dense` comes by itself.
+        blocks: Sides of square blocks, or pairs `[out, in]`; each has to divide the MLP matrices.
+        seeds: Seeds of weights, batches and random masks.
+        start: `scratch`: fresh weights. `pretrained`: the published weights, trained further. `published`: the
+            published weights as they are; nothing is trained, so only dense and `one_shot` are possible.
+        variant: A word added to the ids, for a block that gives the same points other settings.
+        training: Training settings of this block alone; they win over those of the top level.
+        sparsify: Pruning settings of this block alone; they win over those of the top level.
+    """
+
+    architectures: Annotated[tuple[Name, ...], NotEmpty()]
+    datasets: Annotated[tuple[Name, ...], NotEmpty()]
+    sparsity: Annotated[tuple[Sparsity, ...], NotEmpty()]
+    methods: Annotated[tuple[MethodName, ...], NotEmpty()] = ("blast",)
+    blocks: Annotated[tuple[Block, ...], NotEmpty()] = (16,)
+    seeds: Annotated[tuple[Seed, ...], NotEmpty()] = (0,)
+    start: Literal["scratch", "pretrained", "published"] = "scratch"
+    variant: Variant | None = None
+    training: Training = field(default_factory=dict)
+    sparsify: Sparsify = field(default_factory=dict)
 
 
-class Config(Strict):
-    """One grid."""
+@dataclass(frozen=True)
+class Benchmark:
+    """Timings of one suite: every combination of shape, sparsity, block and seed is a point.
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]+$")] = Field(
-        description="Name of the grid and of its folder in results/."
-    )
-    threads: Side = Field(default=1, description="Threads torch uses in one job; recorded.")
-    memory_gb: Annotated[float, Field(gt=0)] = Field(
-        default=1.5, description="Memory one job may take; bounds how many run at once."
-    )
-    figures: str = Field(default="paper_figures", description="Folder the pictures and tables are written to.")
-    training: dict[Name, dict[str, Any]] = Field(
-        default={},
-        description="Settings under 'default', a dataset, an architecture or 'architecture.dataset'; the later wins.",
-    )
-    sparsify: dict[str, Any] = Field(default={}, description="Settings of the pruning for every block.")
-    data: dict[Name, dict[str, Any]] = Field(default={}, description="Settings of the preparation, by dataset.")
-    evaluation: Evaluation = Evaluation()
-    points_per_job: dict[Name, Side] = Field(
-        default={}, description="Points one process runs, under 'default' or a dataset."
-    )
-    grid: list[GridBlock] = Field(default=[])
-    benchmarks: list[Benchmark] = Field(default=[])
+    Attributes:
+        suite: Name of a suite, a file of `src/blast/benchmark`.
+        shapes: Architectures whose MLP, or whose whole model, is timed.
+        sparsity: Shares of empty blocks.
+        blocks: Sides of square blocks, or pairs `[out, in]`.
+        tokens: Numbers of tokens; a point times all of them.
+        dtype: Type of weights and activations; the suite may support fewer.
+        repeats: Timed calls of each provider, in turn. The median and the 20 % and 80 % quantiles are recorded.
+        seeds: Seeds of weights, masks and inputs.
+        variant: A word added to the ids, for an entry that gives the same points other settings.
+        settings: Settings of the suite.
+    """
 
-    @model_validator(mode="after")
-    def _not_empty(self) -> Config:
+    suite: SuiteName
+    shapes: Annotated[tuple[Name, ...], NotEmpty()]
+    sparsity: Annotated[tuple[Sparsity, ...], NotEmpty()]
+    blocks: Annotated[tuple[Block, ...], NotEmpty()]
+    tokens: Annotated[tuple[Count, ...], NotEmpty()]
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    repeats: Count = 20
+    seeds: Annotated[tuple[Seed, ...], NotEmpty()] = (0,)
+    variant: Variant | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How trained models are evaluated.
+
+    Attributes:
+        tasks: lm-eval tasks by dataset, instead of the tasks that the dataset names.
+        batch: Fixed batch size. The last digits of a score depend on it.
+        limit: Held-out sequences for our own loss; the first ones.
+        items: Items of each lm-eval task, the first ones; without it, all.
+    """
+
+    tasks: dict[Name, tuple[Name, ...]] = field(default_factory=dict)
+    batch: Count = 32
+    limit: Count = 384
+    items: Count | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """One grid.
+
+    Attributes:
+        name: Name of the grid and of its folder `results/<name>`.
+        threads: Threads that torch uses in one job. The last digits of a number depend on it, so it is recorded.
+        memory_gb: Memory that one job may take. It limits how many jobs run at once, whatever `--cores` says.
+        figures: Folder for figures and tables.
+        training: Training settings under `default`, a dataset, an architecture, or `architecture.dataset`. The most
+            specific value wins.
+        sparsify: Pruning settings of the whole grid.
+        data: Settings of the preparation, by dataset.
+        evaluation: How trained models are evaluated.
+        points_per_job: Points that one process runs, under `default` or a dataset. With several points a job, small
+            points share the start of a process.
+        grid: Blocks of the grid.
+        benchmarks: Timings.
+    """
+
+    name: GridName
+    threads: Count = 1
+    memory_gb: Annotated[float, Bounds(gt=0)] = 1.5
+    figures: Folder = "paper_figures"
+    training: dict[Name, Training] = field(default_factory=dict)
+    sparsify: Sparsify = field(default_factory=dict)
+    data: dict[Name, dict[str, Any]] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    points_per_job: dict[Name, Count] = field(default_factory=dict)
+    grid: tuple[GridBlock, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
+
+    def __post_init__(self) -> None:
         if not self.grid and not self.benchmarks:
-            raise ValueError("the config has neither 'grid' nor 'benchmarks', so there is nothing to do")
-        return self
+            raise BlastError("the config has neither 'grid' nor 'benchmarks', so there is nothing to do; add one.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys as plain values, defaults included."""
+        return plain(self)
 
 
-def _model_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The model that a validation error's location lies in."""
-    current: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        current = {"grid": GridBlock, "benchmarks": Benchmark, "evaluation": Evaluation}.get(part)
-        if current is None:
-            return None
-    return current
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error; the safe loader keeps the last one silently."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A mapping as it is written, before `<<` brings keys that it may override."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                written = (key.tag, key.value)
+                if written in lines:
+                    problem = f"the key '{key.value}' is given twice, first at line {lines[written]}"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                lines[written] = key.start_mark.line + 1
+        return node
 
 
-def _sentence(file: Path, error: Any) -> str:
-    where = ".".join(
-        str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained-", "tuple["))
-    )
-    if error["type"] == "extra_forbidden":
-        key = str(error["loc"][-1])
-        model = _model_at(error["loc"])
-        known = sorted(model.model_fields) if model else []
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(known)}."
-        return f"{file}: unknown key '{where}'; {hint}"
-    if error["type"] == "missing":
-        return f"{file}: the key '{where}' is missing; add it."
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    place = f" '{where}' is {error['input']!r}:" if where else ""
-    return f"{file}:{place} {message}; correct it (see config/README.md)."
+def _load(file: Path) -> Any:
+    """The values of a YAML file, not checked yet."""
+    try:
+        return yaml.load(file.read_bytes().decode("utf-8-sig"), UniqueKeyLoader)
+    except OSError as error:
+        raise BlastError(f"{file}: cannot be read ({error.strerror}); give the path of a config file.") from error
+    except UnicodeDecodeError as error:
+        raise BlastError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise BlastError(f"{file}: is not valid YAML{line} ({problem}); correct it.") from error
 
 
 def parse(values: Any, file: Path) -> Config:
@@ -135,15 +200,14 @@ def parse(values: Any, file: Path) -> Config:
     Raises:
         BlastError: one sentence with file, key and remedy.
     """
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         raise BlastError(
             f"{file}: the config is not a mapping of keys to values; see config/config.yaml for an example."
         )
     try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BlastError(_sentence(file, first)) from error
+        return read(Config, values)
+    except BlastError as error:
+        raise BlastError(f"{file}: {error}") from error
 
 
 def read_config(file: Path) -> Config:
@@ -152,29 +216,15 @@ def read_config(file: Path) -> Config:
     Raises:
         BlastError: one sentence with file, key and remedy.
     """
-    file = Path(file)
-    try:
-        values = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise BlastError(f"{file}: cannot be read ({error.strerror}); give the path of a config file.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise BlastError(
-            f"{file}: is not valid YAML{line} ({getattr(error, 'problem', error)}); correct it."
-        ) from error
-    return parse(values, file)
+    return parse(_load(Path(file)), Path(file))
 
 
-DEFAULT_FILE = Path("config/config.yaml")
-
-
-def used_config(files: Sequence[Path | str], overrides: dict[str, Any]) -> tuple[Config, Path]:
+def used_config(files: Sequence[Path | str], overrides: Mapping[str, Any]) -> tuple[Config, Path]:
     """The config that a run of the workflow uses.
 
     Args:
-        files: What was given with `--configfile`; none means the default.
-        overrides: The merged values as the workflow engine has them: the files', and those of `--config`.
+        files: The files given with `--configfile`; none means the default.
+        overrides: The merged values of the workflow engine: those of the files and of `--config`.
 
     Returns:
         The checked config, and the file to name in errors.
@@ -182,15 +232,9 @@ def used_config(files: Sequence[Path | str], overrides: dict[str, Any]) -> tuple
     Raises:
         BlastError: one sentence with file, key and remedy.
     """
-    if files:
-        read_config(Path(files[0]))
-        return parse(dict(overrides), Path(files[0])), Path(files[0])
-    config = read_config(DEFAULT_FILE)
-    if overrides:
-        config = parse({**config.model_dump(mode="json", exclude_unset=True), **overrides}, DEFAULT_FILE)
-    return config, DEFAULT_FILE
-
-
-def schema() -> str:
-    """The JSON schema of a config file, as text; `config/schema.json` holds it."""
-    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    if not files:
+        values = _load(DEFAULT_FILE)
+        return parse({**values, **overrides} if isinstance(values, Mapping) else values, DEFAULT_FILE), DEFAULT_FILE
+    for file in files:
+        _load(Path(file))  # the workflow engine accepts a key given twice
+    return parse(overrides, Path(files[0])), Path(files[0])

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blast import architectures, benchmark, datasets
+from blast import architectures, datasets
+from blast.benchmark.settings import settings_of
 from blast.errors import BlastError, unknown_name
 from blast.experiment.plan.config import Benchmark, Config, GridBlock
 from blast.experiment.plan.point import Point
-from blast.sparsity.config import METHODS, SparsifyConfig
+from blast.settings import Place, plain
+from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
 from blast.training.settings import TrainingSettings
 
-# Methods that prune the trained dense model instead of training one of their own.
-FROM_PARENT = frozenset({"one_shot"})
 # Datasets by the architectures that can be trained on them.
 FITS = {"language": ("language", "classification"), "encoder": ("classification",), "vision": ("vision",)}
 
@@ -108,7 +108,10 @@ def _settings(config: Config, block: GridBlock, architecture: str, dataset: str)
     for key in ("default", base, architecture, f"{architecture}.{base}"):
         merged.update(config.training.get(key, {}))
     merged.update(block.training)
-    return TrainingSettings.from_dict(merged).__dict__
+    try:
+        return plain(TrainingSettings.from_dict(merged))
+    except BlastError as error:
+        raise BlastError(f"training of '{architecture}' on '{base}': {error}") from error
 
 
 def _sparsify(
@@ -122,7 +125,7 @@ def _sparsify(
 
 def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
     base = datasets.base_name(dataset)
-    tasks = config.evaluation.tasks.get(base, list(datasets.get(dataset).EVALUATION))
+    tasks = list(config.evaluation.tasks.get(base, datasets.get(dataset).EVALUATION))
     evaluation = {"tasks": tasks, "batch": config.evaluation.batch, "limit": config.evaluation.limit}
     if config.evaluation.items and tasks:
         evaluation["items"] = config.evaluation.items
@@ -133,14 +136,11 @@ def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
         "dataset": dataset,
         "threads": config.threads,
         "evaluation": evaluation,
-        "data": dict(config.data.get(base, {})),
+        "data": datasets.check_settings(base, config.data.get(base, {}), Place("key", ("data", base))),
     }
 
 
 def _check_names(config: Config, block: GridBlock) -> None:
-    for method in block.methods:
-        if method != "dense" and method not in METHODS:
-            raise unknown_name("method", method, [*METHODS, "dense"])
     for architecture, dataset in itertools.product(block.architectures, block.datasets):
         wanted, given = architectures.get(architecture).modality, datasets.get(dataset).MODALITY
         if given not in FITS[wanted]:
@@ -153,15 +153,21 @@ def _check_names(config: Config, block: GridBlock) -> None:
         if any(sparsity > 0 for sparsity in block.sparsity):
             for shape in block.blocks:
                 check_block(architecture, _as_pair(shape))
+
+
+def _check_sections(config: Config) -> None:
+    """Checks the keys that are names of datasets or architectures, and the settings of datasets."""
     known = {"default", *architectures.names(), *datasets.names()}
     known |= {f"{a}.{d}" for a, d in itertools.product(architectures.names(), datasets.names())}
     for key in config.training:
         if key not in known:
             raise unknown_name("key under 'training'", key, known)
-    for section in (config.data, config.points_per_job, config.evaluation.tasks):
-        for key in section:
-            if key != "default":
-                datasets.get(key)
+    for key in [*config.evaluation.tasks, *(key for key in config.points_per_job if key != "default")]:
+        datasets.get(key)
+    for name, given in config.data.items():
+        settings = datasets.check_settings(name, given, Place("key", ("data", name)))
+        if settings.get("tokenizer"):
+            architectures.get(settings["tokenizer"])
 
 
 def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
@@ -176,11 +182,12 @@ def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
             f"'{dataset}' is in the tokens of '{tokens}', which the published '{architecture}' does not know; "
             f"write '{datasets.base_name(dataset)}'."
         )
-    trained = [method for method in block.methods if method != "dense" and method not in FROM_PARENT]
+    trained = [method for method in block.methods if method != "dense" and not METHOD_DETAILS[method].prunes_parent]
     if block.start == "published" and trained and any(block.sparsity):
+        untrained = ", ".join(method for method in METHODS if METHOD_DETAILS[method].prunes_parent)
         raise BlastError(
             f"'start: published' trains nothing, but the method '{trained[0]}' prunes while training; "
-            f"take 'start: pretrained', or one of: dense, {', '.join(sorted(FROM_PARENT))}."
+            f"take 'start: pretrained', or one of: dense, {untrained}."
         )
 
 
@@ -204,7 +211,7 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
                 method=method,
                 sparsity=sparsity,
                 block=shape,
-                start="parent" if method in FROM_PARENT else block.start,
+                start="parent" if METHOD_DETAILS[method].prunes_parent else block.start,
                 parent=dense,
                 training=training,
                 sparsify=_sparsify(config, block, method, sparsity, shape, training["steps"], seed),
@@ -212,9 +219,9 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
             )
 
 
-def _benchmark_points(config: Config, suite: Benchmark) -> Iterator[Point]:
-    settings = {"suite": suite.suite, "tokens": suite.tokens, "dtype": suite.dtype, "repeats": suite.repeats}
-    settings |= benchmark.settings_of(suite.suite, suite.settings)
+def _benchmark_points(config: Config, number: int, suite: Benchmark) -> Iterator[Point]:
+    settings = {"suite": suite.suite, "tokens": list(suite.tokens), "dtype": suite.dtype, "repeats": suite.repeats}
+    settings |= settings_of(suite.suite, suite.settings, Place("key", ("benchmarks", number, "settings")))
     suffix = f".{suite.variant}" if suite.variant else ""
     for name, seed, sparsity, side in itertools.product(suite.shapes, suite.seeds, suite.sparsity, suite.blocks):
         shape = _as_pair(side)
@@ -246,11 +253,12 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
     """
     points: dict[str, Point] = {}
     try:
+        _check_sections(config)
         for block in config.grid:
             _check_names(config, block)
         for point in itertools.chain(
             *(_train_points(config, block) for block in config.grid),
-            *(_benchmark_points(config, suite) for suite in config.benchmarks),
+            *(_benchmark_points(config, number, suite) for number, suite in enumerate(config.benchmarks)),
         ):
             if points.setdefault(point.id, point) != point:
                 raise BlastError(

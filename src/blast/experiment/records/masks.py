@@ -13,9 +13,7 @@ from safetensors.numpy import load_file
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
-
-# Methods whose masks training finds; those of the others are random, or of a dense model.
-METHODS = ("blast", "rigl_swap")
+from blast.sparsity.config import METHOD_DETAILS
 
 Record = Mapping[str, Any]
 
@@ -25,6 +23,10 @@ def masks_of_record(folder: GridFolder, record: Record) -> Path | None:
     artifact = ((record.get("result") or {}).get("artifacts") or {}).get("masks")
     file = folder.work(record["point"]["id"]) / artifact["path"] if artifact else None
     return file if file and file.is_file() else None
+
+
+def _finds_masks(method: str) -> bool:
+    return method in METHOD_DETAILS and METHOD_DETAILS[method].finds_masks
 
 
 def export_masks(folder: GridFolder, record: Record, machine_dir: Path) -> Path | None:
@@ -45,7 +47,7 @@ def export_masks(folder: GridFolder, record: Record, machine_dir: Path) -> Path 
     """
     point = record["point"]
     file = masks_of_record(folder, record)
-    if record["status"] != "ok" or point["method"] not in METHODS or file is None:
+    if record["status"] != "ok" or not _finds_masks(point["method"]) or file is None:
         return None
     from blast.benchmark.inputs.mask_file import write_mask_file
     from blast.files import file_digest

@@ -1,0 +1,140 @@
+"""The settings of each benchmark suite, with their defaults.
+
+They are apart from the suites, since a grid is planned without torch. A point holds the settings as plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from blast.errors import unknown_name
+from blast.settings import Bounds, Count, Name, NotEmpty, Place, plain, updated
+
+Seconds = Annotated[float, Bounds(gt=0)]
+DownBlock = Literal["same", "transposed"]
+Tied = Annotated[tuple[bool, ...], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class MlpSettings:
+    """The suite `mlp` has no settings of its own."""
+
+
+@dataclass(frozen=True)
+class KernelsSettings:
+    """Settings of the suite `kernels`.
+
+    Attributes:
+        masks: `uniform`, `skewed` (rows of very different lengths) or `trained` (from `masks_folder`).
+        tied: Whether gate and up share a mask; `[false, true]` times both. It has no effect without a gate.
+        peers: Other implementations to time. A peer that is not installed, or refuses the block, has a row that says
+            so.
+        fp8: Whether our kernel is timed with fp8 weights too.
+        fp8_tokens: Most tokens at which fp8 weights are timed.
+        compiled: Whether dense is timed under `torch.compile` too.
+        seconds: Longest time of a point, compilation included. The next run measures what is left.
+        tuning_seconds: Longest tuning of a peer for one number of tokens.
+        masks_folder: Folder with the masks of trained models, at any depth. It is relative to the current folder, else
+            to the checkout.
+        down_block: `transposed`: blocks of the down projection are `[in, out]`.
+    """
+
+    masks: Annotated[tuple[Literal["uniform", "skewed", "trained"], ...], NotEmpty()] = ("uniform",)
+    tied: Tied = (False,)
+    peers: tuple[Literal["torch_bsr", "stk", "blksprs"], ...] = ()
+    fp8: bool = False
+    fp8_tokens: Count = 64
+    compiled: bool = True
+    seconds: Seconds = 180.0
+    tuning_seconds: Seconds = 60.0
+    masks_folder: Name = "results/recorded"
+    down_block: DownBlock = "same"
+
+
+@dataclass(frozen=True)
+class KernelPlansSettings:
+    """Settings of the suite `kernel_plans`.
+
+    Attributes:
+        tied: Whether gate and up share a mask; `[false, true]` times both. It has no effect without a gate.
+        seconds: Longest timing of a point; its kernels are compiled before.
+        down_block: `transposed`: blocks of the down projection are `[in, out]`.
+    """
+
+    tied: Tied = (False,)
+    seconds: Seconds = 60.0
+    down_block: DownBlock = "same"
+
+
+@dataclass(frozen=True)
+class TrainingMlpSettings:
+    """Settings of the suite `training_mlp`.
+
+    Attributes:
+        masks: `uniform`, or `every_hidden_live`: no hidden block is dead, so that nothing can be skipped.
+        tied: Whether gate and up share a mask; `[false, true]` times both. It has no effect without a gate.
+        peers: Other implementations to time.
+        compiled: Whether dense is timed under `torch.compile` too.
+        seconds: Longest time of a point.
+    """
+
+    masks: Annotated[tuple[Literal["uniform", "every_hidden_live"], ...], NotEmpty()] = ("uniform",)
+    tied: Tied = (False,)
+    peers: tuple[Literal["stk"], ...] = ()
+    compiled: bool = True
+    seconds: Seconds = 120.0
+
+
+@dataclass(frozen=True)
+class TrainingStepSettings:
+    """Settings of the suite `training_step`.
+
+    Attributes:
+        length: Tokens a sequence; images have their own length.
+        mask: `uniform`, or `every_hidden_live`: no hidden block is dead, so that nothing can be skipped.
+        fused: Whether a whole MLP is one operator; else each matrix is a layer.
+        compiled: Whether model and loss are compiled, dense and ours alike.
+        masked: Whether the masked-dense step is timed too.
+        updates: Whether mask updates are timed, in the masked and in the sparse state.
+        parts: Whether attention, MLP and optimizer are timed on their own.
+        largest_batch: Whether only the largest batch that fits is measured, dense and ours.
+        seconds: Longest time of a point, about. The next run measures what is left.
+    """
+
+    length: Count = 1024
+    mask: Literal["uniform", "every_hidden_live"] = "uniform"
+    fused: bool = True
+    compiled: bool = True
+    masked: bool = True
+    updates: bool = True
+    parts: bool = True
+    largest_batch: bool = False
+    seconds: Seconds = 400.0
+
+
+# By suite, which is the name of a file of this folder with a function `measure`.
+SUITES: dict[str, type] = {
+    "mlp": MlpSettings,
+    "kernels": KernelsSettings,
+    "kernel_plans": KernelPlansSettings,
+    "training_mlp": TrainingMlpSettings,
+    "training_step": TrainingStepSettings,
+}
+
+
+def settings_of(suite: str, given: Mapping[str, Any] | None = None, place: Place | None = None) -> dict[str, Any]:
+    """All settings of a suite as plain values: its defaults, and over them what is given.
+
+    Args:
+        suite: Name of the suite.
+        given: Some of its settings.
+        place: Where they stand, for errors.
+
+    Raises:
+        BlastError: for an unknown suite, an unknown setting, or a wrong value.
+    """
+    if suite not in SUITES:
+        raise unknown_name("benchmark suite", suite, SUITES)
+    return plain(updated(SUITES[suite](), given or {}, place or Place(f"{suite} setting")))
