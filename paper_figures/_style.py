@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from blast import datasets
 from blast.sparsity.config import METHOD_DETAILS
 
 # Inches: one and two columns of a usual two-column paper.
@@ -60,8 +61,6 @@ _WORDS = {
     "l": "L",
     "s": "S",
 }
-_DATASETS = {"pystdlib": "Python stdlib", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST",
-             "technical_text": "technical English"}  # fmt: skip
 _TASKS = {"pystdlib_next_line": "next line", "pystdlib_heldout": "held-out files"}
 
 RC = {
@@ -124,7 +123,7 @@ def method_label(method: str) -> str:
 
 def dataset_label(dataset: Any) -> str:
     """`Fashion-MNIST` for `fashion_mnist`; empty for none."""
-    return "" if dataset is None or pd.isna(dataset) else _DATASETS.get(dataset, str(dataset))
+    return "" if dataset is None or pd.isna(dataset) else datasets.label(str(dataset))
 
 
 def metric_label(metric: str, task: Any = None) -> str:

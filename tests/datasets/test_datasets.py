@@ -37,7 +37,7 @@ def test_every_dataset_states_what_people_need_to_know():
     for name in datasets.names():
         module = datasets.get(name)
         assert module.MODALITY in ("language", "classification", "vision")
-        assert all((module.LICENCE, module.DESCRIPTION, module.SOURCES))
+        assert all((module.LABEL, module.LICENCE, module.DESCRIPTION, module.SOURCES))
         assert module.BYTES >= 0
         assert module.MODALITY == "language" or module.EVALUATION == []
         assert all(callable(getattr(module, stage)) for stage in ("fetch", "prepare", "load"))

@@ -105,7 +105,6 @@ def test_no_held_out_text_is_trained_on(root, data):
 def test_tokens_stand_for_all_bytes_of_the_text(data):
     assert int(data.token_bytes[data.validation].sum()) == data.counts["validation_bytes"]
     assert data.bytes_of(torch.from_numpy(data.train.astype(np.int64))) == data.counts["train_bytes"]
-    assert data.bytes_per_token == data.counts["validation_bytes"] / data.counts["validation_tokens"]
 
 
 def test_transformers_loads_the_tokenizer(data):

@@ -73,7 +73,7 @@ class Architecture:
         modality: `"language"`, `"encoder"` or `"vision"`.
         shape: Its sizes.
         weights: The published weights, or None.
-        description: One line for people.
+        description: One line for people; `blast list` prints it.
     """
 
     name: str
@@ -82,8 +82,3 @@ class Architecture:
     family: str = ""
     weights: Weights | None = None
     description: str = ""
-
-    @property
-    def pretrained(self) -> str | None:
-        """Where published weights come from, or None."""
-        return self.weights.label if self.weights else None

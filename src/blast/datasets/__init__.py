@@ -2,10 +2,10 @@
 
 A dataset is one file of this folder that defines
 
-- `MODALITY` (`"language"`, `"classification"` of sentences, or `"vision"`), `LICENCE`, `DESCRIPTION`, `SOURCES` (where
-  the data come from, in the order tried), `BYTES` (what is downloaded), `EVALUATION` (names of lm-eval tasks; of texts
-  alone), `SETTINGS` (the defaults of its settings, a dataclass), and where it needs one `GATE` (what has to be accepted
-  first, and how);
+- `LABEL` (its name in figures), `MODALITY` (`"language"`, `"classification"` of sentences, or `"vision"`), `LICENCE`,
+  `DESCRIPTION` (for `blast list`), `SOURCES` (where the data come from, in the order tried), `BYTES` (what is
+  downloaded), `EVALUATION` (names of lm-eval tasks; none for images and sentences), `SETTINGS` (the defaults of its
+  settings, a dataclass), and where it needs one `GATE` (what has to be accepted first, and how);
 - `fetch(cache, progress) -> dict`: brings the raw files into the cache, or raises one sentence;
 - `prepare(cache, settings) -> dict`: turns them into what training reads (tokens, evaluation documents) and returns
   the facts: digests and counts;
@@ -25,7 +25,7 @@ from typing import Any
 from blast.errors import BlastError, unknown_name
 from blast.settings import Place, read_part
 
-__all__ = ["base_name", "check_settings", "get", "names", "tokenizer_of", "with_tokenizer"]
+__all__ = ["base_name", "check_settings", "get", "label", "names", "tokenizer_of", "with_tokenizer"]
 
 VARIANT = "@"
 
@@ -42,6 +42,11 @@ def _found() -> dict[str, ModuleType]:
 def names() -> list[str]:
     """Names of all datasets, sorted."""
     return sorted(_found())
+
+
+def label(name: str) -> str:
+    """The name of a dataset in figures; a name that is no dataset, or one with a tokenizer, is returned as it is."""
+    return _found()[name].LABEL if name in _found() else name
 
 
 def base_name(name: str) -> str:

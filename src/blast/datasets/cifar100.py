@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blast.datasets._vision.cifar import CifarBinary
 
+LABEL = "CIFAR-100"
 MODALITY = "vision"
 LICENCE = "none stated; free for research, cite Krizhevsky 2009"
 DESCRIPTION = "50000 training and 10000 test images, 32×32 colour, a hundred classes"

@@ -10,6 +10,7 @@ from blast.datasets._vision.vision_data import ImageSettings, VisionData
 from blast.download.sources import Progress
 from blast.errors import BlastError
 
+LABEL = "digits"
 MODALITY = "vision"
 LICENCE = "CC-BY-4.0"
 DESCRIPTION = "1437 training and 360 test images of handwritten digits, 8×8 grey, ten classes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from blast.datasets._vision.idx import IdxImages
 from blast.download.registries import DebianPackage
 
+LABEL = "Fashion-MNIST"
 MODALITY = "vision"
 LICENCE = "MIT"
 DESCRIPTION = "60000 training and 10000 test images of clothes, 28×28 grey, ten classes"

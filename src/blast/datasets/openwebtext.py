@@ -11,6 +11,7 @@ from blast.datasets._text.hub_text import HubText
 from blast.datasets._text.language_data import LanguageData
 from blast.datasets._text.prepare import Document, SplitTextSettings, is_held_out, open_text, prepare_text
 
+LABEL = "OpenWebText"
 MODALITY = "language"
 LICENCE = "CC0-1.0 (the collection; the pages belong to their authors)"
 DESCRIPTION = "8 million web pages, about 40 GB of text"

@@ -18,6 +18,7 @@ from blast.datasets._text.prepare import Document, SplitTextSettings, is_held_ou
 from blast.download.sources import Progress
 from blast.errors import BlastError
 
+LABEL = "Python stdlib"
 MODALITY = "language"
 LICENCE = "PSF-2.0"
 DESCRIPTION = "Python sources of the running interpreter's standard library, without tests and tables"

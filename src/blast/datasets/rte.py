@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blast.datasets._sentences.glue import GlueTask
 
+LABEL = "RTE"
 MODALITY = "classification"
 LICENCE = "none stated; free for research, cite Wang 2018"
 DESCRIPTION = "2490 training and 277 validation pairs of sentences, two classes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blast.datasets._sentences.glue import GlueTask
 
+LABEL = "SST-2"
 MODALITY = "classification"
 LICENCE = "none stated; free for research, cite Socher 2013"
 DESCRIPTION = "67349 training and 872 validation sentences of film reviews, two classes"

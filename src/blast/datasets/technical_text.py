@@ -24,6 +24,7 @@ from blast.download.sources import Progress, SourceError
 from blast.errors import BlastError
 from blast.files import locked, write_atomically
 
+LABEL = "technical English"
 MODALITY = "language"
 LICENCE = "GPL-3+ (GCIDE), GPL-2.0 (Linux), PSF-2.0 (Python), GFDL (An Anarchist FAQ)"
 DESCRIPTION = "a dictionary, the documentation of Linux and Python, and a long book: about 80 MB of text"

@@ -12,6 +12,7 @@ from blast.datasets._text.hub_text import HubText
 from blast.datasets._text.language_data import LanguageData
 from blast.datasets._text.prepare import Document, TextSettings, open_text, prepare_text
 
+LABEL = "WikiText-103"
 MODALITY = "language"
 LICENCE = "CC-BY-SA-3.0"
 DESCRIPTION = "articles of the English Wikipedia, about 100 million words"

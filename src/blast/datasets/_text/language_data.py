@@ -24,7 +24,6 @@ class LanguageData:
             memory-mapped.
         validation: Likewise of the documents held out.
         token_bytes: Bytes that each token stands for, int64 `[vocab_size]`.
-        bytes_per_token: Mean over the validation tokens.
         tokenizer_dir: Folder that transformers' `AutoTokenizer.from_pretrained` reads.
         digest: `"sha256:…"` of texts, tokenizer and tokens.
         counts: Documents, bytes and tokens of both splits.
@@ -33,7 +32,6 @@ class LanguageData:
     train: np.ndarray | TokenShards
     validation: np.ndarray | TokenShards
     token_bytes: np.ndarray
-    bytes_per_token: float
     tokenizer_dir: Path
     digest: str
     counts: dict[str, int]

@@ -108,7 +108,7 @@ def prepare_text(
         settings: Full settings; with the digest they name the folder.
 
     Returns:
-        Facts: digests, counts, `bytes_per_token`, `vocab_size`, and the paths of what was made.
+        Facts: digests, counts, `vocab_size`, and the paths of what was made.
     """
     described = {"format": FORMAT, "source": source_digest, "settings": settings}
     ready = tokenizer_for(settings.get(TOKENIZER), Path(cache))
@@ -135,7 +135,6 @@ def prepare_text(
             "counts": counts,
             "shards": shards,
             "vocab_size": len(token_bytes(tokenizer)),
-            "bytes_per_token": counts["validation_bytes"] / counts["validation_tokens"],
         }
 
     facts = build_once(folder, build)
@@ -157,7 +156,6 @@ def open_text(facts: dict[str, Any]) -> LanguageData:
         train=open_shards(folder, shards["train"], kind),
         validation=open_shards(folder, shards["validation"], kind),
         token_bytes=token_bytes(tokenizer),
-        bytes_per_token=facts["bytes_per_token"],
         tokenizer_dir=folder / "tokenizer",
         digest=facts["digest"],
         counts=facts["counts"],

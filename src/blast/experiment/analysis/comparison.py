@@ -12,8 +12,6 @@ from blast.experiment.records.table import one_machine
 # Metrics of model quality in display order. The first one that a point has is its main metric.
 QUALITY = ("bits_per_byte", "perplexity", "top1", "acc", "top5", "loss")
 HIGHER_IS_BETTER = frozenset({"acc", "acc_norm", "top1", "top5", "rouge_sum"})
-CHANCE_OF_TASK = {"pystdlib_next_line": 0.25}
-CLASSES = {"digits": 10, "fashion_mnist": 10, "mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 KEY = ("grid", "hardware", "config", "metric", "task")
 PLACE = ("grid", "hardware", "model", "dataset", "metric", "task")
 SUMMARY = (
@@ -30,14 +28,9 @@ def _present(value: Any) -> bool:
 def chance_of(row: Any) -> float:
     """Score of random guessing; NaN for metrics without one (bits per byte, a loss).
 
-    Read from the row's own setting, else from the task, else from the number of classes.
+    It is recorded with each score: by the evaluation of images, and from `chance` in the YAML file of an lm-eval task.
     """
-    if _present(row.chance):
-        return float(row.chance)
-    if row.metric in ("top1", "top5"):
-        classes = row.classes if _present(row.classes) else CLASSES.get(row.dataset)
-        return min(1.0, int(row.metric[3:]) / classes) if classes else math.nan
-    return CHANCE_OF_TASK.get(row.task, math.nan)
+    return float(row.chance) if _present(row.chance) else math.nan
 
 
 def higher_is_better(row: Any) -> bool:
