@@ -60,6 +60,7 @@ EXPERIMENT = [
     "data",
     "gpu_tables",
     "tracking",
+    "catalogue",
     "snakemake_hooks",
     "cli",
 ]

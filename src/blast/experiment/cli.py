@@ -27,6 +27,17 @@ def check(options: argparse.Namespace) -> int:
     return 0
 
 
+def list_names(options: argparse.Namespace) -> int:
+    """Lists the names that a config may use, with a line about each."""
+    from blast.experiment.catalogue import KINDS, catalogue
+
+    for kind in options.kinds or KINDS:
+        print(f"{kind}:")
+        for name, description in catalogue(kind).items():
+            print(f"  {name:<20} {description}")
+    return 0
+
+
 def plan(options: argparse.Namespace) -> int:
     """Writes the points of a config as files, to be run elsewhere with `blast job`."""
     from blast.files import write_json
@@ -172,6 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("check", check)
     made.add_argument("config", **config, nargs="?")
     made.add_argument("--list", action="store_true", help="name each point")
+    made = verb("list", list_names)
+    made.add_argument("kinds", nargs="*", metavar="KIND", help="architectures, datasets, methods, … (default: all)")
     made = verb("plan", plan)
     made.add_argument("config", **config, nargs="?")
     made.add_argument("--out", type=Path, required=True)

@@ -1,0 +1,36 @@
+"""`blast list`: every name that a config may use, with a line about each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blast import METHODS, architectures, datasets
+from blast.experiment.catalogue import KINDS, catalogue
+from blast.experiment.cli import main
+
+FIGURES = Path(__file__).resolve().parents[2] / "paper_figures"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_name_has_one_line_about_it(kind):
+    listed = catalogue(kind, FIGURES)
+    assert listed
+    assert all(line and "\n" not in line for line in listed.values())
+
+
+def test_the_names_are_those_that_a_config_takes():
+    assert list(catalogue("architectures")) == architectures.names()
+    assert list(catalogue("datasets")) == datasets.names()
+    assert set(catalogue("methods")) == {"dense", *METHODS}
+    assert {"results_table", "relative_loss"} <= set(catalogue("figures", FIGURES))
+
+
+def test_the_command_lists_what_is_asked_for(capsys):
+    assert main(["list", "methods", "datasets"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("methods:") < out.index("rigl_swap") < out.index("datasets:") < out.index("fashion_mnist")
+    assert "architectures:" not in out
+    assert main(["list", "dataset"]) == 2
+    assert "datasets" in capsys.readouterr().err
