@@ -1,4 +1,4 @@
-"""Several processes that train one model: masks are chosen from scores that all of them see alike."""
+"""Data-parallel training: the number of processes, means over them, and averaged gradients."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 from blast.block_sparse.sharding import is_sharded
 
-# Elements of one reduction of `average_gradients`.
+# Largest number of elements in one all-reduce of `average_gradients`.
 BUCKET = 1 << 25
 
 
 def world_size() -> int:
-    """Processes of this training; 1 without a process group."""
+    """Number of processes of this training; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_first_rank() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and prints."""
     return world_size() == 1 or dist.get_rank() == 0
 
 
 def mean_over_ranks_(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, in place; the same bits in each of them."""
+    """Replaces a tensor by its mean over all processes, bit-identical in each of them, and returns it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
         tensor /= world_size()
@@ -32,12 +32,21 @@ def mean_over_ranks_(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(model: nn.Module) -> None:
-    """The mean gradient over all processes, after `backward()` and before `sparsifier.step()`.
+    """Averages the gradients over all processes. Call it after `backward()` and before `sparsifier.step()`.
 
-    For data-parallel training without a wrapper: parameters may come and go at mask updates, which
-    `DistributedDataParallel` does not allow. Every process has to start from the same weights, and to use every
-    parameter in each step. Nothing happens in a single process, inside that wrapper, or to what `fully_shard` cut up:
-    both average gradients themselves.
+    It is for data-parallel training without a wrapper, because mask updates replace parameters and
+    `DistributedDataParallel` does not allow that. Every process must start from the same weights and use every
+    parameter in each step.
+
+    It does nothing in a single process, inside `DistributedDataParallel`, or for gradients of `fully_shard`: both
+    wrappers average gradients themselves.
+
+    Args:
+        model: The model; its gradients are changed in place.
+
+    Example:
+        >>> model(torch.arange(8)[None]).logits.sum().backward()
+        >>> blast.average_gradients(model)
     """
     if world_size() == 1 or isinstance(model, nn.parallel.DistributedDataParallel):
         return

@@ -5,9 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blast.block_sparse.blocks import BlockShape, as_block, block_grid, clear_dead_, expand_mask, keep_count, tiles
+from blast.block_sparse.blocks import (
+    BlockShape,
+    as_block,
+    block_grid,
+    block_squares,
+    clear_dead_,
+    expand_mask,
+    keep_count,
+    tiles,
+)
 from blast.errors import BlastError
-from blast.sparsity.scores import block_norms, joint_norms, random_scores
 
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.booleans())
 
@@ -23,13 +31,13 @@ def weight_and_block(grid: tuple[int, int, int, int, bool], seed: int = 0) -> tu
 
 @settings(deadline=None, max_examples=40)
 @given(GRIDS)
-def test_block_norms_are_the_frobenius_norms_of_the_slices(grid):
+def test_block_squares_are_the_sums_of_squares_of_the_slices(grid):
     weight, block = weight_and_block(grid)
-    norms = block_norms(weight, block)
+    squares = block_squares(tiles(weight, block))
     for i in range(grid[0]):
         for j in range(grid[1]):
             part = weight[i * block.rows : (i + 1) * block.rows, j * block.cols : (j + 1) * block.cols]
-            torch.testing.assert_close(norms[i, j], part.norm())
+            torch.testing.assert_close(squares[i, j], part.square().sum())
 
 
 @settings(deadline=None, max_examples=40)
@@ -82,19 +90,3 @@ def test_a_rectangular_block_is_rows_by_columns_of_the_weight():
 def test_what_is_no_block_is_refused(block):
     with pytest.raises(BlastError, match="block is"):
         as_block(block)
-
-
-def test_joint_norms_are_the_root_mean_square_over_matrices():
-    weights = [torch.full((2, 2), 3.0), torch.full((2, 2), 4.0)]
-    torch.testing.assert_close(joint_norms(weights, BlockShape(2, 2)), torch.tensor([[(36 + 64) / 2]]).sqrt())
-
-
-def test_random_scores_depend_on_their_seeds_alone():
-    one = random_scores((3, 5), 0, "keep", 1)
-    torch.manual_seed(123)
-    state = torch.get_rng_state()
-    again = random_scores((3, 5), 0, "keep", 1)
-    assert torch.equal(one, again)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(one, random_scores((3, 5), 0, "keep", 2))
-    assert not torch.equal(one, random_scores((3, 5), 1, "keep", 1))

@@ -15,13 +15,13 @@ def masks_of(seed):
 
 
 def test_new_masks_take_the_place_of_the_old_ones():
-    units = [SimpleNamespace(device=torch.device("cpu")) for _ in range(2)]
-    device = DeviceMasks(units)
+    mask_groups = [SimpleNamespace(device=torch.device("cpu")) for _ in range(2)]
+    device = DeviceMasks(mask_groups)
     first, second = masks_of(1), masks_of(2)
-    device.take(first)
+    device.set(first)
     live, dead = device.live(), device.dead()
     places = [tensor.data_ptr() for tensor in dead]
-    device.take(second)
+    device.set(second)
     assert [tensor.data_ptr() for tensor in device.dead()] == places
     for mask, tensor, seen in zip(second, dead, device.live(), strict=True):
         assert torch.equal(tensor[:, 0, :, 0], ~mask)
@@ -31,9 +31,9 @@ def test_new_masks_take_the_place_of_the_old_ones():
 
 
 def test_masks_that_are_moved_are_made_anew():
-    units = [SimpleNamespace(device=torch.device("cpu"))]
-    device = DeviceMasks(units)
-    device.take(masks_of(1)[:1])
+    mask_groups = [SimpleNamespace(device=torch.device("cpu"))]
+    device = DeviceMasks(mask_groups)
+    device.set(masks_of(1)[:1])
     device.dead()
-    units[0].device = torch.device("meta")
+    mask_groups[0].device = torch.device("meta")
     assert device.dead()[0].device.type == "meta"

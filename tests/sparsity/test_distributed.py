@@ -44,4 +44,4 @@ def test_scores_are_brought_together_before_the_decision(ranks):
 def test_what_several_processes_cannot_do_is_refused(ranks):
     for rank in ranks:
         assert "DistributedDataParallel does not allow" in rank["refused"]
-        assert "is not that of the backward passes before it" in rank["forgotten"]
+        assert "differs from that of backward()" in rank["forgotten"]

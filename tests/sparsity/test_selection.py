@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from blast.block_sparse.blocks import keep_count
 from blast.sparsity.prune_and_grow import keep_best, prune_and_grow
-from blast.sparsity.selection import EXCLUDED, block_budget, live_cost, top_blocks
+from blast.sparsity.selection import EXCLUDED, as_numpy, block_budget, live_cost, select_blocks
 
 SEEDS = st.integers(0, 10_000)
 SHAPES = st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=4)
@@ -20,8 +20,13 @@ def scores_of(shapes, seed: int, levels: int = 0) -> list[torch.Tensor]:
     return [(score * levels).floor() for score in scores] if levels else scores
 
 
+def select(scores: list[torch.Tensor], budget: int, costs=None, one_each: bool = True) -> list[torch.Tensor]:
+    masks = select_blocks([as_numpy(score) for score in scores], budget, costs, one_each)
+    return [torch.from_numpy(mask) for mask in masks]
+
+
 def masks_of(shapes, seed: int, budget: int) -> list[torch.Tensor]:
-    return top_blocks(scores_of(shapes, seed), budget)
+    return select(scores_of(shapes, seed), budget)
 
 
 @settings(deadline=None, max_examples=50)
@@ -29,7 +34,7 @@ def masks_of(shapes, seed: int, budget: int) -> list[torch.Tensor]:
 def test_mask_keeps_exactly_the_requested_blocks(shapes, sparsity, seed, levels):
     sizes = [rows * cols for rows, cols in shapes]
     budget = block_budget(sizes, [1] * len(sizes), sparsity)
-    masks = top_blocks(scores_of(shapes, seed, levels), budget)
+    masks = select(scores_of(shapes, seed, levels), budget)
     assert sum(int(mask.sum()) for mask in masks) == budget == max(keep_count(sum(sizes), sparsity), len(sizes))
     assert all(mask.any() for mask in masks)
 
@@ -38,7 +43,7 @@ def test_mask_keeps_exactly_the_requested_blocks(shapes, sparsity, seed, levels)
 @given(st.integers(1, 10), st.integers(1, 10), SPARSITIES, SEEDS)
 def test_kept_blocks_score_at_least_as_high_as_dropped_ones(rows, cols, sparsity, seed):
     (scores,) = scores_of([(rows, cols)], seed, levels=4)
-    (mask,) = top_blocks([scores], keep_count(rows * cols, sparsity))
+    (mask,) = select([scores], keep_count(rows * cols, sparsity))
     if not mask.all():
         assert scores[mask].min() >= scores[~mask].max()
 
@@ -48,7 +53,7 @@ def test_kept_blocks_score_at_least_as_high_as_dropped_ones(rows, cols, sparsity
 def test_masks_of_unlike_cost_never_exceed_the_budget_and_miss_it_by_less_than_a_block(shapes, costs, sparsity, seed):
     costs = costs[: len(shapes)]
     budget = block_budget([rows * cols for rows, cols in shapes], costs, sparsity)
-    masks = top_blocks(scores_of(shapes, seed), budget, costs)
+    masks = select(scores_of(shapes, seed), budget, costs)
     assert all(mask.any() for mask in masks)
     # One short only where nothing cheap enough is left to take.
     short = budget - live_cost(masks, costs)
@@ -58,21 +63,21 @@ def test_masks_of_unlike_cost_never_exceed_the_budget_and_miss_it_by_less_than_a
 
 
 def test_ties_go_to_the_earlier_matrix_and_the_earlier_block():
-    masks = top_blocks([torch.ones(2, 2), torch.ones(2, 2)], 5)
+    masks = select([torch.ones(2, 2), torch.ones(2, 2)], 5)
     assert [mask.int().tolist() for mask in masks] == [[[1, 1], [1, 1]], [[1, 0], [0, 0]]]
-    masks = top_blocks([torch.ones(2, 2), torch.ones(2, 2)], 3)
+    masks = select([torch.ones(2, 2), torch.ones(2, 2)], 3)
     assert [mask.int().tolist() for mask in masks] == [[[1, 1], [0, 0]], [[1, 0], [0, 0]]]
 
 
 def test_no_matrix_is_emptied_by_a_wider_ranking():
     weak, strong = torch.full((2, 2), 0.1), torch.full((2, 2), 9.0)
-    masks = top_blocks([weak, strong], 4)
+    masks = select([weak, strong], 4)
     assert [int(mask.sum()) for mask in masks] == [1, 3]
 
 
 def test_excluded_blocks_are_never_chosen():
     scores = torch.tensor([[EXCLUDED, 1.0], [EXCLUDED, 0.0]])
-    (mask,) = top_blocks([scores], 3)
+    (mask,) = select([scores], 3)
     assert mask.tolist() == [[False, True], [False, True]]
 
 
@@ -84,7 +89,7 @@ def test_union_holds_what_is_kept_and_what_is_wanted(shapes, sooner, later, seed
     live = masks_of(shapes, seed, before)
     keep, grow = scores_of(shapes, seed + 1), scores_of(shapes, seed + 2)
     kept = keep_best(live, keep, now)
-    wanted = top_blocks(grow, now, one_each=False)
+    wanted = select(grow, now, one_each=False)
     union = prune_and_grow(live, keep, grow, now, "union")
     assert all(torch.equal(u, k | w) for u, k, w in zip(union, kept, wanted, strict=True))
     assert now <= live_cost(union, ones) <= 2 * now
@@ -95,7 +100,7 @@ def test_union_holds_what_is_kept_and_what_is_wanted(shapes, sooner, later, seed
 def test_swap_holds_the_budget_exactly_and_swaps_no_more_than_its_share(shapes, sooner, later, seed, share, tied):
     sizes, costs = [rows * cols for rows, cols in shapes], [1 + t for t in tied[: len(shapes)]]
     before, now = (block_budget(sizes, costs, s) for s in sorted((sooner, later)))
-    live = top_blocks(scores_of(shapes, seed), before, costs)
+    live = select(scores_of(shapes, seed), before, costs)
     keep, grow = scores_of(shapes, seed + 1), scores_of(shapes, seed + 2)
     swapped = prune_and_grow(live, keep, grow, now, "swap", share, costs)
     grown = [new & ~old for new, old in zip(swapped, live, strict=True)]

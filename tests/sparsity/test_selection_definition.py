@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blast.sparsity.prune_and_grow import prune_and_grow
-from blast.sparsity.selection import EXCLUDED, top_blocks
+from blast.sparsity.selection import EXCLUDED, as_numpy, select_blocks
 
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3)
 SEEDS = st.integers(0, 10_000)
@@ -29,6 +29,11 @@ def defined(scores: list[torch.Tensor], budget: int, costs: list[int], one_each:
             masks[n].view(-1)[place] = True
             budget -= costs[n]
     return masks
+
+
+def select(scores: list[torch.Tensor], budget: int, costs=None, one_each: bool = True) -> list[torch.Tensor]:
+    masks = select_blocks([as_numpy(score) for score in scores], budget, costs, one_each)
+    return [torch.from_numpy(mask) for mask in masks]
 
 
 def scores_of(shapes, seed: int, levels: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -53,7 +58,7 @@ def test_the_best_blocks_are_those_of_the_definition(shapes, seed, levels, dtype
     costs = costs[: len(shapes)]
     scores = excluding(scores_of(shapes, seed, levels, dtype), seed + 1)
     for one_each in (True, False):
-        assert same(top_blocks(scores, budget, costs, one_each), defined(scores, budget, costs, one_each))
+        assert same(select(scores, budget, costs, one_each), defined(scores, budget, costs, one_each))
 
 
 @settings(deadline=None, max_examples=200)
@@ -87,7 +92,7 @@ def test_a_mask_update_is_that_of_the_definition(shapes, seed, levels, costs, sp
 
 def test_what_is_no_number_is_never_chosen():
     scores = torch.tensor([[math.nan, 1.0], [2.0, math.nan]])
-    (alone,) = top_blocks([scores], 3)
+    (alone,) = select([scores], 3)
     assert alone.tolist() == [[False, True], [True, False]]
-    _, beside = top_blocks([torch.ones(1, 1), scores], 4)
+    _, beside = select([torch.ones(1, 1), scores], 4)
     assert torch.equal(beside, alone)

@@ -8,6 +8,7 @@ from sparsity_models import (
     MODELS,
     OPTIMIZERS,
     assert_dead_blocks_are_zero,
+    block_norms,
     dead_elements,
     loss_of,
     tiny_gpt2,
@@ -20,7 +21,6 @@ from torch import nn
 from blast.block_sparse.blocks import keep_count
 from blast.errors import BlastError
 from blast.sparsity.config import METHODS, SparsifyConfig
-from blast.sparsity.scores import block_norms
 from blast.sparsity.sparsifier import Sparsifier
 
 

@@ -7,6 +7,7 @@ from sparsity_models import (
     MODELS,
     OPTIMIZERS,
     assert_dead_blocks_are_zero,
+    block_norms,
     tiny_gpt2,
     tiny_llama,
     tiny_vit,
@@ -19,7 +20,6 @@ from blast.block_sparse.blocks import BlockShape, keep_count
 from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
-from blast.sparsity.scores import block_norms
 from blast.sparsity.sparsifier import Sparsifier
 
 
@@ -87,7 +87,7 @@ def test_applying_masks_refuses_what_does_not_fit_and_leaves_the_model_alone():
     model = tiny_gpt2()
     masks = one_shot_masks(model, config())
     before = weight_of(model, "transformer.h.0.mlp.c_fc").clone()
-    with pytest.raises(BlastError, match=r"is \(16, 4\), but with blocks of 32 it has to be \(8, 2\)"):
+    with pytest.raises(BlastError, match=r"is \(16, 4\), but blocks of 32 need \(8, 2\)"):
         apply_masks_(model, masks, 32)
     with pytest.raises(BlastError, match=r"unknown linear layer 'transformer.h.0.mlp.c_fcc'; did you mean"):
         apply_masks_(model, {**masks, "transformer.h.0.mlp.c_fcc": masks["transformer.h.0.mlp.c_fc"]}, 16)
@@ -193,5 +193,5 @@ def test_a_parameter_with_two_names_has_one_mask_and_counts_once():
 
 
 def test_a_head_tied_to_the_embedding_is_not_pruned_by_mistake():
-    with pytest.raises(BlastError, match=r"weight of 'lm_head' is also that of 'transformer.wte'"):
+    with pytest.raises(BlastError, match=r"weight of 'lm_head' is also the weight of 'transformer.wte'"):
         one_shot_masks(tiny_gpt2(), config(targets=["lm_head"]))

@@ -88,9 +88,9 @@ def trained(rank: int, way: str) -> dict:
     for _ in range(STEPS):
         train_step(sparsifier, rank)
         masks.append(dict(sparsifier.masks))
-        dead.append(sum(left(sparsifier, target.weight, unit) for unit, target in matrices(sparsifier)))
-        states = [(unit, target, optimizer.state[target.parameter]) for unit, target in matrices(sparsifier)]
-        moments.append(sum(left(sparsifier, t.as_out_in(state["exp_avg"]), unit) for unit, t, state in states))
+        dead.append(sum(left(sparsifier, target.weight, group) for group, target in matrices(sparsifier)))
+        states = [(group, target, optimizer.state[target.parameter]) for group, target in matrices(sparsifier)]
+        moments.append(sum(left(sparsifier, t.as_out_in(state["exp_avg"]), group) for group, t, state in states))
     found = {"weights": weights(sparsifier), "execution": sparsifier.execution}
     return {"masks": masks, "dead": dead, "moments": moments, **found}
 
@@ -123,12 +123,12 @@ def weights(sparsifier: Sparsifier) -> dict[str, Tensor]:
 
 
 def matrices(sparsifier: Sparsifier) -> list:
-    return [(unit, target) for unit in sparsifier._units for target in unit.matrices]
+    return [(group, target) for group in sparsifier._mask_groups for target in group.matrices]
 
 
-def left(sparsifier: Sparsifier, matrix: Tensor, unit) -> int:
+def left(sparsifier: Sparsifier, matrix: Tensor, group) -> int:
     """Elements in dead blocks of a matrix that are not zero."""
-    live = expand_mask(sparsifier.masks[unit.targets[0].name], unit.block)
+    live = expand_mask(sparsifier.masks[group.targets[0].name], group.block)
     return int(whole(matrix)[~live].count_nonzero())
 
 
@@ -157,7 +157,7 @@ def finished_early() -> dict:
         nano_loss(model, 0)
     before = type(model.get_parameter("transformer.h.0.mlp.c_fc.weight").data).__name__
     sparsifier.finish()
-    dead = sum(left(sparsifier, target.weight, unit) for unit, target in matrices(sparsifier))
+    dead = sum(left(sparsifier, target.weight, group) for group, target in matrices(sparsifier))
     return {"before": before, "dead": dead, "achieved": sparsifier.sparsity_achieved}
 
 

@@ -9,7 +9,7 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-from blast.block_sparse.blocks import as_block, expand_mask
+from blast.block_sparse.blocks import BlockShape, as_block, block_squares, tiles
 from blast.settings import field_hints
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
@@ -87,9 +87,15 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
     return module.weight.detach().t() if type(module).__name__ == "Conv1D" else module.weight.detach()
 
 
+def block_norms(weight: Tensor, block: BlockShape) -> Tensor:
+    """Frobenius norm of each block of a weight `[out, in]`."""
+    return block_squares(tiles(weight, block)).sqrt()
+
+
 def dead_elements(sparsifier: Sparsifier, name: str) -> Tensor:
     """Mask of elements `[out, in]`, true where a block is dead."""
-    return ~expand_mask(sparsifier.masks[name], as_block(sparsifier.config.block))
+    rows, cols = as_block(sparsifier.config.block)
+    return ~sparsifier.masks[name].repeat_interleave(rows, dim=0).repeat_interleave(cols, dim=1)
 
 
 def assert_dead_blocks_are_zero(sparsifier: Sparsifier) -> None:

@@ -83,7 +83,7 @@ def test_another_block_or_number_of_processes_is_refused():
     saved = sparsify("llama-nano", **SWITCHING).state_dict()
     with pytest.raises(BlastError, match=r"another config \(block was \[32, 32\] and is \[16, 16\]\)"):
         sparsify("llama-nano", **SWITCHING, block=16).load_state_dict(saved)
-    with pytest.raises(BlastError, match="that of 4 processes and this run has 1; resume with as many"):
+    with pytest.raises(BlastError, match="from 4 processes and this run has 1; resume with the same number"):
         sparsify("llama-nano", **SWITCHING).load_state_dict({**saved, "world_size": 4})
 
 

@@ -1,4 +1,4 @@
-"""Optimization steps, counted; and when masks change."""
+"""The step counter of a `Sparsifier`, and the steps at which masks change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from blast.sparsity.config import SparsifyConfig
 
 
 class StepClock:
-    """Counts the optimization steps of a `Sparsifier`; all of its parts read the time here.
+    """Counts the optimization steps of a `Sparsifier`; all of its parts read the step here.
 
     Args:
         config: Says when masks are updated and when they are fixed.
@@ -23,15 +23,15 @@ class StepClock:
 
     @property
     def last_update(self) -> bool:
-        """Whether the coming step is at or past the one in which masks are trimmed and fixed."""
+        """Whether the coming step is the one that trims and fixes the masks, or is past it."""
         return self.step_count >= self._config.final_step
 
     @property
     def update_due(self) -> bool:
-        """Whether the coming step chooses masks anew, or fixes them."""
+        """Whether the coming step updates the masks or fixes them."""
         return not self.finished and (self.last_update or self.step_count % self._config.update_every == 0)
 
     @property
     def growth_due(self) -> bool:
-        """Whether the coming step grows blocks, for which it needs the dense gradient."""
+        """Whether the coming step grows blocks; it then needs the dense gradient."""
         return self.update_due and not self.last_update and self._config.grow != "none"

@@ -1,7 +1,7 @@
-"""Which matrices of a model share a mask, and which masks compete for the same budget.
+"""Mask groups: matrices that share a mask. Pruning scopes: mask groups that compete for one budget.
 
-A *unit* is one mask with the matrices it serves: usually one matrix; gate and up together when tied; a parameter that
-is reached by two names counts once. A *group* is the units that are ranked together.
+A mask group is usually one matrix. Gate and up form one group if `tie_gate_up` is set. A parameter with two names
+counts once.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from blast.sparsity.config import SparsifyConfig
 
 
 @dataclass
-class Unit:
-    """One mask and the matrices under it, dense or (see `SparseState`) block-sparse.
+class MaskGroup:
+    """The matrices that share one mask. They are dense, or block-sparse in the sparse state.
 
     Attributes:
-        index: Its place in the model's order; seeds its random scores.
+        index: Position in the model's order; it seeds the random scores.
         block: Shape of a block.
-        targets: All names the mask serves.
-        matrices: Those with a parameter of their own, so that nothing is counted or cleared twice.
-        shape: `(out, in)` of each.
+        targets: Every module name under the mask.
+        matrices: The targets with a parameter of their own, so that no parameter is counted or cleared twice.
+        shape: `(out, in)` of each matrix.
+
+    Raises:
+        BlastError: if the block does not divide a matrix, or the shapes differ.
     """
 
     index: int
@@ -44,41 +47,45 @@ class Unit:
         grids = {target.name: block_grid(target.shape, self.block, target.name) for target in self.targets}
         if len(set(grids.values())) > 1:
             shapes = " and ".join(f"'{target.name}' {target.shape}" for target in self.targets)
-            raise BlastError(f"{shapes} cannot share one mask since their shapes differ; set tie_gate_up to false.")
+            raise BlastError(f"{shapes} cannot share a mask because their shapes differ; set tie_gate_up to false.")
         self.shape = self.targets[0].shape
 
     @property
     def name(self) -> str:
-        """Name for messages."""
+        """The quoted names of its matrices, for messages."""
         return " + ".join(f"'{target.name}'" for target in self.matrices)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Blocks each way."""
+        """Block rows and block columns of the mask."""
         return block_grid(self.shape, self.block, self.targets[0].name)
 
     @property
     def blocks(self) -> int:
-        """Blocks of its mask."""
+        """Blocks of the mask."""
         return self.grid[0] * self.grid[1]
 
     @property
     def cost(self) -> int:
-        """Matrices that each block of the mask stands for."""
+        """Weight blocks that one block of the mask stands for: the number of matrices."""
         return len(self.matrices)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameter of each matrix: its weight, or the values of its live blocks."""
+        """The parameter of each matrix: its weight, or in the sparse state the values of its live blocks."""
         return [parameter_of(target) for target in self.matrices]
 
     @property
     def device(self) -> torch.device:
-        """Where its matrices are."""
+        """The device of its matrices."""
         return parameter_of(self.matrices[0]).device
 
     def weight_squares(self) -> list[Tensor]:
-        """Sum of squares of the blocks of each matrix, float32: `[rows, cols]`, or `[nnz]` if only live ones exist."""
+        """Sum of squares of the weights by block, for each matrix.
+
+        Returns:
+            float32 `[rows, cols]`; in the sparse state `[nnz]`, one for each live block.
+        """
         squares = []
         for target in self.matrices:
             if isinstance(target.module, BlockLinear):
@@ -88,7 +95,10 @@ class Unit:
         return squares
 
     def gradient_squares(self, step: int) -> list[Tensor]:
-        """Sum of squares of the blocks of each matrix's dense gradient `[rows, cols]`, float32.
+        """Sum of squares of the dense gradient by block, for each matrix: `[rows, cols]`, float32.
+
+        Args:
+            step: Current step, for the error message.
 
         Raises:
             BlastError: if a matrix has no gradient.
@@ -96,28 +106,28 @@ class Unit:
         squares = []
         for target in self.matrices:
             if isinstance(target.module, BlockLinear):
-                gradient, turned = self.dense_gradient(target), False
+                gradient, transposed = self.dense_gradient(target), False
             else:
-                gradient, turned = target.parameter.grad, target.transposed
+                gradient, transposed = target.parameter.grad, target.transposed
             if gradient is None:
                 raise BlastError(
                     f"{self.name} has no gradient at the mask update of step {step}; "
-                    "call sparsifier.step() after backward() and before zero_grad(), and leave its weight trainable."
+                    "call sparsifier.step() after backward() and before zero_grad(), and keep its weight trainable."
                 )
-            squares.append(matrix_squares(gradient, self.block, turned))
+            squares.append(matrix_squares(gradient, self.block, transposed))
         return squares
 
     def dense_gradient(self, target: Target) -> Tensor | None:
-        """The dense gradient `[out, in]` of a block-sparse matrix, which is there at mask updates alone."""
-        watch = target.module.dense_gradient
-        return None if watch is None else watch.total
+        """The accumulated dense gradient `[out, in]` of a block-sparse matrix; None except at mask updates."""
+        gradient = sparse_layer(target).dense_gradient
+        return None if gradient is None else gradient.total
 
     def report(self, live: int, sparsity: float) -> dict[str, dict[str, Any]]:
-        """What was pruned of each target, as plain JSON values, by name.
+        """The sparsity of each target by name, as plain JSON values.
 
         Args:
-            live: Live blocks of its mask.
-            sparsity: The share of empty ones that was asked for.
+            live: Live blocks of the mask.
+            sparsity: Target share of empty blocks.
         """
         facts = {
             "shape": list(self.shape),
@@ -129,20 +139,20 @@ class Unit:
         }
         return {target.name: {"role": target.role, **facts} for target in self.targets}
 
-    def clear_dead(self, dead: Tensor) -> None:
-        """Set the weights in dead blocks to zero; `dead` as for `fill_dead_`, here and below."""
+    def clear_dead_weights(self, dead: Tensor) -> None:
+        """Sets the weights of dead blocks to zero; `dead` is `[rows, 1, cols, 1]` as for `fill_dead_`."""
         for target in self.matrices:
             self._fill_dead(target.parameter, dead, target)
 
-    def clear_dead_gradient(self, dead: Tensor) -> None:
-        """Set the gradients of dead blocks to zero."""
+    def clear_dead_gradients(self, dead: Tensor) -> None:
+        """Sets the gradients of dead blocks to zero; `dead` as above."""
         for target in self.matrices:
             gradient = target.parameter.grad
             if gradient is not None:
                 self._fill_dead(gradient, dead, target)
 
     def clear_dead_state(self, dead: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Set what an optimizer keeps of dead blocks to zero."""
+        """Sets the optimizer state of dead blocks to zero; `dead` as above."""
         for target in self.matrices:
             parameter = target.parameter
             for value in optimizer.state.get(parameter, {}).values():
@@ -156,21 +166,35 @@ class Unit:
             fill_dead_(stored, dead, self.block, target.transposed)
 
 
+def sparse_layer(target: Target) -> BlockLinear:
+    """The module of a target in the sparse state."""
+    layer = target.module
+    assert isinstance(layer, BlockLinear)
+    return layer
+
+
 def parameter_of(target: Target) -> nn.Parameter:
-    """What the optimizer holds of a matrix."""
+    """The parameter of a matrix that the optimizer holds."""
     return target.module.values if isinstance(target.module, BlockLinear) else target.parameter
 
 
-def units_of(model: nn.Module, config: SparsifyConfig) -> tuple[list[Unit], list[Target]]:
-    """The masks that a config asks for in a model, in the model's order, and the targets that it leaves dense.
+def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[MaskGroup], list[Target]]:
+    """The mask groups that a config asks for, in the model's order.
+
+    Args:
+        model: The model, dense.
+        config: `targets`, `block`, `dense_first`, `dense_last` and `tie_gate_up` are used.
+
+    Returns:
+        The mask groups, and the targets that stay dense.
 
     Raises:
-        BlastError: if a target matches nothing, a block does not divide a matrix, or a matrix to prune is shared with
-            a part of the model that is not to be pruned.
+        BlastError: if a target matches nothing, a block does not divide a matrix, or a matrix to prune shares its
+            parameter with a module that is not a target.
     """
     pruned, dense = split_dense(match_linears(model, config.targets), config.dense_first, config.dense_last)
     _check_sharing(model, pruned)
-    # Targets that must share a mask point, directly or in turn, to the same key.
+    # Targets that share a mask point, directly or over others, to the same key.
     leader: dict[object, object] = {}
 
     def lead(key: object) -> object:
@@ -188,27 +212,32 @@ def units_of(model: nn.Module, config: SparsifyConfig) -> tuple[list[Unit], list
     members: dict[object, list[Target]] = {}
     for target in pruned:
         members.setdefault(lead(id(target.parameter)), []).append(target)
-    return [Unit(index, config.block, targets) for index, targets in enumerate(members.values())], dense
+    return [MaskGroup(index, config.block, targets) for index, targets in enumerate(members.values())], dense
 
 
-def groups_of(units: Sequence[Unit], ranking: str) -> list[list[Unit]]:
-    """The units that compete: each for itself (`matrix`), those of a layer (`layer`), or all (`model`)."""
-    groups: dict[object, list[Unit]] = {}
-    for unit in units:
-        layer = unit.targets[0].layer_path
-        own = layer if ranking == "layer" and layer is not None else unit.index
-        groups.setdefault(None if ranking == "model" else own, []).append(unit)
-    return list(groups.values())
+def pruning_scopes(mask_groups: Sequence[MaskGroup], ranking: str) -> list[list[MaskGroup]]:
+    """The mask groups that compete for one budget.
+
+    Args:
+        mask_groups: All mask groups of the model.
+        ranking: `matrix` (local: each mask group alone), `layer`, or `model` (global: all of them).
+    """
+    scopes: dict[object, list[MaskGroup]] = {}
+    for group in mask_groups:
+        layer = group.targets[0].layer_path
+        own = layer if ranking == "layer" and layer is not None else group.index
+        scopes.setdefault(None if ranking == "model" else own, []).append(group)
+    return list(scopes.values())
 
 
 def _check_sharing(model: nn.Module, pruned: Sequence[Target]) -> None:
-    """Refuse to prune a parameter that something outside the targets uses too (an output head tied to an embedding)."""
+    """Raises if a module outside the targets uses a parameter to prune, as an output head does with an embedding."""
     names = {id(target.parameter): target.name for target in pruned}
     modules = {id(target.module) for target in pruned}
     for owner, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             if id(parameter) in names and id(module) not in modules:
                 raise BlastError(
-                    f"the weight of '{names[id(parameter)]}' is also that of '{owner}', which is not to be pruned; "
-                    "leave it out of the targets, or target both."
+                    f"the weight of '{names[id(parameter)]}' is also the weight of '{owner}', which is not a target; "
+                    "remove it from the targets, or add both."
                 )

@@ -1,6 +1,6 @@
-"""One mask update: keep the best blocks by weight, grow the best dead ones by gradient.
+"""One mask update: keep the best blocks by weight, grow the best dead blocks by gradient.
 
-Our reading of the method: RigL's drop and grow (arXiv 1911.11134) on blocks. The methods differ in `grow` alone.
+Our reading of the method: RigL's drop and grow (arXiv 1911.11134) on blocks. `blast` and `rigl_swap` differ in `grow`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blast.sparsity.selection import EXCLUDED, best_blocks, host_array
+from blast.sparsity.selection import EXCLUDED, BoolArray, FloatArray, as_numpy, select_blocks
 
 
 def keep_best(
     live: Sequence[Tensor], keep_scores: Sequence[Tensor], budget: int, costs: Sequence[int] | None = None
 ) -> list[Tensor]:
-    """The best live blocks by their keep score, as many as the budget pays for.
+    """The live blocks with the highest keep scores, within a budget.
 
     Args:
-        live: Masks, bool `[rows, cols]`, of the matrices that compete.
+        live: Masks, bool `[rows, cols]`, of one pruning scope.
         keep_scores: Scores of the same shapes.
-        budget: Blocks of weight to keep.
-        costs: Matrices that each mask serves.
+        budget: Weight blocks to keep.
+        costs: Matrices under each mask; 1 each if None.
 
     Returns:
-        Masks of the same shapes, where `live` is.
+        Masks of the same shapes, on the devices of `live`.
     """
-    kept = _keep_best([host_array(mask) for mask in live], [host_array(score) for score in keep_scores], budget, costs)
-    return _beside(live, kept)
+    kept = _keep_best([as_numpy(mask) for mask in live], [as_numpy(score) for score in keep_scores], budget, costs)
+    return _as_tensors(kept, live)
 
 
 def prune_and_grow(
@@ -43,48 +43,48 @@ def prune_and_grow(
 ) -> list[Tensor]:
     """New masks from the old ones.
 
-    `kept` are the best live blocks within the budget; `wanted` are the best by gradient within the same budget,
-    whether kept or not. `union` returns both. `swap` grows the best of `wanted` that are not kept, at most
-    `swap_limit` of the budget, and drops the worst of `kept` for them. `none` returns `kept`.
+    `kept` are the best live blocks within the budget. `wanted` are the best blocks by grow score within the same
+    budget, live or not. `union` returns both. `swap` grows the best of `wanted` that are not kept, at most `swap_limit`
+    of the budget, and drops the worst of `kept` for them. `none` returns `kept`.
 
     Args:
-        live: Masks before the update, bool `[rows, cols]`, of the matrices that compete.
-        keep_scores: Scores of the same shapes to keep by.
-        grow_scores: Scores of the same shapes to grow by; unused by `none`.
-        budget: Blocks of weight that the target sparsity pays for.
+        live: Masks before the update, bool `[rows, cols]`, of one pruning scope.
+        keep_scores: Keep scores of the same shapes.
+        grow_scores: Grow scores of the same shapes; not used by `none`.
+        budget: Weight blocks that the target sparsity allows.
         grow: `union`, `swap` or `none`.
-        swap_limit: Most of the budget that `swap` exchanges.
-        costs: Matrices that each mask serves.
+        swap_limit: Largest share of the budget that `swap` exchanges.
+        costs: Matrices under each mask; 1 each if None.
 
     Returns:
-        Masks of the same shapes, where `live` is; with `swap` and `none` they cost exactly the budget.
+        Masks of the same shapes, on the devices of `live`; with `swap` and `none` they cost exactly the budget.
     """
     costs = costs or [1] * len(live)
-    before, keep = [host_array(mask) for mask in live], [host_array(score) for score in keep_scores]
+    before, keep = [as_numpy(mask) for mask in live], [as_numpy(score) for score in keep_scores]
     kept = _keep_best(before, keep, budget, costs)
     if grow == "none" or grow_scores is None:
-        return _beside(live, kept)
-    gain = [host_array(score) for score in grow_scores]
-    wanted = best_blocks(gain, budget, costs, one_each=False)
+        return _as_tensors(kept, live)
+    gain = [as_numpy(score) for score in grow_scores]
+    wanted = select_blocks(gain, budget, costs, one_each=False)
     grown = [want & ~old for want, old in zip(wanted, kept, strict=True)]
     if grow == "swap":
         most = min(int(swap_limit * budget), budget - sum(costs))
-        grown = best_blocks(_among(gain, grown), most, costs, one_each=False)
+        grown = select_blocks(_exclude_outside(gain, grown), most, costs, one_each=False)
         stay = [old & ~new for old, new in zip(before, grown, strict=True)]
         spent = sum(int(np.count_nonzero(new)) * cost for new, cost in zip(grown, costs, strict=True))
         kept = _keep_best(stay, keep, budget - spent, costs)
-    return _beside(live, [old | new for old, new in zip(kept, grown, strict=True)])
+    return _as_tensors([old | new for old, new in zip(kept, grown, strict=True)], live)
 
 
 def _keep_best(
-    live: Sequence[np.ndarray], scores: Sequence[np.ndarray], budget: int, costs: Sequence[int] | None
-) -> list[np.ndarray]:
-    return best_blocks(_among(scores, live), budget, costs)
+    live: Sequence[BoolArray], scores: Sequence[FloatArray], budget: int, costs: Sequence[int] | None
+) -> list[BoolArray]:
+    return select_blocks(_exclude_outside(scores, live), budget, costs)
 
 
-def _among(scores: Sequence[np.ndarray], allowed: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _exclude_outside(scores: Sequence[FloatArray], allowed: Sequence[BoolArray]) -> list[FloatArray]:
     return [np.where(mask, score, EXCLUDED) for score, mask in zip(scores, allowed, strict=True)]
 
 
-def _beside(like: Sequence[Tensor], masks: Sequence[np.ndarray]) -> list[Tensor]:
+def _as_tensors(masks: Sequence[BoolArray], like: Sequence[Tensor]) -> list[Tensor]:
     return [torch.from_numpy(mask).to(tensor.device) for mask, tensor in zip(masks, like, strict=True)]

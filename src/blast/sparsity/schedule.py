@@ -1,4 +1,4 @@
-"""How fast the sparsity rises: Zhu & Gupta's cubic schedule (arXiv 1710.01878, eq. 1), a linear one, and a constant."""
+"""The target sparsity at each step: Zhu & Gupta's cubic schedule (arXiv 1710.01878, eq. 1), linear, or constant."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from blast.sparsity.config import SparsifyConfig
 
 
 def target_sparsity(config: SparsifyConfig, step: int) -> float:
-    """The sparsity aimed at in a step.
+    """The target sparsity of a step.
 
     With `T` steps of which the last `hold` have a fixed mask, cubic means
     `s(t) = s_final + (s_init - s_final) * (1 - t / (T - hold))^3` while `t < T - hold`, then `s_final`.
 
     Args:
-        config: The switches; of them `schedule`, `sparsity`, `initial_sparsity`, `steps`, `hold`.
-        step: Optimisation step, counted from 0.
+        config: `schedule`, `sparsity`, `initial_sparsity`, `steps` and `hold` are used.
+        step: Optimization step, counted from 0.
 
     Returns:
         Share of empty blocks, between the initial and the final sparsity.
@@ -28,7 +28,10 @@ def target_sparsity(config: SparsifyConfig, step: int) -> float:
 
 
 def swap_limit(config: SparsifyConfig, step: int) -> float:
-    """Most of the budget that `swap` may exchange in a step: RigL's share, along a half cosine down to zero or kept."""
+    """Largest share of the budget that `swap` may exchange in a step.
+
+    It falls along a half cosine to zero (as in RigL) or stays constant, by `swap_decay`.
+    """
     if config.swap_decay == "constant":
         return config.swap_share
     progress = min(1.0, step / max(1, config.final_step))

@@ -1,139 +1,127 @@
-"""What blocks are ranked by: the Frobenius norm of a weight or of a gradient, or a reproducible random order."""
+"""The keep score and the grow score of each block: a mask update ranks blocks by them.
+
+- Keep score of a live block: the Frobenius norm of its weights, or a random number (`SparsifyConfig.keep_score`).
+- Grow score of any block: the Frobenius norm of its dense gradient, or a random number (`SparsifyConfig.grow_score`).
+
+Where several matrices share a mask, the score is the root mean square of their norms. The mean, not the sum, makes a
+shared block and a single block comparable in a ranking over many matrices.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from blast.block_sparse.blocks import BlockShape, block_squares, tiles
 from blast.distributed import mean_over_ranks_
 from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.mask_groups import Unit
-from blast.sparsity.selection import host_array
-
-
-def block_norms(weight: Tensor, block: BlockShape, name: str = "the weight") -> Tensor:
-    """Frobenius norm of each block.
-
-    Args:
-        weight: `[out, in]`, any floating dtype and strides.
-        block: Shape of a block.
-        name: What to call the matrix in an error.
-
-    Returns:
-        Norms `[out / b_out, in / b_in]`, float32.
-
-    Raises:
-        BlastError: if the block does not divide the weight.
-    """
-    return block_squares(tiles(weight, block, name)).sqrt()
-
-
-def joint_norms(weights: Sequence[Tensor], block: BlockShape, name: str = "the weight") -> Tensor:
-    """Norm of each block over several matrices that share one mask: the root of their mean square.
-
-    The mean, not the sum, so that a shared block and a single one compare fairly in a ranking over many matrices.
-
-    Args:
-        weights: One or more `[out, in]` of equal shape.
-        block: Shape of a block.
-        name: What to call the matrices in an error.
-
-    Returns:
-        Norms `[out / b_out, in / b_in]`, float32.
-    """
-    return mean_norms([block_norms(weight, block, name) for weight in weights])
-
-
-def mean_norms(norms: Sequence[Tensor]) -> Tensor:
-    """Root of the mean square of the norms of several matrices `[rows, cols]`; those of a single one as they are."""
-    return norms[0] if len(norms) == 1 else torch.stack([norm.square() for norm in norms]).mean(0).sqrt()
-
-
-def random_scores(grid: tuple[int, int], *seeds: int | str, device: torch.device | str = "cpu") -> Tensor:
-    """Random scores that depend on the seeds alone, on every device and whatever was drawn before.
-
-    Args:
-        grid: Blocks each way.
-        *seeds: What the scores depend on: seed, purpose, step, index of the matrix.
-        device: Where to put them.
-
-    Returns:
-        Uniform scores in [0, 1) `[rows, cols]`, float32.
-    """
-    digest = hashlib.sha256("/".join(map(str, seeds)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(grid, generator=generator).to(device)
-
-
-def check_finite(norms: np.ndarray, what: str, step: int) -> None:
-    """Refuses norms of which one is NaN or infinite: a ranking by them would be arbitrary.
-
-    Raises:
-        BlastError: with the number of such blocks.
-    """
-    if not np.isfinite(norms).all():
-        bad = int(np.count_nonzero(~np.isfinite(norms)))
-        raise BlastError(
-            f"at step {step} {what} is NaN or infinite in {bad} of {norms.size} blocks, so no mask can be chosen; "
-            "the training has diverged: lower the learning rate, or look for the first NaN in the loss."
-        )
-
-
-class UnitScores(NamedTuple):
-    """Scores of each unit, `[rows, cols]` float32 on the host.
-
-    Attributes:
-        keep: To keep blocks by; a random order is drawn once, so that such masks are nested.
-        grow: To grow blocks by; a random order is drawn anew in each step. None if not asked for.
-    """
-
-    keep: list[Tensor]
-    grow: list[Tensor] | None
+from blast.sparsity.mask_groups import MaskGroup
+from blast.sparsity.selection import FloatArray, as_numpy
 
 
 @torch.no_grad()
-def unit_scores(
-    units: Sequence[Unit], live: Sequence[Tensor], config: SparsifyConfig, step: int, grow: bool = False
-) -> UnitScores:
-    """Scores of all units in one step; of several processes each gets the same.
+def keep_scores(
+    mask_groups: Sequence[MaskGroup], live: Sequence[Tensor], config: SparsifyConfig, step: int
+) -> list[Tensor]:
+    """The keep score of each block; every process gets the same scores.
 
     Args:
-        units: All units of the model.
-        live: Their masks, bool `[rows, cols]` on the host.
-        config: Of it: `keep_score`, `grow_score`, `seed`.
-        step: For random scores and error messages.
-        grow: Whether scores to grow by are wanted.
+        mask_groups: All mask groups of the model.
+        live: Their masks, bool `[rows, cols]` on the CPU.
+        config: `keep_score` and `seed` are used.
+        step: Current step, for error messages.
+
+    Returns:
+        For each mask group `[rows, cols]`, float32 on the CPU. Random scores are the same in every step, so that masks
+        at a higher sparsity lie within those at a lower one.
 
     Raises:
-        BlastError: if a weight or gradient is not finite, or there is no gradient.
+        BlastError: if a weight is not finite.
     """
-    by_weight, by_gradient = config.keep_score != "random", grow and config.grow_score != "random"
-    squares = [unit.weight_squares() for unit in units] if by_weight else []
-    squares += [unit.gradient_squares(step) for unit in units] if by_gradient else []
-    norms = iter(_fetched_norms(squares))
-    if by_weight:
-        keep = [_checked(next(norms), unit, mask, "weight", step) for unit, mask in zip(units, live, strict=True)]
-    else:
-        keep = [random_scores(unit.grid, config.seed, "keep", unit.index) for unit in units]
-    if not grow:
-        return UnitScores(keep, None)
-    if by_gradient:
-        gain = [_checked(next(norms), unit, mask, "gradient", step) for unit, mask in zip(units, live, strict=True)]
-    else:
-        gain = [random_scores(unit.grid, config.seed, "grow", step, unit.index) for unit in units]
-    return UnitScores(keep, gain)
+    norms = _norms_on_cpu(_weight_squares(mask_groups, config))
+    return _keep_scores(mask_groups, live, norms, config, step)
 
 
-def _fetched_norms(squares: Sequence[Sequence[Tensor]]) -> list[np.ndarray]:
-    """Joint norms `[blocks]` of the matrices under one mask, from the sums of squares of each; one copy a device."""
-    norms: list[np.ndarray] = [np.empty(0)] * len(squares)
+@torch.no_grad()
+def keep_and_grow_scores(
+    mask_groups: Sequence[MaskGroup], live: Sequence[Tensor], config: SparsifyConfig, step: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The keep scores and the grow scores; both come from each GPU in one copy, so that the CPU waits once.
+
+    Args:
+        mask_groups: All mask groups of the model.
+        live: Their masks, bool `[rows, cols]` on the CPU.
+        config: `keep_score`, `grow_score` and `seed` are used.
+        step: Current step: for error messages, and for random grow scores, which differ in each step.
+
+    Returns:
+        Keep scores as from `keep_scores`, and grow scores of the same shapes.
+
+    Raises:
+        BlastError: if a weight or gradient is not finite, or a gradient is missing.
+    """
+    weights, gradients = _weight_squares(mask_groups, config), _gradient_squares(mask_groups, config, step)
+    norms = _norms_on_cpu([*weights, *gradients])
+    keep = _keep_scores(mask_groups, live, norms[: len(weights)], config, step)
+    return keep, _grow_scores(mask_groups, live, norms[len(weights) :], config, step)
+
+
+def random_scores(grid: tuple[int, int], *seeds: int | str) -> Tensor:
+    """Random scores that depend on the seeds only, not on torch's global generator.
+
+    Args:
+        grid: Block rows and block columns.
+        *seeds: The seed, the purpose, the step, the number of the mask group.
+
+    Returns:
+        Uniform scores in [0, 1) `[rows, cols]`, float32 on the CPU.
+    """
+    digest = hashlib.sha256("/".join(map(str, seeds)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(grid, generator=generator)
+
+
+def _weight_squares(mask_groups: Sequence[MaskGroup], config: SparsifyConfig) -> list[list[Tensor]]:
+    """Sums of squares of the weights by block, for each matrix of each mask group; empty for random keep scores."""
+    return [] if config.keep_score == "random" else [group.weight_squares() for group in mask_groups]
+
+
+def _gradient_squares(mask_groups: Sequence[MaskGroup], config: SparsifyConfig, step: int) -> list[list[Tensor]]:
+    """The same of the dense gradients; empty for random grow scores."""
+    return [] if config.grow_score == "random" else [group.gradient_squares(step) for group in mask_groups]
+
+
+def _keep_scores(
+    mask_groups: Sequence[MaskGroup],
+    live: Sequence[Tensor],
+    norms: Sequence[FloatArray],
+    config: SparsifyConfig,
+    step: int,
+) -> list[Tensor]:
+    if config.keep_score == "random":
+        return [random_scores(group.grid, config.seed, "keep", group.index) for group in mask_groups]
+    return [_score(*of, "weight", step) for of in zip(mask_groups, live, norms, strict=True)]
+
+
+def _grow_scores(
+    mask_groups: Sequence[MaskGroup],
+    live: Sequence[Tensor],
+    norms: Sequence[FloatArray],
+    config: SparsifyConfig,
+    step: int,
+) -> list[Tensor]:
+    if config.grow_score == "random":
+        return [random_scores(group.grid, config.seed, "grow", step, group.index) for group in mask_groups]
+    return [_score(*of, "gradient", step) for of in zip(mask_groups, live, norms, strict=True)]
+
+
+def _norms_on_cpu(squares: Sequence[Sequence[Tensor]]) -> list[FloatArray]:
+    """Norms `[blocks]` of each mask group from the sums of squares of its matrices, in one copy for each device."""
+    norms: list[FloatArray] = [np.empty(0, dtype=np.float32)] * len(squares)
     for device in dict.fromkeys(members[0].device for members in squares):
         there = [place for place, members in enumerate(squares) if members[0].device == device]
         order, parts = [], []
@@ -141,19 +129,33 @@ def _fetched_norms(squares: Sequence[Sequence[Tensor]]) -> list[np.ndarray]:
             same = [place for place in there if len(squares[place]) == count]
             each = [torch.cat([squares[place][n].flatten() for place in same]).sqrt_() for n in range(count)]
             order += same
-            parts.append(mean_norms(each))
-        flat = host_array(mean_over_ranks_(parts[0] if len(parts) == 1 else torch.cat(parts)))
+            parts.append(_root_mean_square(each))
+        flat = as_numpy(mean_over_ranks_(parts[0] if len(parts) == 1 else torch.cat(parts)))
         ends = np.cumsum([squares[place][0].numel() for place in order])
         for place, part in zip(order, np.split(flat, ends[:-1]), strict=True):
             norms[place] = part
     return norms
 
 
-def _checked(norms: np.ndarray, unit: Unit, live: Tensor, what: str, step: int) -> Tensor:
-    """The scores of a unit from its norms, which in the sparse state are those of live blocks alone."""
-    if norms.size != unit.blocks:
-        whole = np.zeros(unit.grid, dtype=np.float32)
+def _root_mean_square(norms: Sequence[Tensor]) -> Tensor:
+    """Root mean square over several matrices; a single one is returned as it is."""
+    return norms[0] if len(norms) == 1 else torch.stack([norm.square() for norm in norms]).mean(0).sqrt()
+
+
+def _score(group: MaskGroup, live: Tensor, norms: FloatArray, what: str, step: int) -> Tensor:
+    """The scores `[rows, cols]` of a mask group. In the sparse state `norms` has live blocks only; others score 0.
+
+    Raises:
+        BlastError: if a norm is NaN or infinite, because a ranking would then be arbitrary.
+    """
+    if norms.size != group.blocks:
+        whole = np.zeros(group.grid, dtype=np.float32)
         whole[live.numpy()] = norms
         norms = whole
-    check_finite(norms, f"the {what} of {unit.name}", step)
-    return torch.from_numpy(norms.reshape(unit.grid))
+    if not np.isfinite(norms).all():
+        bad = int(np.count_nonzero(~np.isfinite(norms)))
+        raise BlastError(
+            f"at step {step} the {what} of {group.name} is NaN or infinite in {bad} of {norms.size} blocks, so no mask "
+            "can be chosen; the training has diverged: lower the learning rate, or look for the first NaN in the loss."
+        )
+    return torch.from_numpy(norms.reshape(group.grid))

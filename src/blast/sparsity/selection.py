@@ -1,7 +1,7 @@
-"""Choosing exactly as many blocks as a budget allows, within one matrix or over many that compete.
+"""Selects exactly as many blocks as a budget allows, within one mask or over all masks of a pruning scope.
 
-Ties go to the earlier matrix, then to the earlier block in row-major order, on every device. The choice itself is made
-on the host: it takes many steps on few numbers, each of which would cost a GPU a launch.
+Ties go to the earlier matrix, then to the earlier block in row-major order, on every device. Selection runs on the CPU:
+it takes many small operations, and on a GPU each would cost a launch.
 """
 
 from __future__ import annotations
@@ -9,24 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from blast.block_sparse.blocks import keep_count
 
+FloatArray = npt.NDArray[np.floating]
+BoolArray = npt.NDArray[np.bool_]
+
+# The score of a block that must not be selected.
 EXCLUDED = float("-inf")
 
 
 def block_budget(sizes: Sequence[int], costs: Sequence[int], sparsity: float) -> int:
-    """How many blocks of weight the masks that compete may keep together.
+    """The number of weight blocks that the masks of a pruning scope may keep together.
 
     Args:
         sizes: Blocks of each mask.
-        costs: Matrices that each mask serves (2 for a mask shared by gate and up).
-        sparsity: Share of empty blocks aimed at.
+        costs: Matrices under each mask (2 for a mask shared by gate and up).
+        sparsity: Target share of empty blocks.
 
     Returns:
-        Blocks, counted once a matrix; at least one for each matrix.
+        Weight blocks, counted once for each matrix; at least one for each matrix.
     """
     if len(set(costs)) == 1:
         return costs[0] * max(keep_count(sum(sizes), sparsity), len(sizes))
@@ -34,35 +39,27 @@ def block_budget(sizes: Sequence[int], costs: Sequence[int], sparsity: float) ->
     return max(keep_count(total, sparsity), sum(costs))
 
 
-def top_blocks(
-    scores: Sequence[Tensor], budget: int, costs: Sequence[int] | None = None, one_each: bool = True
-) -> list[Tensor]:
-    """The blocks with the highest scores that a budget pays for.
+def select_blocks(
+    scores: Sequence[FloatArray], budget: int, costs: Sequence[int] | None = None, one_each: bool = True
+) -> list[BoolArray]:
+    """The blocks with the highest scores within a budget.
 
     Args:
-        scores: For each mask, scores `[rows, cols]`; `EXCLUDED` (minus infinity) is never chosen.
-        budget: Blocks of weight to choose, over all masks together.
-        costs: Blocks of weight that one block of each mask stands for; 1 each when left out.
-        one_each: Whether each mask first gets its best block, so that no matrix is emptied.
+        scores: For each mask the scores `[rows, cols]`. `EXCLUDED` (minus infinity) and NaN are never selected.
+        budget: Weight blocks to select, over all masks together.
+        costs: Weight blocks that one block of each mask stands for; 1 each if None.
+        one_each: Whether each mask first gets its best block, so that no matrix becomes empty.
 
     Returns:
-        Masks, bool, of the scores' shapes. Their cost is exactly `budget` unless too few blocks can be chosen, or all
-        masks cost 2 and the budget is odd.
+        Masks of the same shapes. Their cost is exactly `budget`, unless too few blocks can be selected, or all masks
+        cost 2 and the budget is odd.
     """
-    masks = best_blocks([host_array(score) for score in scores], budget, costs, one_each)
-    return [torch.from_numpy(mask).to(score.device) for mask, score in zip(masks, scores, strict=True)]
-
-
-def best_blocks(
-    scores: Sequence[np.ndarray], budget: int, costs: Sequence[int] | None = None, one_each: bool = True
-) -> list[np.ndarray]:
-    """`top_blocks` from arrays of the host, as arrays of the host."""
     costs = costs or [1] * len(scores)
     if len(scores) == 1:
-        return [_best_of_one(scores[0], budget // costs[0])]
+        return [_select_of_one(scores[0], budget // costs[0])]
     sizes = [score.size for score in scores]
     flat = np.concatenate([score.reshape(-1) for score in scores])
-    # What is no number is not chosen either.
+    # NaN compares false, so it is excluded too.
     flat = np.where(flat > EXCLUDED, flat, EXCLUDED)
     cost = np.repeat(costs, sizes)
     ends = np.cumsum(sizes)
@@ -76,20 +73,20 @@ def best_blocks(
     taken = spent <= budget
     left = budget - (int(spent[taken][-1]) if taken.any() else 0)
     while left > 0:
-        # Where blocks differ in cost, the first that does not fit leaves room for a cheaper one after it.
+        # Costs differ: after the first block that is too expensive, a cheaper one may still fit.
         fits = np.flatnonzero(~taken & (cost[order] <= left))
         if fits.size == 0:
             break
         taken[fits[0]] = True
         left -= int(cost[order[fits[0]]])
-    chosen = np.zeros(flat.size, dtype=bool)
-    chosen[order[taken]] = True
-    return [part.reshape(score.shape) for part, score in zip(np.split(chosen, ends[:-1]), scores, strict=True)]
+    selected = np.zeros(flat.size, dtype=bool)
+    selected[order[taken]] = True
+    return [part.reshape(score.shape) for part, score in zip(np.split(selected, ends[:-1]), scores, strict=True)]
 
 
-def _best_of_one(scores: np.ndarray, count: int) -> np.ndarray:
-    """The mask of the `count` best blocks of one matrix: the same as first of a sorted list, without sorting."""
-    able = scores > EXCLUDED
+def _select_of_one(scores: FloatArray, count: int) -> BoolArray:
+    """The mask of the `count` best blocks of one matrix: the result of a stable sort, without sorting."""
+    able: BoolArray = scores > EXCLUDED
     candidates = int(np.count_nonzero(able))
     if count >= candidates:
         return able
@@ -97,18 +94,18 @@ def _best_of_one(scores: np.ndarray, count: int) -> np.ndarray:
         return np.zeros_like(able)
     flat = np.where(able, scores, EXCLUDED).reshape(-1)
     least = np.partition(flat, flat.size - count)[flat.size - count]
-    chosen = flat > least
+    selected: BoolArray = flat > least
     ties = np.flatnonzero(flat == least)
-    chosen[ties[: count - int(np.count_nonzero(chosen))]] = True
-    return chosen.reshape(scores.shape)
+    selected[ties[: count - int(np.count_nonzero(selected))]] = True
+    return selected.reshape(scores.shape)
 
 
-def host_array(tensor: Tensor) -> np.ndarray:
-    """A tensor as an array of the host: its own memory where it is there already."""
+def as_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
+    """A tensor as an array; a CPU tensor is not copied. bfloat16 becomes float32, because numpy has no bfloat16."""
     tensor = tensor.detach() if tensor.requires_grad else tensor
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
 
 
 def live_cost(masks: Sequence[Tensor], costs: Sequence[int]) -> int:
-    """Live blocks of weight under some masks."""
-    return sum(int(np.count_nonzero(host_array(mask))) * cost for mask, cost in zip(masks, costs, strict=True))
+    """Live weight blocks under some masks, counted once for each matrix."""
+    return sum(int(np.count_nonzero(as_numpy(mask))) * cost for mask, cost in zip(masks, costs, strict=True))

@@ -1,10 +1,11 @@
-"""The one object a training loop needs: `sparsifier.step()` once a step, after `backward()`.
+"""`Sparsifier`, the one object that a training loop needs: call `sparsifier.step()` after each `backward()`.
 
-This is our reading of the method ("iteratively sparsifies weight matrices into a block sparsity pattern"): Zhu &
-Gupta's cubic schedule decides how much is empty, RigL's drop and grow decide which blocks, and both see whole blocks.
-At first the model keeps its own modules: dead blocks hold exact zeros, so that its dense forward is the masked forward
-and its dense gradient is there to grow by. From the break-even on (`SparsifyConfig.execution`) it holds live blocks
-alone.
+This is our reading of the method ("iteratively sparsifies weight matrices into a block sparsity pattern"). Zhu &
+Gupta's cubic schedule decides how many blocks are empty. RigL's drop and grow decide which blocks.
+
+Training starts masked-dense: the model keeps its own modules, and dead blocks are exact zeros. Its forward pass is then
+the masked forward pass, and its dense gradient is there to grow blocks by. At the break-even sparsity
+(`SparsifyConfig.execution`) training switches to the sparse state, which holds live blocks only.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.cuda_graphs import CudaGraphSupport
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution.switch import Execution
-from blast.sparsity.mask_groups import groups_of, units_of
-from blast.sparsity.one_shot import best_masks, full_mask
+from blast.sparsity.mask_groups import find_mask_groups, pruning_scopes
+from blast.sparsity.one_shot import full_mask, prune_to_budget
 from blast.sparsity.prune_and_grow import prune_and_grow
 from blast.sparsity.schedule import swap_limit, target_sparsity
-from blast.sparsity.scores import unit_scores
+from blast.sparsity.scores import keep_and_grow_scores, keep_scores
 from blast.sparsity.selection import block_budget, live_cost
-from blast.sparsity.usage_checks import AccumulationCheck, ModuleCheck, check_held
+from blast.sparsity.usage_checks import AccumulationCheck, ReplacementCheck, check_optimizer_has_matrices
 
 STATE_FORMAT = 2
 
@@ -47,65 +48,84 @@ class Sparsifier:
     sparsifier.finish()
     ```
 
-    After every optimizer step the weights in dead blocks are exactly zero, whatever the optimizer. With a schedule that
-    starts sparse the first mask is applied when the object is made: to resume, make it first, then load its own state,
-    then those of the model and the optimizer.
+    After every optimizer step the weights of dead blocks are exactly zero, with any optimizer. If the schedule starts
+    at a sparsity above zero, the first mask is applied here.
 
-    In the sparse state (`execution`) matrices are `BlockLinear`, whose parameters are replaced at mask updates, also in
-    the optimizer: take them from `model.parameters()` where they are needed, as for clipping. In data-parallel training
-    that takes `blast.average_gradients(model)` in the place of `DistributedDataParallel` or `fully_shard`, which stay
-    masked-dense. All processes choose the same masks.
-    A compiled model calls its sparse MLPs outside its graphs as long as masks change, and is not compiled anew then.
+    To resume a run: create the `Sparsifier`, load its state, then load the states of the model and the optimizer.
+
+    In the sparse state (see `execution`) the pruned matrices are `BlockLinear` modules. A mask update replaces their
+    parameters, in the optimizer too. Read `model.parameters()` anew where you need them, for instance to clip.
+
+    With several processes, all of them choose the same masks. The sparse state needs
+    `blast.average_gradients(model)`; `DistributedDataParallel` and `fully_shard` stay masked-dense.
+
+    Under `torch.compile` the sparse MLPs run outside the compiled graphs until the masks are fixed. Mask updates cause
+    no recompilation.
 
     Args:
-        model: Any model, after `fully_shard` if it is to be sharded; its matrices are found by structure (see
-            `blast.model.discovery`).
+        model: Any model; after `fully_shard` if you use it. Its matrices are found by structure (see
+            `blast.find_mlps`).
         optimizer: The optimizer over its parameters.
-        config: What to prune, how far, how fast.
+        config: What to prune, how far, and how fast.
+
+    Attributes:
+        model: The model, without its wrapper.
+        optimizer: The optimizer.
+        config: The config.
+        sparsity_target: Target sparsity at the last mask update.
+        dense_targets: Names of targets that stay dense (`dense_first`, `dense_last`).
+        cuda_graphs: For a training loop that replays its steps as CUDA graphs.
 
     Raises:
         BlastError: if a target matches nothing, a block does not divide a matrix, or the optimizer holds none of the
-            matrices; if sparse execution is asked for with an optimizer or a wrapper that does not allow it.
+            matrices; with `execution="sparse"` also if the optimizer or a wrapper does not allow it.
+
+    Example:
+        >>> sparsifier = blast.Sparsifier(model, optimizer, blast.SparsifyConfig(sparsity=0.5, block=16, steps=100))
+        >>> model(torch.arange(8)[None]).logits.sum().backward()
+        >>> sparsifier.step()  # before clipping and optimizer.step()
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: SparsifyConfig) -> None:
-        # The wrappers of torch.compile and of data-parallel training would put themselves before every name.
+        # The wrappers of torch.compile and of data-parallel training put a prefix before every name.
         model = getattr(model, "_orig_mod", model)
-        keeper = "DistributedDataParallel" if isinstance(model, nn.parallel.DistributedDataParallel) else None
-        if keeper:
-            model = model.module
+        wrapper = None
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            wrapper, model = "DistributedDataParallel", model.module
         self._sharded = sharded_modules(model)
         self._reshard()
         if any(is_sharded(parameter) for parameter in model.parameters()):
-            keeper = "fully_shard"
+            wrapper = "fully_shard"
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self._units, dense = units_of(model, config)
-        self._groups = groups_of(self._units, config.ranking)
-        check_held(optimizer, self._units)
+        self._mask_groups, dense = find_mask_groups(model, config)
+        self._scopes = pruning_scopes(self._mask_groups, config.ranking)
+        check_optimizer_has_matrices(optimizer, self._mask_groups)
         self.dense_targets = [target.name for target in dense]
         self._clock = StepClock(config)
         self.sparsity_target = target_sparsity(config, 0)
-        # Masks are chosen and kept on the host; the matrices are cleared by copies of them.
-        self._device_masks = DeviceMasks(self._units)
-        self._take([full_mask(unit) for unit in self._units])
+        # Masks are chosen and kept on the CPU. Copies on the devices clear the matrices.
+        self._device_masks = DeviceMasks(self._mask_groups)
+        self._set_masks([full_mask(group) for group in self._mask_groups])
         if self.sparsity_target > 0:
-            self._take(best_masks(self._units, self._masks, config, self.sparsity_target, step=0))
-        self._execution = Execution(model, optimizer, self._units, config, self._clock, keeper)
+            self._set_masks(prune_to_budget(self._mask_groups, self._masks, config, self.sparsity_target, step=0))
+        self._execution = Execution(model, optimizer, self._mask_groups, config, self._clock, wrapper)
         self._clear_weights()
-        self._accumulation, self._modules = AccumulationCheck(), ModuleCheck(model, self._units)
-        # For loops that replay their steps as CUDA graphs.
+        self._accumulation, self._replacement = AccumulationCheck(), ReplacementCheck(model, self._mask_groups)
         self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._accumulation)
-        # An optimizer whose update mixes elements (Muon) moves dead weights even with clean gradients and moments.
+        # An optimizer that mixes elements (Muon) moves dead weights even if gradients and moments are zero.
         if hasattr(optimizer, "register_step_post_hook"):
             optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
-        self._execution.settle(self._masks, self.sparsity_achieved)
+        self._execution.switch_if_due(self._masks, self.sparsity_achieved)
         self._execution.accumulate_if_due()
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Copies of the masks by module name, bool `[out / b_out, in / b_in]`; what shares a mask shares the tensor."""
+        """Copies of the masks by module name, bool `[out / b_out, in / b_in]`, true where a block is live.
+
+        Modules that share a mask share the tensor.
+        """
         return self._by_name(self._device_masks.live())
 
     @property
@@ -115,7 +135,7 @@ class Sparsifier:
 
     @property
     def finished(self) -> bool:
-        """Whether the masks are fixed: at the exact final budget, until the end of the training."""
+        """Whether the masks are fixed, at the exact final budget, for the rest of the training."""
         return self._clock.finished
 
     @property
@@ -125,30 +145,30 @@ class Sparsifier:
 
     @property
     def sparsity_achieved(self) -> float:
-        """Share of all blocks of the pruned matrices that are empty; with `union` below the target until the trim."""
-        costs = [unit.cost for unit in self._units]
-        total = sum(unit.blocks * unit.cost for unit in self._units)
+        """Share of empty blocks in all pruned matrices; with `grow="union"` below the target until the last update."""
+        costs = [group.cost for group in self._mask_groups]
+        total = sum(group.blocks * group.cost for group in self._mask_groups)
         return 1 - live_cost(self._masks, costs) / total
 
     @property
     def update_due(self) -> bool:
-        """Whether the coming `step()` chooses masks anew, or fixes them; execution changes in such steps alone."""
+        """Whether the coming `step()` updates or fixes the masks; the execution changes in such steps only."""
         return self._clock.update_due
 
     def step(self) -> None:
-        """Update the mask if it is due, then clear gradients, optimizer state and weights of dead blocks.
+        """Updates the masks if that is due, then clears gradients, optimizer state and weights of dead blocks.
 
-        Call it once per optimization step, after `backward()` and before clipping and `optimizer.step()`.
+        Call it once in each optimization step, after `backward()`, before clipping and `optimizer.step()`.
 
         Raises:
-            BlastError: at a mask update, if a gradient is missing, NaN or infinite, or still being summed up over
-                micro-batches; or if the matrices were replaced.
+            BlastError: at a mask update, if a gradient is missing, NaN or infinite, or still accumulates over
+                micro-batches; at any step, if a matrix was replaced.
         """
         self._reshard()
-        self._modules.check()
+        self._replacement.check()
         due = self.update_due
         if due:
-            self._accumulation.before_update(self._units, self.step_count)
+            self._accumulation.before_update(self._mask_groups, self.step_count)
             self._execution.before_update()
             if self._clock.last_update:
                 self._trim()
@@ -157,46 +177,46 @@ class Sparsifier:
         self._clear_dead()
         self._clock.step_count += 1
         if due:
-            self._execution.settle(self._masks, self.sparsity_achieved)
+            self._execution.switch_if_due(self._masks, self.sparsity_achieved)
         self._execution.accumulate_if_due()
-        self._accumulation.after_step(self._units)
+        self._accumulation.after_step(self._mask_groups)
 
     def finish(self) -> None:
-        """Trim the mask to the exact final budget now, if the schedule has not done so yet, and fix it."""
+        """Trims the masks to the exact final budget and fixes them, unless the schedule has done so."""
         if not self.finished:
             self._reshard()
             self._trim()
             self._clear_dead()
-            self._execution.settle(self._masks, self.sparsity_achieved)
+            self._execution.switch_if_due(self._masks, self.sparsity_achieved)
 
     def to_sparse(self) -> None:
-        """Hold and train live blocks alone from now on; to be called between two steps, not after `backward()`.
+        """Switches to the sparse state. Call it between two steps, not after `backward()`.
 
         Raises:
-            BlastError: if the optimizer cannot take the parameters; nothing is changed then.
+            BlastError: if the optimizer cannot train live blocks only. Nothing is changed then.
         """
-        self._execution.enter(self._masks)
+        self._execution.to_sparse(self._masks)
         self._execution.accumulate_if_due()
 
     def to_masked(self) -> None:
-        """Hold dense matrices again, with zeros in dead blocks; beyond the break-even until the next mask update."""
-        self._execution.leave()
+        """Switches to the masked-dense state. Above the break-even the next mask update switches back."""
+        self._execution.to_masked()
 
     def report(self) -> dict[str, Any]:
-        """What was pruned, as plain JSON values.
+        """The sparsity of the model and of each matrix, as plain JSON values.
 
         Returns:
-            `target` and `achieved` sparsity of the whole; `matrices`, by name, with `role`, `shape` (out, in),
-            `block`, `blocks`, `live`, `target`, `achieved`; and `dense`, the targets left dense on purpose.
+            `target` and `achieved` sparsity of all pruned matrices; `matrices`, by name, with `role`, `shape` (out,
+            in), `block`, `blocks`, `live`, `target`, `achieved`; and `dense`, the names of targets that stay dense.
         """
-        matrices = {}
-        for unit in self._units:
-            matrices |= unit.report(live_cost([self._masks[unit.index]], [1]), self.sparsity_target)
+        matrices: dict[str, Any] = {}
+        for group in self._mask_groups:
+            matrices |= group.report(live_cost([self._masks[group.index]], [1]), self.sparsity_target)
         whole = {"target": self.sparsity_target, "achieved": self.sparsity_achieved}
         return {**whole, "matrices": matrices, "dense": list(self.dense_targets)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact resume needs besides the model and the optimizer: plain values and tensors."""
+        """What an exact resume needs besides model and optimizer, as plain values and tensors."""
         return {
             "format": STATE_FORMAT,
             "config": self.config.to_dict(),
@@ -209,70 +229,79 @@ class Sparsifier:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state; then load those of the model and of the optimizer, which are in that state's form.
+        """Loads a saved state. Load the states of the model and of the optimizer after it.
+
+        The order matters: this state decides whether the other two hold dense matrices or live blocks.
+
+        Args:
+            state: A result of `state_dict`.
 
         Raises:
-            BlastError: if the state was saved under another config, by another number of processes, or for other
-                matrices.
+            BlastError: if the state has another config, number of processes, or set of matrices.
         """
         _check_state(state, self.config, self._by_name(self._masks))
-        saved = [state["masks"][unit.targets[0].name] for unit in self._units]
-        self._take([mask.to("cpu", torch.bool, copy=True) for mask in saved])
+        saved = [state["masks"][group.targets[0].name] for group in self._mask_groups]
+        self._set_masks([mask.to("cpu", torch.bool, copy=True) for mask in saved])
         self._clock.step_count = int(state["step_count"])
         self._clock.finished = bool(state["finished"])
         self.sparsity_target = float(state["sparsity_target"])
         if state["execution"] == "masked":
-            self._execution.leave()
+            self._execution.to_masked()
         elif self.execution == "sparse":
-            self._execution.repack(self._masks)
+            self._execution.change_layout(self._masks)
         else:
-            self._execution.enter(self._masks)
+            self._execution.to_sparse(self._masks)
         self._execution.accumulate_if_due()
         self._changed = self.execution == "masked"
 
     def _update(self, step: int) -> None:
-        """Choose new masks for a step, group by group."""
+        """Chooses new masks for a step, one pruning scope after the other."""
         self.sparsity_target = target_sparsity(self.config, step)
-        scores = unit_scores(self._units, self._masks, self.config, step, grow=self.config.grow != "none")
+        keep: list[Tensor]
+        grow: list[Tensor] | None = None
+        if self.config.grow == "none":
+            keep = keep_scores(self._mask_groups, self._masks, self.config, step)
+        else:
+            keep, grow = keep_and_grow_scores(self._mask_groups, self._masks, self.config, step)
         masks = list(self._masks)
-        for group in self._groups:
-            costs = [unit.cost for unit in group]
+        for scope in self._scopes:
+            costs = [group.cost for group in scope]
             chosen = prune_and_grow(
-                live=[self._masks[unit.index] for unit in group],
-                keep_scores=[scores.keep[unit.index] for unit in group],
-                grow_scores=None if scores.grow is None else [scores.grow[unit.index] for unit in group],
-                budget=block_budget([unit.blocks for unit in group], costs, self.sparsity_target),
+                live=[self._masks[group.index] for group in scope],
+                keep_scores=[keep[group.index] for group in scope],
+                grow_scores=None if grow is None else [grow[group.index] for group in scope],
+                budget=block_budget([group.blocks for group in scope], costs, self.sparsity_target),
                 grow=self.config.grow,
                 swap_limit=swap_limit(self.config, step),
                 costs=costs,
             )
-            for unit, mask in zip(group, chosen, strict=True):
-                masks[unit.index] = mask
-        self._take(masks)
+            for group, mask in zip(scope, chosen, strict=True):
+                masks[group.index] = mask
+        self._set_masks(masks)
 
     def _trim(self) -> None:
-        """Cut the masks to the exact final budget and fix them."""
-        self.sparsity_target = self.config.sparsity
-        self._take(best_masks(self._units, self._masks, self.config, self.sparsity_target, self.step_count))
+        """Trims the masks to the exact final budget and fixes them."""
+        self.sparsity_target = target = self.config.sparsity
+        self._set_masks(prune_to_budget(self._mask_groups, self._masks, self.config, target, self.step_count))
         self._clock.finished = True
 
-    def _take(self, masks: list[Tensor]) -> None:
-        """Takes new masks, on the host."""
+    def _set_masks(self, masks: list[Tensor]) -> None:
+        """Sets new masks, on the CPU."""
         self._masks = masks
-        self._device_masks.take(masks)
+        self._device_masks.set(masks)
         self._changed = True
 
     @torch.no_grad()
     def _clear_dead(self) -> None:
-        """Clear gradients in every step; state and weights only after the mask changed, since nothing revives them."""
+        """Clears gradients in every step. State and weights stay zero, so they are cleared only after a mask change."""
         if self.execution == "sparse":
             if self._changed:
-                self._execution.repack(self._masks)
+                self._execution.change_layout(self._masks)
         else:
-            for unit, dead in zip(self._units, self._device_masks.dead(), strict=True):
-                unit.clear_dead_gradient(dead)
+            for group, dead in zip(self._mask_groups, self._device_masks.dead(), strict=True):
+                group.clear_dead_gradients(dead)
                 if self._changed:
-                    unit.clear_dead_state(dead, self.optimizer)
+                    group.clear_dead_state(dead, self.optimizer)
             if self._changed:
                 self._clear_weights()
         self._changed = False
@@ -280,14 +309,14 @@ class Sparsifier:
     @torch.no_grad()
     def _clear_weights(self) -> None:
         if self.execution == "masked":
-            for unit, dead in zip(self._units, self._device_masks.dead(), strict=True):
-                unit.clear_dead(dead)
+            for group, dead in zip(self._mask_groups, self._device_masks.dead(), strict=True):
+                group.clear_dead_weights(dead)
 
     def _by_name(self, masks: list[Tensor]) -> dict[str, Tensor]:
-        return {target.name: masks[unit.index] for unit in self._units for target in unit.targets}
+        return {target.name: masks[group.index] for group in self._mask_groups for target in group.targets}
 
     def _reshard(self) -> None:
-        """Puts the parameters of `fully_shard` back in their modules: a forward pass may leave whole copies there."""
+        """Puts the sharded parameters of `fully_shard` back in their modules; a forward pass may leave whole copies."""
         for module in self._sharded:
             module.reshard()
 
@@ -297,15 +326,20 @@ class Sparsifier:
 
 
 def _check_state(state: Mapping[str, Any], config: SparsifyConfig, masks: Mapping[str, Tensor]) -> None:
-    """Raises unless a state is of this format, config, number of processes and of these matrices.
+    """Checks that a saved state fits this run.
 
     Args:
-        state: What `Sparsifier.state_dict` gave.
-        config: Of the run that would go on.
-        masks: Its masks, by name.
+        state: A result of `Sparsifier.state_dict`.
+        config: The config of this run.
+        masks: The masks of this run, by name.
+
+    Raises:
+        BlastError: if the format, the config, the number of processes or the matrices differ.
     """
     if state.get("format") != STATE_FORMAT:
-        raise BlastError(f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start afresh.")
+        raise BlastError(
+            f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start the training again."
+        )
     ours, theirs = config.to_dict(), state["config"]
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if keys:
@@ -313,9 +347,9 @@ def _check_state(state: Mapping[str, Any], config: SparsifyConfig, masks: Mappin
         raise BlastError(f"the saved sparsifier has another config ({differ}); resume with the saved one.")
     if state["world_size"] != world_size():
         raise BlastError(
-            f"the saved sparsifier is that of {state['world_size']} processes and this run has {world_size()}; "
-            "resume with as many, since each has its share of the data."
+            f"the saved sparsifier is from {state['world_size']} processes and this run has {world_size()}; "
+            "resume with the same number, because each process has its share of the data."
         )
     shapes = {name: mask.shape for name, mask in masks.items()}
     if shapes != {name: mask.shape for name, mask in state["masks"].items()}:
-        raise BlastError("the saved masks are of other matrices than this model's; resume with the saved model.")
+        raise BlastError("the saved masks belong to other matrices than this model has; resume with the saved model.")

@@ -1,4 +1,4 @@
-"""What a training loop can get wrong around `sparsifier.step()`, told in one sentence each."""
+"""Checks for mistakes of a training loop around `sparsifier.step()`; each raises one sentence."""
 
 from __future__ import annotations
 
@@ -7,59 +7,60 @@ import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blast.errors import BlastError
-from blast.sparsity.mask_groups import Unit
+from blast.sparsity.mask_groups import MaskGroup
 
 
-def check_held(optimizer: torch.optim.Optimizer, units: Sequence[Unit]) -> None:
-    """Raises if the optimizer holds none of the matrices."""
+def check_optimizer_has_matrices(optimizer: torch.optim.Optimizer, mask_groups: Sequence[MaskGroup]) -> None:
+    """Raises a BlastError if the optimizer has none of the matrices."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in held for unit in units for parameter in unit.parameters):
+    if not any(id(parameter) in held for group in mask_groups for parameter in group.parameters):
         raise BlastError(
-            "the optimizer holds none of the matrices to prune; make it from this model's parameters(), "
-            "after any change of the model's layers."
+            "the optimizer holds none of the matrices to prune; create it from this model's parameters(), "
+            "after all changes to the model's layers."
         )
 
 
-class ModuleCheck:
-    """Notices that a matrix was replaced.
+class ReplacementCheck:
+    """Detects that somebody replaced the module of a matrix.
 
     Args:
-        model: Holds the units' matrices.
-        units: What a sparsifier works on; their modules may become others, if they are those of the model then.
+        model: The model.
+        mask_groups: Its mask groups. The sparsifier may change their modules together with those of the model.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
-        self._model, self._units = model, units
+    def __init__(self, model: nn.Module, mask_groups: Sequence[MaskGroup]) -> None:
+        self._model, self._mask_groups = model, mask_groups
         self._modules: list[nn.Module] = []
-        # Where each module on the way to a matrix hangs: to look at these is all there is to do in most steps.
-        self._ways: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
+        # Every module on the path to a matrix: its parent's children, its name there, and itself. In most steps it is
+        # enough to compare these.
+        self._paths: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
 
     def check(self) -> None:
-        """Raises if a matrix is no longer the one that a unit stands for.
+        """Compares the modules of the model with those of the mask groups.
 
         Raises:
-            BlastError: with its name.
+            BlastError: if a module was replaced; the message has its name.
         """
-        targets = [target for unit in self._units for target in unit.targets]
+        targets = [target for group in self._mask_groups for target in group.targets]
         modules = [target.module for target in targets]
         same = len(modules) == len(self._modules) and all(map(operator.is_, modules, self._modules))
-        if same and all(children.get(name) is child for children, name, child in self._ways):
+        if same and all(children.get(name) is child for children, name, child in self._paths):
             return
         for target in targets:
             if self._model.get_submodule(target.name) is not target.module:
                 raise BlastError(
-                    f"'{target.name}' was replaced after the Sparsifier was made (by blast.to_sparse?); "
-                    "finish the training before converting, or make a new Sparsifier and optimizer."
+                    f"'{target.name}' was replaced after the Sparsifier was created (by blast.to_sparse?); "
+                    "finish the training before the conversion, or create a new Sparsifier and optimizer."
                 )
-        self._ways = [way for target in targets for way in self._way_to(target.name)]
-        # Behind a wrapper that passes names on (torch.compile) the way is not known, and each step asks the model.
-        ends = {id(child) for _, _, child in self._ways}
+        self._paths = [part for target in targets for part in self._path_to(target.name)]
+        # A wrapper that forwards names (torch.compile) hides the path. Each step then asks the model by name.
+        ends = {id(child) for _, _, child in self._paths}
         self._modules = modules if all(id(module) in ends for module in modules) else []
 
-    def _way_to(self, name: str) -> Iterator[tuple[dict[str, nn.Module | None], str, nn.Module | None]]:
+    def _path_to(self, name: str) -> Iterator[tuple[dict[str, nn.Module | None], str, nn.Module | None]]:
         module: nn.Module | None = self._model
         for part in name.split("."):
             if module is None:
@@ -70,25 +71,25 @@ class ModuleCheck:
 
 
 class AccumulationCheck:
-    """Notices a mask update between the micro-batches of one optimizer step."""
+    """Detects a mask update between the micro-batches of one optimizer step."""
 
     def __init__(self) -> None:
         self._stepped = True
-        self._gradient: weakref.ref | None = None
+        self._gradient: weakref.ref[Tensor] | None = None
 
     def after_optimizer(self) -> None:
-        """To be called when the optimizer has made its step."""
+        """Call it after each optimizer step."""
         self._stepped = True
 
-    def after_step(self, units: Sequence[Unit]) -> None:
-        """To be called at the end of `sparsifier.step()`."""
-        gradient = next((p.grad for unit in units for p in unit.parameters if p.grad is not None), None)
+    def after_step(self, mask_groups: Sequence[MaskGroup]) -> None:
+        """Call it at the end of `sparsifier.step()`."""
+        gradient = next((p.grad for group in mask_groups for p in group.parameters if p.grad is not None), None)
         self._stepped, self._gradient = False, None if gradient is None else weakref.ref(gradient)
 
-    def before_update(self, units: Sequence[Unit], step: int) -> None:
-        """Raises if the gradients are those of the last `sparsifier.step()`, still being summed up."""
+    def before_update(self, mask_groups: Sequence[MaskGroup], step: int) -> None:
+        """Raises a BlastError if the gradients are those of the last `sparsifier.step()`, still accumulating."""
         last = None if self._stepped or self._gradient is None else self._gradient()
-        if last is not None and any(p.grad is last for unit in units for p in unit.parameters):
+        if last is not None and any(p.grad is last for group in mask_groups for p in group.parameters):
             raise BlastError(
                 f"a mask update is due at step {step}, but neither optimizer.step() nor zero_grad() was called since "
                 "the last sparsifier.step(); with gradient accumulation call it once, after the last backward()."

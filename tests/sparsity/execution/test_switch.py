@@ -58,7 +58,7 @@ def test_dense_gradients_of_whole_mlps_are_those_of_their_layers(name, autocast)
     mlps = [module for module in ours.model.modules() if isinstance(module, TrainingMlp)]
     found = []
     for whole in (True, False):
-        attach_dense_gradients(ours._units)
+        attach_dense_gradients(ours._mask_groups)
         if not whole:
             for mlp in mlps:
                 mlp.forward = mlp.original.forward
@@ -68,7 +68,7 @@ def test_dense_gradients_of_whole_mlps_are_those_of_their_layers(name, autocast)
         layers = [layer for mlp in mlps for layer in mlp.layers]
         assert any((layer.mask().sum(0) == 0).any() for layer in layers)
         found.append([(layer.dense_gradient.total.clone(), layer.values.grad.clone()) for layer in layers])
-        detach_dense_gradients(ours._units)
+        detach_dense_gradients(ours._mask_groups)
     bound = 0.03 if autocast else 1e-5
     for ours_of, theirs in zip(*found, strict=True):
         for gradient, expected in zip(ours_of, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""From which sparsity on training runs sparse: measured rows first, judged limits without them."""
+"""From which sparsity on training runs sparse: measured rows first, a heuristic without them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_the_measured_row_of_the_nearest_shape_counts(tmp_path):
     assert training_break_even(CUDA, block, "none", (6400, 1600), tmp_path) == 0.7
     assert training_break_even(CUDA, block, "none", (20000, 5000), tmp_path) == 0.4
     # Another gate or block was not measured.
-    assert training_break_even(CUDA, block, "tied", (6400, 1600), tmp_path) == break_even.JUDGED[64]
-    assert training_break_even(CUDA, BlockShape(32, 128), "none", (6400, 1600), tmp_path) == break_even.JUDGED[32]
+    assert training_break_even(CUDA, block, "tied", (6400, 1600), tmp_path) == break_even.HEURISTIC[64]
+    assert training_break_even(CUDA, BlockShape(32, 128), "none", (6400, 1600), tmp_path) == break_even.HEURISTIC[32]
 
 
 def test_without_a_table_small_blocks_need_more_sparsity_and_tiny_ones_never_switch(tmp_path):

@@ -1,1 +1,1 @@
-"""How a model in training runs: masked-dense or sparse, and the switch between them."""
+"""How a model runs while it trains, masked-dense or sparse, and the switch between the two."""

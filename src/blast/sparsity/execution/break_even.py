@@ -1,8 +1,8 @@
-"""From which sparsity on a model is trained in its sparse state: read from a table of the GPU, or judged without one.
+"""The sparsity above which sparse training is faster: from a table of measurements, or from a heuristic.
 
-The table is `blast_kernels/tuned/<gpu>.json`, its part `train_break_even`: rows `{"block": [64, 64], "gate": "untied",
-"in": 2048, "hidden": 8192, "sparsity": 0.5}`, each measured as forward and backward of one MLP in bfloat16 on 8192
-tokens against the compiled dense one. Of a block and gate the shape nearest by its number of weights counts.
+The table is the part `train_break_even` of `blast_kernels/tuned/<gpu>.json`. A row is `{"block": [64, 64], "gate":
+"untied", "in": 2048, "hidden": 8192, "sparsity": 0.5}`: forward and backward of one MLP in bfloat16 on 8192 tokens,
+against the compiled dense MLP. Among the rows of a block and gate, the one with the nearest number of weights is used.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from blast_kernels.tables.break_even import TUNED, gpu_name, read_part, rows_of_
 
 from blast.block_sparse.blocks import BlockShape
 
-# Without a table, by the shorter side of a block. Judged, on the safe side: in a sweep (kernels/NOTES.md) an H100 was
-# 2.5 times as fast and more at 0.8 with blocks of 128, and 4 times at 0.95 with blocks of 64 (GPT-2 XL).
-JUDGED = {128: 0.6, 64: 0.7, 32: 0.85, 16: 0.95}
+# Without a table: by the shorter side of a block, on the safe side. In a sweep (kernels/NOTES.md) an H100 was at least
+# 2.5 times as fast at 0.8 with blocks of 128, and 4 times at 0.95 with blocks of 64 (GPT-2 XL).
+HEURISTIC = {128: 0.6, 64: 0.7, 32: 0.85, 16: 0.95}
 NEVER = 1.0
 KEYS = ("block", "gate", "in", "hidden", "sparsity")
 
@@ -24,17 +24,17 @@ KEYS = ("block", "gate", "in", "hidden", "sparsity")
 def training_break_even(
     device: torch.device, block: BlockShape, gate: str, shape: tuple[int, int], folder: Path = TUNED
 ) -> float:
-    """The sparsity from which sparse training is faster.
+    """The sparsity above which sparse training is faster.
 
     Args:
-        device: Where the model is.
-        block: Of the matrices.
-        gate: `none`, `untied` or `tied`.
+        device: Device of the model.
+        block: Shape of a block.
+        gate: `none`, `untied` (separate masks of gate and up) or `tied` (one shared mask).
         shape: `(hidden, in)` of the up projection.
-        folder: Where the tables are.
+        folder: Folder of the tables.
 
     Returns:
-        A sparsity; 1, which none reaches, on a device that is no GPU.
+        A sparsity; 1 (never) if the device is no GPU.
 
     Raises:
         ValueError: if the table of this GPU is damaged.
@@ -45,5 +45,5 @@ def training_break_even(
     measured = read_part(gpu, "train_break_even", KEYS, folder)
     rows = [row for row in measured if row["block"] == list(block) and row["gate"] == gate]
     if not rows:
-        return JUDGED.get(max((known for known in JUDGED if known <= min(block)), default=0), NEVER)
-    return rows_of_nearest_shape(rows, shape)[0]["sparsity"]
+        return HEURISTIC.get(max((known for known in HEURISTIC if known <= min(block)), default=0), NEVER)
+    return float(rows_of_nearest_shape(rows, shape)[0]["sparsity"])

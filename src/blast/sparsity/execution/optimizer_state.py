@@ -1,4 +1,4 @@
-"""A parameter of an optimizer replaced by another form of itself, with its state in that form."""
+"""Replaces a parameter of an optimizer by its other form (dense or live blocks), and converts its state."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from torch import Tensor, nn
 
 from blast.errors import BlastError
 
-# Their update of one element depends on others, so that the live blocks alone would be trained otherwise.
+# The update of one element depends on other elements, so that training live blocks only would change the result.
 MIXING = ("Adafactor", "LBFGS", "Muon", "SparseAdam")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """Refuses an optimizer that cannot go on with the live blocks of a parameter.
+    """Checks that an optimizer can train the live blocks of a parameter only.
+
+    Args:
+        optimizer: The optimizer.
+        parameters: Its dense parameters that will be replaced.
 
     Raises:
-        BlastError: if its state of a parameter is no tensor of the parameter's shape, nor one number.
+        BlastError: if its update mixes elements, or a state value is neither one number nor a tensor of the
+            parameter's shape.
     """
-    # A wrapper (that of accelerate) passes state and groups on, but has a name of its own.
+    # A wrapper (that of accelerate) forwards state and groups, but has another class name.
     name = type(getattr(optimizer, "optimizer", optimizer)).__name__
-    remedy = 'use AdamW, SGD or another that treats each element alone, or execution="masked"'
+    remedy = 'use AdamW, SGD or another optimizer that treats each element alone, or execution="masked"'
     if name in MIXING:
-        raise BlastError(f"{name} cannot train live blocks alone, since its update mixes elements; {remedy}.")
+        raise BlastError(f"{name} cannot train live blocks only, because its update mixes elements; {remedy}.")
     for parameter in parameters:
         for key, value in optimizer.state.get(parameter, {}).items():
             fits = value is None or isinstance(value, bool | int | float | str)
@@ -40,13 +45,13 @@ def check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[nn.Parame
 def replace_parameter(
     optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, convert: Callable[[Tensor], Tensor]
 ) -> None:
-    """Puts a parameter in the place of another, in its group and with its state.
+    """Replaces a parameter in its optimizer group, and converts its state.
 
     Args:
-        optimizer: Any optimizer of torch; one that does not hold `old` is left as it is.
-        old: The parameter that goes.
-        new: The one that comes.
-        convert: Makes a state tensor of the shape of `old` one of the shape of `new`; other state is kept as it is.
+        optimizer: Any optimizer of torch. One without `old` is not changed.
+        old: The parameter to remove.
+        new: The parameter to put in its place.
+        convert: Converts a state tensor from the shape of `old` to the shape of `new`. Other state is kept.
     """
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]

@@ -1,7 +1,7 @@
-"""The sparse state of a model in training: parameters, gradients and optimizer state are those of live blocks alone.
+"""The sparse state of a model in training: parameters, gradients and optimizer state of live blocks only.
 
-Entered from the masked-dense state and left for it at any step, without a change of what is trained: values, moments
-and the gradient of the step are cut into blocks or put together, and the parameters are replaced in their groups.
+The switch from and to the masked-dense state is possible at any step and does not change the training. It cuts values,
+moments and the gradient of the step into blocks, or joins them, and replaces the parameters in the optimizer.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ from blast.model.convert import to_dense, to_sparse
 from blast.model.fuse import fuse_for_training
 from blast.model.target import Target
 from blast.sparsity.execution.optimizer_state import check_optimizer, replace_parameter
-from blast.sparsity.mask_groups import Unit, parameter_of
+from blast.sparsity.mask_groups import MaskGroup, parameter_of, sparse_layer
 
-# Largest relative difference of the two ways to the gradient of live blocks, both rounded in half precision.
+# Largest relative difference between the accumulated gradient and autograd's; both are rounded in half precision.
 SAME_GRADIENT = 0.1
 
 
 @torch.no_grad()
-def enter(
-    model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]
+def switch_to_sparse(
+    model: nn.Module, optimizer: torch.optim.Optimizer, mask_groups: Sequence[MaskGroup], masks: Sequence[Tensor]
 ) -> list[TrainingMlp]:
-    """Takes a model from its masked-dense to its sparse state, in place.
+    """Switches a model from the masked-dense to the sparse state, in place.
 
     Args:
-        model: Its dead blocks are given up, whatever they hold.
-        optimizer: Holds its parameters.
-        units: The matrices; they stand for the block-sparse ones afterwards.
-        masks: Of each unit, bool `[rows, cols]`.
+        model: The model. The values of its dead blocks are lost.
+        optimizer: The optimizer over its parameters.
+        mask_groups: Its mask groups. Their modules are the block-sparse ones afterwards.
+        masks: For each mask group, bool `[rows, cols]`.
 
     Returns:
-        Those of its MLPs that run as one from then on, which the other functions take as `mlps`.
+        The MLPs that run as one operator from now on; the argument `mlps` of the other functions.
 
     Raises:
-        BlastError: if the optimizer cannot take the parameters; nothing is changed then.
+        BlastError: if the optimizer cannot train live blocks only. Nothing is changed then.
     """
-    check_optimizer(optimizer, [parameter for unit in units for parameter in unit.parameters])
-    to_sparse(model, {t.name: mask for unit, mask in zip(units, masks, strict=True) for t in unit.targets}, drop=True)
-    for unit in units:
-        old = list(unit.matrices)
-        _point_at(unit, model)
-        # One index a unit, whichever masks happen to be equal now: a resumed run has to share the same ones.
-        shared = IndexBuffers(unit.targets[0].module.index.index)
-        for target in unit.targets:
-            target.module.index = shared
-        for before, after in zip(old, unit.matrices, strict=True):
-            weight, values = before.parameter, after.module.values
+    check_optimizer(optimizer, [parameter for group in mask_groups for parameter in group.parameters])
+    by_name = {t.name: mask for group, mask in zip(mask_groups, masks, strict=True) for t in group.targets}
+    to_sparse(model, by_name, drop=True)
+    for group in mask_groups:
+        old = list(group.matrices)
+        _set_modules(group, model)
+        # One index for each mask group, even if two masks are equal now: a resumed run must share the same ones.
+        shared = IndexBuffers(sparse_layer(group.targets[0]).index.index)
+        for target in group.targets:
+            sparse_layer(target).index = shared
+        for before, after in zip(old, group.matrices, strict=True):
+            weight, values = before.parameter, sparse_layer(after).values
 
             def cut(tensor: Tensor, target: Target = before, index: BlockIndex = shared.index) -> Tensor:
                 return gather_blocks(target.as_out_in(tensor), index)
@@ -70,146 +71,151 @@ def enter(
 
 
 @torch.no_grad()
-def leave(model: nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[Unit]) -> None:
-    """Takes a model back to its masked-dense state, in place; arguments as for `enter`."""
-    old = {unit.index: [target.module for target in unit.matrices] for unit in units}
+def switch_to_masked(model: nn.Module, optimizer: torch.optim.Optimizer, mask_groups: Sequence[MaskGroup]) -> None:
+    """Switches a model back to the masked-dense state, in place; arguments as for `switch_to_sparse`."""
+    old = {group.index: [sparse_layer(target) for target in group.matrices] for group in mask_groups}
     to_dense(model)
-    for unit in units:
-        _point_at(unit, model)
-        for layer, target in zip(old[unit.index], unit.matrices, strict=True):
+    for group in mask_groups:
+        _set_modules(group, model)
+        for layer, target in zip(old[group.index], group.matrices, strict=True):
 
-            def whole(blocks: Tensor, target: Target = target, index: BlockIndex = layer.index.index) -> Tensor:
+            def join(blocks: Tensor, target: Target = target, index: BlockIndex = layer.index.index) -> Tensor:
                 return target.as_out_in(scatter_blocks(blocks, index)).contiguous()
 
             values, weight = layer.values, target.parameter
-            weight.grad = None if values.grad is None else whole(values.grad)
-            replace_parameter(optimizer, values, weight, whole)
+            weight.grad = None if values.grad is None else join(values.grad)
+            replace_parameter(optimizer, values, weight, join)
 
 
 @torch.no_grad()
-def repack(
-    mlps: Sequence[TrainingMlp], optimizer: torch.optim.Optimizer, units: Sequence[Unit], masks: Sequence[Tensor]
+def change_layout(
+    mlps: Sequence[TrainingMlp],
+    optimizer: torch.optim.Optimizer,
+    mask_groups: Sequence[MaskGroup],
+    masks: Sequence[Tensor],
 ) -> None:
-    """Gives a model in its sparse state new masks: grown blocks and their moments are zero, dropped ones are gone.
+    """Gives a model in the sparse state new masks, and stops accumulating dense gradients.
 
-    Grown blocks get their gradient of this step, if it was watched; the watch ends.
+    Grown blocks and their moments are zero; dropped blocks are removed. Grown blocks get their gradient of this step if
+    the dense gradient was accumulated.
     """
-    wanted = {unit.targets[0].module.index: mask.numpy() for unit, mask in zip(units, masks, strict=True)}
+    wanted = {sparse_layer(g.targets[0]).index: mask.numpy() for g, mask in zip(mask_groups, masks, strict=True)}
     layouts = change_layouts(wanted, mlps)
-    for unit in units:
-        before = unit.targets[0].module.index
+    for group in mask_groups:
+        before = sparse_layer(group.targets[0]).index
         if before not in layouts:
             continue
         shared, remap = layouts[before]
         new: dict[int, nn.Parameter] = {}
-        for target in unit.matrices:
-            values, dense = target.module.values, unit.dense_gradient(target)
+        for target in group.matrices:
+            values, dense = sparse_layer(target).values, group.dense_gradient(target)
             made = nn.Parameter(remap.apply(values), requires_grad=values.requires_grad)
             if values.grad is not None:
                 made.grad = remap.apply(values.grad) if dense is None else remap.apply_with_dense(values.grad, dense)
             replace_parameter(optimizer, values, made, remap.apply)
             new[id(values)] = made
-        for target in unit.targets:
-            layer = target.module
+        for target in group.targets:
+            layer = sparse_layer(target)
             layer._parameters["values"] = new[id(layer.values)]
             layer.index = shared
-    detach_dense_gradients(units)
+    detach_dense_gradients(mask_groups)
     for mlp in mlps:
         mlp.pack()
 
 
-def settle(units: Sequence[Unit], settled: bool) -> None:
-    """Says whether the masks will stay as they are, so that compiled graphs can hold the products.
+def set_masks_fixed(mask_groups: Sequence[MaskGroup], fixed: bool) -> None:
+    """Tells the layers whether their masks are fixed, so that compiled graphs can include the products.
 
-    Said once: a graph that was compiled around them would not take them in later, but compile each layer by itself.
+    Called once, at the switch. A graph compiled while masks changed does not include the products later either; a
+    change of the flag would only compile each layer by itself.
     """
-    for unit in units:
-        for target in unit.targets:
-            target.module.masks_fixed = settled
+    for group in mask_groups:
+        for target in group.targets:
+            sparse_layer(target).masks_fixed = fixed
 
 
-def attach_dense_gradients(units: Sequence[Unit]) -> None:
-    """Has the next backward passes make the dense gradient, for a mask update."""
-    for unit in units:
-        watches: dict[int, DenseGradient] = {}
-        for target in unit.targets:
-            layer = target.module
+def attach_dense_gradients(mask_groups: Sequence[MaskGroup]) -> None:
+    """Accumulates dense gradients in the next backward passes, for a mask update."""
+    for group in mask_groups:
+        accumulators: dict[int, DenseGradient] = {}
+        for target in group.targets:
+            layer = sparse_layer(target)
             if layer.dense_gradient is None:
-                layer.dense_gradient = watches.setdefault(id(layer.values), DenseGradient(layer.values))
+                layer.dense_gradient = accumulators.setdefault(id(layer.values), DenseGradient(layer.values))
 
 
-def retain_activations(mlps: Sequence[TrainingMlp], wanted: bool) -> None:
-    """Has the MLPs keep what the next backward passes tell of them, or forget what they kept."""
-    for mlp in mlps:
-        mlp.saved_activations = [] if wanted else None
-
-
-def can_recompute(mlps: Sequence[TrainingMlp], units: Sequence[Unit]) -> bool:
-    """Whether the dense gradient of every watched layer follows from what the MLPs kept."""
-    known = {layer for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers) for layer in mlp.layers}
-    return all(t.module in known for unit in units for t in unit.targets if t.module.dense_gradient is not None)
-
-
-def recompute_dense_gradients(mlps: Sequence[TrainingMlp]) -> None:
-    """Makes the dense gradients of watched layers from what the MLPs kept."""
-    told = [mlp for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers)]
-    try:
-        accumulate_dense_gradients([(mlp.layers, mlp.activation, mlp.saved_activations) for mlp in told])
-    except BaseException:
-        for layer in (layer for mlp in told for layer in mlp.layers):
-            layer.dense_gradient.total = None
-        raise
-
-
-def finish_gradients(units: Sequence[Unit], step: int) -> None:
-    """Brings the watched gradients together over all processes, and checks that they belong to the step.
-
-    Raises:
-        BlastError: if the gradients of live blocks were changed since `backward()`.
-    """
-    watched = [
-        (target.name, target.module)
-        for unit in units
-        for target in unit.matrices
-        if target.module.dense_gradient is not None
-        and target.module.dense_gradient.total is not None
-        and target.module.values.grad is not None
-    ]
-    for _, layer in watched:
-        mean_over_ranks_(layer.dense_gradient.total)
-    # Whoever scales or clips does it to all: the first and the last of them tell, and the GPU is waited for once.
-    looked_at = watched[:: max(1, len(watched) - 1)]
-    if not looked_at:
-        return
-    norms = [_difference_and_size(layer) for _, layer in looked_at]
-    home = norms[0].device
-    found = torch.stack([norm.to(home) for norm in norms]).tolist()
-    for (name, _), (difference, size) in zip(looked_at, found, strict=True):
-        # Written so that a gradient that is not finite passes: the choice of the mask names it.
-        if difference > SAME_GRADIENT * size:
-            raise BlastError(
-                f"at the mask update of step {step} the gradient of '{name}' is not that of the backward "
-                "passes before it; call sparsifier.step() right after backward(), before scaling or clipping."
-            )
-
-
-def _difference_and_size(layer: BlockLinear) -> Tensor:
-    """How far the watched gradient is from the one that autograd gave, and the norm of that one `[2]`."""
-    given, ours = layer.values.grad.float(), gather_blocks(layer.dense_gradient.total, layer.index.index).float()
-    return torch.stack(((ours - given).norm(), given.norm()))
-
-
-def detach_dense_gradients(units: Sequence[Unit]) -> None:
-    """Gives the watched gradients up."""
-    for unit in units:
-        for target in unit.targets:
+def detach_dense_gradients(mask_groups: Sequence[MaskGroup]) -> None:
+    """Stops accumulating dense gradients and frees them."""
+    for group in mask_groups:
+        for target in group.targets:
             layer = target.module
             if isinstance(layer, BlockLinear) and layer.dense_gradient is not None:
                 layer.dense_gradient.close()
                 layer.dense_gradient = None
 
 
-def _point_at(unit: Unit, model: nn.Module) -> None:
-    """Lets a unit stand for the modules that are in the model now under its names."""
-    unit.targets = [replace(target, module=model.get_submodule(target.name)) for target in unit.targets]
-    unit.matrices = list({id(parameter_of(target)): target for target in reversed(unit.targets)}.values())[::-1]
+def retain_activations(mlps: Sequence[TrainingMlp], wanted: bool) -> None:
+    """Retains the activations of the next backward passes; False frees those retained so far."""
+    for mlp in mlps:
+        mlp.saved_activations = [] if wanted else None
+
+
+def can_recompute(mlps: Sequence[TrainingMlp], mask_groups: Sequence[MaskGroup]) -> bool:
+    """Whether the dense gradient of every accumulating layer follows from the retained activations."""
+    known = {layer for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers) for layer in mlp.layers}
+    layers = [sparse_layer(target) for group in mask_groups for target in group.targets]
+    return all(layer in known for layer in layers if layer.dense_gradient is not None)
+
+
+def recompute_dense_gradients(mlps: Sequence[TrainingMlp]) -> None:
+    """Computes the dense gradients of accumulating layers from the retained activations; all or none of them."""
+    retained = [(mlp, mlp.saved_activations) for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers)]
+    try:
+        accumulate_dense_gradients([(mlp.layers, mlp.activation, saved) for mlp, saved in retained])
+    except BaseException:
+        for gradient in (layer.dense_gradient for mlp, _ in retained for layer in mlp.layers):
+            if gradient is not None:
+                gradient.total = None
+        raise
+
+
+def reduce_dense_gradients(mask_groups: Sequence[MaskGroup], step: int) -> None:
+    """Averages the dense gradients over all processes, and checks that they belong to the step.
+
+    Raises:
+        BlastError: if the gradients of live blocks were changed after `backward()`.
+    """
+    found: list[tuple[str, BlockLinear, Tensor, Tensor]] = []
+    for group in mask_groups:
+        for target in group.matrices:
+            layer, dense = sparse_layer(target), group.dense_gradient(target)
+            if dense is not None and layer.values.grad is not None:
+                found.append((target.name, layer, dense, layer.values.grad))
+    for _, _, dense, _ in found:
+        mean_over_ranks_(dense)
+    # Scaling or clipping changes every gradient. So the first and the last are enough, in one wait for the GPU.
+    checked = found[:: max(1, len(found) - 1)]
+    if not checked:
+        return
+    norms = [_difference_and_norm(layer, dense, grad) for _, layer, dense, grad in checked]
+    home = norms[0].device
+    values = torch.stack([norm.to(home) for norm in norms]).tolist()
+    for (name, *_), (difference, norm) in zip(checked, values, strict=True):
+        # NaN compares false here; `keep_and_grow_scores` reports it.
+        if difference > SAME_GRADIENT * norm:
+            raise BlastError(
+                f"at the mask update of step {step} the gradient of '{name}' differs from that of backward(); "
+                "call sparsifier.step() right after backward(), before scaling or clipping."
+            )
+
+
+def _difference_and_norm(layer: BlockLinear, dense: Tensor, grad: Tensor) -> Tensor:
+    """Norm of the difference between the accumulated gradient and autograd's, and norm of autograd's: `[2]`."""
+    given, ours = grad.float(), gather_blocks(dense, layer.index.index).float()
+    return torch.stack(((ours - given).norm(), given.norm()))
+
+
+def _set_modules(group: MaskGroup, model: nn.Module) -> None:
+    """Points a mask group to the modules that the model now has under its names."""
+    group.targets = [replace(target, module=model.get_submodule(target.name)) for target in group.targets]
+    group.matrices = list({id(parameter_of(target)): target for target in reversed(group.targets)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""When a model in training runs masked-dense and when sparse, and when its dense gradient is watched."""
+"""Decides when a model in training runs masked-dense and when sparse, and when it accumulates dense gradients."""
 
 from __future__ import annotations
 
@@ -15,102 +15,106 @@ from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import sparse
 from blast.sparsity.execution.break_even import NEVER, training_break_even
 from blast.sparsity.execution.optimizer_state import check_optimizer
-from blast.sparsity.mask_groups import Unit
+from blast.sparsity.mask_groups import MaskGroup
 
 
 class Execution:
-    """How a model runs now: `state` is `masked` or `sparse`.
+    """The execution state of a model.
 
     Args:
         model: The model, not wrapped.
-        optimizer: Over its parameters.
-        units: Its matrices.
-        config: Of it: `execution`, `break_even`, and what says whether masks grow.
-        clock: Says when masks are updated.
-        keeper: What holds the model's parameters, so that none may be replaced (`DistributedDataParallel`,
-            `fully_shard`); None if nothing does.
+        optimizer: The optimizer over its parameters.
+        mask_groups: Its mask groups.
+        config: `execution`, `break_even`, `grow`, `schedule` and `tie_gate_up` are used.
+        clock: The clock of the sparsifier.
+        wrapper: Name of the wrapper that does not allow new parameters (`DistributedDataParallel`, `fully_shard`);
+            None without one.
+
+    Attributes:
+        state: `masked` or `sparse`.
 
     Raises:
-        BlastError: if sparse execution is asked for and the wrapper or the optimizer does not allow it.
+        BlastError: if `execution` is `sparse` and the wrapper or the optimizer does not allow it.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        units: Sequence[Unit],
+        mask_groups: Sequence[MaskGroup],
         config: SparsifyConfig,
         clock: StepClock,
-        keeper: str | None,
+        wrapper: str | None,
     ) -> None:
         self.state = "masked"
         self._accumulating = False
-        self._model, self._optimizer, self._units, self._config = model, optimizer, units, config
-        self._clock, self._keeper = clock, keeper
-        # Those that run as one in the sparse state.
+        self._model, self._optimizer, self._mask_groups, self._config = model, optimizer, mask_groups, config
+        self._clock, self._wrapper = clock, wrapper
+        # The MLPs that run as one operator in the sparse state.
         self._mlps: list[TrainingMlp] = []
-        self._break_even = self._choose()
+        self._break_even = self._find_break_even()
 
-    def settle(self, masks: Sequence[Tensor], achieved: float) -> None:
-        """Switches to sparse if it is time.
+    def switch_if_due(self, masks: Sequence[Tensor], achieved: float) -> None:
+        """Switches to sparse if the sparsity has reached the break-even.
 
         Args:
-            masks: Of each unit.
+            masks: For each mask group, bool `[rows, cols]` on the CPU.
             achieved: Their sparsity.
 
         Raises:
-            BlastError: if the optimizer cannot take the parameters and `execution` is `sparse`; with `auto` that is a
-                warning.
+            BlastError: if the optimizer cannot train live blocks only and `execution` is `sparse`. With `auto` this is
+                a warning.
         """
         if self.state == "masked" and achieved >= self._break_even and achieved > 0:
             try:
-                self.enter(masks)
+                self.to_sparse(masks)
             except BlastError as error:
                 if self._config.execution == "sparse":
                     raise
                 warnings.warn(f"training stays masked-dense: {error}", stacklevel=4)
                 self._break_even = NEVER
 
-    def enter(self, masks: Sequence[Tensor]) -> None:
-        """From masked to sparse; arguments as for `settle`."""
+    def to_sparse(self, masks: Sequence[Tensor]) -> None:
+        """Switches from masked to sparse; `masks` as for `switch_if_due`."""
         if self.state == "masked":
-            self._check_free()
-            self._mlps = sparse.enter(self._model, self._optimizer, self._units, masks)
+            self._check_wrapper()
+            self._mlps = sparse.switch_to_sparse(self._model, self._optimizer, self._mask_groups, masks)
             fixed = self._config.grow == "none" and self._config.schedule == "constant"
-            sparse.settle(self._units, self._clock.finished or fixed)
+            sparse.set_masks_fixed(self._mask_groups, self._clock.finished or fixed)
             self.state = "sparse"
 
-    def leave(self) -> None:
-        """From sparse to masked."""
+    def to_masked(self) -> None:
+        """Switches from sparse to masked."""
         if self.state == "sparse":
-            sparse.detach_dense_gradients(self._units)
-            sparse.leave(self._model, self._optimizer, self._units)
+            sparse.detach_dense_gradients(self._mask_groups)
+            sparse.switch_to_masked(self._model, self._optimizer, self._mask_groups)
             self._mlps, self.state = [], "masked"
 
-    def repack(self, masks: Sequence[Tensor]) -> None:
-        """Takes new masks in the sparse state."""
-        sparse.repack(self._mlps, self._optimizer, self._units, masks)
+    def change_layout(self, masks: Sequence[Tensor]) -> None:
+        """Changes the masks of a model in the sparse state."""
+        sparse.change_layout(self._mlps, self._optimizer, self._mask_groups, masks)
 
     def accumulate_if_due(self) -> None:
         """Accumulates dense gradients in the coming step if it grows blocks; stops it otherwise."""
         if self.state == "masked":
             return
         if self._clock.growth_due:
-            sparse.attach_dense_gradients(self._units)
+            sparse.attach_dense_gradients(self._mask_groups)
             self._accumulating = True
         elif self._accumulating:
-            sparse.detach_dense_gradients(self._units)
+            sparse.detach_dense_gradients(self._mask_groups)
             self._accumulating = False
 
     def retain_activations(self, wanted: bool) -> None:
         """Retains the activations of the next backward pass if masks still grow; False frees them."""
         if self.state == "sparse":
-            sparse.retain_activations(self._mlps, wanted and not self._clock.finished and self._config.grow != "none")
+            growing = not self._clock.finished and self._config.grow != "none"
+            sparse.retain_activations(self._mlps, wanted and growing)
 
     @property
     def can_recompute(self) -> bool:
         """Whether the dense gradients of a mask update follow from the retained activations."""
-        return self.state == "masked" or sparse.can_recompute(self._mlps, self._units)
+        return self.state == "masked" or sparse.can_recompute(self._mlps, self._mask_groups)
 
     def recompute_dense_gradients(self) -> None:
         """Computes the dense gradients from the retained activations."""
@@ -120,40 +124,40 @@ class Execution:
     def before_update(self) -> None:
         """Averages the dense gradients over all processes, and checks them."""
         if self.state == "sparse":
-            sparse.finish_gradients(self._units, self._clock.step_count)
+            sparse.reduce_dense_gradients(self._mask_groups, self._clock.step_count)
 
-    def _check_free(self) -> None:
-        if self._keeper is not None:
+    def _check_wrapper(self) -> None:
+        if self._wrapper is not None:
             raise BlastError(
-                f'execution="sparse" replaces parameters, which {self._keeper} does not allow; '
-                'give the model itself and call blast.average_gradients(model), or set execution="masked".'
+                f'execution="sparse" replaces parameters, which {self._wrapper} does not allow; '
+                'pass the model itself and call blast.average_gradients(model), or set execution="masked".'
             )
 
-    def _choose(self) -> float:
+    def _find_break_even(self) -> float:
         config = self._config
-        if config.execution == "masked" or (config.execution == "auto" and self._keeper is not None):
+        if config.execution == "masked" or (config.execution == "auto" and self._wrapper is not None):
             return NEVER
         if config.execution == "sparse":
-            self._check_free()
+            self._check_wrapper()
             check_optimizer(self._optimizer, [])
         if config.break_even is not None:
             return config.break_even
         if config.execution == "sparse":
             return 0.0
-        if not self._runs_by_operator():
+        if not self._all_in_training_mlps():
             return NEVER
-        gated = {target.mlp for unit in self._units for target in unit.targets if target.role == "gate"}
+        gated = {target.mlp for group in self._mask_groups for target in group.targets if target.role == "gate"}
         limits = []
-        for unit in self._units:
-            for target in unit.targets:
+        for group in self._mask_groups:
+            for target in group.targets:
                 gate = "none" if target.mlp not in gated else "tied" if config.tie_gate_up else "untied"
-                shape = (max(unit.shape), min(unit.shape))
-                limits.append(training_break_even(unit.device, unit.block, gate, shape))
+                shape = (max(group.shape), min(group.shape))
+                limits.append(training_break_even(group.device, group.block, gate, shape))
         return max(limits)
 
-    def _runs_by_operator(self) -> bool:
-        """Whether every matrix is one of an MLP that trains in one call: layer by layer is not always faster."""
-        for target in (target for unit in self._units for target in unit.targets):
+    def _all_in_training_mlps(self) -> bool:
+        """Whether every matrix is in an MLP that trains as one operator; other layers may be slower than dense."""
+        for target in (target for group in self._mask_groups for target in group.targets):
             if target.mlp is None or target.name.rpartition(".")[0] != target.mlp:
                 return False
             children = self._model.get_submodule(target.mlp).children()
