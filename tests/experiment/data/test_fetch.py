@@ -12,7 +12,7 @@ from hub_copies import NINE, copy_texts, copy_weights
 from blast import datasets
 from blast.download import registries, sources
 from blast.experiment.cli import main
-from blast.experiment.data.fetch import describe, megabytes, needs_of
+from blast.experiment.data.fetch import artifacts_of, describe, megabytes
 from blast.experiment.plan.config import read_config
 from blast.experiment.plan.grid import expand
 
@@ -49,33 +49,33 @@ def _no_names(host, *rest, known=socket.getaddrinfo, **named):
     return known(host, *rest, **named)
 
 
-def _needs(file: Path):
-    return needs_of(expand(read_config(file), file), Path("/nowhere"), print)
+def _artifacts(file: Path):
+    return artifacts_of(expand(read_config(file), file), Path("/nowhere"), print)
 
 
 def test_the_paper_needs_nine_architectures_and_its_datasets():
-    needs = {need.what for need in _needs(PAPER)}
-    assert {f"weights {name}" for name in NINE} < needs
+    artifacts = {artifact.what for artifact in _artifacts(PAPER)}
+    assert {f"weights {name}" for name in NINE} < artifacts
     data = "openwebtext wikitext103 technical_text imagenet cifar10 cifar100 mnist fashion_mnist sst2 mrpc rte"
-    assert {f"dataset {name}" for name in data.split()} < needs
+    assert {f"dataset {name}" for name in data.split()} < artifacts
     sets = "lambada hellaswag piqa arc_easy arc_challenge sciq winogrande boolq openbookqa mmlu"
-    assert {f"evaluation {name}" for name in sets.split()} < needs
+    assert {f"evaluation {name}" for name in sets.split()} < artifacts
 
 
 def test_sizes_and_licences_are_said_and_what_is_shared_counted_once():
-    needs = _needs(PAPER)
-    lines = describe(needs, Path("/nowhere"))
+    artifacts = _artifacts(PAPER)
+    lines = describe(artifacts, Path("/nowhere"))
     by_name = {line.split("  ")[0]: line for line in lines}
     assert "24.2 GB" in by_name["dataset openwebtext"]
     assert "Llama 3.2 Community License" in by_name["weights llama-3.2-1b"]
-    total = sum({need.shared: need.bytes for need in needs}.values())
+    total = sum({artifact.shared: artifact.bytes for artifact in artifacts}.values())
     assert f"at most {megabytes(total)} in all" in "\n".join(lines)
-    assert total < sum(need.bytes for need in needs)
-    assert all(need.licence and need.sources for need in needs)
+    assert total < sum(artifact.bytes for artifact in artifacts)
+    assert all(artifact.licence and artifact.sources for artifact in artifacts)
 
 
 def test_what_has_to_be_accepted_is_named_with_what_to_do():
-    told = [line for line in describe(_needs(PAPER), Path("/nowhere")) if line.startswith("before you go on")]
+    told = [line for line in describe(_artifacts(PAPER), Path("/nowhere")) if line.startswith("before you go on")]
     assert len(told) == 2
     assert any("image-net.org" in line and "BLAST_IMAGENET" in line for line in told)
     assert any("meta-llama/Llama-3.2-1B" in line and "HF_TOKEN" in line for line in told)

