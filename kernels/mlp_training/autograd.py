@@ -1,4 +1,11 @@
-"""Forward and backward pass of a sparse MLP in training; what `train_ops` and `mlp_training_eager` have in common."""
+"""Forward and backward pass of a sparse MLP in training, from `launch` (Triton) or `reference` (plain PyTorch).
+
+Compiled graphs use the operators of `ops`. Eager code calls `mlp_training_eager`, which costs the CPU less. Both run
+`forward` and `gradients`. `dense_gradients` gives the gradients of dead blocks too, which mask updates need.
+
+`gate_up` is a list everywhere in this folder: the blocks of the gate and of the up projection, or of the up projection
+alone if there is no gate.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +21,49 @@ from torch import Tensor
 
 try:
     from blast_kernels.mlp_training import launch
-except ImportError:  # Triton exists for Linux alone; the twins run everywhere.
+except ImportError:  # Triton exists for Linux only; the reference runs everywhere.
     launch = None
 
 
-def forward(x, front, down, front_bias, down_bias, lists, activation, gate) -> tuple[Tensor, Tensor]:
-    """As `train_ops.block_sparse_mlp_training`."""
+def forward(x, gate_up, down, up_bias, down_bias, lists, activation, gate) -> tuple[Tensor, Tensor]:
+    """`[..., out]` and the pre-activations; arguments as `ops.block_sparse_mlp_training`."""
     lists = IndexLists(*lists)
-    _check(x, front, down, front_bias, down_bias, lists, activation, gate)
+    _check(x, gate_up, down, up_bias, down_bias, lists, activation, gate)
     flat = _flat(x)
-    module = _module(flat, [*front, down])
-    pre, hidden = module.front(flat, list(front), lists.front, front_bias, activation, gate)
-    y = module.gather_product(hidden, [down], lists.down, down_bias, turned=False)
+    kernels = _kernels_for(flat, [*gate_up, down])
+    pre, hidden = kernels.gate_up(flat, list(gate_up), lists.gate_up, up_bias, activation, gate)
+    y = kernels.gather_matmul(hidden, [down], lists.down, down_bias, transposed=False)
     return y.view(*x.shape[:-1], y.shape[-1]), pre
 
 
 def gradients(
-    grad, x, pre, front, down, lists, activation, hidden_bias, wants_x, wants_blocks, dtype=None
+    grad, x, pre, gate_up, down, lists, activation, up_bias_size, needs_x, needs_blocks, dtype=None
 ) -> list[Tensor]:
-    """As `train_ops.block_sparse_mlp_training_grads`; those of bias and blocks in `dtype`, by default that of `x`."""
+    """Gradients of the bias, of `x` and of the blocks; arguments as `ops.block_sparse_mlp_training_grads`.
+
+    Those of the bias and of the blocks are in `dtype`, by default in the dtype of `x`.
+    """
     dtype = dtype or x.dtype
     lists = IndexLists(*lists)
     flat_grad, flat = _flat(grad), _flat(x)
-    module = _module(flat, [*front, down])
-    grad_pre, hidden, live_bias = module.hidden_grad(flat_grad, down, pre, lists.hidden, activation, hidden_bias > 0)
+    kernels = _kernels_for(flat, [*gate_up, down])
+    grad_pre, hidden, live_bias = kernels.hidden_grad(
+        flat_grad, down, pre, lists.hidden_grad, activation, up_bias_size > 0
+    )
     bias = live_bias.to(dtype)
-    if bias.numel() < hidden_bias:
-        # A dead hidden block is read by nobody: its bias has no gradient.
+    if bias.numel() < up_bias_size:
+        # The bias of a dead hidden block has no effect on the result, so its gradient is zero.
         blocks = bias.view(-1, down.shape[2])
-        bias = blocks.new_zeros(hidden_bias // blocks.shape[1], blocks.shape[1])
+        bias = blocks.new_zeros(up_bias_size // blocks.shape[1], blocks.shape[1])
         bias = bias.index_copy_(0, lists.live.long(), blocks).view(-1)
     out = [bias]
-    if wants_x:
-        grad_x = module.gather_product(grad_pre, list(front), lists.inputs, None, turned=True)
+    if needs_x:
+        grad_x = kernels.gather_matmul(grad_pre, list(gate_up), lists.input_grad, None, transposed=True)
         out.append(grad_x.view(x.shape))
-    if wants_blocks:
-        shapes = [tuple(values.shape) for values in front]
-        out += module.sample(grad_pre, flat, lists.front_groups, shapes, own_is_out=True, dtype=dtype)
-        out += module.sample(hidden, flat_grad, lists.down_groups, [tuple(down.shape)], own_is_out=False, dtype=dtype)
+    if needs_blocks:
+        shapes = [tuple(values.shape) for values in gate_up]
+        out += kernels.sddmm(grad_pre, flat, lists.gate_up_groups, shapes, own_is_out=True, dtype=dtype)
+        out += kernels.sddmm(hidden, flat_grad, lists.down_groups, [tuple(down.shape)], own_is_out=False, dtype=dtype)
     return out
 
 
@@ -59,37 +71,126 @@ def gradients(
 def dense_gradients(
     grad: Tensor,
     x: Tensor,
-    front: Sequence[Tensor],
+    gate_up: Sequence[Tensor],
     down: Tensor,
-    front_bias: Tensor | None,
-    whole: Sequence[Tensor],
+    up_bias: Tensor | None,
+    complete_lists: Sequence[Tensor],
     activation: str,
     gate: str,
 ) -> list[Tensor]:
-    """Gradients of the matrices of an MLP with all their blocks, live or not.
+    """Gradients of the matrices of an MLP with all their blocks, live or dead.
 
-    Other arguments as `block_sparse_mlp_training`.
-
-    The hidden activations are made again, those of dead hidden blocks too, which no step computes.
+    This recomputes the hidden activations, also those of dead hidden blocks, which a training step leaves out.
 
     Args:
-        grad: Gradient of its result `[..., out]`.
-        x: Its input `[..., in]`.
-        whole: `train_records.complete_arrays`, on the device of `x`.
+        grad: Gradient of the result `[..., out]`.
+        x: Input of the MLP `[..., in]`.
+        gate_up: As in `ops.block_sparse_mlp_training`.
+        down: As there.
+        up_bias: As there.
+        complete_lists: `index_lists.complete_arrays`, on the device of `x`.
+        activation: As there.
+        gate: As there.
 
     Returns:
-        Of the front's matrices `[hidden, in]` and of the down projection `[out, hidden]`, in the dtype of `x`.
+        For each matrix of `gate_up` `[hidden, in]`, and for `down` `[out, hidden]`, in the dtype of `x`.
     """
     flat_grad, flat = _flat(grad), _flat(x)
-    front_bias, down, *front = cast((front_bias, down, *front), x.dtype)
-    module = _module(flat, [*front, down])
-    pre, _ = module.front(flat, front, whole[0], front_bias, activation, gate)
-    grad_pre, hidden, _ = module.hidden_grad(flat_grad, down, pre, whole[1], activation, has_bias=False)
-    return [*(part.t() @ flat for part in grad_pre.chunk(len(front), dim=1)), flat_grad.t() @ hidden]
+    up_bias, down, *gate_up = cast((up_bias, down, *gate_up), x.dtype)
+    kernels = _kernels_for(flat, [*gate_up, down])
+    pre, _ = kernels.gate_up(flat, gate_up, complete_lists[0], up_bias, activation, gate)
+    grad_pre, hidden, _ = kernels.hidden_grad(flat_grad, down, pre, complete_lists[1], activation, has_bias=False)
+    return [*(part.t() @ flat for part in grad_pre.chunk(len(gate_up), dim=1)), flat_grad.t() @ hidden]
+
+
+def mlp_training_eager(
+    on_backward: Callable[[Tensor, Tensor], object] | None, dtype: torch.dtype | None, *inputs: object
+) -> Tensor:
+    """`ops.block_sparse_mlp_training` for eager code: not for compiled graphs, but with less work for the CPU.
+
+    Args:
+        on_backward: Called in the backward pass with the activations that `dense_gradients` needs: `x`, in `dtype`, and
+            the gradient of the result. None: not called.
+        dtype: Dtype of the products and of the result, as under autocast. Gradients have the dtypes of the operands;
+            those of blocks and biases are not rounded to `dtype` first. None: the dtype of the operands, which must
+            then be the same for all.
+        inputs: The arguments of `block_sparse_mlp_training`.
+
+    Returns:
+        `[..., out]`.
+
+    Raises:
+        ValueError: as `block_sparse_mlp_training`.
+    """
+    x, gate_up, down, up_bias, down_bias, lists, activation, gate = inputs
+    return _EagerMlp.apply(on_backward, dtype, activation, gate, list(lists), x, up_bias, down_bias, down, *gate_up)
+
+
+class _EagerMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, on_backward, dtype, activation, gate, lists, x, up_bias, down_bias, down, *gate_up):
+        ctx.on_backward, ctx.dtype_of_blocks = on_backward, down.dtype
+        if dtype is not None:
+            x = x.to(dtype)
+            up_bias, down_bias, down, *gate_up = cast((up_bias, down_bias, down, *gate_up), dtype)
+        inputs = x, list(gate_up), down, up_bias, down_bias, lists, activation, gate
+        y, pre = forward(*inputs)
+        save_for_backward(ctx, inputs, pre)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None:
+            return (None,) * (9 + ctx.gate_up_matrices)
+        needs_x, needs_blocks = ctx.needs_input_grad[5], any(ctx.needs_input_grad[8:])
+        # Read once: with activation checkpointing, each read recomputes them.
+        saved = ctx.saved_tensors
+        grad_x, grad_gate_up, grad_down, grad_up_bias, grad_down_bias = backward(
+            partial(gradients, dtype=ctx.dtype_of_blocks), ctx, saved, grad, needs_x, needs_blocks
+        )
+        if ctx.on_backward is not None:
+            ctx.on_backward(saved[0], grad)
+        # Autograd casts the gradient of `x`.
+        return None, None, None, None, None, grad_x, grad_up_bias, grad_down_bias, grad_down, *grad_gate_up
+
+
+def save_for_backward(ctx, inputs, pre) -> None:
+    """Saves the tensors and settings that `backward` needs."""
+    x, gate_up, down, up_bias, down_bias, lists, activation, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, pre, down, *gate_up, *lists)
+    ctx.gate_up_matrices, ctx.activation = len(gate_up), activation
+    ctx.up_bias_size = 0 if up_bias is None else up_bias.numel()
+    ctx.has_down_bias = down_bias is not None
+
+
+def backward(compute: Callable, ctx, saved, grad: Tensor, needs_x: bool, needs_blocks: bool) -> list:
+    """Gradients of all inputs from the saved tensors; None where one is not needed.
+
+    Args:
+        compute: `gradients`, or the operator that runs it.
+        ctx: As `save_for_backward` left it.
+        saved: Its saved tensors.
+        grad: Gradient of the result `[..., out]`.
+        needs_x: Whether the gradient of `x` is needed.
+        needs_blocks: Whether those of the blocks are needed.
+
+    Returns:
+        Gradients of `x`, the list of `gate_up`, `down`, the up bias and the down bias.
+    """
+    x, pre, down, *rest = saved
+    gate_up, lists = rest[: ctx.gate_up_matrices], rest[ctx.gate_up_matrices :]
+    up_bias, *grads = compute(
+        grad, x, pre, gate_up, down, lists, ctx.activation, ctx.up_bias_size, needs_x, needs_blocks
+    )
+    grad_x = grads.pop(0) if needs_x else None
+    *grad_gate_up, grad_down = grads or [None] * (ctx.gate_up_matrices + 1)
+    down_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=up_bias.dtype) if ctx.has_down_bias else None
+    return [grad_x, grad_gate_up, grad_down, up_bias if ctx.up_bias_size else None, down_bias]
 
 
 def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    """Tensors (None stays None) in a dtype, without gradients; those of another one are copied in one launch."""
+    """The tensors in a dtype, without gradients. Those of another dtype are copied in one launch; None stays None."""
     others = [tensor for tensor in tensors if tensor is not None and tensor.dtype != dtype]
     made = [torch.empty_like(tensor, dtype=dtype, requires_grad=False) for tensor in others]
     if others:
@@ -98,46 +199,27 @@ def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | 
     return [tensor if tensor is None or tensor.dtype == dtype else next(copies) for tensor in tensors]
 
 
-def keep(ctx, inputs, pre) -> None:
-    """Saves for the backward pass what it needs."""
-    x, front, down, front_bias, down_bias, lists, activation, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, pre, down, *front, *lists)
-    ctx.fronts, ctx.activation = len(front), activation
-    ctx.hidden_bias = 0 if front_bias is None else front_bias.numel()
-    ctx.has_down_bias = down_bias is not None
-
-
-def gradients_of(make: Callable, ctx, saved, grad: Tensor, wants_x: bool, wants_blocks: bool) -> list:
-    """Gradients of `x`, the list of the front's, of `down` and of both biases, made by `make` of what was kept."""
-    x, pre, down, *rest = saved
-    front, lists = rest[: ctx.fronts], rest[ctx.fronts :]
-    front_bias, *grads = make(grad, x, pre, front, down, lists, ctx.activation, ctx.hidden_bias, wants_x, wants_blocks)
-    grad_x = grads.pop(0) if wants_x else None
-    *grad_front, grad_down = grads or [None] * (ctx.fronts + 1)
-    down_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=front_bias.dtype) if ctx.has_down_bias else None
-    return [grad_x, grad_front, grad_down, front_bias if ctx.hidden_bias else None, down_bias]
-
-
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def _module(x: Tensor, blocks: list[Tensor]):
+def _kernels_for(x: Tensor, blocks: list[Tensor]):
+    """The module whose functions compute with these operands: `launch` or `reference`."""
     on_triton = x.is_cuda and launch is not None and launch.supports(x, blocks)
     return launch if on_triton else reference
 
 
-def _check(x, front, down, front_bias, down_bias, lists, activation, gate) -> None:
+def _check(x, gate_up, down, up_bias, down_bias, lists, activation, gate) -> None:
     if gate not in GATES:
         raise ValueError(f"gate {gate!r} is unknown; use one of {', '.join(GATES)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
-    if len(front) != (1 if gate == "none" else 2):
-        raise ValueError(f"gate {gate!r} wants {1 if gate == 'none' else 2} front matrices, not {len(front)}")
-    if gate != "none" and front_bias is not None:
-        raise ValueError("a gated front takes no bias; pass None")
-    for values in (*front, down):
+    matrices = 1 if gate == "none" else 2
+    if len(gate_up) != matrices:
+        raise ValueError(f"gate {gate!r} needs {matrices} tensors in gate_up, not {len(gate_up)}")
+    if gate != "none" and up_bias is not None:
+        raise ValueError("an MLP with a gate takes no up_bias; pass None")
+    for values in (*gate_up, down):
         if values.dim() != 3 or not values.is_contiguous():
             raise ValueError(f"blocks must be contiguous [nnz, b_out, b_in], not {list(values.shape)}")
         if values.dtype not in DTYPES or values.dtype != x.dtype or values.device != x.device:
@@ -145,66 +227,15 @@ def _check(x, front, down, front_bias, down_bias, lists, activation, gate) -> No
                 f"x is {x.dtype} on {x.device} and blocks are {values.dtype} on {values.device}; "
                 "convert or move one of them"
             )
-    if any(values.shape[1:] != front[0].shape[1:] for values in front) or front[0].shape[1] != down.shape[2]:
-        shapes = " and ".join(str(list(values.shape[1:])) for values in (*front, down))
+    if any(values.shape[1:] != gate_up[0].shape[1:] for values in gate_up) or gate_up[0].shape[1] != down.shape[2]:
+        shapes = " and ".join(str(list(values.shape[1:])) for values in (*gate_up, down))
         raise ValueError(f"blocks of {shapes} have no hidden blocks in common; train such an MLP layer by layer")
-    for records in lists:
-        if records.dtype != torch.int32 or records.device != x.device:
-            raise ValueError(f"the lists must be int32 on {x.device}, not {records.dtype} on {records.device}")
-    in_features = lists.inputs.shape[0] * front[0].shape[2]
+    for index in lists:
+        if index.dtype != torch.int32 or index.device != x.device:
+            raise ValueError(f"the lists must be int32 on {x.device}, not {index.dtype} on {index.device}")
+    in_features = lists.input_grad.shape[0] * gate_up[0].shape[2]
     if x.dim() == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x is {list(x.shape)}, but its last dimension must be {in_features}")
-    if front_bias is not None:
-        check_bias(front_bias, front_bias.numel(), x)
+    if up_bias is not None:
+        check_bias(up_bias, up_bias.numel(), x)
     check_bias(down_bias, lists.down.shape[0] * down.shape[1], x)
-
-
-def mlp_training_eager(
-    tell: Callable[[Tensor, Tensor], object] | None, dtype: torch.dtype | None, *inputs: object
-) -> Tensor:
-    """`block_sparse_mlp_training` for calls from outside of compiled graphs, which the host is faster with.
-
-    Args:
-        tell: Called in the backward pass with `x`, in `dtype`, and the gradient of the result: `dense_gradients` follow
-            from them. None tells nobody.
-        dtype: What is multiplied and returned, as under autocast. Gradients have the dtypes of the operands; those of
-            blocks and biases are never rounded to `dtype` on their way. None: that of the operands, which is one.
-        inputs: Those of `block_sparse_mlp_training`.
-
-    Returns:
-        `[..., out]`.
-
-    Raises:
-        ValueError: as `block_sparse_mlp_training`.
-    """
-    x, front, down, front_bias, down_bias, lists, activation, gate = inputs
-    return _Uncompiled.apply(tell, dtype, activation, gate, list(lists), x, front_bias, down_bias, down, *front)
-
-
-class _Uncompiled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tell, dtype, activation, gate, lists, x, front_bias, down_bias, down, *front):
-        ctx.tell, ctx.dtype_of_blocks = tell, down.dtype
-        if dtype is not None:
-            x = x.to(dtype)
-            front_bias, down_bias, down, *front = cast((front_bias, down_bias, down, *front), dtype)
-        inputs = x, list(front), down, front_bias, down_bias, lists, activation, gate
-        y, pre = forward(*inputs)
-        keep(ctx, inputs, pre)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        if grad is None:
-            return (None,) * (9 + ctx.fronts)
-        wants_x, wants_blocks = ctx.needs_input_grad[5], any(ctx.needs_input_grad[8:])
-        make = partial(gradients, dtype=ctx.dtype_of_blocks)
-        # Looked at once: a checkpoint makes them again each time.
-        saved = ctx.saved_tensors
-        grad_x, grad_front, grad_down, front_bias, down_bias = gradients_of(
-            make, ctx, saved, grad, wants_x, wants_blocks
-        )
-        if ctx.tell is not None:
-            ctx.tell(saved[0], grad)
-        # Autograd casts the gradient of `x`.
-        return None, None, None, None, None, grad_x, front_bias, down_bias, grad_down, *grad_front

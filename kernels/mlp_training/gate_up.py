@@ -1,8 +1,9 @@
-"""Forward of the front of an MLP in training: the pre-activations are kept for the backward pass.
+"""Kernel of the gate-up product in training: pre-activations, which the backward pass needs, and hidden activations.
 
-Hidden blocks lie side by side without the dead ones: `pre [tokens, live · b]`, for a gated MLP the gate's and then the
-up projection's `[tokens, 2 · live · b]`, and `hidden [tokens, live · b]`. The pre-activations are rounded before the
-activation, so that the backward pass makes the very same hidden activations of them. Twin: `train_reference.front`.
+Without a gate it computes the up projection alone. Dead hidden blocks are left out: `pre` is `[tokens, live · b]`, with
+a gate `[tokens, 2 · live · b]` (gate, then up); `hidden` is `[tokens, live · b]`. The kernel rounds the pre-activations
+before the activation, so the backward pass recomputes exactly the same hidden activations from them.
+Reference: `reference.gate_up`. Launched by `launch.gate_up`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from blast_kernels.mlp_training.gather_matmul import gather
 
 
 @triton.jit
-def _gather_both(
+def _gather_gate_up(
     gate,
     up,
     x_descriptor,
@@ -32,7 +33,7 @@ def _gather_both(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One shared mask: a tile of activations feeds both products, without packing the two weights together."""
+    """Gate and up with one shared mask: each tile of activations feeds both products. The weights need no packing."""
     CHUNKS: tl.constexpr = B_IN // K
     position = tl.load(entries)
     column = tl.load(entries + 1)
@@ -60,7 +61,7 @@ def gate_up_kernel(
     up_descriptor,
     pre_descriptor,
     hidden_descriptor,
-    records,
+    row_lists,
     bias,
     count,
     token_tiles,
@@ -86,17 +87,17 @@ def gate_up_kernel(
     rank, token = swizzled_tile(item // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = (item % SLICES) * SLICE
-    record = records + rank * width
-    row = tl.load(record)
-    first = tl.load(record + 1)
-    blocks = tl.load(record + 2)
+    row_list = row_lists + rank * width
+    row = tl.load(row_list)
+    first = tl.load(row_list + 1)
+    blocks = tl.load(row_list + 2)
     at = row * B_HIDDEN + piece
     up_at = at + count * B_HIDDEN
     total = tl.zeros((ROWS, COLS), dtype=tl.float32)
     if GATE == "tied":
         up_total = tl.zeros((ROWS, COLS), dtype=tl.float32)
-        total, up_total = _gather_both(
-            total, up_total, x_descriptor, gate_descriptor, up_descriptor, record + 4, first, token, piece,
+        total, up_total = _gather_gate_up(
+            total, up_total, x_descriptor, gate_descriptor, up_descriptor, row_list + 4, first, token, piece,
             B_HIDDEN, B_IN, K, WEIGHTS_FIRST, STAGES, PRECISION,
         )  # fmt: skip
         gate = total.to(pre_descriptor.dtype)
@@ -106,18 +107,18 @@ def gate_up_kernel(
         out = activate(gate.to(tl.float32), ACTIVATION) * up.to(tl.float32)
     else:
         total = gather(
-            total, x_descriptor, gate_descriptor, record + 4, first, token, piece,
+            total, x_descriptor, gate_descriptor, row_list + 4, first, token, piece,
             B_HIDDEN, B_IN, K, False, WEIGHTS_FIRST, STAGES, PRECISION,
         )  # fmt: skip
         if HAS_BIAS:
-            offset = tl.load(bias + tl.load(record + 3) * B_HIDDEN + piece + tl.arange(0, SLICE)).to(tl.float32)
+            offset = tl.load(bias + tl.load(row_list + 3) * B_HIDDEN + piece + tl.arange(0, SLICE)).to(tl.float32)
             total += offset[:, None] if WEIGHTS_FIRST else offset[None, :]
         gate = round_now(total, pre_descriptor.dtype, OPAQUE)
         pre_descriptor.store([token, at], gate.T if WEIGHTS_FIRST else gate)
         if GATE == "untied":
             total = tl.zeros((ROWS, COLS), dtype=tl.float32)
             total = gather(
-                total, x_descriptor, up_descriptor, record + 4 + 2 * first, blocks - first, token, piece,
+                total, x_descriptor, up_descriptor, row_list + 4 + 2 * first, blocks - first, token, piece,
                 B_HIDDEN, B_IN, K, False, WEIGHTS_FIRST, STAGES, PRECISION,
             )  # fmt: skip
             up = total.to(pre_descriptor.dtype)

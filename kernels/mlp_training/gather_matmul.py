@@ -1,9 +1,8 @@
-"""Products of training through lists of blocks, read in place: `y = Σ x[column] · block[position]`, turned or not.
+"""Kernel of `y = Σ x[column] · block[position]` over the row list of each output block, blocks transposed or not.
 
-A *list record* is `[row, first, all, hidden, position, column, position, column, …]`, int32 (see `train_records`): the
-tile of block row `row` sums `all` products of block `position` of the values with block column `column` of `x`, the
-first `first` of them with the first of two value tensors. Turned, a block is read as its transpose: the gradient of the
-activations needs no copy of the weights. Twin: `train_reference.gather_product`.
+It computes the down projection and the gradient of the input. Row lists are described in `index_lists`. A transposed
+product reads each block in place as its transpose, so the gradient of the input needs no transposed copy of the
+weights. Reference: `reference.gather_matmul`. Launched by `launch.gather_matmul`.
 """
 
 from __future__ import annotations
@@ -25,23 +24,24 @@ def gather(
     B_OUT: tl.constexpr,
     X_SIDE: tl.constexpr,
     K: tl.constexpr,
-    TURNED: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the products of a list to `total`: `[TILE, SLICE]`, or its transpose with WEIGHTS_FIRST."""
+    """Adds the products of a row list to `total`: `[TILE, SLICE]`, or its transpose with WEIGHTS_FIRST."""
     CHUNKS: tl.constexpr = X_SIDE // K
     position = tl.load(entries)
     column = tl.load(entries + 1)
     for step in tl.range(0, blocks * CHUNKS, num_stages=STAGES):
         k = (step % CHUNKS) * K
         x = x_descriptor.load([token, column * X_SIDE + k])
-        if TURNED:
+        if TRANSPOSED:
             w = w_descriptor.load([position * B_OUT + k, piece])  # [K, SLICE]
         else:
             w = w_descriptor.load([position * B_OUT + piece, k]).T
-        # A scalar load inside the loop is not pipelined: fetched one step ahead; a record is one entry longer.
+        # Triton does not pipeline a scalar load inside the loop, so the next entry is loaded one step ahead. Row lists
+        # have one entry more for that.
         ahead = entries + 2 * ((step + 1) // CHUNKS)
         position = tl.load(ahead)
         column = tl.load(ahead + 1)
@@ -53,12 +53,12 @@ def gather(
 
 
 @triton.jit(do_not_specialize=["count", "token_tiles", "GROUP"])
-def gather_product(
+def gather_matmul_kernel(
     x_descriptor,
     first_descriptor,
     second_descriptor,
     y_descriptor,
-    records,
+    row_lists,
     bias,
     count,
     token_tiles,
@@ -69,16 +69,16 @@ def gather_product(
     SLICE: tl.constexpr,
     K: tl.constexpr,
     TILE: tl.constexpr,
-    TURNED: tl.constexpr,
-    TWO: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    TWO_MATRICES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The down projection, and the gradient of the input through gate and up together."""
-    Y_SIDE: tl.constexpr = B_IN if TURNED else B_OUT
-    X_SIDE: tl.constexpr = B_OUT if TURNED else B_IN
+    """The down projection, or the gradient of the input through gate and up together (TWO_MATRICES)."""
+    Y_SIDE: tl.constexpr = B_IN if TRANSPOSED else B_OUT
+    X_SIDE: tl.constexpr = B_OUT if TRANSPOSED else B_IN
     SLICES: tl.constexpr = Y_SIDE // SLICE
     ROWS: tl.constexpr = SLICE if WEIGHTS_FIRST else TILE
     COLS: tl.constexpr = TILE if WEIGHTS_FIRST else SLICE
@@ -86,19 +86,19 @@ def gather_product(
     rank, token = swizzled_tile(item // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = (item % SLICES) * SLICE
-    record = records + rank * width
-    row = tl.load(record)
-    first = tl.load(record + 1)
-    blocks = tl.load(record + 2)
+    row_list = row_lists + rank * width
+    row = tl.load(row_list)
+    first = tl.load(row_list + 1)
+    blocks = tl.load(row_list + 2)
     total = tl.zeros((ROWS, COLS), dtype=tl.float32)
     total = gather(
-        total, x_descriptor, first_descriptor, record + 4, first, token, piece,
-        B_OUT, X_SIDE, K, TURNED, WEIGHTS_FIRST, STAGES, PRECISION,
+        total, x_descriptor, first_descriptor, row_list + 4, first, token, piece,
+        B_OUT, X_SIDE, K, TRANSPOSED, WEIGHTS_FIRST, STAGES, PRECISION,
     )  # fmt: skip
-    if TWO:
+    if TWO_MATRICES:
         total = gather(
-            total, x_descriptor, second_descriptor, record + 4 + 2 * first, blocks - first, token, piece,
-            B_OUT, X_SIDE, K, TURNED, WEIGHTS_FIRST, STAGES, PRECISION,
+            total, x_descriptor, second_descriptor, row_list + 4 + 2 * first, blocks - first, token, piece,
+            B_OUT, X_SIDE, K, TRANSPOSED, WEIGHTS_FIRST, STAGES, PRECISION,
         )  # fmt: skip
     if HAS_BIAS:
         offset = tl.load(bias + row * Y_SIDE + piece + tl.arange(0, SLICE)).to(tl.float32)

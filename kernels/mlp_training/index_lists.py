@@ -1,11 +1,16 @@
-"""The indices of a sparse MLP as the training kernels read them, made once for a mask.
+"""The indices of a sparse MLP as the training kernels read them, built once for each mask.
 
-Hidden blocks that are provably zero, or that nobody reads, are left out of everything ("dead"); the others are
-numbered afresh, so that what is saved and exchanged between the kernels holds no dead block. The gradients of weights
-in dead rows and columns are exact zeros, and are written as such.
+Hidden blocks that are zero in any case, or that nothing reads, are called dead and left out of all lists. The others
+("live") are numbered anew, so saved tensors and tensors between kernels hold no dead block. Gradients of weights in
+dead rows and columns are exactly zero, and are written as zeros.
 
-A *list record* (`train_gather`) is `[row, first, all, label, position, column, …]`, padded to a multiple of 32 entries,
-longest first. A *group record* (`train_sample`) is `[shared, live, own, slot, …]`.
+There are two kinds of lists, both int32 matrices with one list in each row:
+- a *row list* `[row, first, all, label, position, column, position, column, …]`: output block `row` is the sum of `all`
+  products of block `position` of the values with block column `column` of the activations. The first `first` of them
+  use the first of two value tensors. Lists are padded to a multiple of 32 entries and sorted, longest first.
+- a *block group* `[shared, live, own, slot, own, slot, …]`: blocks whose gradients one program of the SDDMM kernel
+  computes. Member `own` times the operand block `shared` gives block `slot` of the gradient. `slot` is -1 where a group
+  is not full; `live` is 0 where the gradient is known to be zero.
 """
 
 from __future__ import annotations
@@ -21,99 +26,101 @@ HEADER = 4
 ALIGNMENT = 32
 
 Index = tuple[Tensor, Tensor]
-HostIndex = tuple[np.ndarray, np.ndarray]
-HostMlp = tuple[Sequence[HostIndex], HostIndex]
+CpuIndex = tuple[np.ndarray, np.ndarray]
+CpuMlp = tuple[Sequence[CpuIndex], CpuIndex]
 Members = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 
 class IndexLists(NamedTuple):
-    """Lists of one MLP, all int32; tensors for the kernels, or (`index_arrays`) arrays of the host.
+    """The lists of one MLP, all int32: tensors for the kernels, or NumPy arrays (`index_arrays`).
 
     Attributes:
-        front: Of each live hidden block, the blocks of the gate and then of the up projection; label: its old number.
-        down: Of each block row of the down projection, its blocks; columns are live hidden blocks.
-        hidden: Of each live hidden block, the blocks of the down projection that read it; columns are block rows.
-        inputs: Of each block column of the input, the blocks of gate and up that read it; columns are live hidden
-            blocks, those of the up projection counted on behind those of the gate.
-        front_groups: Groups for the gradient of the blocks of gate and up.
-        down_groups: Groups for the gradient of the blocks of the down projection.
+        gate_up: Row lists of the gate-up product: for each live hidden block, the blocks of the gate and then of the up
+            projection. `label` is its old number.
+        down: Row lists of the down projection: for each of its block rows, its blocks. Columns are live hidden blocks.
+        hidden_grad: Row lists of the gradient of the hidden activations: for each live hidden block, the blocks of the
+            down projection that read it. Columns are block rows of the down projection.
+        input_grad: Row lists of the gradient of the input: for each block column of the input, the blocks of gate and
+            up that read it. Columns are live hidden blocks; those of the up projection follow after the gate's.
+        gate_up_groups: Block groups for the gradient of the blocks of gate and up.
+        down_groups: Block groups for the gradient of the blocks of the down projection.
         live: Old numbers of the live hidden blocks `[live]`.
     """
 
-    front: Tensor | np.ndarray
+    gate_up: Tensor | np.ndarray
     down: Tensor | np.ndarray
-    hidden: Tensor | np.ndarray
-    inputs: Tensor | np.ndarray
-    front_groups: Tensor | np.ndarray
+    hidden_grad: Tensor | np.ndarray
+    input_grad: Tensor | np.ndarray
+    gate_up_groups: Tensor | np.ndarray
     down_groups: Tensor | np.ndarray
     live: Tensor | np.ndarray
 
 
 def index_lists_on_device(
-    front: Sequence[Index], down: Index, columns: int, tied: bool = False, members: Members = (2, 2)
+    gate_up: Sequence[Index], down: Index, columns: int, shared_mask: bool = False, members: Members = (2, 2)
 ) -> IndexLists:
-    """The lists of an MLP.
+    """The lists of one MLP as tensors.
 
-    They are made on the host, since that takes many small steps, and copied in one transfer.
+    They are built on the CPU, because that takes many small steps, and copied in one transfer.
 
     Args:
-        front: `row_offsets`, `col_indices` of the gate and the up projection, or of the only front matrix.
-        down: `row_offsets`, `col_indices` of the down projection; its columns are the rows of the front.
-        columns: Block columns of the front matrices.
-        tied: Gate and up have one mask: each list of the front holds it once.
-        members: Blocks of a group, for the front and for the down projection: 1, 2 or 4; or what gives them for so
-            many live blocks of the two (`partial(train_plan.group_members, side)`).
+        gate_up: `row_offsets`, `col_indices` of the gate and the up projection, or of the up projection alone.
+        down: `row_offsets`, `col_indices` of the down projection. Its columns are the rows of `gate_up`.
+        columns: Block columns of the `gate_up` matrices.
+        shared_mask: Whether gate and up share one mask. Each row list of `gate_up` then holds it once.
+        members: Blocks of a group for `gate_up` and for `down`: 1, 2 or 4. Or a function that gives both for the
+            numbers of live blocks of `gate_up` and `down` (`partial(heuristics.group_members, side)`).
 
     Returns:
         Tensors on the device of `down`.
     """
-    *ours, last = [tuple(tensor.cpu().numpy() for tensor in index) for index in (*front, down)]
-    (made,) = index_arrays([(ours, last)], columns, tied, members)
-    return IndexLists(*batched_copy(made, down[0].device))
+    *ours, last = [tuple(tensor.cpu().numpy() for tensor in index) for index in (*gate_up, down)]
+    (arrays,) = index_arrays([(ours, last)], columns, shared_mask, members)
+    return IndexLists(*batched_copy(arrays, down[0].device))
 
 
 def index_arrays(
-    mlps: Sequence[HostMlp], columns: int, tied: bool = False, members: Members = (2, 2)
+    mlps: Sequence[CpuMlp], columns: int, shared_mask: bool = False, members: Members = (2, 2)
 ) -> list[IndexLists]:
-    """`index_lists_on_device` of several MLPs at once, from arrays of the host, as arrays of the host.
+    """The lists of several MLPs at once, as NumPy arrays.
 
-    It takes many small steps, whose number does not grow with that of the MLPs.
+    The number of steps does not grow with the number of MLPs.
 
     Args:
-        mlps: Of each MLP `front` and `down`; all of them have as many matrices, block rows and block columns.
-        columns: As there.
-        tied: As there.
+        mlps: `gate_up` and `down` of each MLP. All have the same numbers of matrices, block rows and block columns.
+        columns: As in `index_lists_on_device`.
+        shared_mask: As there.
         members: As there.
     """
-    front, down = _joined(mlps)
+    gate_up, down = _joined(mlps)
     rows, outs = (offsets.size - 1 for offsets in (mlps[0][0][0][0], mlps[0][1][0]))
     live = np.zeros((len(mlps), rows), dtype=bool)
     live[down.mlp, down.column] = True
     if len(mlps[0][0]) == 2:
         for n in range(2):
-            live &= np.diff(np.stack([fronts[n][0] for fronts, _ in mlps])) > 0
+            live &= np.diff(np.stack([matrices[n][0] for matrices, _ in mlps])) > 0
     number, counts = live.cumsum(1) - 1, live.sum(1)
     of, labels = np.nonzero(live)
 
-    kept, down_kept = live[front.mlp, front.row], live[down.mlp, down.column]
-    once = kept & (front.second == 0) if tied else kept
-    hidden, down_hidden = number[front.mlp, front.row], number[down.mlp, down.column]
-    own = hidden + front.second * counts[front.mlp]
-    firsts = np.array([fronts[0][1].size for fronts, _ in mlps])
-    slot = front.position + front.second * firsts[front.mlp]
+    kept, down_kept = live[gate_up.mlp, gate_up.row], live[down.mlp, down.column]
+    once = kept & (gate_up.second == 0) if shared_mask else kept
+    hidden, down_hidden = number[gate_up.mlp, gate_up.row], number[down.mlp, down.column]
+    own = hidden + gate_up.second * counts[gate_up.mlp]
+    firsts = np.array([matrices[0][1].size for matrices, _ in mlps])
+    slot = gate_up.position + gate_up.second * firsts[gate_up.mlp]
     if callable(members):
-        pairs = zip(_sums(kept, front.mlp, len(mlps)), _sums(down_kept, down.mlp, len(mlps)), strict=True)
+        pairs = zip(_sums(kept, gate_up.mlp, len(mlps)), _sums(down_kept, down.mlp, len(mlps)), strict=True)
         members = [members(int(ours), int(last)) for ours, last in pairs]
     else:
         members = [members] * len(mlps)
     all_outs, all_columns = np.full(len(mlps), outs), np.full(len(mlps), columns)
-    front_members, down_members = np.array(members).T
+    gate_up_members, down_members = np.array(members).T
     parts = zip(
-        _lists(front._replace(row=hidden), once, counts, labels),
-        _lists(down._replace(column=down_hidden), down_kept, all_outs),
-        _lists(down._replace(row=down_hidden, column=down.row), down_kept, counts),
-        _lists(front._replace(row=front.column, column=own), kept, all_columns),
-        _groups(front._replace(row=front.column, column=own, position=slot), kept, columns, front_members),
+        _row_lists(gate_up._replace(row=hidden), once, counts, labels),
+        _row_lists(down._replace(column=down_hidden), down_kept, all_outs),
+        _row_lists(down._replace(row=down_hidden, column=down.row), down_kept, counts),
+        _row_lists(gate_up._replace(row=gate_up.column, column=own), kept, all_columns),
+        _groups(gate_up._replace(row=gate_up.column, column=own, position=slot), kept, columns, gate_up_members),
         _groups(down._replace(column=down_hidden), down_kept, outs, down_members),
         _split(labels.astype(np.int32), of, len(mlps)),
         strict=True,
@@ -121,22 +128,32 @@ def index_arrays(
     return [IndexLists(*lists) for lists in parts]
 
 
-def complete_arrays(mlps: Sequence[HostMlp], tied: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`front` and `hidden` of the lists, with no hidden block left out, dead or not: what dense gradients follow from.
+def complete_arrays(mlps: Sequence[CpuMlp], shared_mask: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The row lists `gate_up` and `hidden_grad` of several MLPs with all hidden blocks, also the dead ones.
+
+    `autograd.dense_gradients` reads them.
 
     Args:
-        mlps: As for `index_arrays`.
-        tied: As there.
+        mlps: As in `index_arrays`.
+        shared_mask: As there.
     """
-    front, down = _joined(mlps)
+    gate_up, down = _joined(mlps)
     rows = np.full(len(mlps), mlps[0][0][0][0].size - 1)
-    once = front.second == 0 if tied else slice(None)
-    turned = down._replace(row=down.column, column=down.row)
-    return list(zip(_lists(front, once, rows), _lists(turned, slice(None), rows), strict=True))
+    once = gate_up.second == 0 if shared_mask else slice(None)
+    transposed = down._replace(row=down.column, column=down.row)
+    return list(zip(_row_lists(gate_up, once, rows), _row_lists(transposed, slice(None), rows), strict=True))
 
 
 class _Blocks(NamedTuple):
-    """The blocks of matrices of several MLPs, one entry each, int64."""
+    """The blocks of matrices of several MLPs, one entry for each block, int64.
+
+    Attributes:
+        mlp: Number of the MLP.
+        row: Block row.
+        column: Block column.
+        position: Position in the values of its matrix.
+        second: 1 for the up projection of a gated MLP, else 0.
+    """
 
     mlp: np.ndarray
     row: np.ndarray
@@ -148,13 +165,13 @@ class _Blocks(NamedTuple):
         return _Blocks(*(array[which] for array in self))
 
 
-def _joined(mlps: Sequence[HostMlp]) -> tuple[_Blocks, _Blocks]:
-    """The blocks of all fronts, gates first, and of all down projections."""
-    fronts = [(mlp, second, index) for mlp, (front, _) in enumerate(mlps) for second, index in enumerate(front)]
-    return _blocks(fronts), _blocks([(mlp, 0, down) for mlp, (_, down) in enumerate(mlps)])
+def _joined(mlps: Sequence[CpuMlp]) -> tuple[_Blocks, _Blocks]:
+    """The blocks of all gate and up projections, and of all down projections."""
+    matrices = [(mlp, second, index) for mlp, (gate_up, _) in enumerate(mlps) for second, index in enumerate(gate_up)]
+    return _blocks(matrices), _blocks([(mlp, 0, down) for mlp, (_, down) in enumerate(mlps)])
 
 
-def _blocks(matrices: Sequence[tuple[int, int, HostIndex]]) -> _Blocks:
+def _blocks(matrices: Sequence[tuple[int, int, CpuIndex]]) -> _Blocks:
     sizes = np.array([columns.size for _, _, (_, columns) in matrices])
     rows = matrices[0][2][0].size - 1
     lengths = np.diff(np.stack([offsets for _, _, (offsets, _) in matrices]))
@@ -173,20 +190,20 @@ def _sums(values: np.ndarray, of: np.ndarray, count: int) -> np.ndarray:
 
 
 def _split(array: np.ndarray, of: np.ndarray, count: int) -> list[np.ndarray]:
-    """The entries of each MLP, which lie together."""
+    """The entries of each MLP; they are next to each other."""
     return np.split(array, np.bincount(of, minlength=count).cumsum()[:-1])
 
 
-def _lists(
+def _row_lists(
     blocks: _Blocks, kept: np.ndarray | slice, owners: np.ndarray, labels: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """List records of each MLP.
+    """The row lists of each MLP.
 
     Args:
-        blocks: `row` is the owner of the list that a block is in.
-        kept: Which of them.
+        blocks: `row` is the number of the list that a block belongs to.
+        kept: Which blocks to take.
         owners: How many lists each MLP has.
-        labels: Of the lists of all MLPs; their numbers if left out.
+        labels: Labels of the lists of all MLPs; their numbers if left out.
     """
     blocks = blocks.of(kept)
     first = owners.cumsum() - owners
@@ -195,30 +212,30 @@ def _lists(
     order = np.argsort(owner * 2 + blocks.second, kind="stable")
     lengths = np.bincount(owner, minlength=of.size)
     start = lengths.cumsum() - lengths
-    # One entry more than the longest list: the kernels fetch one entry ahead.
+    # One entry more than the longest list, because the kernels load one entry ahead.
     longest = np.array([part.max() if part.size else 0 for part in np.split(lengths, first[1:])])
     widths = -(-(HEADER + 2 * (longest + 1)) // ALIGNMENT) * ALIGNMENT
-    records = np.zeros((of.size, widths.max()), dtype=np.int32)
-    records[:, 0] = np.arange(of.size) - first[of]
-    records[:, 1] = np.bincount(owner[blocks.second == 0], minlength=of.size)
-    records[:, 2] = lengths
-    records[:, 3] = records[:, 0] if labels is None else labels
+    lists = np.zeros((of.size, widths.max()), dtype=np.int32)
+    lists[:, 0] = np.arange(of.size) - first[of]
+    lists[:, 1] = np.bincount(owner[blocks.second == 0], minlength=of.size)
+    lists[:, 2] = lengths
+    lists[:, 3] = lists[:, 0] if labels is None else labels
     owner = owner[order]
     at = HEADER + 2 * (np.arange(owner.size) - start[owner])
-    records[owner, at] = blocks.position[order]
-    records[owner, at + 1] = blocks.column[order]
-    records = records[np.lexsort((-lengths, of))]
-    return [part[:, :width] for part, width in zip(np.split(records, first[1:]), widths, strict=True)]
+    lists[owner, at] = blocks.position[order]
+    lists[owner, at + 1] = blocks.column[order]
+    lists = lists[np.lexsort((-lengths, of))]
+    return [part[:, :width] for part, width in zip(np.split(lists, first[1:]), widths, strict=True)]
 
 
 def _groups(blocks: _Blocks, kept: np.ndarray, sides: int, members: np.ndarray) -> list[np.ndarray]:
-    """Group records of each MLP.
+    """The block groups of each MLP.
 
     Args:
-        blocks: `row` is what the blocks of a group share, `column` what each has for itself, `position` its slot.
-        kept: Which of them have a gradient that is not known to be zero.
-        sides: How many rows there are in an MLP.
-        members: Blocks of a group, of each MLP.
+        blocks: `row` is the operand block that a group shares, `column` the block's own, `position` its slot.
+        kept: Which blocks have a gradient that is not known to be zero.
+        sides: How many values `row` can have in an MLP.
+        members: Blocks of a group, for each MLP.
     """
     dead, blocks = blocks.of(~kept), blocks.of(kept)
     shared = blocks.row + sides * blocks.mlp
@@ -237,7 +254,7 @@ def _groups(blocks: _Blocks, kept: np.ndarray, sides: int, members: np.ndarray) 
     full[:, 1] = 1
     full[group, 2 + 2 * member] = blocks.column
     full[group, 3 + 2 * member] = blocks.position
-    # A place without a block reads what the first of its group reads: no new traffic, and never stored.
+    # A place without a block reads what the first member reads, so it adds no traffic. Its result is not stored.
     full[:, 2::2] = np.where(full[:, 3::2] < 0, full[:, 2:3], full[:, 2::2])
 
     number = _sums(np.ones(dead.mlp.size), dead.mlp, members.size)

@@ -1,10 +1,9 @@
-"""Gradient of the live blocks alone: a sampled dense-dense product, several blocks a program, split over the tokens.
+"""Kernel of the gradient of the live blocks: an SDDMM (sampled dense-dense matrix product), split over the tokens.
 
-The blocks of a program share one operand tile (for gate and up a block column of the input, for down a block row of the
-output's gradient). A *group record* is `[shared, live, own, slot, own, slot, …]`, int32: member `m` of the group is the
-product of block column `own` of one operand with block column `shared` of the other, and block `slot` of the result;
-`slot` is -1 where a group is not full, `live` is 0 where the result is known to be zero. The parts of the tokens go to
-a float32 buffer and are summed in fixed order: a gradient is the same each time. Twin: `train_reference.sample`.
+The blocks of a group share one operand tile. For gate and up this is a block column of the input, for the down
+projection a block row of the gradient of the output. Block groups are described in `index_lists`.
+Split-K: each part of the tokens is summed in float32 into a buffer, and a second kernel adds the parts in a fixed
+order, so a gradient is the same each time. Reference: `reference.sddmm`. Launched by `launch.sddmm`.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ def _multiply(own, shared, total, OWN_IS_OUT: tl.constexpr, PRECISION: tl.conste
 
 
 @triton.jit(do_not_specialize=["groups", "steps", "steps_a_part", "slots", "first_slots"])
-def sample(
+def sddmm_kernel(
     own_descriptor,
     shared_descriptor,
-    records,
+    block_groups,
     out,
     second_out,
     groups,
@@ -66,17 +65,17 @@ def sample(
     COLS: tl.constexpr = B_SHARED if OWN_IS_OUT else B_OWN
     item = tl.program_id(0)
     part = item // groups
-    record = records + (item - part * groups) * width
-    shared_at = tl.load(record) * B_SHARED
-    live = tl.load(record + 1)
-    own_0 = tl.load(record + 2) * B_OWN
+    block_group = block_groups + (item - part * groups) * width
+    shared_at = tl.load(block_group) * B_SHARED
+    live = tl.load(block_group + 1)
+    own_0 = tl.load(block_group + 2) * B_OWN
     total_0 = tl.zeros((ROWS, COLS), dtype=tl.float32)
     if MEMBERS >= 2:
-        own_1 = tl.load(record + 4) * B_OWN
+        own_1 = tl.load(block_group + 4) * B_OWN
         total_1 = tl.zeros((ROWS, COLS), dtype=tl.float32)
     if MEMBERS >= 4:
-        own_2 = tl.load(record + 6) * B_OWN
-        own_3 = tl.load(record + 8) * B_OWN
+        own_2 = tl.load(block_group + 6) * B_OWN
+        own_3 = tl.load(block_group + 8) * B_OWN
         total_2 = tl.zeros((ROWS, COLS), dtype=tl.float32)
         total_3 = tl.zeros((ROWS, COLS), dtype=tl.float32)
     begin = part * steps_a_part
@@ -91,17 +90,17 @@ def sample(
         if MEMBERS >= 4:
             total_2 = _multiply(own_descriptor.load([token, own_2]), shared, total_2, OWN_IS_OUT, PRECISION)
             total_3 = _multiply(own_descriptor.load([token, own_3]), shared, total_3, OWN_IS_OUT, PRECISION)
-    _store(total_0, tl.load(record + 3), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
+    _store(total_0, tl.load(block_group + 3), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
     if MEMBERS >= 2:
-        _store(total_1, tl.load(record + 5), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
+        _store(total_1, tl.load(block_group + 5), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
     if MEMBERS >= 4:
-        _store(total_2, tl.load(record + 7), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
-        _store(total_3, tl.load(record + 9), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
+        _store(total_2, tl.load(block_group + 7), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
+        _store(total_3, tl.load(block_group + 9), part, out, second_out, slots, first_slots, ROWS, COLS, PARTS)
 
 
 @triton.jit(do_not_specialize=["parts"])
-def sum_parts(parts_buffer, out, second_out, parts, elements, first_elements, WIDTH: tl.constexpr):
-    """Adds the parts of a sampled product, in their order."""
+def sum_parts_kernel(parts_buffer, out, second_out, parts, elements, first_elements, WIDTH: tl.constexpr):
+    """Adds the parts of an SDDMM in a fixed order, and rounds the sums to the dtype of the gradients."""
     at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     inside = at < elements
     total = tl.zeros((WIDTH,), dtype=tl.float32)

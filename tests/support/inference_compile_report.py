@@ -25,7 +25,18 @@ from triton.experimental.gluon._runtime import GluonASTSource
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {"x", "values", "bias", "y", "grad", "out"}
 FLOATS = {"scales", "partials"}
-INDICES = {"counters", "to_clear", "records", "offsets", "indices", "order", "rows", "columns"}
+INDICES = {
+    "counters",
+    "to_clear",
+    "records",
+    "row_lists",
+    "block_groups",
+    "offsets",
+    "indices",
+    "order",
+    "rows",
+    "columns",
+}
 
 
 def compile_one(

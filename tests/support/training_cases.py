@@ -20,29 +20,29 @@ ACTIVATIONS = {
 
 
 class Mlp(NamedTuple):
-    """Operands of `block_sparse_mlp_training`, and the dense matrices they stand for.
+    """Operands of `block_sparse_mlp_training`, and the same matrices in dense form.
 
     Attributes:
-        front: Blocks of gate and up, or of the only front matrix.
+        gate_up: Blocks of gate and up, or of up alone.
         down: Blocks of the down projection.
-        front_bias: None with a gate.
+        up_bias: None with a gate.
         down_bias: None with a gate.
-        lists: What the kernels read.
-        dense_front: Dense front matrices.
+        lists: The lists that the kernels read.
+        dense_gate_up: Dense gate and up, or up alone.
         dense_down: Dense down projection.
-        masks: Masks of the front matrices and of the down projection.
-        whole: What `dense_gradients` reads.
+        masks: Masks of all matrices, the down projection last.
+        complete_lists: The lists that `dense_gradients` reads.
     """
 
-    front: list[Tensor]
+    gate_up: list[Tensor]
     down: Tensor
-    front_bias: Tensor | None
+    up_bias: Tensor | None
     down_bias: Tensor | None
     lists: IndexLists
-    dense_front: list[Tensor]
+    dense_gate_up: list[Tensor]
     dense_down: Tensor
     masks: list[Tensor]
-    whole: list[Tensor]
+    complete_lists: list[Tensor]
 
 
 def mlp_of(
@@ -56,31 +56,31 @@ def mlp_of(
     grid: tuple[int, int, int] = (4, 3, 3),
     members: tuple[int, int] = (2, 2),
 ) -> Mlp:
-    """An MLP with `grid` = hidden, input and output blocks; `patterns` of its front and down masks."""
+    """An MLP with `grid` = hidden, input and output blocks; `patterns` of the masks of gate-up and down."""
     rows, cols, outs = grid
     masks = [mask_of(patterns[0], rows, cols, seed, 0.5) for seed in (1, 2)]
     masks = {"none": masks[:1], "tied": masks[:1] * 2, "untied": masks}[gate]
     down_mask = mask_of(patterns[1], outs, rows, 3, 0.5)
-    front = [matrix_of(mask, b_hidden, b_in, dtype, device, seed) for seed, mask in enumerate(masks)]
+    gate_up = [matrix_of(mask, b_hidden, b_in, dtype, device, seed) for seed, mask in enumerate(masks)]
     down = matrix_of(down_mask, b_out, b_hidden, dtype, device, 9)
     generator = torch.Generator().manual_seed(5)
-    front_bias, down_bias = None, None
+    up_bias, down_bias = None, None
     if gate == "none":
-        front_bias = torch.randn(rows * b_hidden, generator=generator).to(device, dtype)
+        up_bias = torch.randn(rows * b_hidden, generator=generator).to(device, dtype)
         down_bias = torch.randn(outs * b_out, generator=generator).to(device, dtype)
-    indices = [tuple(tensor.cpu().numpy() for tensor in matrix.index) for matrix in (*front, down)]
-    whole = batched_copy(complete_arrays([(indices[:-1], indices[-1])], gate == "tied")[0], device)
-    lists = index_lists_on_device([matrix.index for matrix in front], down.index, cols, gate == "tied", members)
+    indices = [tuple(tensor.cpu().numpy() for tensor in matrix.index) for matrix in (*gate_up, down)]
+    complete_lists = batched_copy(complete_arrays([(indices[:-1], indices[-1])], gate == "tied")[0], device)
+    lists = index_lists_on_device([matrix.index for matrix in gate_up], down.index, cols, gate == "tied", members)
     return Mlp(
-        [matrix.values for matrix in front], down.values, front_bias, down_bias, lists,
-        [matrix.dense for matrix in front], down.dense, [*masks, down_mask], whole,
+        [matrix.values for matrix in gate_up], down.values, up_bias, down_bias, lists,
+        [matrix.dense for matrix in gate_up], down.dense, [*masks, down_mask], complete_lists,
     )  # fmt: skip
 
 
-def dense_mlp(x: Tensor, front: list[Tensor], down: Tensor, biases: tuple, activation: str) -> Tensor:
+def dense_mlp(x: Tensor, gate_up: list[Tensor], down: Tensor, biases: tuple, activation: str) -> Tensor:
     """The dense MLP."""
-    hidden = ACTIVATIONS[activation](F.linear(x, front[0], biases[0]))
-    hidden = hidden * F.linear(x, front[1]) if len(front) == 2 else hidden
+    hidden = ACTIVATIONS[activation](F.linear(x, gate_up[0], biases[0]))
+    hidden = hidden * F.linear(x, gate_up[1]) if len(gate_up) == 2 else hidden
     return F.linear(hidden, down, biases[1])
 
 

@@ -1,4 +1,4 @@
-"""The lists of several MLPs made at once are those of each made alone."""
+"""The lists of several MLPs built at once equal the lists of each MLP built alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from inference_cases import index_of, mask_of
 MEMBERS = {
     "pairs": (2, 2),
     "one and four": (1, 4),
-    # Another number for each MLP.
-    "by blocks": lambda front, down: ((1, 2, 4)[front % 3], (4, 1, 2)[down % 3]),
+    # A different number for each MLP.
+    "by blocks": lambda gate_up, down: ((1, 2, 4)[gate_up % 3], (4, 1, 2)[down % 3]),
 }
 
 
-def host_index(rows: int, cols: int, seed: int, density: float) -> tuple[np.ndarray, np.ndarray]:
+def cpu_index(rows: int, cols: int, seed: int, density: float) -> tuple[np.ndarray, np.ndarray]:
     return tuple(tensor.numpy() for tensor in index_of(mask_of("uniform", rows, cols, seed, density)))
 
 
@@ -30,25 +30,25 @@ def host_index(rows: int, cols: int, seed: int, density: float) -> tuple[np.ndar
 def test_several_mlps_at_once_have_the_lists_of_each_alone(grid, draws, gate, members):
     rows, cols, outs = grid
     mlps = []
-    for seed, front, down in draws:
-        matrices = [host_index(rows, cols, seed, front)]
+    for seed, gate_up, down in draws:
+        matrices = [cpu_index(rows, cols, seed, gate_up)]
         if gate != "none":
-            matrices.append(matrices[0] if gate == "tied" else host_index(rows, cols, seed + 1, 1 - front))
-        mlps.append((matrices, host_index(outs, rows, seed + 2, down)))
+            matrices.append(matrices[0] if gate == "tied" else cpu_index(rows, cols, seed + 1, 1 - gate_up))
+        mlps.append((matrices, cpu_index(outs, rows, seed + 2, down)))
     together = index_arrays(mlps, cols, gate == "tied", MEMBERS[members])
-    wholes = complete_arrays(mlps, gate == "tied")
-    assert len(together) == len(wholes) == len(mlps)
-    for mlp, lists, whole in zip(mlps, together, wholes, strict=True):
+    completes = complete_arrays(mlps, gate == "tied")
+    assert len(together) == len(completes) == len(mlps)
+    for mlp, lists, complete in zip(mlps, together, completes, strict=True):
         alone = (
             index_arrays([mlp], cols, gate == "tied", MEMBERS[members])[0],
             complete_arrays([mlp], gate == "tied")[0],
         )
-        for one, other in zip((*lists, *whole), (*alone[0], *alone[1]), strict=True):
+        for one, other in zip((*lists, *complete), (*alone[0], *alone[1]), strict=True):
             assert one.dtype == other.dtype == np.int32
             assert np.array_equal(one, other)
-        for records in (lists.front, lists.down, lists.hidden, lists.inputs, *whole):
-            assert np.all(np.diff(records[:, 2]) <= 0), "the longest come first, so that none is left for the end"
-        # Live hidden blocks have the lists that they have when none is left out; labels tell which they are.
-        assert len(whole[0]) == len(whole[1]) == rows
-        of_hidden = {record[0]: record[2] for record in whole[1]}
-        assert all(of_hidden[lists.live[record[0]]] == record[2] for record in lists.hidden)
+        for row_lists in (lists.gate_up, lists.down, lists.hidden_grad, lists.input_grad, *complete):
+            assert np.all(np.diff(row_lists[:, 2]) <= 0), "the longest lists must come first"
+        # A live hidden block has the same list length as in the complete lists; `live` gives its old number.
+        assert len(complete[0]) == len(complete[1]) == rows
+        lengths = {row_list[0]: row_list[2] for row_list in complete[1]}
+        assert all(lengths[lists.live[row_list[0]]] == row_list[2] for row_list in lists.hidden_grad)

@@ -1,4 +1,4 @@
-"""Every planned training kernel compiles for Ampere and Hopper, spills nothing and reaches Hopper's tensor cores."""
+"""The training kernels compile for Ampere and Hopper, spill nothing and use Hopper's tensor cores."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SHARED_MEMORY_OF_A_PROGRAM = {"sm_90": 232_448, "sm_80": 166_912}
 
 @pytest.mark.skipif(
     not (Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump").exists(),
-    reason="this Triton comes without cuobjdump",
+    reason="this Triton has no cuobjdump",
 )
-def test_training_plans_compile_without_spills_and_with_wgmma():
+def test_training_kernels_compile_without_spills_and_with_wgmma():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_DEFAULT_FP_FUSION"] = "1"
     run = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)

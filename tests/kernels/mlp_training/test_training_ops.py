@@ -1,4 +1,4 @@
-"""The operator of a sparse MLP in training: against the dense MLP, under autograd, compilation, checkpointing."""
+"""The operator of a sparse MLP in training: equal to the dense MLP; with autograd, compilation and checkpointing."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from training_cases import Mlp, dense_mlp, live_blocks, mlp_of
 
 GATES = [("untied", "silu"), ("tied", "gelu"), ("none", "gelu_tanh"), ("none", "none")]
 PATTERNS = [("uniform", "uniform"), ("empty_rows", "empty_columns"), ("one_block", "full"), ("full", "one_block")]
-NO_GRADIENT = (None, None)
+NO_BIAS = (None, None)
 
 
 def leaves_of(mlp: Mlp, tokens: int = 7, device: str = "cpu") -> list[torch.Tensor]:
-    """`x`, front blocks, down blocks, biases if any; all of them want a gradient."""
-    columns = mlp.lists.inputs.shape[0] * mlp.front[0].shape[2]
+    """`x`, blocks of gate-up and of down, and biases if any; all require a gradient."""
+    columns = mlp.lists.input_grad.shape[0] * mlp.gate_up[0].shape[2]
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, tokens, columns, generator=generator, dtype=torch.float64).to(device, mlp.down.dtype)
-    biases = [] if mlp.front_bias is None else [mlp.front_bias, mlp.down_bias]
-    return [tensor.clone().requires_grad_() for tensor in (x, *mlp.front, mlp.down, *biases)]
+    biases = [] if mlp.up_bias is None else [mlp.up_bias, mlp.down_bias]
+    return [tensor.clone().requires_grad_() for tensor in (x, *mlp.gate_up, mlp.down, *biases)]
 
 
 def run(mlp: Mlp, gate: str, activation: str, x, *rest) -> torch.Tensor:
-    front, down, biases = list(rest[: len(mlp.front)]), rest[len(mlp.front)], rest[len(mlp.front) + 1 :] or NO_GRADIENT
+    matrices = len(mlp.gate_up)
+    gate_up, down, biases = list(rest[:matrices]), rest[matrices], rest[matrices + 1 :] or NO_BIAS
     lists = list(mlp.lists)
-    return torch.ops.blast.block_sparse_mlp_training(x, front, down, *biases, lists, activation, gate)[0]
+    return torch.ops.blast.block_sparse_mlp_training(x, gate_up, down, *biases, lists, activation, gate)[0]
 
 
 def expected(mlp: Mlp, activation: str, x: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, list]:
-    """Output and gradients of the dense MLP in float64; those of the weights at the live blocks."""
-    dense = [x, *mlp.dense_front, mlp.dense_down]
-    biases = [] if mlp.front_bias is None else [mlp.front_bias, mlp.down_bias]
+    """Output and gradients of the dense MLP in float64; the gradients of weights at the live blocks only."""
+    dense = [x, *mlp.dense_gate_up, mlp.dense_down]
+    biases = [] if mlp.up_bias is None else [mlp.up_bias, mlp.down_bias]
     wide = [tensor.detach().double().requires_grad_() for tensor in (*dense, *biases)]
-    fronts = len(mlp.front)
-    y = dense_mlp(wide[0], wide[1 : 1 + fronts], wide[1 + fronts], wide[2 + fronts :] or NO_GRADIENT, activation)
+    matrices = len(mlp.gate_up)
+    y = dense_mlp(wide[0], wide[1 : 1 + matrices], wide[1 + matrices], wide[2 + matrices :] or NO_BIAS, activation)
     grads = list(torch.autograd.grad(y, wide, grad.double()))
-    for n, (values, mask) in enumerate(zip((*mlp.front, mlp.down), mlp.masks, strict=True), start=1):
+    for n, (values, mask) in enumerate(zip((*mlp.gate_up, mlp.down), mlp.masks, strict=True), start=1):
         grads[n] = live_blocks(grads[n], mask, *values.shape[1:])
     return y, grads
 
 
 @pytest.mark.parametrize("patterns", PATTERNS, ids=str)
 @pytest.mark.parametrize(("gate", "activation"), GATES)
-def test_output_and_all_gradients_are_those_of_the_dense_mlp(gate, activation, patterns, device):
+def test_output_and_all_gradients_equal_those_of_the_dense_mlp(gate, activation, patterns, device):
     mlp = mlp_of(gate, patterns, 32, 16, 64, device=device)
     leaves = leaves_of(mlp, device=device)
     y = run(mlp, gate, activation, *leaves)
@@ -60,46 +61,48 @@ def test_output_and_all_gradients_are_those_of_the_dense_mlp(gate, activation, p
 
 @pytest.mark.parametrize("patterns", PATTERNS, ids=str)
 @pytest.mark.parametrize(("gate", "activation"), GATES)
-def test_the_dense_gradients_follow_from_what_a_backward_pass_tells_those_of_dead_hidden_blocks_as_well(
+def test_dense_gradients_from_saved_activations_equal_those_of_the_dense_mlp_also_in_dead_blocks(
     gate, activation, patterns, device
 ):
     mlp = mlp_of(gate, patterns, 32, 16, 64, device=device)
     leaves = leaves_of(mlp, device=device)
     x, *blocks = leaves
-    fronts = len(mlp.front)
-    biases = blocks[fronts + 1 :] or NO_GRADIENT
-    told = []
+    matrices = len(mlp.gate_up)
+    biases = blocks[matrices + 1 :] or NO_BIAS
+    saved = []
     y = mlp_training_eager(
-        lambda *given: told.extend(given),
+        lambda *activations: saved.extend(activations),
         None,
         x,
-        blocks[:fronts],
-        blocks[fronts],
+        blocks[:matrices],
+        blocks[matrices],
         *biases,
         mlp.lists,
         activation,
         gate,
     )
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device)
-    assert told == []
+    assert saved == []
     grads = torch.autograd.grad(y, leaves, grad)
-    # Without a tale the same, bit for bit.
+    # The operator without a callback gives the same, bit for bit.
     plain = run(mlp, gate, activation, *leaves)
     assert torch.equal(y, plain)
     for ours, theirs in zip(grads, torch.autograd.grad(plain, leaves, grad), strict=True):
         assert torch.equal(ours, theirs)
-    assert [tensor.data_ptr() for tensor in told] == [x.data_ptr(), grad.data_ptr()]
-    taken = dense_gradients(told[1], told[0], blocks[:fronts], blocks[fronts], biases[0], mlp.whole, activation, gate)
-    wide = [tensor.detach().double().requires_grad_() for tensor in (*mlp.dense_front, mlp.dense_down)]
+    assert [tensor.data_ptr() for tensor in saved] == [x.data_ptr(), grad.data_ptr()]
+    computed = dense_gradients(
+        saved[1], saved[0], blocks[:matrices], blocks[matrices], biases[0], mlp.complete_lists, activation, gate
+    )
+    wide = [tensor.detach().double().requires_grad_() for tensor in (*mlp.dense_gate_up, mlp.dense_down)]
     fixed = [None if bias is None else bias.detach().double() for bias in biases]
-    y = dense_mlp(x.detach().double(), wide[:fronts], wide[fronts], fixed, activation)
-    for ours, dense in zip(taken, torch.autograd.grad(y, wide, grad.double()), strict=True):
+    y = dense_mlp(x.detach().double(), wide[:matrices], wide[matrices], fixed, activation)
+    for ours, dense in zip(computed, torch.autograd.grad(y, wide, grad.double()), strict=True):
         assert ours.shape == dense.shape
         assert not ours.requires_grad
         assert relative_error(ours, dense) < 1e-5
 
 
-def test_without_a_dtype_operands_of_two_are_refused():
+def test_operands_of_two_dtypes_are_refused_if_no_dtype_is_given():
     mlp = mlp_of("untied", ("uniform", "uniform"), 16, 16, 16)
     x, *blocks = leaves_of(mlp)
     with pytest.raises(ValueError, match=r"x is torch\.bfloat16 .* blocks are torch\.float32"):
@@ -111,10 +114,10 @@ def test_gradients_of_float32_blocks_are_not_rounded_to_the_dtype_of_the_product
     mlp = mlp_of(gate, ("uniform", "uniform"), 32, 16, 64, device=device)
     leaves = leaves_of(mlp, device=device)
     x, *blocks = leaves
-    fronts = len(mlp.front)
-    biases = blocks[fronts + 1 :] or NO_GRADIENT
+    matrices = len(mlp.gate_up)
+    biases = blocks[matrices + 1 :] or NO_BIAS
     y = mlp_training_eager(
-        None, torch.bfloat16, x, blocks[:fronts], blocks[fronts], *biases, mlp.lists, activation, gate
+        None, torch.bfloat16, x, blocks[:matrices], blocks[matrices], *biases, mlp.lists, activation, gate
     )
     assert y.dtype == torch.bfloat16
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(8)).to(device, torch.bfloat16)
@@ -124,19 +127,19 @@ def test_gradients_of_float32_blocks_are_not_rounded_to_the_dtype_of_the_product
     assert torch.equal(y, expected_y)
     for n, (ours, theirs) in enumerate(zip(grads, torch.autograd.grad(expected_y, rounded, grad), strict=True)):
         assert ours.dtype == torch.float32
-        # The same sums; those of blocks and biases carry more digits than bfloat16 has.
+        # The sums are equal; those of blocks and biases have more digits than bfloat16.
         assert torch.equal(ours.bfloat16(), theirs)
         assert torch.equal(ours, ours.bfloat16().float()) == (n == 0)
 
 
 @pytest.mark.parametrize(("gate", "activation"), GATES)
-def test_gradcheck_of_the_twin(gate, activation):
+def test_the_reference_passes_gradcheck(gate, activation):
     mlp = mlp_of(gate, ("uniform", "uniform"), 3, 2, 4, torch.float64, grid=(3, 3, 2))
     assert torch.autograd.gradcheck(lambda *leaves: run(mlp, gate, activation, *leaves), leaves_of(mlp, 2))
 
 
 @pytest.mark.parametrize(("gate", "activation"), GATES[:3])
-def test_it_compiles_without_a_break_and_gives_the_same_gradients(gate, activation, device):
+def test_it_compiles_as_one_graph_with_the_same_gradients(gate, activation, device):
     mlp = mlp_of(gate, ("uniform", "uniform"), 16, 16, 16, device=device)
     leaves = leaves_of(mlp, device=device)
     compiled = torch.compile(
@@ -180,7 +183,7 @@ def test_gradients_of_several_backward_passes_add_up(device):
 
 
 @pytest.mark.parametrize("wanted", range(5))
-def test_a_gradient_asked_for_alone_is_the_same(wanted, device):
+def test_a_gradient_computed_alone_is_the_same(wanted, device):
     mlp = mlp_of("none", ("uniform", "uniform"), 16, 16, 16, device=device)
     leaves = leaves_of(mlp, device=device)
     all_of_them = torch.autograd.grad(run(mlp, "none", "gelu", *leaves).sum(), leaves)
@@ -202,7 +205,7 @@ def test_only_pre_activations_of_live_hidden_blocks_are_saved(device):
     assert not saved.requires_grad
 
 
-def test_the_saved_input_may_not_be_overwritten_before_the_backward_pass(device):
+def test_overwriting_a_saved_tensor_before_the_backward_pass_is_an_error(device):
     mlp = mlp_of("none", ("uniform", "uniform"), 16, 16, 16, device=device)
     leaves = leaves_of(mlp, device=device)
     y = run(mlp, "none", "gelu", *leaves)
@@ -212,7 +215,7 @@ def test_the_saved_input_may_not_be_overwritten_before_the_backward_pass(device)
         y.sum().backward()
 
 
-def test_what_does_not_fit_is_refused_in_one_sentence(device):
+def test_wrong_arguments_are_refused_in_one_sentence(device):
     mlp = mlp_of("untied", ("uniform", "uniform"), 16, 16, 16, device=device)
     x, gate, up, down = (leaf.detach() for leaf in leaves_of(mlp, device=device))
     lists = list(mlp.lists)
@@ -221,8 +224,8 @@ def test_what_does_not_fit_is_refused_in_one_sentence(device):
     for message, arguments in (
         ("gate 'both' is unknown", (x, [gate, up], down, None, None, lists, "silu", "both")),
         ("activation 'relu' is unknown", (x, [gate, up], down, None, None, lists, "relu", "untied")),
-        ("wants 2 front matrices, not 1", (x, [up], down, None, None, lists, "silu", "untied")),
-        ("takes no bias", (x, [gate, up], down, bias, None, lists, "silu", "untied")),
+        ("needs 2 tensors in gate_up, not 1", (x, [up], down, None, None, lists, "silu", "untied")),
+        ("takes no up_bias", (x, [gate, up], down, bias, None, lists, "silu", "untied")),
         ("convert or move", (x.half(), [gate, up], down, None, None, lists, "silu", "untied")),
         (
             "no hidden blocks in common",
