@@ -1,24 +1,33 @@
-"""The command `blast`; each verb is a few lines around the module that does the work."""
+"""The command `blast`. Each verb parses its options and calls the module that does the work.
+
+The docstring of a verb is its help text: the first line says what the verb does, the rest gives an example.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from blast.errors import STOPPED, STOPPED_CODE, BlastError
-from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, tuned_plans
+from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, write_plans
 from blast.experiment.plan.paths import GridFolder
 
 
 def check(options: argparse.Namespace) -> int:
-    """Checks a config and says what it would run."""
+    """Checks a config file and prints how many points it expands to.
+
+    Example: blast check config/smoke.yaml --list
+    """
     plan = plan_of(options.config)
     stages = {stage: sum(point.stage == stage for point in plan.points.values()) for stage in ("train", "benchmark")}
     print(
-        f"{options.config}: good; {stages['train']} training points on {len(plan.datasets)} datasets and "
+        f"{options.config}: valid; {stages['train']} training points on {len(plan.datasets)} datasets and "
         f"{stages['benchmark']} benchmark points in {len(plan.jobs)} jobs."
     )
     if options.list:
@@ -28,7 +37,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def list_names(options: argparse.Namespace) -> int:
-    """Lists the names that a config may use, with a line about each."""
+    """Lists the names that a config may use, with a line about each.
+
+    Example: blast list architectures datasets
+    """
     from blast.experiment.catalogue import KINDS, catalogue
 
     for kind in options.kinds or KINDS:
@@ -39,7 +51,10 @@ def list_names(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Writes the points of a config as files, to be run elsewhere with `blast job`."""
+    """Writes the points of a config as files, so that `blast job` can run them on another machine.
+
+    Example: blast plan config/config.yaml --out points
+    """
     from blast.files import write_json
 
     points = plan_of(options.config).points
@@ -50,7 +65,10 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def job(options: argparse.Namespace) -> int:
-    """Runs points; always leaves a record of each."""
+    """Runs points from files and writes a record of each, also of those that fail.
+
+    Example: blast job points/*.json --out away
+    """
     from blast.experiment.plan.point import Point
     from blast.experiment.run.job import run_points
 
@@ -61,13 +79,16 @@ def job(options: argparse.Namespace) -> int:
 
 
 def fetch(options: argparse.Namespace) -> int:
-    """Brings a dataset, or everything that a config needs, into the cache, and says the sizes first."""
+    """Downloads one dataset, or all that a config needs, into the cache, and prints the sizes first.
+
+    Example: blast fetch config/config.yaml --sizes
+    """
     if options.what.endswith((".yaml", ".yml")):
         from blast.experiment.data.fetch import fetch_all
 
         return 1 if fetch_all(plan_of(Path(options.what)), options.sizes) else 0
     if options.out is None:
-        raise BlastError("the facts of one dataset need a file: add --out FILE, or name a config.")
+        raise BlastError("the facts about a dataset are written to a file; add --out FILE, or give a config file.")
     from blast.experiment.data.prepare import fetch_dataset
 
     fetch_dataset(options.what, options.out)
@@ -75,7 +96,10 @@ def fetch(options: argparse.Namespace) -> int:
 
 
 def prepare(options: argparse.Namespace) -> int:
-    """Tokenises or unpacks a dataset that was fetched."""
+    """Tokenises or unpacks a dataset that was fetched.
+
+    Example: blast prepare digits --out digits.json
+    """
     from blast.experiment.data.prepare import prepare_dataset
 
     prepare_dataset(options.dataset, json.loads(options.settings), options.fetched, options.out)
@@ -83,7 +107,10 @@ def prepare(options: argparse.Namespace) -> int:
 
 
 def requests(options: argparse.Namespace) -> int:
-    """Builds lm-eval's requests for a dataset."""
+    """Builds the evaluation requests of a prepared dataset with lm-eval.
+
+    Example: blast requests pystdlib --tasks pystdlib_heldout --grid-dir results/default
+    """
     from blast.experiment.data.prepare import build_dataset_requests
 
     build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir), options.items)
@@ -91,7 +118,10 @@ def requests(options: argparse.Namespace) -> int:
 
 
 def language(options: argparse.Namespace) -> int:
-    """Lets lm-eval make its metrics of the scores of points."""
+    """Computes the metrics of lm-eval from the scores of points.
+
+    Example: blast language gpt2-nano.pystdlib.dense.seed0 --grid-dir results/default
+    """
     from blast.experiment.language.stage import compute_language_metrics
 
     compute_language_metrics(GridFolder(options.grid_dir), options.ids)
@@ -99,19 +129,25 @@ def language(options: argparse.Namespace) -> int:
 
 
 def mlflow(options: argparse.Namespace) -> int:
-    """Shows points in MLflow."""
-    from blast.experiment.tracking.stage import show_in_mlflow
+    """Imports the records of points into MLflow.
+
+    Example: blast mlflow gpt2-nano.pystdlib.dense.seed0 --grid-dir results/default
+    """
+    from blast.experiment.tracking.stage import import_into_mlflow
     from blast.files import write_atomically
 
-    said = show_in_mlflow(GridFolder(options.grid_dir), options.ids)
+    message = import_into_mlflow(GridFolder(options.grid_dir), options.ids)
     if options.out:
-        write_atomically(options.out, said + "\n")
-    print(said)
+        write_atomically(options.out, message + "\n")
+    print(message)
     return 0
 
 
 def verdict(options: argparse.Namespace) -> int:
-    """Says what failed and puts it aside for the next run."""
+    """Lists the points that failed and moves their records aside, so that the next run repeats them.
+
+    Example: blast verdict --grid-dir results/default --out results/default/verdict.txt
+    """
     from blast.experiment.run.verdict import settle
     from blast.files import write_atomically
 
@@ -120,18 +156,22 @@ def verdict(options: argparse.Namespace) -> int:
         print(f"FAILED {sentence}", file=sys.stderr)
     if sentences:
         print(
-            f"{len(sentences)} failures, everything else is done; mend the cause and run again: only these are redone.",
+            f"{len(sentences)} failures, all other points are done; remove the cause and run again: "
+            "only the failed points are repeated.",
             file=sys.stderr,
         )
         return 1
-    said = f"all {points} points are good"
-    write_atomically(options.out, said + "\n")
-    print(said)
+    message = f"all {points} points are good"
+    write_atomically(options.out, message + "\n")
+    print(message)
     return 0
 
 
 def export(options: argparse.Namespace) -> int:
-    """Flattens records to the tables under `results/recorded`."""
+    """Writes the records of a grid as CSV tables under results/recorded.
+
+    Example: blast records export --grid-dir results/default
+    """
     from blast.experiment.records.export import export_grid
 
     files = export_grid(options.grid_dir, options.recorded)
@@ -139,117 +179,134 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
-def take_in(options: argparse.Namespace) -> int:
-    """Takes in the records of another machine after checking their digests."""
+def import_records(options: argparse.Namespace) -> int:
+    """Copies the records of another machine into a grid, after checking their digests.
+
+    Example: blast import away --grid-dir results/default
+    """
     from blast.experiment.records.import_records import of_other_code, take_in_records, without_masks
 
     folder = GridFolder(options.grid_dir)
-    taken = take_in_records(options.folder, folder)
-    print(f"{len(taken)} records taken in from {options.folder}")
-    if lost := without_masks(folder, taken):
+    imported = take_in_records(options.folder, folder)
+    print(f"{len(imported)} records imported from {options.folder}")
+    if lost := without_masks(folder, imported):
         print(
             f"{len(lost)} of them came without their masks, the first is '{lost[0]}'; "
-            "bring points/<id>/masks.safetensors too, to keep and replay them."
+            "copy points/<id>/masks.safetensors too if the masks are to be exported and benchmarked."
         )
-    if others := of_other_code(folder, taken):
+    if others := of_other_code(folder, imported):
         print(
             f"{len(others)} of them were made by other code than is here, the first is '{others[0]}'; they can be "
-            "exported and drawn, but the workflow would run them again."
+            "exported and drawn, but the workflow will run these points again."
         )
     return 0
 
 
 def schema(options: argparse.Namespace) -> int:
-    """Prints the JSON schema of a config."""
+    """Prints the JSON schema of config files.
+
+    Example: blast schema > config/schema.json
+    """
     from blast.experiment.plan.schema import schema as text
 
     print(text(), end="")
     return 0
 
 
+def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    """Adds a verb whose help text is the docstring of its function."""
+    text = inspect.getdoc(function)
+    style = argparse.RawDescriptionHelpFormatter
+    made = verbs.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=style)
+    made.set_defaults(run=function)
+    return made
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="blast", description="Block-sparse transformers: points, records and views of them."
+        prog="blast",
+        description="Runs experiments with block-sparse transformers. A point is one training run or one benchmark.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, function, **kinds) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=function.__doc__.splitlines()[0], description=function.__doc__)
-        made.set_defaults(run=function)
-        return made
+    def verb(name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        return _verb(verbs, name, function)
 
-    config = {"type": Path, "default": Path("config/config.yaml")}
-    grid_dir = {"type": Path, "required": True, "help": "folder of the grid, usually results/<name>"}
+    config = {"type": Path, "default": Path("config/config.yaml"), "help": "default: config/config.yaml"}
+    grid_dir = {"type": Path, "required": True, "help": "folder of the grid, such as results/default"}
     made = verb("check", check)
     made.add_argument("config", **config, nargs="?")
-    made.add_argument("--list", action="store_true", help="name each point")
+    made.add_argument("--list", action="store_true", help="also print the id of each point")
     made = verb("list", list_names)
     made.add_argument("kinds", nargs="*", metavar="KIND", help="architectures, datasets, methods, … (default: all)")
     made = verb("plan", plan)
     made.add_argument("config", **config, nargs="?")
-    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--out", type=Path, required=True, help="folder for the files, one for each point")
     made = verb("job", job)
     made.add_argument("points", type=Path, nargs="+", metavar="POINT.json")
-    made.add_argument("--out", type=Path, required=True, help="folder that takes records and checkpoints")
-    made.add_argument("--log", type=Path)
-    made.add_argument("--total", type=int, help="points of the whole grid, for the progress line")
-    made.add_argument("--strict", action="store_true", help="exit with 1 if a point failed")
-    tuned = {"type": Path, "default": Path("kernels/tuned"), "help": "folder of the tables"}
+    made.add_argument("--out", type=Path, required=True, help="folder for records and checkpoints")
+    made.add_argument("--log", type=Path, help="log file (default: OUT/logs/job-<pid>.log)")
+    made.add_argument("--total", type=int, help="number of points in the grid, for the progress line")
+    made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
+    recorded = {"type": Path, "default": Path("results/recorded"), "help": "default: results/recorded"}
+    tuned = {"type": Path, "default": Path("kernels/tuned"), "help": "folder of the tables (default: kernels/tuned)"}
     for name, function in (("bench", bench), ("tune", tune)):
         made = verb(name, function)
-        made.add_argument("--config", type=Path, default=Path("config/h100.yaml"))
-        made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, for instance '*.s95.b128.*'")
+        made.add_argument("--config", type=Path, default=Path("config/h100.yaml"), help="default: config/h100.yaml")
+        made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, such as '*.s95.b128.*'")
         made.add_argument("--out", type=Path, help="folder of the grid (default: results/<name>)")
         if name == "tune":
             made.add_argument("--tuned", **tuned)
             made.set_defaults(suite="kernel_plans", plan=None)
             continue
-        made.add_argument("suite", help="file in src/blast/benchmark, for instance kernels")
-        made.add_argument("--plan", type=Path, help="write the points as files here, in order, and run none")
-    for name, function in (("break-even", break_even), ("tuned-plans", tuned_plans)):
+        made.add_argument("suite", help="name of a suite in src/blast/benchmark, such as kernels")
+        made.add_argument("--plan", type=Path, help="write the points as files into this folder and run none")
+    for name, function in (("break-even", break_even), ("tuned-plans", write_plans)):
         made = verb(name, function)
         made.add_argument("--grid-dir", **grid_dir)
         made.add_argument("--tuned", **tuned)
         if name == "break-even":
-            made.add_argument("--recorded", type=Path, default=Path("results/recorded"))
+            made.add_argument("--recorded", **recorded)
     made = verb("fetch", fetch)
     made.add_argument("what", metavar="CONFIG.yaml|DATASET")
-    made.add_argument("--sizes", action="store_true", help="only say what a config needs")
-    made.add_argument("--out", type=Path, help="for a dataset: file that takes the facts, or why there are none")
+    made.add_argument("--sizes", action="store_true", help="only print what a config needs; download nothing")
+    made.add_argument(
+        "--out", type=Path, help="for a dataset: file for the facts, or for the reason why there are none"
+    )
     made = verb("prepare", prepare)
     made.add_argument("dataset")
-    made.add_argument("--settings", default="{}", help="JSON")
-    made.add_argument("--fetched", type=Path, help="what `blast fetch` wrote")
-    made.add_argument("--out", type=Path, required=True, help="file that takes the facts, or why there are none")
+    made.add_argument("--settings", default="{}", metavar="JSON", help="settings of the dataset (default: {})")
+    made.add_argument("--fetched", type=Path, help="the file that `blast fetch` wrote")
+    made.add_argument("--out", type=Path, required=True, help="file for its facts, or for the reason of a failure")
     made = verb("requests", requests)
     made.add_argument("dataset")
-    made.add_argument("--tasks", nargs="+", required=True)
-    made.add_argument("--items", type=int, help="items of each task, the first ones (default: all)")
+    made.add_argument("--tasks", nargs="+", required=True, help="names of lm-eval tasks")
+    made.add_argument("--items", type=int, help="use the first ITEMS documents of each task (default: all)")
     made.add_argument("--grid-dir", **grid_dir)
+    ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
     made = verb("language", language)
-    made.add_argument("ids", nargs="+")
+    made.add_argument("ids", **ids)
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("mlflow", mlflow)
-    made.add_argument("ids", nargs="+")
+    made.add_argument("ids", **ids)
     made.add_argument("--grid-dir", **grid_dir)
-    made.add_argument("--out", type=Path)
+    made.add_argument("--out", type=Path, help="file for the printed line")
     made = verb("verdict", verdict)
     made.add_argument("--grid-dir", **grid_dir)
-    made.add_argument("--out", type=Path, required=True)
-    made = verb("import", take_in)
+    made.add_argument("--out", type=Path, required=True, help="file to write if no point failed")
+    made = verb("import", import_records)
     made.add_argument("folder", type=Path, help="folder with the records of another machine")
     made.add_argument("--grid-dir", **grid_dir)
-    made = verbs.add_parser("records", help="Views of records.").add_subparsers(required=True, metavar="VERB")
-    made = made.add_parser("export", help=export.__doc__)
-    made.set_defaults(run=export)
+    records = verbs.add_parser("records", help="Exports records: see `blast records export --help`.")
+    made = _verb(records.add_subparsers(required=True, metavar="VERB"), "export", export)
     made.add_argument("--grid-dir", **grid_dir)
-    made.add_argument("--recorded", type=Path, default=Path("results/recorded"))
+    made.add_argument("--recorded", **recorded)
     verb("schema", schema)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry of the command; a fault of the user is one sentence and exit code 2."""
+    """Runs the command and returns its exit code. An error that the user can correct is one sentence and code 2."""
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -257,12 +314,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"blast: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        # One of our own is a fault of ours.
+        # A missing module of ours is a bug.
         if (error.name or "blast").startswith("blast"):
             raise
         print(
-            f"blast: the package '{error.name}' is not installed in this environment; `make env` installs all that the "
-            "workflow needs, `pip install -e '.[experiment]'` what this environment lacks.",
+            f"blast: the package '{error.name}' is not installed in this environment; run `make env` for a new "
+            "environment with all packages, or `pip install -e '.[experiment]'` in this one.",
             file=sys.stderr,
         )
         return 2

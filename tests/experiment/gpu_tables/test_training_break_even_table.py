@@ -1,4 +1,4 @@
-"""The table from which sparsity to train sparse is made of records; every time in them is invented."""
+"""Break-even points of training are made from records; every time in them is invented."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from blast.block_sparse.blocks import BlockShape
 from blast.errors import BlastError
-from blast.experiment.gpu_tables.break_even import train_break_even_rows, write_train_table
+from blast.experiment.gpu_tables.break_even import training_rows, write_training_table
 from blast.sparsity.execution import break_even
 
 
@@ -29,7 +29,7 @@ def record(
 
 
 def limits(*records):
-    return [row["sparsity"] for row in train_break_even_rows(records)]
+    return [row["sparsity"] for row in training_rows(records)]
 
 
 def test_it_is_the_lowest_sparsity_from_which_ours_always_won_over_compiled_dense():
@@ -40,13 +40,13 @@ def test_it_is_the_lowest_sparsity_from_which_ours_always_won_over_compiled_dens
     assert limits(record(0.9, 0.5)) == [0.8]
 
 
-def test_masks_that_leave_no_hidden_block_dead_decide_where_they_were_measured():
+def test_the_slowest_mask_counts():
     assert limits(record(0.7, 0.5, live=1.1), record(0.9, 0.2, live=0.8)) == [0.9]
 
 
 def test_the_sparsifier_reads_the_row_of_the_nearest_shape(tmp_path, monkeypatch):
     records = [record(0.5, 1.2), record(0.7, 0.9), record(0.5, 0.9, hidden=16384), record(0.4, 1.1, hidden=16384)]
-    write_train_table(records, tmp_path)
+    write_training_table(records, tmp_path)
     monkeypatch.setattr(break_even, "gpu_name", lambda device: "imaginary-gpu")
     found = [
         break_even.training_break_even(torch.device("cpu"), BlockShape(64, 64), "untied", (hidden, 256), tmp_path)
@@ -55,6 +55,6 @@ def test_the_sparsifier_reads_the_row_of_the_nearest_shape(tmp_path, monkeypatch
     assert found == [0.7, 0.5]
 
 
-def test_records_of_two_gpus_make_no_table(tmp_path):
+def test_records_of_two_gpus_are_rejected(tmp_path):
     with pytest.raises(BlastError, match="they come from imaginary-gpu, other-gpu"):
-        write_train_table([record(0.5, 1.2), record(0.7, 0.9, hardware="other-gpu")], tmp_path)
+        write_training_table([record(0.5, 1.2), record(0.7, 0.9, hardware="other-gpu")], tmp_path)

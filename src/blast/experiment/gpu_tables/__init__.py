@@ -1,1 +1,1 @@
-"""The measured tables of a GPU in `kernels/tuned/`, made from records."""
+"""The measured tables of a GPU in `kernels/tuned/`, made from benchmark records."""

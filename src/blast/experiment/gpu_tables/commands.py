@@ -1,4 +1,4 @@
-"""The verbs of `blast` that time kernels on a GPU, and make its tables of what was timed."""
+"""GPU commands of `blast`: time kernels on a GPU, and write its tables from the timings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan_of(config: Path) -> Plan:
-    """The points of a config."""
+    """The expanded grid of a config file."""
     from blast.experiment.plan.config import read_config
     from blast.experiment.plan.grid import expand
 
@@ -25,12 +25,15 @@ def plan_of(config: Path) -> Plan:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Runs the benchmark points of one suite of a config, those that are not done yet."""
+    """Runs the benchmark points of one suite of a config; points that are done are skipped.
+
+    Example: blast bench kernels --config config/h100.yaml --only '*.s95.b128.*'
+    """
     return _bench(options)[0]
 
 
 def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
-    """The exit code, and the folder of the records if any were made."""
+    """The exit code, and the folder of the records; None if the points were only written as files."""
     from blast.experiment.run.job import run_points
     from blast.files import write_json
 
@@ -41,7 +44,7 @@ def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
         raise unknown_name(f"suite in {options.config}", options.suite, {p.benchmark["suite"] for p in timed})
     points = [point for point in points if fnmatchcase(point.id, options.only)]
     if not points:
-        raise BlastError(f"no point of {options.suite} matches '{options.only}'; `blast check --list` names them.")
+        raise BlastError(f"no point of {options.suite} matches '{options.only}'; `blast check --list` lists them.")
     if options.plan:
         for number, point in enumerate(points):
             write_json(options.plan / f"{number:04d}-{point.id}.json", point.to_dict())
@@ -49,7 +52,7 @@ def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
         return 0, None
     folder = GridFolder(options.out or Path("results") / points[0].grid)
     plan_file, plan_text = folder.root / "plan.json", [point.to_dict() for point in planned.values()]
-    # A plan that is there already stays as it is: the workflow looks at its date.
+    # An unchanged plan is not rewritten: the workflow looks at its date.
     if not plan_file.is_file() or json.loads(plan_file.read_text()) != plan_text:
         write_json(plan_file, plan_text)
     failures = run_points(points, folder, folder.log(f"bench-{options.suite}"), total=len(points))
@@ -58,40 +61,50 @@ def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
 
 
 def tune(options: argparse.Namespace) -> int:
-    """Times the plans of the kernels on this GPU and writes the table that they run with from then on."""
+    """Times kernel configs on this GPU and writes the fastest into its table, which the kernels then use.
+
+    Example: blast tune --only '*llama-3.2-1b*'
+    """
     from blast.benchmark.kernel_plans import this_gpu
 
     this_gpu()
     code, folder = _bench(options)
     options.grid_dir = folder.root
-    return tuned_plans(options) or code
+    return write_plans(options) or code
 
 
-def tuned_plans(options: argparse.Namespace) -> int:
-    """Makes the table of the plans that the kernels run with, from the records of the suite kernel_plans of a grid."""
-    from blast.experiment.gpu_tables.plans import write_plans
+def write_plans(options: argparse.Namespace) -> int:
+    """Writes the tuned kernel configs of a GPU from the records of the suite kernel_plans of a grid.
+
+    Example: blast tuned-plans --grid-dir results/h100
+    """
+    from blast.experiment.gpu_tables.tuned_configs import write_tuned_configs
     from blast.experiment.records.rows import read_grid
 
-    file = write_plans([record for record, _ in read_grid(options.grid_dir)], options.tuned)
+    file = write_tuned_configs([record for record, _ in read_grid(options.grid_dir)], options.tuned)
     print(f"written: {file}")
     return 0
 
 
 def break_even(options: argparse.Namespace) -> int:
-    """Makes the tables that say where dense is faster, from benchmarks of a grid and recorded ones of its GPU."""
-    from blast.experiment.gpu_tables.break_even import SUITE, write_table, write_train_table
+    """Writes from which sparsity ours beats dense on a GPU, from benchmarks of a grid and recorded ones of that GPU.
 
-    found = {suite: _benchmarks(options.grid_dir, options.recorded, suite) for suite in (SUITE, "kernels")}
-    if found[SUITE]:
-        print(f"written: {write_train_table(found[SUITE], options.tuned)}")
-    # Without either, this one says what is missing.
-    if found["kernels"] or not found[SUITE]:
-        print(f"written: {write_table(found['kernels'], options.tuned)}")
+    Example: blast break-even --grid-dir results/h100
+    """
+    from blast.experiment.gpu_tables import break_even as tables
+
+    training = _benchmarks(options.grid_dir, options.recorded, tables.TRAINING_SUITE)
+    inference = _benchmarks(options.grid_dir, options.recorded, tables.INFERENCE_SUITE)
+    if training:
+        print(f"written: {tables.write_training_table(training, options.tuned)}")
+    # Without any benchmarks, this call raises the error that says which are missing.
+    if inference or not training:
+        print(f"written: {tables.write_inference_table(inference, options.tuned)}")
     return 0
 
 
 def _benchmarks(grid_dir: Path, recorded: Path, suite: str) -> list[Record]:
-    """Benchmarks of a suite: those of a grid, if it has any, and of the same GPU what it lacks of the recorded ones."""
+    """Benchmarks of a suite in a grid, and recorded ones of the same GPU for the points that the grid lacks."""
     from blast.experiment.records.recorded_benchmarks import recorded_benchmarks
     from blast.experiment.records.rows import read_grid
 

@@ -1,4 +1,4 @@
-"""The table of a GPU, `kernels/tuned/<gpu>.json`: one file for all that was measured for it, each part with its run."""
+"""The table of a GPU, `kernels/tuned/<gpu>.json`: all measured parts in one file, each with the run it comes from."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from blast.files import write_atomically
 
 
 def good_records(records: Iterable[Record], suite: str) -> tuple[str, list[Record]]:
-    """The GPU that a suite was run on, and its good records.
+    """The GPU on which a suite was run, and the good records of the suite.
 
     Raises:
-        BlastError: if there are none of a GPU, or of several.
+        BlastError: if the good records do not come from exactly one GPU.
     """
     good = [
         record
@@ -28,22 +28,16 @@ def good_records(records: Iterable[Record], suite: str) -> tuple[str, list[Recor
     if len(machines) != 1:
         found = f"come from {', '.join(machines)}" if machines else "are missing"
         raise BlastError(
-            f"good records of the suite '{suite}' of one GPU are needed, but they {found}; give the folder of one grid."
+            f"a table needs good records of the suite '{suite}' from one GPU, but they {found}; "
+            "give the folder of a grid that ran this suite on one GPU."
         )
     return machines[0], good
 
 
 def run_of(record: Record) -> dict[str, Any]:
-    """With which versions and commit a record was made, and when."""
+    """Versions, commit and date of the run that made a record."""
     run = describe_run(record)
     return {key: run.get(key) for key in ("versions", "commit", "date")}
-
-
-def latencies(record: Record) -> Iterator[tuple[dict[str, Any], str]]:
-    """The entries of a record that were timed, each with the kind of its gate: `none`, `untied` or `tied`."""
-    for entry in record["result"]["metrics"]:
-        if entry["metric"] == "latency" and entry["value"] is not None:
-            yield entry, {None: "none", False: "untied", True: "tied"}[entry.get("tied")]
 
 
 def update_table(folder: Path, gpu: str, parts: Mapping[str, Any]) -> Path:
@@ -51,17 +45,17 @@ def update_table(folder: Path, gpu: str, parts: Mapping[str, Any]) -> Path:
 
     Args:
         folder: `kernels/tuned`.
-        gpu: Name of the GPU, and of the file.
-        parts: By name; a mapping takes the place of its own keys alone.
+        gpu: Name of the GPU, which is also the name of the file.
+        parts: New parts by name. A part that is a mapping replaces only the keys it has.
 
     Returns:
         The file.
 
     Raises:
-        BlastError: if the file that is there is damaged.
+        BlastError: if the present file is damaged.
     """
     file = Path(folder, f"{gpu}.json")
-    with _undamaged(file):
+    with _damage_reported(file):
         table = json.loads(file.read_text()) if file.is_file() else {}
         for name, part in parts.items():
             table[name] = {**table.get(name, {}), **part} if isinstance(part, Mapping) else part
@@ -69,8 +63,8 @@ def update_table(folder: Path, gpu: str, parts: Mapping[str, Any]) -> Path:
     return file
 
 
-def plans_of_table(folder: Path, gpu: str, triton: str) -> dict[str, Any]:
-    """What the table of a GPU holds on plans for a minor version of Triton; nothing if there is no table.
+def tuned_configs_of(folder: Path, gpu: str, triton: str) -> dict[str, Any]:
+    """The tuned configs in the table of a GPU for a minor version of Triton; empty if there are none.
 
     Raises:
         BlastError: if the file is damaged.
@@ -78,20 +72,20 @@ def plans_of_table(folder: Path, gpu: str, triton: str) -> dict[str, Any]:
     file = Path(folder, f"{gpu}.json")
     if not file.is_file():
         return {}
-    with _undamaged(file):
+    with _damage_reported(file):
         return json.loads(file.read_text()).get("plans", {}).get(triton, {})
 
 
 @contextmanager
-def _undamaged(file: Path) -> Iterator[None]:
+def _damage_reported(file: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:
-        raise BlastError(f"{file}: is no table of a GPU ({error}); restore or delete it.") from None
+        raise BlastError(f"{file}: damaged table of a GPU ({error}); restore it from git or delete it.") from None
 
 
 def _text(value: Any, indent: str = "") -> str:
-    """JSON with one row a line, so that a change of a table can be read as a difference."""
+    """JSON with one row per line, so that a diff shows which rows changed."""
     deeper = indent + " "
     if isinstance(value, Mapping) and value:
         inside = [f"{deeper}{json.dumps(key)}: {_text(part, deeper)}" for key, part in value.items()]
@@ -99,22 +93,3 @@ def _text(value: Any, indent: str = "") -> str:
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         return "[\n" + ",\n".join(f"{deeper}{json.dumps(row)}" for row in value) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def break_even(ratios: Mapping[float, float]) -> float:
-    """The sparsity from which on ours is faster than dense.
-
-    It is the lowest measured one such that ours won there and at every higher one; where ours never won it is 1. Where
-    ours never lost, it lies below all that was measured: there the time of sparse is taken to grow in proportion to the
-    live blocks. It grows less, launches being a part of it, so that ours wins from that sparsity on; below, dense is
-    taken.
-
-    Args:
-        ratios: By sparsity, how many times faster than dense ours was.
-    """
-    limit = 1.0
-    for sparsity in sorted(ratios, reverse=True):
-        if ratios[sparsity] <= 1:
-            return limit
-        limit = sparsity
-    return round(max(0.0, 1 - ratios[limit] * (1 - limit)), 4) if ratios else limit

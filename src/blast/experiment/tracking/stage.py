@@ -1,4 +1,4 @@
-"""Shows finished points in MLflow, and takes a server that is out of reach calmly."""
+"""The stage `mlflow`: imports finished points into MLflow. An unreachable server is no failure of the stage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from blast.experiment.run.verdict import NOT_IMPORTED
 from blast.experiment.tracking.importer import import_records
 
 
-def show_in_mlflow(folder: GridFolder, ids: Sequence[str]) -> str:
-    """Imports points; one line that says what was done.
+def import_into_mlflow(folder: GridFolder, ids: Sequence[str]) -> str:
+    """Imports points and returns a line that says what was done.
 
-    A server that cannot be reached is told in that line, which then begins with `NOT_IMPORTED`: the records are
-    untouched, and the verdict lets the next run try again.
+    If the import failed, for instance because the server is unreachable, the line begins with `NOT_IMPORTED`. The
+    records are unchanged, and the verdict makes the next run try again.
     """
     try:
         summary = import_records(

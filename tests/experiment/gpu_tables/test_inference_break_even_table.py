@@ -1,11 +1,11 @@
-"""The table of break-even points is made of records; every time in them is invented."""
+"""Break-even points of inference are made from records; every time in them is invented."""
 
 from __future__ import annotations
 
 import pytest
 
 from blast.errors import BlastError
-from blast.experiment.gpu_tables.break_even import break_even_rows, write_table
+from blast.experiment.gpu_tables.break_even import inference_rows, write_inference_table
 
 SIZES = {
     "gpt2": {"hidden": 768, "ffn": 3072},
@@ -27,7 +27,7 @@ def record(sparsity: float, ours: float, shape: str = "gpt2", hardware: str = "i
 
 
 def limit(*records) -> float:
-    (row,) = break_even_rows(records)
+    (row,) = inference_rows(records)
     assert row["block"] == [64, 64]
     assert (row["gate"], row["dtype"], row["tokens"]) == ("untied", "bfloat16", 16)
     return row["sparsity"]
@@ -39,7 +39,7 @@ def test_the_break_even_is_the_lowest_sparsity_from_which_ours_always_won():
     assert limit(record(0.9, 1.5)) == 1.0
 
 
-def test_where_ours_never_lost_live_blocks_may_grow_until_it_would():
+def test_where_ours_always_won_the_break_even_is_extrapolated_in_proportion_to_live_blocks():
     # Twice as fast with a tenth of the blocks: as fast with a fifth of them.
     assert limit(record(0.9, 0.5)) == 0.8
     assert limit(record(0.8, 0.4), record(0.9, 0.1)) == 0.5
@@ -48,11 +48,11 @@ def test_where_ours_never_lost_live_blocks_may_grow_until_it_would():
 
 
 def test_shapes_have_rows_of_their_own():
-    rows = break_even_rows([record(0.7, 0.9), record(0.7, 1.1, "gpt2-xl"), record(0.9, 0.5, "gpt2-xl")])
+    rows = inference_rows([record(0.7, 0.9), record(0.7, 1.1, "gpt2-xl"), record(0.9, 0.5, "gpt2-xl")])
     assert [(row["in"], row["hidden"], row["sparsity"]) for row in rows] == [(768, 3072, 0.6667), (1600, 6400, 0.9)]
 
 
-def test_of_architectures_that_share_a_shape_the_slowest_decides():
+def test_the_slowest_of_the_architectures_that_share_a_shape_counts():
     assert limit(record(0.7, 0.9), record(0.9, 0.5), record(0.7, 1.1, "vit-b-16"), record(0.9, 0.6, "vit-b-16")) == 0.9
 
 
@@ -60,7 +60,7 @@ def test_the_table_that_is_written_is_read_by_the_kernels(tmp_path):
     import torch
     from blast_kernels.tables.break_even import dense_ranges, dense_wins
 
-    file = write_table([record(0.5, 1.2), record(0.7, 0.9)], tmp_path)
+    file = write_inference_table([record(0.5, 1.2), record(0.7, 0.9)], tmp_path)
     assert file.name == "imaginary-gpu.json"
     ranges = [
         dense_ranges(s, (64, 64), "untied", (3072, 768), torch.bfloat16, "imaginary-gpu", tmp_path) for s in (0.6, 0.8)
@@ -68,8 +68,8 @@ def test_the_table_that_is_written_is_read_by_the_kernels(tmp_path):
     assert [dense_wins(16, found) for found in ranges] == [True, False]
 
 
-def test_records_of_two_gpus_or_of_none_make_no_table(tmp_path):
+def test_records_of_two_gpus_or_of_none_are_rejected(tmp_path):
     with pytest.raises(BlastError, match="they come from imaginary-gpu, other-gpu"):
-        write_table([record(0.5, 1.2), record(0.7, 0.9, hardware="other-gpu")], tmp_path)
+        write_inference_table([record(0.5, 1.2), record(0.7, 0.9, hardware="other-gpu")], tmp_path)
     with pytest.raises(BlastError, match="they are missing"):
-        write_table([record(0.5, 1.2, status="failed")], tmp_path)
+        write_inference_table([record(0.5, 1.2, status="failed")], tmp_path)
