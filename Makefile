@@ -67,6 +67,7 @@ lock:
 
 schema: env
 	$(RUN) blast schema > config/schema.json
+	$(RUN) blast schema --tables config/README.md
 
 ui: env
 	$(RUN) python -m blast.experiment.tracking.ui --port $(PORT)

@@ -26,7 +26,7 @@ from blast.errors import BlastError, unknown_name
 T = TypeVar("T")
 
 # YAML 1.1 reads `1e-3` as text since it has no point, so text that is a number counts as one.
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONGEST_NUMBER = 40
 LONGEST_SHOWN = 80
 

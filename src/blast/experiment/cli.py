@@ -203,13 +203,18 @@ def import_records(options: argparse.Namespace) -> int:
 
 
 def schema(options: argparse.Namespace) -> int:
-    """Prints the JSON schema of config files.
+    """Prints the JSON schema of config files, or renews the tables of keys in a page.
 
     Example: blast schema > config/schema.json
     """
+    from blast.experiment.plan.key_tables import with_tables
     from blast.experiment.plan.schema import schema as text
+    from blast.files import write_atomically
 
-    print(text(), end="")
+    if options.tables:
+        write_atomically(options.tables, with_tables(options.tables.read_text()))
+    else:
+        print(text(), end="")
     return 0
 
 
@@ -301,7 +306,8 @@ def _parser() -> argparse.ArgumentParser:
     made = _verb(records.add_subparsers(required=True, metavar="VERB"), "export", export)
     made.add_argument("--grid-dir", **grid_dir)
     made.add_argument("--recorded", **recorded)
-    verb("schema", schema)
+    made = verb("schema", schema)
+    made.add_argument("--tables", type=Path, metavar="PAGE", help="page to renew, usually config/README.md")
     return parser
 
 

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from blast.benchmark.settings import SUITES, settings_of
 from blast.errors import BlastError
 from blast.experiment.cli import main
 from blast.experiment.plan.config import parse, read_config
 from blast.experiment.plan.grid import expand
-from blast.experiment.plan.schema import schema
+from blast.experiment.plan.key_tables import with_tables
+from blast.experiment.plan.schema import described_fields, schema, settings_classes
+from blast.settings import field_hints
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = {
@@ -157,9 +161,64 @@ def test_the_schema_in_the_repository_is_the_one_of_the_code():
     assert (ROOT / "config" / "schema.json").read_text() == schema(), "run `make schema`"
 
 
-def test_config_readme_explains_every_key():
+def test_the_tables_of_the_readme_are_those_of_the_code():
     text = (ROOT / "config" / "README.md").read_text()
-    parts = json.loads(schema())
-    keys = {key for part in [parts, *parts["$defs"].values()] for key in part["properties"]}
-    missing = sorted(key for key in keys if f"`{key}`" not in text)
-    assert not missing
+    assert with_tables(text) == text, "run `make schema`"
+
+
+def test_the_readme_names_every_key_of_the_schema_and_no_other():
+    text = (ROOT / "config" / "README.md").read_text()
+    tables = re.findall(r"<!-- keys of \w+ -->\n((?:\|.*\n)+)", text)
+    named = set(re.findall(r"^\| `(\w+)` \|", "".join(tables), re.MULTILINE))
+    whole = json.loads(schema())
+    assert named == {key for part in [whole, *whole["$defs"].values()] for key in part["properties"]}
+    assert set(re.findall(r"^\| `(\w+)` \| [a-z]", text, re.MULTILINE)) >= set(SUITES)
+
+
+@pytest.mark.parametrize("settings", settings_classes(), ids=lambda settings: settings.__name__)
+def test_every_key_has_a_description_and_no_description_is_left_over(settings):
+    assert list(described_fields(settings)) == list(field_hints(settings))
+    for key, text in described_fields(settings).items():
+        assert text[-1] in ".", key
+        assert max(len(sentence.split()) for sentence in re.split(r"[.;] ", text)) <= 30, key
+
+
+VALIDATOR = Draft202012Validator(json.loads(schema()))
+
+
+def test_the_schema_is_one():
+    Draft202012Validator.check_schema(VALIDATOR.schema)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
+def test_an_editor_finds_no_fault_in_a_config_of_the_repository(file):
+    assert file.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
+    assert not [error.message for error in VALIDATOR.iter_errors(yaml.safe_load(file.read_text()))]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        changed("training.default.learnig_rate", 1),
+        changed("training.default.dtype", "float16"),
+        changed("sparsify", {"grow": "swap"}),
+        changed("sparsify", {"hold": 2}),
+        changed("data", {"pystdlib": {"vocab": 1}}),
+        changed("grid.0.seeds", [-1]),
+        changed("grid.0.methods", ["blats"]),
+        changed("grid.0.variant", "a/b"),
+        changed("figures", "../x"),
+        timed(settings={"peers": ["skt"]}),
+        timed(settings={"masks": ["every_hidden_live"]}),
+        timed(suite="mlp", settings={"peers": []}),
+    ],
+)
+def test_an_editor_marks_what_the_reader_refuses(values):
+    assert fault(values)
+    assert list(VALIDATOR.iter_errors(values))
+
+
+def test_an_editor_accepts_what_the_reader_accepts():
+    for values in (GOOD, timed(), timed(settings={"peers": ["stk"], "seconds": 1.5}), timed(suite="mlp", settings={})):
+        assert not list(VALIDATOR.iter_errors(values))
+        assert expand(parse(values, Path("my.yaml"))).points

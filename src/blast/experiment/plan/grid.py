@@ -157,17 +157,27 @@ def _check_names(config: Config, block: GridBlock) -> None:
 
 def _check_sections(config: Config) -> None:
     """Checks the keys that are names of datasets or architectures, and the settings of datasets."""
-    known = {"default", *architectures.names(), *datasets.names()}
-    known |= {f"{a}.{d}" for a, d in itertools.product(architectures.names(), datasets.names())}
     for key in config.training:
-        if key not in known:
-            raise unknown_name("key under 'training'", key, known)
+        _check_training_key(key)
     for key in [*config.evaluation.tasks, *(key for key in config.points_per_job if key != "default")]:
         datasets.get(key)
     for name, given in config.data.items():
         settings = datasets.check_settings(name, given, Place("key", ("data", name)))
         if settings.get("tokenizer"):
             architectures.get(settings["tokenizer"])
+
+
+def _check_training_key(key: str) -> None:
+    architecture, _, dataset = key.rpartition(".")
+    if key in {"default", *architectures.names(), *datasets.names()}:
+        return
+    if architecture not in architectures.names():
+        error = unknown_name("key", key, {"default", *architectures.names(), *datasets.names()})
+    elif dataset not in datasets.names():
+        error = unknown_name("dataset", dataset, datasets.names())
+    else:
+        return
+    raise BlastError(f"in 'training': {error}")
 
 
 def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:

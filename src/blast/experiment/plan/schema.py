@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from blast import datasets
 from blast.benchmark.settings import SUITES
-from blast.experiment.plan.config import Benchmark, Config
+from blast.experiment.plan.config import Benchmark, Config, Evaluation, GridBlock
 from blast.settings import (
     Bounds,
     ListOrOne,
@@ -24,6 +24,8 @@ from blast.settings import (
     required,
     split_hint,
 )
+from blast.sparsity.config import SparsifyConfig
+from blast.training.settings import TrainingSettings
 
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
@@ -33,8 +35,8 @@ def schema() -> str:
     """The schema as text."""
     definitions: dict[str, Any] = {}
     whole = _settings(Config, definitions)
-    kinds = {type(datasets.get(name).SETTINGS): None for name in datasets.names()}
-    whole["properties"]["data"]["additionalProperties"] = {"anyOf": [_part(kind, {}, definitions) for kind in kinds]}
+    kinds = [_part(kind, {}, definitions) for kind in _dataset_settings()]
+    whole["properties"]["data"]["additionalProperties"] = {"anyOf": kinds}
     definitions[Benchmark.__name__]["allOf"] = [
         {
             "if": {"properties": {"suite": {"const": suite}}, "required": ["suite"]},
@@ -44,6 +46,19 @@ def schema() -> str:
     ]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps({**head, **whole, "$defs": dict(sorted(definitions.items()))}, indent=2) + "\n"
+
+
+def _dataset_settings() -> list[type]:
+    return list(dict.fromkeys(type(datasets.get(name).SETTINGS) for name in datasets.names()))
+
+
+def settings_classes() -> list[type]:
+    """Every settings class that a config holds."""
+    return [
+        *(Config, Evaluation, GridBlock, Benchmark, TrainingSettings, SparsifyConfig),
+        *_dataset_settings(),
+        *SUITES.values(),
+    ]
 
 
 def described_fields(settings: type) -> dict[str, str]:
