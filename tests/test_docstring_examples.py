@@ -16,14 +16,9 @@ from sparsity_models import tiny_gpt2
 
 import blast
 
-# Names whose docstrings have no example yet.
-PENDING = {"SparsifyConfig", "METHODS"}
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_in_the_docstring_runs(name, tmp_path, monkeypatch):
-    if name in PENDING:
-        pytest.skip("no example yet")
     monkeypatch.chdir(tmp_path)
     model = tiny_gpt2()
     masks = random_masks(model)

@@ -1,6 +1,6 @@
-"""Every choice of the method as one frozen set of switches, and the named methods as presets of it.
+"""`SparsifyConfig`: every choice of the method. `METHODS`: the named methods, which are presets of it.
 
-What the switches do is our reading of the method: Zhu & Gupta's cubic schedule (arXiv 1710.01878) with RigL's
+This is our reading of the method: Zhu & Gupta's cubic schedule (arXiv 1710.01878) with RigL's
 drop and grow (arXiv 1911.11134), on blocks instead of single weights. This file needs the standard library alone.
 """
 
@@ -73,6 +73,14 @@ METHOD_DETAILS: dict[str, Method] = {
     ),
 }
 METHODS: dict[str, dict[str, Any]] = {name: method.preset for name, method in METHOD_DETAILS.items()}
+"""The settings of each named method, for `SparsifyConfig.from_method`.
+
+Example:
+    >>> blast.METHODS["rigl_swap"]["grow"]
+    'swap'
+    >>> blast.SparsifyConfig.from_method("rigl_swap", sparsity=0.9, block=64, steps=1000).grow
+    'swap'
+"""
 
 PLACE = Place("sparsify setting")
 Layers = Annotated[int, Bounds(ge=0)]
@@ -83,11 +91,11 @@ class SparsifyConfig:
     """How a model is made block-sparse.
 
     Attributes:
-        sparsity: Final share of blocks that are empty, in [0, 1).
+        sparsity: Final share of empty blocks, in [0, 1).
         block: Side of a square block, or `(b_out, b_in)`.
-        steps: Optimisation steps of the whole run, T.
+        steps: Optimization steps of the whole run, T.
         schedule: How the sparsity rises: `cubic`, `linear`, or `constant` (the final sparsity from the start).
-        initial_sparsity: Sparsity at step 0, at most `sparsity`; unused by `constant`.
+        initial_sparsity: Sparsity at step 0, at most `sparsity`; not used by `constant`.
         hold: Share of `steps`, at the end, during which the mask is fixed.
         update_every: Steps between mask updates.
         keep_score: Ranks live blocks: `magnitude` (Frobenius norm) or `random` (a fixed random order).
@@ -111,6 +119,11 @@ class SparsifyConfig:
 
     Raises:
         BlastError: if a value is out of its range.
+
+    Example:
+        >>> config = blast.SparsifyConfig(sparsity=0.9, block=64, steps=1000, grow="swap")
+        >>> config.final_step  # the masks are fixed from here on
+        800
     """
 
     sparsity: Sparsity
@@ -154,7 +167,7 @@ class SparsifyConfig:
 
     @property
     def final_step(self) -> int:
-        """The step (counted from 0) at which the mask is trimmed to its exact budget and fixed: the last at most."""
+        """The step, counted from 0, that trims the mask to its exact budget and fixes it; the last step at most."""
         return min(self.steps - self.hold_steps, self.steps - 1)
 
     @classmethod
@@ -168,7 +181,11 @@ class SparsifyConfig:
 
     @classmethod
     def from_method(cls, method: str, **settings: Any) -> SparsifyConfig:
-        """The config of a named method (see `METHODS`), completed and overridden by `settings`."""
+        """The config of a named method (see `METHODS`); `settings` complete and override its preset.
+
+        Raises:
+            BlastError: for an unknown method or setting, a missing setting, or a value out of range.
+        """
         if method not in METHODS:
             raise unknown_name("method", method, METHODS)
         return cls.from_dict({**METHODS[method], **settings})

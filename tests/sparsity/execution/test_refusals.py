@@ -107,5 +107,5 @@ def test_a_state_number_for_each_parameter_is_carried_over():
 def test_an_unknown_way_of_execution_is_refused():
     with pytest.raises(BlastError, match="did you mean 'sparse'"):
         SparsifyConfig(**{**SETTINGS, "execution": "spars"})
-    with pytest.raises(BlastError, match="break_even is 2"):
+    with pytest.raises(BlastError, match="'break_even' is 2"):
         SparsifyConfig(**{**SETTINGS, "break_even": 2})
