@@ -1,10 +1,10 @@
-"""From which sparsity on the sparse kernels beat dense cuBLAS: read from a table of the GPU, or judged without one.
+"""The sparsity from which the sparse inference kernels beat dense cuBLAS: from the GPU's table, or by a heuristic.
 
-`tuned/<gpu>.json` holds `{"gpu": …, "break_even_run": {…}, "break_even": [row, …]}`, and beside it what `tuned_plans`
-reads; either part may be missing. A row `{"block": [64, 64], "gate": "untied", "dtype": "bfloat16", "in": 2048,
-"hidden": 8192, "tokens": 16, "sparsity": 0.42}` says that in an MLP of that size, at so many tokens, sparse wins from
-that sparsity on. The shape nearest by its number of weights counts, and between listed numbers of tokens the nearer
-one, by ratio.
+`tuned/<gpu>.json` holds `{"gpu": …, "break_even_run": {…}, "break_even": [row, …]}`, and the part that
+`mlp_inference.tuned_configs` reads. Either part may be missing. A row `{"block": [64, 64], "gate": "untied", "dtype":
+"bfloat16", "in": 2048, "hidden": 8192, "tokens": 16, "sparsity": 0.42}` means: in an MLP of that size, with that many
+tokens, sparse is faster from that sparsity on. Of several shapes, the one with the nearest number of weights is used.
+Then, of several token counts, the one that is nearest by ratio.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 
 TUNED = Path(__file__).resolve().parents[1] / "tuned"
-# Without a table, by the shorter side of a block: judged from the measurements in NOTES.md, on the safe side.
-JUDGED = {128: 0.6, 64: 0.65, 32: 0.8, 16: 0.9}
+# Used without a table: break-even by the shorter side of a block, from the measurements in NOTES.md, on the safe side.
+HEURISTIC = {128: 0.6, 64: 0.65, 32: 0.8, 16: 0.9}
 KEYS = ("block", "gate", "dtype", "in", "hidden", "tokens", "sparsity")
 
-# Ranges of tokens, each up to a limit (None: no end) with whether dense is faster there.
+# Ranges of token counts: the upper limit of each (None: no limit), and whether dense is faster in it.
 Ranges = tuple[tuple[int | None, bool], ...]
 
 
 def gpu_name(device: torch.device) -> str | None:
-    """Name of the table of a device, `nvidia-h100-80gb-hbm3`; None for one that is no GPU."""
+    """Name of the table of a device, such as `nvidia-h100-80gb-hbm3`; None if the device is no GPU."""
     if device.type != "cuda":
         return None
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
@@ -44,19 +44,19 @@ def dense_ranges(
     gpu: str | None,
     folder: Path = TUNED,
 ) -> Ranges:
-    """For which numbers of tokens dense is faster than a matrix of this sparsity.
+    """The token counts at which dense is faster than an MLP of this sparsity.
 
     Args:
         sparsity: Share of empty blocks.
-        block: `[b_out, b_in]` of the front.
-        gate: `none`, `untied` or `tied`.
-        shape: `(hidden, in)` of the front.
-        dtype: Of weights and activations.
-        gpu: As `gpu_name` gives it; None (no GPU) means sparse always.
-        folder: Where the tables are.
+        block: `[b_out, b_in]` of the up projection.
+        gate: One of `constants.GATES`.
+        shape: `(hidden, in)` of the up projection.
+        dtype: Dtype of weights and activations.
+        gpu: Result of `gpu_name`. None (no GPU): sparse is used for any number of tokens.
+        folder: Folder of the tables.
 
     Returns:
-        Ranges of tokens, ascending; the last has no end.
+        Ranges of token counts, ascending; the last has no limit.
 
     Raises:
         ValueError: if the table of this GPU is damaged.
@@ -67,8 +67,8 @@ def dense_ranges(
     rows = [row for row in read_table(gpu, folder) if all(row[key] == value for key, value in wanted.items())]
     if not rows:
         side = min(block)
-        limit = min((known for known in JUDGED if known >= side), default=128)
-        return ((None, sparsity < JUDGED[limit]),)
+        limit = min((known for known in HEURISTIC if known >= side), default=128)
+        return ((None, sparsity < HEURISTIC[limit]),)
     rows = rows_of_nearest_shape(rows, shape)
     rows.sort(key=lambda row: row["tokens"])
     ranges: list[tuple[int | None, bool]] = []
@@ -79,10 +79,10 @@ def dense_ranges(
 
 
 def rows_of_nearest_shape(rows: Sequence[dict[str, Any]], shape: tuple[int, int]) -> list[dict[str, Any]]:
-    """Those rows whose shape is nearest by its number of weights; of two as near, the first.
+    """The rows of the shape with the nearest number of weights. If two are equally near, the first.
 
     Args:
-        rows: At least one, each with `in` and `hidden`.
+        rows: At least one row, each with `in` and `hidden`.
         shape: `(hidden, in)`.
     """
     nearest = min(rows, key=lambda row: abs(math.log(row["in"] * row["hidden"] / math.prod(shape))))
@@ -90,7 +90,7 @@ def rows_of_nearest_shape(rows: Sequence[dict[str, Any]], shape: tuple[int, int]
 
 
 def dense_wins(tokens: int, ranges: Ranges) -> bool:
-    """Whether dense is faster for so many tokens."""
+    """Whether dense is faster for this number of tokens."""
     for limit, dense in ranges:
         if limit is None or tokens <= limit:
             return dense
@@ -98,26 +98,26 @@ def dense_wins(tokens: int, ranges: Ranges) -> bool:
 
 
 def read_table(gpu: str, folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
-    """The break-even rows of a GPU; none if it was never tuned.
+    """The break-even rows of a GPU; none if it was never measured.
 
     Raises:
-        ValueError: if the file is no such table; one sentence with its name.
+        ValueError: if the file is no valid table; the message names the file.
     """
     return read_part(gpu, "break_even", KEYS, folder)
 
 
 @cache
 def read_part(gpu: str, part: str, keys: tuple[str, ...], folder: Path = TUNED) -> tuple[dict[str, Any], ...]:
-    """The rows of a part of a GPU's table; none if that was never measured.
+    """The rows of one part of a GPU's table; none if that part was never measured.
 
     Args:
-        gpu: As `gpu_name` gives it.
+        gpu: Result of `gpu_name`.
         part: Name of the part.
-        keys: What each row of it has to have.
-        folder: Where the tables are.
+        keys: Keys that each row must have.
+        folder: Folder of the tables.
 
     Raises:
-        ValueError: if the file is no such table; one sentence with its name.
+        ValueError: if the file is no valid table; the message names the file.
     """
     file = folder / f"{gpu}.json"
     if not file.is_file():
@@ -126,7 +126,7 @@ def read_part(gpu: str, part: str, keys: tuple[str, ...], folder: Path = TUNED) 
         rows = json.loads(file.read_text()).get(part, [])
         complete = all(set(keys) <= row.keys() for row in rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: is no table of break-even points ({error}); measure it again or delete it") from None
+        raise ValueError(f"{file}: not a valid table ({error}); measure it again or delete it") from None
     if not complete:
-        raise ValueError(f"{file}: a row lacks one of {', '.join(keys)}; measure it again or delete it")
+        raise ValueError(f"{file}: a row of {part} lacks one of {', '.join(keys)}; measure it again or delete it")
     return tuple(rows)

@@ -1,4 +1,4 @@
-"""The device that kernels run on, and fresh memory that is poisoned."""
+"""The device of the kernel tests, and output buffers filled with NaN."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def device() -> str:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fresh buffer of a kernel starts as NaN, so that an element nobody writes is seen."""
+    """Fills every new buffer with NaN, so that a test fails if a kernel leaves an element unwritten."""
     plain = torch.empty
-    # torch remembers which functions make tensors; of those patched here it would forget the real ones, and a later
-    # test's `with torch.device("meta")` would allocate.
+    # torch remembers the functions that make tensors when it is first asked for a device. It must see the real
+    # `torch.empty`, else `with torch.device("meta")` of a later test would allocate.
     with torch.device("meta"):
         plain(0)
 
     def poisoned(*size, **options):
         out = plain(*size, **options)
-        with torch.no_grad():  # activation checkpointing makes an empty leaf
+        with torch.no_grad():  # With activation checkpointing the tensor is a leaf.
             return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-1)
 
     monkeypatch.setattr(torch, "empty", poisoned)

@@ -1,4 +1,4 @@
-"""Arrays come out of one packed transfer as they went in, aligned for the kernels."""
+"""A batched copy keeps the arrays as they are and aligns them for the kernels."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def check(arrays: list[np.ndarray], tensors: list[torch.Tensor]) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(SHAPES, DTYPES), max_size=6))
-def test_arrays_of_any_shape_and_dtype_come_back_the_same_from_aligned_places_of_one_memory(kinds):
+def test_arrays_of_any_shape_and_dtype_are_copied_unchanged_to_aligned_places_of_one_buffer(kinds):
     arrays = [array_of(shape, dtype, seed) for seed, (shape, dtype) in enumerate(kinds)]
     tensors = batched_copy(arrays, "cpu")
     check(arrays, tensors)
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}) <= 1
 
 
-def test_strided_arrays_are_taken_and_tensors_are_copies():
+def test_strided_arrays_are_accepted_and_tensors_are_copies():
     array = np.arange(12, dtype=np.int32).reshape(3, 4)
-    (turned,) = batched_copy([array.T], "cpu")
-    assert turned.tolist() == array.T.tolist()
+    (transposed,) = batched_copy([array.T], "cpu")
+    assert transposed.tolist() == array.T.tolist()
     (copy,) = batched_copy([array], "cpu")
     copy.zero_()
     assert array.sum() == 66
 
 
-def test_groups_keep_their_order_over_devices():
+def test_groups_keep_their_order_across_devices():
     groups = [(torch.device(d), [np.full(n, n, np.int32) for n in sizes]) for d, sizes in DEVICES]
     tensors = batched_copy_by_device(groups)
     for (device, arrays), group in zip(groups, tensors, strict=True):
@@ -57,7 +57,7 @@ DEVICES = [("cpu", [3, 1]), ("meta", [2]), ("cpu", []), ("meta", [5, 4])]
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_staging_memory_may_be_used_again_before_the_copy_is_over():
+def test_copies_stay_correct_if_the_staging_memory_is_reused_early():
     arrays = [[array_of((64, 33), np.int32, seed)] for seed in range(50)]
     tensors = [batched_copy(array, "cuda") for array in arrays]
     for array, tensor in zip(arrays, tensors, strict=True):

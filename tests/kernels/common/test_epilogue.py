@@ -1,4 +1,4 @@
-"""The approximations of the activations that only a GPU evaluates: their formulas, in float64."""
+"""The formulas of the fast activations, evaluated in float64; the assembly itself needs a GPU."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from blast_kernels.common.epilogue import GELU_A, GELU_B, GELU_C, GELU_END
 from torch.nn import functional as F
 
 
-def test_the_tanh_form_of_gelu_is_nearer_to_it_than_bfloat16_can_tell():
+def test_the_fitted_tanh_form_of_gelu_is_off_by_less_than_bfloat16_rounding():
     a, b, c, end = (constant.value for constant in (GELU_A, GELU_B, GELU_C, GELU_END))
     x = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
     square = (x * x).clamp(max=end)
     quick = 0.5 * x * (1 + torch.tanh(x * (a + square * (b + square * c))))
     error = (quick - F.gelu(x)).abs()
     assert error.max() < 3e-5
-    # The published tanh form is twenty times further off.
+    # The published tanh form has an error about twenty times as large.
     assert (F.gelu(x, approximate="tanh") - F.gelu(x)).abs().max() > 10 * error.max()

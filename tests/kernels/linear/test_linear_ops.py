@@ -1,4 +1,4 @@
-"""The registered operators: gradients, fake kernels, compilation and messages."""
+"""The operator of a linear layer: gradients, fake kernels, compilation and error messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_operator_keeps_leading_dimensions(pattern, lead, device):
 
 
 @pytest.mark.parametrize("pattern", ["uniform", "empty_rows", "empty_columns", "one_block"])
-def test_gradcheck(pattern, device):
+def test_gradients_pass_gradcheck(pattern, device):
     matrix = matrix_of(mask_of(pattern, 3, 2), 2, 3, torch.float64, device)
     x = torch.randn(2, 2, 6, dtype=torch.float64, device=device, requires_grad=True)
     bias = torch.randn(6, dtype=torch.float64, device=device, requires_grad=True)
@@ -35,7 +35,7 @@ def test_gradcheck(pattern, device):
     assert torch.autograd.gradcheck(call, (x, values, bias))
 
 
-def test_operator_passes_torchs_own_check(device):
+def test_operator_passes_opcheck_of_torch(device):
     matrix = matrix_of(mask_of("uniform", 3, 4), 16, 32, device=device)
     x = torch.randn(2, 128, device=device, requires_grad=True)
     arguments = (x, matrix.values.requires_grad_(), *matrix.index, *matrix.t_index, None)
@@ -54,7 +54,7 @@ def test_no_tokens_give_an_empty_result():
     assert linear(torch.empty(0, 128), matrix.values, *matrix.index, *matrix.t_index, None).shape == (0, 48)
 
 
-def test_compiles_as_one_graph_with_gradients(device):
+def test_it_compiles_as_one_graph_with_gradients(device):
     matrix = matrix_of(mask_of("uniform", 3, 4), 16, 32, device=device)
 
     def loss(x, values):

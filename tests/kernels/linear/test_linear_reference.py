@@ -1,4 +1,4 @@
-"""The plain-PyTorch twins against dense linear algebra."""
+"""The PyTorch references equal dense linear algebra."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_product_equals_the_dense_product(pattern, block):
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_gradients_equal_the_dense_gradients_on_live_blocks(pattern, block):
+def test_gradients_equal_the_dense_gradients_in_live_blocks(pattern, block):
     mask = mask_of(pattern, 5, 4)
     matrix = matrix_of(mask, *block, torch.float64)
     x, grad = (torch.randn(7, n, dtype=torch.float64) for n in reversed(matrix.dense.shape))
@@ -49,7 +49,7 @@ def test_half_precision_is_summed_in_float32_and_rounded_once(dtype):
     assert relative_error(out, exact) < 1.01 * relative_error(exact.to(dtype), exact)
 
 
-def test_the_same_call_gives_the_same_bits():
+def test_equal_calls_give_equal_bits():
     matrix = matrix_of(mask_of("skewed_rows", 6, 6), 16, 16)
     x = torch.randn(33, 96)
     first, second = (reference.block_matmul(x, matrix.values, *matrix.index, None) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The Triton product against its twin: through the interpreter, or on the GPU where there is one."""
+"""The Triton kernels of a linear layer agree with the reference: in the interpreter, or on the GPU if there is one."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def check(matrix, tokens: int, dtype: torch.dtype, device: str, with_bias: bool)
 
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_block_shape_and_dtype(block, dtype, device):
+def test_products_of_every_block_shape_and_dtype(block, dtype, device):
     check(matrix_of(mask_of("uniform", 3, 3), *block, dtype, device), 37, dtype, device, True)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_pattern(pattern, device):
+def test_products_of_every_mask_pattern(pattern, device):
     check(matrix_of(mask_of(pattern, 4, 5), 32, 32, torch.float16, device), 20, torch.float16, device, False)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 129])
-def test_tokens_that_fill_no_tile(tokens, device):
+def test_numbers_of_tokens_that_do_not_fill_a_tile(tokens, device):
     check(matrix_of(mask_of("uniform", 2, 3), 64, 64, torch.float16, device), tokens, torch.float16, device, True)
 
 
-def test_a_matrix_without_any_block_gives_the_bias(device):
+def test_a_matrix_without_live_blocks_gives_the_bias(device):
     matrix = matrix_of(torch.zeros(2, 2, dtype=torch.bool), 16, 16, torch.float16, device)
     check(matrix, 5, torch.float16, device, True)
 
@@ -50,7 +50,7 @@ def test_gradients_of_every_block_shape_and_dtype(block, dtype, device):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("tokens", [1, 16, 130])
-def test_gradients_of_every_pattern(pattern, tokens, device):
+def test_gradients_of_every_mask_pattern(pattern, tokens, device):
     check_gradients(matrix_of(mask_of(pattern, 4, 5), 32, 64, torch.float16, device), tokens, torch.float16, device)
 
 
@@ -67,7 +67,7 @@ def check_gradients(matrix, tokens: int, dtype: torch.dtype, device: str) -> Non
 
 @pytest.mark.gpu
 def test_more_elements_than_an_int32_counts(device):
-    # 2^31 elements of activations and of output: an int32 product of token and width would wrap.
+    # With 2^31 elements, an int32 product of token and width would overflow.
     matrix = matrix_of(torch.eye(256, dtype=torch.bool), 64, 64, torch.bfloat16, device)
     x = torch.randn(2**17 + 3, 2**14, device=device, dtype=torch.bfloat16)
     out = triton_kernels.block_matmul(x, matrix.values, *matrix.index, None)

@@ -1,4 +1,4 @@
-"""The table of break-even points; every number in these tables is made up."""
+"""The table of break-even points. All numbers in these tables are invented."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_dense_runs_below_the_break_even_of_the_nearest_number_of_tokens(tmp_pat
     table(tmp_path, (2048, 0.7), (16, 0.4))
     assert wins(tmp_path, 16, 0.39)
     assert not wins(tmp_path, 16, 0.41)
-    # 181 is as far from 16 as from 2048, by ratio.
+    # By ratio, 181 is as far from 16 as from 2048.
     assert not wins(tmp_path, 181, 0.5)
     assert wins(tmp_path, 182, 0.5)
     assert wins(tmp_path, 100_000, 0.69)
@@ -42,11 +42,11 @@ def test_the_shape_with_the_nearest_number_of_weights_decides(tmp_path):
     table(tmp_path, (16, 0.4, (3072, 768)), (2048, 0.5, (3072, 768)), (16, 0.7, (53248, 16384)))
     assert not wins(tmp_path, 16, 0.45, shape=(5120, 1280))
     assert wins(tmp_path, 16, 0.45, shape=(28672, 8192))
-    # It is looked for before the number of tokens.
+    # The shape is chosen before the number of tokens.
     assert wins(tmp_path, 4096, 0.6, shape=(28672, 8192))
 
 
-def test_another_block_or_dtype_is_judged_without_the_table(tmp_path):
+def test_a_block_or_dtype_that_the_table_lacks_uses_the_heuristic(tmp_path):
     table(tmp_path, (16, 0.99))
     assert wins(tmp_path, 16, 0.95)
     assert not wins(tmp_path, 16, 0.95, block=(128, 128))
@@ -54,7 +54,7 @@ def test_another_block_or_dtype_is_judged_without_the_table(tmp_path):
 
 
 @pytest.mark.parametrize("block", [(16, 16), (32, 128), (64, 64), (128, 128)])
-def test_without_a_table_very_sparse_runs_sparse_and_nearly_full_runs_dense(tmp_path, block):
+def test_the_heuristic_runs_very_sparse_mlps_sparse_and_nearly_full_ones_dense(tmp_path, block):
     assert not wins(tmp_path, 64, 0.95, block)
     assert wins(tmp_path, 64, 0.3, block)
 
@@ -64,9 +64,9 @@ def test_without_a_gpu_dense_is_never_chosen():
     assert not dense_wins(64, dense_ranges(0.0, (16, 16), "none", SHAPE, torch.float32, None))
 
 
-def test_a_damaged_table_is_named_in_one_sentence(tmp_path):
+def test_a_damaged_table_is_named_in_the_error(tmp_path):
     (tmp_path / f"{GPU}.json").write_text('{"break_even": [{"tokens": 16}]}')
-    with pytest.raises(ValueError, match=rf"{GPU}.json: a row lacks one of block"):
+    with pytest.raises(ValueError, match=rf"{GPU}.json: a row of break_even lacks one of block"):
         wins(tmp_path, 16, 0.5)
 
 
