@@ -13,7 +13,7 @@ import torch
 from blast import datasets
 from blast.datasets._vision.cifar import AUTHORS, CifarBinary
 from blast.datasets._vision.idx import IdxImages
-from blast.datasets._vision.vision_data import ImageSettings, VisionData, batch_places
+from blast.datasets._vision.vision_data import ImageSettings, VisionData, batch_indices
 from blast.datasets.digits import TRAIN
 from blast.errors import BlastError
 
@@ -98,7 +98,7 @@ def test_a_batch_depends_on_seed_and_step_alone(digits):
 @pytest.mark.parametrize(("n", "batch"), [(20, 4), (20, 7), (5, 12)])
 def test_every_epoch_sees_each_image_once(n, batch):
     steps = 3 * n
-    seen = np.concatenate([batch_places(n, step, batch, seed=1) for step in range(steps)])
+    seen = np.concatenate([batch_indices(n, step, batch, seed=1) for step in range(steps)])
     for epoch in range(steps * batch // n):
         assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
 
@@ -118,7 +118,7 @@ def test_images_are_brought_to_the_side_and_the_channels_that_a_model_wants():
     ramp = torch.arange(8, dtype=torch.uint8).mul(30).expand(6, 1, 8, 8).contiguous()
     labels = torch.arange(6) % 2
     plain = VisionData(ramp, labels, ramp, labels, 2, (0.5,), (0.25,), "sha256:")
-    shown = VisionData(ramp, labels, ramp, labels, 2, (0.5,), (0.25,), "sha256:", resize=32, planes=3)
+    shown = VisionData(ramp, labels, ramp, labels, 2, (0.5,), (0.25,), "sha256:", resize=32, repeat_to=3)
     assert (shown.image_size, shown.channels) == (32, 3)
     batch, small = shown.train_batch(0, 4, seed=0)[0], plain.train_batch(0, 4, seed=0)[0]
     assert batch.shape == (4, 3, 32, 32)
@@ -132,16 +132,16 @@ def test_images_are_brought_to_the_side_and_the_channels_that_a_model_wants():
 def test_colour_images_cannot_be_shown_in_other_channels():
     images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2)
     with pytest.raises(BlastError, match="images of 3 channels cannot be shown as 1"):
-        VisionData(images, labels, images, labels, 2, (0.5,) * 3, (0.5,) * 3, "", planes=1)
+        VisionData(images, labels, images, labels, 2, (0.5,) * 3, (0.5,) * 3, "", repeat_to=1)
     with pytest.raises(BlastError, match="'image_size' is 0"):
-        ImageSettings().shown_as({"image_size": 0})
+        ImageSettings().batch_options({"image_size": 0})
 
 
 def test_settings_that_do_not_exist_are_refused():
     with pytest.raises(BlastError, match="did you mean 'augment'"):
-        ImageSettings().shown_as({"augmnt": "shift"})
+        ImageSettings().batch_options({"augmnt": "shift"})
     with pytest.raises(BlastError, match="did you mean 'shift'"):
-        ImageSettings().shown_as({"augment": "shfit"})
+        ImageSettings().batch_options({"augment": "shfit"})
 
 
 def test_addresses_are_those_that_torchvision_uses():

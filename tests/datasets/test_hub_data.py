@@ -70,7 +70,7 @@ def test_a_text_in_the_tokens_of_a_published_model(cache):
 
 
 def test_a_long_tokenisation_tells_how_far_it_is(cache, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(prepare, "PROGRESS_EVERY_S", 0.0)
     datasets.get("wikitext103").prepare(cache, {"vocab_size": 290})
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 10

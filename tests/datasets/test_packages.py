@@ -44,7 +44,7 @@ def clients(monkeypatch, tmp_path):
             (folder / path.name).write_bytes(path.read_bytes())
 
     monkeypatch.setattr(registries, "_run", run)
-    monkeypatch.setattr(registries, "_need", lambda program: None)
+    monkeypatch.setattr(registries, "_require_program", lambda program: None)
     return commands
 
 

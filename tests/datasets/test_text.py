@@ -15,9 +15,9 @@ import torch
 from blast.datasets import pystdlib
 from blast.datasets._text import prepare
 from blast.datasets._text.evaluation_documents import cut, held_out_pieces, next_line_items
-from blast.datasets._text.prepare import is_held_out, open_text, prepare_text
+from blast.datasets._text.prepare import documents_digest, is_held_out, open_text, prepare_text
 from blast.datasets._text.tokenizer import load_tokenizer
-from blast.datasets.pystdlib import documents, library, source_digest, sources
+from blast.datasets.pystdlib import documents, library, sources
 from blast.datasets.wikitext103 import articles
 from blast.download.cache import build_once
 from blast.errors import BlastError
@@ -47,7 +47,8 @@ def data(facts):
 
 
 def _prepare(cache: Path, root: Path) -> dict:
-    return prepare_text(cache, "slice", partial(documents, root, SETTINGS["held_out"]), source_digest(root), SETTINGS)
+    texts = partial(documents, root, SETTINGS["held_out"])
+    return prepare_text(cache, "slice", texts, documents_digest(texts()), SETTINGS)
 
 
 def _entries(path: str) -> list[dict]:
@@ -70,13 +71,13 @@ def test_symbolic_links_are_not_followed(tmp_path):
 
 def test_the_digest_sees_names_and_contents(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
-    first = source_digest(tmp_path)
-    assert source_digest(tmp_path) == first
+    first = documents_digest(documents(tmp_path, 0.5))
+    assert documents_digest(documents(tmp_path, 0.5)) == first
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert source_digest(tmp_path) != first
+    assert documents_digest(documents(tmp_path, 0.5)) != first
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert source_digest(tmp_path) != first
+    assert documents_digest(documents(tmp_path, 0.5)) != first
 
 
 def test_held_out_is_decided_by_the_name_and_near_its_share():

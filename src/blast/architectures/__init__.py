@@ -149,7 +149,7 @@ def load(
     channels: int | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """An architecture with its published weights, in float32 and without dropout; fetched first if need be.
+    """An architecture with its published weights, in float32 and without dropout; fetched unless the cache has them.
 
     Args:
         name: One of `names()` that has weights.

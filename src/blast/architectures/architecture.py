@@ -1,4 +1,4 @@
-"""What a family file says about each of its models."""
+"""The entry of one model in a family file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TokenizerFiles:
     """A tokenizer that is in the cache.
 
     Attributes:
-        digest: Of what it is made from.
+        digest: Digest of the files that it is made from.
         write: Writes it to an empty folder as transformers saves it, `tokenizer.json` among the files.
     """
 
@@ -31,13 +31,13 @@ class TokenizerFiles:
 
 
 class Weights(Protocol):
-    """Published weights of one model: what they are, how they come into the cache, and how they are opened.
+    """Published weights of one model: how they are downloaded and opened.
 
     Attributes:
         label: Where they come from, for people.
         licence: Their licence.
-        gate: What has to be accepted before they are handed out, and how; empty where nothing has.
-        bytes: What is downloaded, as published.
+        gate: Terms to accept before the download, and how; empty where there are none.
+        bytes: Size of the download, as published.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Weights(Protocol):
     bytes: int
 
     def fetch(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-        """Brings them into the cache; returns facts (`digest`, `folder`, …) or raises one sentence."""
+        """Downloads them into the cache; returns facts (`digest`, `folder`, …) or raises one sentence."""
 
     def open(self, name: str, shape: ModelShape, build: Build, cache: Path, **sizes: int | None) -> nn.Module:
         """The model with these weights, in float32, without dropout.
@@ -60,7 +60,7 @@ class Weights(Protocol):
         """
 
     def tokenizer(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> TokenizerFiles:
-        """The model's tokenizer; brings no more into the cache than it needs."""
+        """The model's tokenizer; downloads no more than the tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)

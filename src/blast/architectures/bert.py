@@ -1,4 +1,4 @@
-"""BERT and its distilled likenesses: encoders that see a text in both directions, used here to classify it."""
+"""BERT and models distilled from it: bidirectional encoders, used here to classify sentences."""
 
 from __future__ import annotations
 

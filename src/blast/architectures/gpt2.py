@@ -41,7 +41,7 @@ ARCHITECTURES = (
         name="gpt2-nano",
         modality="language",
         shape=ModelShape(layers=2, hidden=128, ffn=512, heads=4, kv_heads=4, context=256, init_std=0.05),
-        description="GPT-2 in small: the same classes, two layers, the dataset's own vocabulary",
+        description="a small GPT-2 of two layers, with the dataset's vocabulary",
     ),
     *(
         Architecture(

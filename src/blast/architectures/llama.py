@@ -23,7 +23,7 @@ LLAMA_31 = {
 
 
 def gate(repository: str) -> str:
-    """What Meta wants accepted before its weights are handed out."""
+    """The terms that Meta asks users to accept, and how to accept them."""
     return (
         f"its licence has to be accepted first: open https://huggingface.co/{repository} with an account of the hub, "
         "accept the terms, and set HF_TOKEN to a token of that account."
@@ -45,7 +45,7 @@ ARCHITECTURES = (
             rope_theta=10000.0,
             init_std=0.05,
         ),
-        description="Llama in small: the same classes, two layers, the dataset's own vocabulary",
+        description="a small Llama of two layers, with the dataset's vocabulary",
     ),
     Architecture(
         name="llama-3.2-1b",

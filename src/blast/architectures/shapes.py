@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3's stretching of rotary frequencies beyond the original context."""
+    """Llama 3's scaling of rotary frequencies beyond the original context."""
 
     factor: float
     original_context: int
@@ -23,7 +23,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Every size that decides a transformer's weights.
+    """All sizes that the weights of a transformer depend on.
 
     Attributes:
         layers: Transformer blocks.
@@ -33,18 +33,18 @@ class ModelShape:
         kv_heads: Key/value heads; equal to `heads` without grouped queries.
         gated: Whether the MLP has gate, up and down (SwiGLU) rather than two matrices.
         head_dim: Width of a head; `hidden // heads` when left out.
-        vocab: Tokens known; None where the dataset's tokenizer decides.
+        vocab: Size of the vocabulary; None where the dataset's tokenizer decides.
         context: Longest sequence in tokens.
         tied_embeddings: Whether the output layer is the input embedding.
         rope_theta: Base of the rotary frequencies, where the model has them.
-        rope_scaling: Llama 3's stretching, where the model has it.
+        rope_scaling: Llama 3's scaling, where the model has it.
         norm_eps: Epsilon of the normalisation layers.
-        init_std: Deviation of fresh weights (language models). GPT-2's 0.02 suits a width of 768; for one of 128 it
-            is scaled with the root of the width to 0.05.
+        init_std: Standard deviation of initial weights (language models). GPT-2 uses 0.02 at width 768; scaled with the
+            root of the width, this is 0.05 at width 128.
         image: Side of an image in pixels; None where the dataset decides.
         patch: Side of a patch in pixels; None where it follows from `patches`.
         patches: Patches along a side, for models whose patch follows the image.
-        classes: Classes told apart; None where the dataset decides.
+        classes: Number of classes; None where the dataset decides.
         channels: Channels of an image; None where the dataset decides.
         source: Where the numbers are published.
     """

@@ -14,9 +14,9 @@ from blast.errors import BlastError
 if TYPE_CHECKING:
     from torchvision.models import VisionTransformer
 
-# torchvision starts positions at 0.02 beside patches of about 0.5, so that hundreds of steps pass before a model sees
-# where a patch lies. For the short trainings of the small one both start alike: 240 steps of 32 digits then give a
-# top-1 of 96 % in place of 64 %.
+# torchvision initialises position embeddings with a deviation of 0.02, and patches have one of about 0.5. A model then
+# needs hundreds of steps to use positions. The small model trains for fewer steps, so both start alike: after 240 steps
+# of 32 digits, top-1 is 96 % instead of 64 %.
 SMALL_POSITION_STD = 0.5
 
 ARCHITECTURES = (
@@ -24,13 +24,13 @@ ARCHITECTURES = (
         name="vit-nano",
         modality="vision",
         shape=ModelShape(layers=3, hidden=64, ffn=256, heads=4, kv_heads=4, patches=4, norm_eps=1e-6),
-        description="a vision transformer in small: three layers, always 4 by 4 patches, the dataset's own images",
+        description="a small vision transformer of three layers; every image has 4 × 4 patches",
     ),
     Architecture(
         name="vit-s-4",
         modality="vision",
         shape=ModelShape(layers=8, hidden=384, ffn=1536, heads=6, kv_heads=6, patch=4, norm_eps=1e-6),
-        description="a vision transformer with patches of 4 pixels: eight layers, the dataset's own images",
+        description="a vision transformer of eight layers with patches of 4 pixels",
     ),
     Architecture(
         name="vit-b-16",
@@ -75,7 +75,7 @@ def build(shape: ModelShape) -> VisionTransformer:
         norm_layer=partial(nn.LayerNorm, eps=shape.norm_eps),
     )
     if shape.channels != model.conv_proj.in_channels:
-        # torchvision's class knows colour images only; another first layer is initialised as it does its own.
+        # torchvision's class takes colour images only; a new first layer is initialised as torchvision does.
         model.conv_proj = nn.Conv2d(shape.channels, shape.hidden, kernel_size=patch, stride=patch)
         nn.init.trunc_normal_(model.conv_proj.weight, std=math.sqrt(1 / (shape.channels * patch * patch)))
         nn.init.zeros_(model.conv_proj.bias)

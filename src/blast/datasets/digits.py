@@ -48,7 +48,7 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         raise BlastError(
             "the digits come with scikit-learn, which is not installed; pip install scikit-learn."
         ) from error
-    shown_as = SETTINGS.shown_as(settings)
+    batch_options = SETTINGS.batch_options(settings)
     digits = load_digits()
     images = (digits.images * SCALE).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
@@ -64,5 +64,5 @@ def load(cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         mean=MEAN,
         std=STD,
         digest=f"sha256:{digest}",
-        **shown_as,
+        **batch_options,
     )

@@ -5,7 +5,6 @@ Its content is fixed by the Python version and recorded by its digest. Held out 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -14,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from blast.datasets._text.language_data import LanguageData
-from blast.datasets._text.prepare import Document, SplitTextSettings, is_held_out, open_text, prepare_text
+from blast.datasets._text.prepare import (
+    Document,
+    SplitTextSettings,
+    documents_digest,
+    is_held_out,
+    open_text,
+    prepare_text,
+)
 from blast.download.sources import Progress
 from blast.errors import BlastError
 
@@ -72,16 +78,6 @@ def documents(root: Path, held_out: float) -> Iterator[Document]:
             yield Document(name, text, is_held_out(name, held_out))
 
 
-def source_digest(root: Path) -> str:
-    """Digest of names and contents."""
-    state = hashlib.sha256()
-    for document in documents(root, held_out=0.5):
-        content = document.text.encode()
-        state.update(f"{document.name}\0{len(content)}\0".encode())
-        state.update(content)
-    return f"sha256:{state.hexdigest()}"
-
-
 def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Only makes sure that the interpreter has its sources."""
     root = library()
@@ -96,8 +92,8 @@ def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
 def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Tokenizer, tokens and evaluation documents; see `prepare_text`."""
     filled = SETTINGS.filled(settings)
-    root = library()
-    return prepare_text(cache, "pystdlib", partial(documents, root, filled["held_out"]), source_digest(root), filled)
+    texts = partial(documents, library(), filled["held_out"])
+    return prepare_text(cache, "pystdlib", texts, documents_digest(texts()), filled)
 
 
 def load(cache: Path, settings: dict[str, Any] | None = None) -> LanguageData:

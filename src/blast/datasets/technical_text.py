@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from blast.datasets._text.language_data import LanguageData
-from blast.datasets._text.prepare import Document, SplitTextSettings, is_held_out, open_text, prepare_text
+from blast.datasets._text.prepare import (
+    Document,
+    SplitTextSettings,
+    documents_digest,
+    is_held_out,
+    open_text,
+    prepare_text,
+)
 from blast.download.registries import unpack_debian
 from blast.download.sources import Progress, SourceError
 from blast.errors import BlastError
@@ -108,7 +115,7 @@ def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Downloads and unpacks the packages that are missing, and keeps of them what is read.
 
     Raises:
-        BlastError: naming the package that could not be had, and why.
+        BlastError: naming the package that could not be fetched, and why.
     """
     versions = {}
     for package, pattern, _ in PARTS:
@@ -169,21 +176,11 @@ def documents(cache: Path, held_out: float) -> Iterator[Document]:
                 yield Document(piece, text, is_held_out(piece, held_out))
 
 
-def source_digest(cache: Path) -> str:
-    """Digest of names and contents."""
-    state = hashlib.sha256()
-    for document in documents(cache, held_out=0.5):
-        content = document.text.encode()
-        state.update(f"{document.name}\0{len(content)}\0".encode())
-        state.update(content)
-    return f"sha256:{state.hexdigest()}"
-
-
 def prepare(cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Tokenizer, tokens and evaluation documents; see `prepare_text`."""
     filled = SETTINGS.filled(settings)
     texts = partial(documents, cache, filled["held_out"])
-    return prepare_text(cache, "technical_text", texts, source_digest(cache), filled)
+    return prepare_text(cache, "technical_text", texts, documents_digest(texts()), filled)
 
 
 def load(cache: Path, settings: dict[str, Any] | None = None) -> LanguageData:

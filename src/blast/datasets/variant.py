@@ -1,4 +1,4 @@
-"""A text dataset in the tokens of a published model: what a run that starts from its weights needs."""
+"""A text dataset in the tokens of a published model, for runs that start from its weights."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ def cache_root() -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Fills `folder` by `build` unless it is there already, and returns its facts.
+    """Fills a folder by `build` unless it exists, and returns its facts.
 
     Args:
-        folder: The finished folder; its name should hold a digest of everything that decides its content.
+        folder: The finished folder; its name should hold a digest of everything that its content depends on.
         build: Fills the empty folder it is given and returns the facts, which are kept in `facts.json`.
 
     Returns:
@@ -33,7 +33,7 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     if not facts.exists():
         with locked(folder):
             if not facts.exists():
-                # One fixed name: what a killed build left is overwritten by the next.
+                # One fixed name, so that the next build replaces what a killed one left.
                 aside = folder.with_name(folder.name + ".partial")
                 shutil.rmtree(aside, ignore_errors=True)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -38,12 +38,12 @@ class HubFiles:
     """Some files of one repository.
 
     Attributes:
-        name: What it is called here, for messages.
+        name: Its name here, for messages.
         kind: `"models"` or `"datasets"`.
         repository: `owner/name` on the hub.
         revision: Commit, so that the content never changes under the same name.
         wanted: Shell-style patterns of paths; each has to match at least one file.
-        gate: What the repository's owner wants accepted before files are handed out, or nothing.
+        gate: Terms that the owner asks users to accept, and how; empty where there are none.
     """
 
     name: str
@@ -83,7 +83,7 @@ class HubFiles:
                 if not self._listing(cache).exists():
                     self._adopt(cache) or self._list(cache)
                 if not self._checked_before(cache):
-                    self._download(cache, progress or (lambda line: None))
+                    self._complete(cache, progress or (lambda line: None))
         return {
             "name": self.name,
             "repository": self.repository,
@@ -187,14 +187,14 @@ class HubFiles:
             )
         self._keep(cache, entries)
 
-    def _download(self, cache: Path, report: Progress) -> None:
-        """Brings what is missing or damaged, then notes that all files are right."""
+    def _complete(self, cache: Path, report: Progress) -> None:
+        """Downloads what is missing or damaged, then notes that all files are right."""
         reasons: list[str] = []
         missing = self._check(cache, self.files(cache), "in the folder", reasons)
         if missing:
             base = f"{hub_address()}/{self._prefix}{self.repository}/resolve/{self.revision}/"
             report(f"{self.name}: fetching {len(missing)} file(s) from {base}")
-            fault = self._bring(cache, missing, base, report)
+            fault = self._download_files(cache, missing, base, report)
             if fault:
                 reasons.append(f"{base}: {_reason(fault)}")
             missing = self._check(cache, missing, f"from {base}", reasons)
@@ -204,7 +204,9 @@ class HubFiles:
                 raise self._failed(fault, "; ".join(reasons), remedy) from fault
         write_atomically(self._checked(cache), json.dumps(self._seen(cache)) + "\n")
 
-    def _bring(self, cache: Path, files: Sequence[RemoteFile], base: str, report: Progress) -> Exception | None:
+    def _download_files(
+        self, cache: Path, files: Sequence[RemoteFile], base: str, report: Progress
+    ) -> Exception | None:
         """Lets the client download files; returns why it could not."""
         client = _client()
         try:

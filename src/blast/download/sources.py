@@ -1,4 +1,4 @@
-"""Brings files into a folder from several sources, tried in order, and believes nothing but their checksums."""
+"""Downloads files from several sources, tried in order; a file counts only if its checksum is right."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from blast.files import file_digest, locked, replacing
 
 Progress = Callable[[str], None]
 
-# Sources are probed all at once, so that a machine without network knows after this many seconds.
+# All sources are probed at once: without a network, a fetch fails after this many seconds.
 ANSWER_S = 4.0
-# A transfer that brings nothing for this long is given up (and resumed by the next attempt).
+# A transfer that receives nothing for this long fails; the next attempt resumes it.
 IDLE_S = 20.0
 ATTEMPTS = 3
-# A server that gave no answer is not waited for again for so long, as a machine without network should say so soon.
+# A server that did not answer is not asked again for this long.
 SILENT_S = 60.0
 CHUNK = 1 << 18
 SHORTEST_CHECKSUM = 8
@@ -39,7 +39,7 @@ _silent_until: dict[str, float] = {}
 
 
 class SourceError(Exception):
-    """Why a source did not bring its files, in a few words.
+    """Why a source did not give its files, in a few words.
 
     Attributes:
         status: The HTTP status, where a server refused.
@@ -72,14 +72,14 @@ class RemoteFile:
 
 
 class Source(Protocol):
-    """Something that can bring files."""
+    """Where files can be downloaded from."""
 
     label: str
 
     def probe(self, files: Sequence[RemoteFile]) -> None:
         """Raises `SourceError` within `ANSWER_S` seconds if the source cannot be reached."""
 
-    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+    def download(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
         """Puts the files into `folder` under their names; raises `SourceError` if it cannot."""
 
 
@@ -105,15 +105,15 @@ class UrlSource:
         return f"{self.base}{file.name}{self.suffix}"
 
     def probe(self, files: Sequence[RemoteFile]) -> None:
-        """Opens the first file and lets go."""
+        """Asks for the first byte of the first file."""
         open_address(request_for(self.address(files[0]), part="bytes=0-0")).close()
 
-    def bring(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
-        """Downloads each file, taking up what an earlier attempt left."""
+    def download(self, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+        """Downloads each file; what an earlier attempt left is resumed."""
         for file in files:
             packed = folder / f"{file.name}{self.suffix}"
             packed.parent.mkdir(parents=True, exist_ok=True)
-            download(self.address(file), packed, progress)
+            download_file(self.address(file), packed, progress)
             if self.suffix == ".gz":
                 unpack_gzip(packed, folder / file.name)
 
@@ -132,13 +132,13 @@ def fetch_files(
 
     Args:
         dataset: Name for messages.
-        files: What is wanted.
-        sources: Where from, in the order to try.
-        folder: Where to.
+        files: The files.
+        sources: In the order to try.
+        folder: Folder that takes the files.
         progress: Called with one line of text now and then.
 
     Raises:
-        BlastError: if no source had them; the sentence names each source with its reason and what to do by hand.
+        BlastError: if no source had them; one sentence with each source, its reason, and what to do by hand.
     """
     report = progress or (lambda line: None)
     with locked(folder):
@@ -154,7 +154,7 @@ def fetch_files(
                 continue
             report(f"{dataset}: fetching {len(missing)} file(s) from {source.label}")
             try:
-                source.bring(missing, folder, report)
+                source.download(missing, folder, report)
             except SourceError as fault:
                 reasons.append(f"{source.label}: {fault}")
             missing = _check(missing, folder, f"from {source.label}", reasons)
@@ -170,7 +170,7 @@ def unpack_gzip(packed: Path, path: Path) -> None:
     """Replaces a gzip file by its content at `path`.
 
     Raises:
-        SourceError: if the file is damaged; neither is kept then.
+        SourceError: if the file is damaged; neither file is kept.
     """
     try:
         with replacing(path, alone=True) as temporary, gzip.open(packed) as source, open(temporary, "wb") as target:
@@ -196,7 +196,7 @@ def _check(files: Sequence[RemoteFile], folder: Path, whence: str, reasons: list
 
 
 def _probe_all(sources: Sequence[Source], files: Sequence[RemoteFile]) -> dict[str, str]:
-    """Reasons by label of the sources that cannot be reached; asks all of them at the same time."""
+    """Asks all sources at once; returns the reason of each that cannot be reached, by its label."""
 
     def ask(source: Source) -> str | None:
         try:
@@ -220,11 +220,11 @@ def request_for(
     return request
 
 
-def download(address: str, path: Path, progress: Progress) -> None:
-    """Downloads `address` to `path`; what is cut off stays in `<path>.part` and is taken up again.
+def download_file(address: str, path: Path, progress: Progress) -> None:
+    """Downloads `address` to `path`; a partial download stays in `<path>.part` and is resumed.
 
     Raises:
-        SourceError: if the file cannot be had completely after a few attempts.
+        SourceError: if the file is not complete after a few attempts.
     """
     part = path.with_name(path.name + ".part")
     for attempt in range(1, ATTEMPTS + 1):
@@ -239,28 +239,28 @@ def download(address: str, path: Path, progress: Progress) -> None:
 
 
 def _append(address: str, part: Path, progress: Progress) -> None:
-    """Adds to `part` what is missing of the file at `address`; raises OSError if the transfer is cut."""
+    """Appends the missing bytes of the file at `address` to `part`; raises OSError if the transfer is cut."""
     have = part.stat().st_size if part.exists() else 0
     response = open_address(request_for(address, part=f"bytes={have}-" if have else None))
     with response:
         if have and getattr(response, "status", None) != http.HTTPStatus.PARTIAL_CONTENT:
-            # The server sends the whole file, whatever was asked.
+            # The server ignored the range and sends the whole file.
             have = 0
         total = have + int(response.headers.get("Content-Length") or 0)
-        told = time.monotonic()
+        reported = time.monotonic()
         with open(part, "ab" if have else "wb") as target:
             while chunk := response.read(CHUNK):
                 target.write(chunk)
                 have += len(chunk)
-                if time.monotonic() - told > 1:
-                    told = time.monotonic()
+                if time.monotonic() - reported > 1:
+                    reported = time.monotonic()
                     progress(f"{part.stem}: {have / 1e6:.1f} of {total / 1e6:.1f} MB")
     if have < total:
         raise OSError(f"{have} of {total} bytes")
 
 
 def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """Opens an address; gives up after `ANSWER_S` seconds, name resolution and every address of the host included."""
+    """Opens an address within `ANSWER_S` seconds, which include name resolution and all addresses of the host."""
     server = urllib.parse.urlsplit(request.full_url).netloc
     if time.monotonic() < _silent_until.get(server, 0.0):
         raise SourceError("it gave no answer a moment ago")
@@ -281,7 +281,7 @@ def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
         raise SourceError(f"no answer within {ANSWER_S:g} s") from None
     if isinstance(got, urllib.error.HTTPError):
         if got.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and request.get_header("Range") != "bytes=0-0":
-            # The part is as long as the file, or longer: start again without it.
+            # The partial file is as long as the file, or longer: start from the beginning.
             return open_address(request_for(request.full_url))
         raise SourceError(f"the server answers {got.code} {got.reason}", got.code)
     if isinstance(got, Exception):

@@ -142,7 +142,7 @@ def grid(data, tmp_path, monkeypatch) -> GridFolder:
 
     def prepare(name, cache=None, progress=None):
         if name == "hellaswag":
-            raise BlastError("the evaluation set hellaswag could not be had: no network.")
+            raise BlastError("the evaluation set hellaswag could not be fetched: no network.")
         return {"file": str(data / f"{name}.jsonl")}
 
     monkeypatch.setattr(sets, "prepare", prepare)
@@ -166,7 +166,10 @@ def test_without_any_rows_there_are_no_requests_and_the_reason_reaches_the_metri
     monkeypatch.setattr("blast.experiment.language.stage.read_record", lambda file: record)
     compute_language_metrics(grid, ["one"])
     made = json.loads(grid.language("one").read_text())
-    assert (made["status"], made["cause"]) == ("failed", "the evaluation set hellaswag could not be had: no network.")
+    assert (made["status"], made["cause"]) == (
+        "failed",
+        "the evaluation set hellaswag could not be fetched: no network.",
+    )
 
 
 def test_a_task_left_out_is_a_failed_row_beside_the_others():

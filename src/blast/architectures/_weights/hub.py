@@ -17,7 +17,7 @@ from blast.errors import BlastError
 if TYPE_CHECKING:
     from torch import nn
 
-# A hub repository holds the same weights in many formats; these are the ones without code in them.
+# A repository holds the same weights in many formats; these formats hold no code.
 WANTED = ("config.json", "model*.safetensors*")
 TOKENIZER = ("tokenizer*.json",)
 DROPOUTS = (
@@ -40,8 +40,8 @@ class HubWeights:
         revision: Commit.
         bytes: Size of its safetensors, as the hub shows it.
         licence: As its card states it.
-        gate: What has to be accepted first, and how.
-        vocabulary: Where else its tokenizer comes from; else it is the repository's own.
+        gate: Terms to accept first, and how.
+        vocabulary: Another source of its tokenizer; None where only the repository has it.
     """
 
     repository: str
@@ -71,8 +71,8 @@ class HubWeights:
     def tokenizer(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> TokenizerFiles:
         """The repository's tokenizer, which is small: the weights are not fetched for it."""
         files = replace(self.files(name), name=f"the tokenizer of {name}", wanted=TOKENIZER)
-        brought = (files.folder(cache) / "tokenizer.json").is_file()
-        if self.vocabulary and not brought:
+        present = (files.folder(cache) / "tokenizer.json").is_file()
+        if self.vocabulary and not present:
             return self.vocabulary.fetch(cache, progress)
 
         def write(folder: Path) -> None:
@@ -100,8 +100,8 @@ def open_folder(folder: Path, name: str, classes: int | None) -> nn.Module:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     causal = any(kind.endswith("ForCausalLM") or kind.endswith("LMHeadModel") for kind in config.architectures or ())
     kind = AutoModelForSequenceClassification if classes else AutoModelForCausalLM if causal else AutoModel
-    # What is fresh is told by us; transformers would print a page about it.
-    told = logging.get_verbosity()
+    # We check the missing weights below; transformers would print a page about them.
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -120,7 +120,7 @@ def open_folder(folder: Path, name: str, classes: int | None) -> nn.Module:
         reason = str(fault).splitlines()[0]
         raise BlastError(f"{folder}: transformers cannot load {name} from it ({reason}); fetch it again.") from fault
     finally:
-        logging.set_verbosity(told)
+        logging.set_verbosity(verbosity)
     missing = [key for key in found["missing_keys"] if not (classes and key.startswith(("score.", "classifier.")))]
     # A classifier of an encoder begins at the pooled output, and its pooler may be fresh too.
     missing = [key for key in missing if not (classes and ".pooler." in key)]

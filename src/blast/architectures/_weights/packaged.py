@@ -1,4 +1,4 @@
-"""Published weights that a package carries: for machines that reach package registries and no model hub."""
+"""Published weights in a package, for machines that reach package registries but no model hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PackagedWeights:
         bytes: Size of the package.
         licence: As the package states it.
         gguf: The file that holds everything in the GGUF format; none where the files are config and safetensors.
-        gate: What has to be accepted first.
+        gate: Terms to accept first.
     """
 
     source: Source
@@ -109,7 +109,7 @@ def _open_gguf(folder: Path, file: str, name: str, classes: int | None) -> nn.Mo
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
     without_dropout(config)
-    # A model loaded from GGUF cannot be saved again: its weights go into a fresh one.
+    # transformers cannot save a model loaded from GGUF, so its weights are copied into a new one.
     if classes:
         config.num_labels = classes
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

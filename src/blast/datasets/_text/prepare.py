@@ -1,7 +1,8 @@
-"""From documents to what training reads: tokenizer, token files, evaluation documents."""
+"""Prepares a text dataset: tokenizer, token files and evaluation documents."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,16 +29,16 @@ from blast.settings import Bounds, Name, Place, plain, updated
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Raised whenever the files below change their meaning.
+# Increased whenever the meaning of the prepared files changes.
 FORMAT = 2
-# A BPE learns nothing more from further text.
+# More text does not improve a BPE.
 TOKENIZER_BYTES = 200_000_000
-# Evaluation documents are drawn from the first of the held-out ones.
+# Evaluation documents are drawn from this much held-out text.
 EVALUATION_BYTES = 20_000_000
 ENCODED_AT_ONCE = 256
 BYTES_OF_VOCABULARY = 257
-# Gigabytes take an hour, and a line is told this often.
-TOLD_EVERY_S = 10.0
+# Gigabytes take an hour: progress is printed this often.
+PROGRESS_EVERY_S = 10.0
 TOKENIZER = "tokenizer"
 PLACE = Place("data setting")
 
@@ -54,6 +55,16 @@ class Document:
 def is_held_out(name: str, share: float) -> bool:
     """Whether the document of this name belongs to the held-out `share`: decided by the name's digest alone."""
     return digest_number(name) < share * 2**64
+
+
+def documents_digest(documents: Iterable[Document]) -> str:
+    """Digest of the names and texts of documents, `"sha256:…"`; who is held out does not count."""
+    state = hashlib.sha256()
+    for document in documents:
+        content = document.text.encode()
+        state.update(f"{document.name}\0{len(content)}\0".encode())
+        state.update(content)
+    return f"sha256:{state.hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -111,18 +122,18 @@ def prepare_text(
         Facts: digests, counts, `vocab_size`, and the paths of what was made.
     """
     described = {"format": FORMAT, "source": source_digest, "settings": settings}
-    ready = tokenizer_for(settings.get(TOKENIZER), Path(cache))
-    if ready:
-        described["tokenizer"] = ready.name
+    published = published_tokenizer(settings.get(TOKENIZER), Path(cache))
+    if published:
+        described["tokenizer"] = published.name
     key = json_digest(described, escaped=True)
     folder = Path(cache) / "prepared" / dataset / key.partition(":")[2][:16]
 
     def build(aside: Path) -> dict[str, Any]:
-        if ready:
-            tokenizer = copy_tokenizer(ready, aside / "tokenizer")
+        if published:
+            tokenizer = copy_tokenizer(published, aside / "tokenizer")
         else:
             tokenizer = train_tokenizer(_training_texts(documents()), settings["vocab_size"], aside / "tokenizer")
-        counts, held_out, shards = _write_tokens(_told(dataset, documents()), tokenizer, aside)
+        counts, held_out, shards = _write_tokens(_with_progress(dataset, documents()), tokenizer, aside)
         counts |= write_evaluation(held_out, aside)
         files = (f"tokenizer/{FILE}", *shards["train"], *shards["validation"], HELD_OUT_FILE, NEXT_LINE_FILE)
         digests = {file: file_digest(aside / file) for file in files}
@@ -150,7 +161,7 @@ def open_text(facts: dict[str, Any]) -> LanguageData:
     folder = Path(facts["folder"])
     tokenizer = load_tokenizer(folder / "tokenizer")
     kind = token_type(facts["vocab_size"])
-    # What was made before there were shards names none.
+    # Data prepared before there were shards name none.
     shards = facts.get("shards", {"train": ["train.bin"], "validation": ["validation.bin"]})
     return LanguageData(
         train=open_shards(folder, shards["train"], kind),
@@ -162,8 +173,8 @@ def open_text(facts: dict[str, Any]) -> LanguageData:
     )
 
 
-def tokenizer_for(architecture: str | None, cache: Path) -> Path | None:
-    """Folder of an architecture's own tokenizer, if one is asked for."""
+def published_tokenizer(architecture: str | None, cache: Path) -> Path | None:
+    """Folder of the tokenizer of an architecture's published weights; None without an architecture."""
     if not architecture:
         return None
     from blast import architectures
@@ -172,7 +183,7 @@ def tokenizer_for(architecture: str | None, cache: Path) -> Path | None:
 
 
 def _training_texts(documents: Iterable[Document]) -> Iterator[str]:
-    """Texts for the tokenizer: nothing held out, and no more than it needs."""
+    """Texts to train the tokenizer on: none that is held out, and at most `TOKENIZER_BYTES`."""
     read = 0
     for document in documents:
         if not document.held_out and read < TOKENIZER_BYTES:
@@ -211,13 +222,13 @@ def _write_tokens(
     return counts, kept, {"train": train.files, "validation": validation.files}
 
 
-def _told(dataset: str, documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, with a line about how far they are now and then."""
-    read, told = 0, time.monotonic()
+def _with_progress(dataset: str, documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents; progress is printed on the way."""
+    read, reported = 0, time.monotonic()
     for document in documents:
         read += len(document.text)
-        if time.monotonic() - told > TOLD_EVERY_S:
-            told = time.monotonic()
+        if time.monotonic() - reported > PROGRESS_EVERY_S:
+            reported = time.monotonic()
             print(f"{dataset}: {read / 1e6:.0f} MB of text tokenised", file=sys.stderr, flush=True)
         yield document
 

@@ -1,4 +1,4 @@
-"""Tokens on disk in shards: written one after the other, read as if they were one array in memory."""
+"""Tokens on disk in shards, which are read as one array."""
 
 from __future__ import annotations
 

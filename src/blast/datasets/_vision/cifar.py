@@ -29,7 +29,7 @@ class CifarBinary:
         train: Members with training records.
         test: Members with test records.
         labels: Label bytes before the pixels of each record; the last counts.
-        num_classes: Classes.
+        num_classes: Number of classes.
         mean: By channel, of the training pixels scaled to [0, 1].
         std: Likewise.
     """
@@ -62,7 +62,7 @@ class CifarBinary:
 
     def load(self, cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         """The images in memory."""
-        shown_as = self.settings.shown_as(settings)
+        batch_options = self.settings.batch_options(settings)
         path = self._folder(cache) / self.archive
         if not path.exists():
             raise BlastError(f"{self.name} is not in {path.parent}; fetch it first.")
@@ -77,7 +77,7 @@ class CifarBinary:
             mean=self.mean,
             std=self.std,
             digest=self.digest,
-            **shown_as,
+            **batch_options,
         )
 
     def _folder(self, cache: Path) -> Path:

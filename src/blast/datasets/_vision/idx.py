@@ -61,7 +61,7 @@ class IdxImages:
 
     def load(self, cache: Path, settings: dict[str, Any] | None = None) -> VisionData:
         """The images in memory."""
-        shown_as = self.settings.shown_as(settings)
+        batch_options = self.settings.batch_options(settings)
         if not all((self.folder(cache) / name).exists() for name in self.checksums):
             raise BlastError(f"{self.name} is not in {self.folder(cache)}; fetch it first.")
         train, test = (self._class()(self._root(cache), train=train, download=False) for train in (True, False))
@@ -74,7 +74,7 @@ class IdxImages:
             mean=(self.mean,),
             std=(self.std,),
             digest=self.digest,
-            **shown_as,
+            **batch_options,
         )
 
     def _root(self, cache: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from blast.datasets._vision.vision_data import batch_places
+from blast.datasets._vision.vision_data import batch_indices
 from blast.settings import Count
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ImageFolderData:
     Attributes:
         train: Path and label of each training image.
         held_out: Likewise of the test images.
-        num_classes: Classes told apart.
+        num_classes: Number of classes.
         image_size: Side in pixels that images are brought to.
         augment: `"none"` crops the middle; anything else crops at random and mirrors.
         digest: Digest of what was listed.
@@ -74,7 +74,7 @@ class ImageFolderData:
         """The batch of one step, as `VisionData.train_batch`."""
         import numpy as np
 
-        chosen = batch_places(len(self.train), step, batch, seed)
+        chosen = batch_indices(len(self.train), step, batch, seed)
         draw = None if self.augment == "none" else np.random.default_rng([seed, 1, step])
         return self._decoded([self.train[place] for place in chosen], draw)
 

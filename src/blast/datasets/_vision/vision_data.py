@@ -33,14 +33,14 @@ class ImageSettings:
     image_size: Count | None = None
     channels: Count | None = None
 
-    def shown_as(self, given: dict[str, Any] | None) -> dict[str, Any]:
+    def batch_options(self, given: dict[str, Any] | None) -> dict[str, Any]:
         """These settings with the given ones over them, as `VisionData` takes them.
 
         Raises:
             BlastError: for an unknown setting or a wrong value.
         """
         filled = updated(self, given, PLACE)
-        return {"augment": filled.augment, "resize": filled.image_size, "planes": filled.channels}
+        return {"augment": filled.augment, "resize": filled.image_size, "repeat_to": filled.channels}
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class VisionData:
         train_labels: int64 `[n]`.
         test_images: uint8, likewise.
         test_labels: int64, likewise.
-        num_classes: Classes told apart.
+        num_classes: Number of classes.
         mean: Of the training pixels scaled to [0, 1], by channel.
         std: Likewise.
         digest: `"sha256:…"` of everything above that was read.
         augment: As in `ImageSettings`.
         resize: Side that images are brought to when a batch needs them; None leaves them as they are.
-        planes: Channels that grey images are repeated to; None leaves them as they are.
+        repeat_to: Number of channels that grey images are repeated to; None leaves them as they are.
     """
 
     train_images: Tensor
@@ -71,14 +71,14 @@ class VisionData:
     digest: str
     augment: str = "none"
     resize: int | None = None
-    planes: int | None = None
+    repeat_to: int | None = None
 
     def __post_init__(self) -> None:
         stored = self.train_images.shape[1]
         if len(self.mean) != stored or len(self.std) != stored:
             raise BlastError(f"{stored} channels need as many means and deviations, not {self.mean}, {self.std}.")
-        if stored != 1 and self.planes not in (None, stored):
-            raise BlastError(f"images of {stored} channels cannot be shown as {self.planes}; leave 'channels' out.")
+        if stored != 1 and self.repeat_to not in (None, stored):
+            raise BlastError(f"images of {stored} channels cannot be shown as {self.repeat_to}; leave 'channels' out.")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ class VisionData:
     @property
     def channels(self) -> int:
         """Colour channels."""
-        return self.planes or self.train_images.shape[1]
+        return self.repeat_to or self.train_images.shape[1]
 
     def train_batch(self, step: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:
         """The batch of one step: every epoch sees each image once, in an order of its own.
@@ -109,7 +109,7 @@ class VisionData:
         import numpy as np
         import torch
 
-        index = torch.from_numpy(batch_places(len(self.train_labels), step, batch, seed))
+        index = torch.from_numpy(batch_indices(len(self.train_labels), step, batch, seed))
         images = self._augmented(self.train_images[index], np.random.default_rng([seed, 1, step]))
         return self._normalised(images), self.train_labels[index]
 
@@ -143,7 +143,7 @@ class VisionData:
         if self.resize and self.resize != pixels.shape[-1]:
             side = (self.resize, self.resize)
             pixels = torch.nn.functional.interpolate(pixels, side, mode="bilinear", antialias=True)
-        return pixels.expand(-1, self.planes, -1, -1) if self.planes else pixels
+        return pixels.expand(-1, self.repeat_to, -1, -1) if self.repeat_to else pixels
 
     def _augmented(self, images: Tensor, draw: Any) -> Tensor:
         import torch
@@ -164,7 +164,7 @@ class VisionData:
         return padded[image, channel, rows, columns]
 
 
-def batch_places(n: int, step: int, batch: int, seed: int) -> np.ndarray:
+def batch_indices(n: int, step: int, batch: int, seed: int) -> np.ndarray:
     """Which of `n` images a step sees, int64 `[batch]`: every epoch is a permutation of its own."""
     import numpy as np
 
