@@ -9,6 +9,8 @@ import pandas as pd
 from paper_figures import _style as style
 
 LINES: dict[str, Any] = {"dense": "-", "blast": "-", "rigl_swap": (0, (4, 1.5))}
+# A method that is not listed.
+OTHER_LINE = (0, (3, 1, 1, 1))
 MASKED_LINE = (0, (1, 1.2))
 # Smallest number of seconds from which a time is given in these units.
 UNITS = ((7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))
@@ -21,7 +23,7 @@ def stays_masked(point: Any) -> bool:
 
 def line_of(point: Any) -> Any:
     """Line style of a run."""
-    return MASKED_LINE if stays_masked(point) else LINES[point.method]
+    return MASKED_LINE if stays_masked(point) else LINES.get(point.method, OTHER_LINE)
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
