@@ -1,8 +1,8 @@
-# What is made of records as they come: lm-eval's metrics, and runs in MLflow.
+# Made from records as points finish: the metrics of lm-eval, and runs in MLflow.
 
 
 rule language:
-    """lm-eval's own code makes the metrics, from the scores that the points left."""
+    """Computes the metrics of lm-eval from the scores of the points."""
     input:
         FOLDER.stamp("train", "{job}"),
     output:
@@ -25,7 +25,7 @@ def records_of(wildcards):
 
 
 rule mlflow:
-    """Shows the points of a job in MLflow; a server out of reach costs nothing and is tried again next time."""
+    """Imports the points of a job into MLflow. If the server is unreachable, the next run tries again."""
     input:
         records_of,
     output:

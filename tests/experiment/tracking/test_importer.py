@@ -1,4 +1,4 @@
-"""Records become MLflow runs: once each, whole, and the newest one current."""
+"""Each record becomes one complete MLflow run, and the record on disk is the current run of its point."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_record_becomes_a_run_with_everything_in_it(mlflow_folder: GridFolder)
     assert found == {"point.json", "record.json", "log.txt", "masks/over_time.png", "masks/last.png"}
 
 
-def test_long_curves_arrive_whole_and_by_step(mlflow_folder: GridFolder) -> None:
+def test_long_curves_are_imported_completely(mlflow_folder: GridFolder) -> None:
     write_point(mlflow_folder, "p1", steps=2100)
     import_grid(mlflow_folder.root)
     (run,) = runs_of(mlflow_folder)
@@ -45,7 +45,7 @@ def test_long_curves_arrive_whole_and_by_step(mlflow_folder: GridFolder) -> None
     assert history[4].value == 1.0
 
 
-def test_the_time_of_training_arrives_by_step(mlflow_folder: GridFolder) -> None:
+def test_the_training_time_is_imported_by_step(mlflow_folder: GridFolder) -> None:
     record = write_point(mlflow_folder, "p1")
     record["run"]["training_seconds"] = {"step": [9, 19], "value": [1.5, 2.5], "compiling": [1.0, 1.0]}
     write_json(mlflow_folder.record("p1"), record)
@@ -66,7 +66,7 @@ def test_importing_twice_adds_nothing(mlflow_folder: GridFolder) -> None:
     assert [(run.info.run_id, run.data.tags) for run in runs_of(mlflow_folder)] == before
 
 
-def test_language_metrics_that_come_later_join_their_run(mlflow_folder: GridFolder) -> None:
+def test_later_language_metrics_are_added_to_the_run(mlflow_folder: GridFolder) -> None:
     record = write_point(mlflow_folder, "p1")
     import_grid(mlflow_folder.root)
     write_language(mlflow_folder, record, accuracy=0.5)
@@ -82,7 +82,7 @@ def test_language_metrics_that_come_later_join_their_run(mlflow_folder: GridFold
     assert run.data.metrics["pystdlib_next_line/acc"] == 0.25
 
 
-def test_language_metrics_of_another_record_are_left_out(mlflow_folder: GridFolder) -> None:
+def test_language_metrics_of_another_record_are_ignored(mlflow_folder: GridFolder) -> None:
     write_language(mlflow_folder, write_point(mlflow_folder, "p1", loss=2.0))
     write_point(mlflow_folder, "p1", loss=1.0)
     import_grid(mlflow_folder.root)
@@ -121,7 +121,7 @@ def test_a_failed_point_is_a_failed_run_with_its_cause(mlflow_folder: GridFolder
     assert (artifacts(run) / "log.txt").is_file()
 
 
-def test_a_half_made_run_of_a_killed_import_is_made_again(
+def test_an_incomplete_run_of_a_killed_import_is_imported_again(
     mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_point(mlflow_folder, "p1")
@@ -134,7 +134,7 @@ def test_a_half_made_run_of_a_killed_import_is_made_again(
     assert (artifacts(run) / "masks" / "last.png").is_file()
 
 
-def test_a_damaged_record_is_told_and_the_others_are_imported(
+def test_a_damaged_record_is_reported_and_the_others_are_imported(
     mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_point(mlflow_folder, "p1")
@@ -143,7 +143,7 @@ def test_a_damaged_record_is_told_and_the_others_are_imported(
     write_point(mlflow_folder, "p2")
     (mlflow_folder.work("p2") / "masks.safetensors").write_bytes(b"half")
     assert main(["--grid-dir", str(mlflow_folder.root)]) == 1
-    told = capsys.readouterr()
-    assert "2 runs added" in told.out
-    assert "p0.json" in told.err
-    assert "masks.safetensors" in told.err
+    captured = capsys.readouterr()
+    assert "2 runs added" in captured.out
+    assert "p0.json" in captured.err
+    assert "masks.safetensors" in captured.err

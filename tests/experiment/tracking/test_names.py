@@ -1,13 +1,13 @@
-"""Names of metrics and parameters in MLflow are legal, readable, and never hide a value."""
+"""Names of metrics and parameters in MLflow are legal, readable and unique."""
 
 from __future__ import annotations
 
 from mlflow_grid import metric
 
-from blast.experiment.tracking import names as names
+from blast.experiment.tracking import names
 
 
-def test_timings_are_told_apart_by_who_and_how_and_none_is_lost() -> None:
+def test_timings_have_unique_names() -> None:
     timing = {"unit": "ms", "provider": "ours", "dtype": "float32", "low": 1.0, "high": 3.0, "spread": "q20-80"}
     entries = [
         metric("latency", float(value), **timing, tokens=tokens) for value, tokens in ((1, 1), (2, 128), (4, 128))
@@ -30,7 +30,7 @@ def test_names_are_legal_for_mlflow() -> None:
             _validate_param_name(name)
 
 
-def test_timings_with_tied_or_other_masks_have_names_of_their_own():
+def test_shared_and_skewed_masks_are_part_of_the_name():
     entry = {"metric": "latency", "unit": "ms", "provider": "ours", "dtype": "bfloat16", "tokens": 16, "value": 1.0}
     forms = [
         entry | {"tied": False, "setting": {"mask": "uniform"}},

@@ -1,4 +1,4 @@
-"""Whatever the MLflow store does, it is one sentence, and the records stay."""
+"""Each failure of the MLflow store is one sentence and leaves the records unchanged."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.store import import_lock, tracking_uri
 
 
-def test_two_processes_may_make_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = GridFolder(tmp_path / "results" / GRID)
     ids = [f"p{i}" for i in range(6)]
     for name in ids:
         write_point(folder, name)
-    # They share two points: each is imported by whoever is first.
+    # They share two points. The first process to come imports them.
     command = [sys.executable, "-m", "blast.experiment.tracking.importer", "--grid-dir", str(folder.root)]
     halves = [subprocess.Popen([*command, *part], stdout=subprocess.PIPE, text=True) for part in (ids[:4], ids[2:])]
     lines = [half.communicate(timeout=120)[0] for half in halves]
@@ -35,7 +35,7 @@ def test_two_processes_may_make_a_new_database_at_once(tmp_path: Path, monkeypat
     assert [line.count("\n") for line in lines] == [1, 1]
 
 
-def test_a_server_that_refuses_leaves_the_records_untouched(mlflow_folder: GridFolder) -> None:
+def test_a_server_that_refuses_leaves_the_records_unchanged(mlflow_folder: GridFolder) -> None:
     write_point(mlflow_folder, "p1")
     before = mlflow_folder.record("p1").read_bytes()
     with socket.socket() as free:
@@ -43,11 +43,11 @@ def test_a_server_that_refuses_leaves_the_records_untouched(mlflow_folder: GridF
         port = free.getsockname()[1]
     began = time.monotonic()
     with pytest.raises(
-        BlastError, match=r"did not take the runs \(connection refused\).*records are untouched"
-    ) as told:
+        BlastError, match=r"did not accept the runs \(connection refused\).*records are unchanged"
+    ) as raised:
         import_grid(mlflow_folder.root, uri=f"http://127.0.0.1:{port}")
     assert time.monotonic() - began < 10
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
     assert mlflow_folder.record("p1").read_bytes() == before
 
 
@@ -67,11 +67,11 @@ def test_a_damaged_database_is_one_sentence(mlflow_folder: GridFolder) -> None:
     write_point(mlflow_folder, "p1")
     database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"
     database.write_bytes(b"not a database" * 100)
-    with pytest.raises(BlastError, match=r"mlflow\.db: the MLflow database cannot be used \(.*move it aside"):
+    with pytest.raises(BlastError, match=r"mlflow\.db: the MLflow database cannot be used \(.*move the file away"):
         import_grid(mlflow_folder.root)
 
 
-def test_a_moved_folder_is_told_and_nothing_is_written_to_the_old_place(
+def test_a_moved_folder_is_rejected_and_nothing_is_written_to_the_old_place(
     mlflow_folder: GridFolder, tmp_path: Path
 ) -> None:
     write_point(mlflow_folder, "p1")

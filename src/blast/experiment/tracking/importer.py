@@ -1,10 +1,10 @@
-"""Records as MLflow runs: a view that can be built again at any time, and in which nothing is twice.
+"""Imports records into MLflow. MLflow can be filled again from the records at any time, and never has duplicates.
 
     python -m blast.experiment.tracking.importer --grid-dir results/default [ID ...]
 
-A run a record, an experiment a grid. The key of a run is the tag `record_digest`; what lm-eval made of it later joins
-the same run, keyed by the tag `language_digest`. The run of the record that is on disk is the current one of its point;
-every other run of that point carries `superseded = true`.
+Each grid is an experiment, and each record is a run. The tag `record_digest` identifies the record of a run. The
+metrics of lm-eval come later and are added to the same run; the tag `language_digest` identifies them. The run of the
+record on disk is the current run of its point. All other runs of the point have `superseded = true`.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class ImportSummary:
-    """What an import did.
+    """What an import did; the lists hold ids of points.
 
     Attributes:
         uri: Address of the store.
-        added: Ids whose record became a new run.
-        amended: Ids whose run gained language metrics.
-        unchanged: Ids that were there already.
-        superseded: Ids of which an older run was marked superseded.
-        faults: One sentence for each record that could not be read; the others were imported.
+        added: Points whose record became a new run.
+        amended: Points whose run got language metrics.
+        unchanged: Points whose run was already complete.
+        superseded: Points with an older run that is now marked as superseded.
+        faults: One sentence for each damaged file; all other records were imported.
     """
 
     uri: str
@@ -57,7 +57,7 @@ class ImportSummary:
     faults: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """The import in one line."""
+        """One line that says what the import did."""
         parts = [f"{len(self.added)} runs added"]
         for ids, words in ((self.amended, "given language metrics"), (self.superseded, "superseded")):
             parts += [f"{len(ids)} {words}"] if ids else []
@@ -67,16 +67,16 @@ class ImportSummary:
 def import_records(
     record_files: Iterable[Path], language_files: Iterable[Path], points_dir: Path, uri: str | None = None
 ) -> ImportSummary:
-    """Brings records into MLflow; what is there already is left alone.
+    """Imports records into MLflow. Complete runs stay as they are.
 
     Args:
         record_files: Records to import.
-        language_files: What lm-eval made of their scores, by file name `<id>.json`; missing files are passed over.
+        language_files: Files `<id>.json` with the metrics of lm-eval; missing ones are ignored.
         points_dir: `results/<grid>/points`, with the masks and logs of the points.
-        uri: Address of the store; `MLFLOW_TRACKING_URI`, else `results/mlflow/mlflow.db`.
+        uri: Address of the store (default: `MLFLOW_TRACKING_URI`, else `results/mlflow/mlflow.db`).
 
     Raises:
-        BlastError: if the store cannot be reached or used; the records are untouched, and runs already made stay.
+        BlastError: if the store cannot be reached or used. The records are unchanged, and finished imports stay.
     """
     folder, results = GridFolder(Path(points_dir).parent), Path(points_dir).absolute().parents[1]
     uri = tracking_uri(results, uri)
@@ -105,7 +105,7 @@ def _readable(files: Iterable[Path], summary: ImportSummary) -> Iterator[tuple[P
 
 
 def _language_metrics(file: Path | None, record: dict[str, Any], summary: ImportSummary) -> dict[str, Any] | None:
-    """lm-eval's part of a record; None if there is none yet or it was made of another record."""
+    """The language metrics of a record; None if there are none yet or they belong to another record."""
     if file is None or not file.is_file():
         return None
     try:
@@ -117,7 +117,7 @@ def _language_metrics(file: Path | None, record: dict[str, Any], summary: Import
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, results: Path) -> str:
-    """Id of the experiment of a grid, made if there is none."""
+    """Id of the experiment of a grid; the experiment is created if it is missing."""
     from mlflow.exceptions import MlflowException
 
     location = artifact_location(uri, results, name)
@@ -126,14 +126,14 @@ def _experiment(client: MlflowClient, name: str, uri: str, results: Path) -> str
         try:
             return client.create_experiment(name, artifact_location=location, tags=experiment_tags(name))
         except MlflowException:
-            known = client.get_experiment_by_name(name)  # another machine was first
+            known = client.get_experiment_by_name(name)  # another machine created it first
             if known is None:
                 raise
     place, database = known.artifact_location, database_file(uri)
     if database and place.startswith("file:") and place != location:
         raise BlastError(
-            f"{database.parent}: this folder was moved (it keeps artifacts in {place}); "
-            "delete it and import again: it is made anew from the records."
+            f"{database.parent}: this folder was moved (its artifacts were in {place}); "
+            "delete it and import again: MLflow is filled again from the records."
         )
     if known.lifecycle_stage == "deleted":
         client.restore_experiment(known.experiment_id)
@@ -173,11 +173,11 @@ def _import_one(
 
 
 def _runs_of(client: MlflowClient, experiment: str, name: str, record_digest: str) -> tuple[Run | None, list[Run]]:
-    """The run of this record, if it was imported whole, and the runs of other records of the same point."""
+    """The complete run of this record, or None, and the runs of other records of the same point."""
     current, older = None, []
     for run in client.search_runs([experiment], filter_string=f"tags.point_id = '{name}'"):
         if run.info.status == "RUNNING":
-            client.delete_run(run.info.run_id)  # its import was killed half-way
+            client.delete_run(run.info.run_id)  # its import was killed
         elif run.data.tags.get("record_digest") == record_digest and current is None:
             current = run
         else:
@@ -186,7 +186,7 @@ def _runs_of(client: MlflowClient, experiment: str, name: str, record_digest: st
 
 
 def import_grid(grid_dir: Path, ids: Iterable[str] = (), uri: str | None = None) -> ImportSummary:
-    """Imports the records of a grid folder, all of them or those with the given ids.
+    """Imports the records of a grid folder: those with the given ids, else all.
 
     Raises:
         BlastError: as `import_records`.
@@ -198,13 +198,13 @@ def import_grid(grid_dir: Path, ids: Iterable[str] = (), uri: str | None = None)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Imports and prints one line a grid; 1 if a record was damaged or the store could not be used."""
+    """Imports a grid and prints one line. Returns 1 if a file was damaged or the store could not be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m blast.experiment.tracking.importer", description="Records as runs."
+        prog="python -m blast.experiment.tracking.importer", description="Imports the records of a grid into MLflow."
     )
     parser.add_argument("--grid-dir", type=Path, required=True, help="folder of a grid, such as results/default")
     parser.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, else results/mlflow/mlflow.db")
-    parser.add_argument("ids", nargs="*", help="points to import; without any, all that have a record")
+    parser.add_argument("ids", nargs="*", help="ids of points to import (default: all that have a record)")
     given = parser.parse_args(arguments)
     try:
         summary = import_grid(given.grid_dir, given.ids, given.tracking_uri)

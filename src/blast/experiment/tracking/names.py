@@ -1,4 +1,4 @@
-"""What the parts of a record are called in MLflow: parameters, metrics, curves, tags. It does not import MLflow."""
+"""Names in MLflow for the parts of a record: parameters, metrics, curves, tags. Does not import MLflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Keys of a point that name it, rather than set anything.
+# Keys of a point that are no settings.
 _NOT_PARAMETERS = frozenset({"id", "grid", "format"})
 _PARAMETER_LENGTH = 6000
 _TAG_LENGTH = 8000
@@ -15,7 +15,7 @@ _QUALIFIERS = ("dtype", "tokens", "batch")
 
 
 def _legal(name: str) -> str:
-    """A name as MLflow takes it: words, `_`, `-`, `.`, ` ` and, between parts, `/`."""
+    """A name that MLflow accepts: word characters, `_`, `-`, `.`, spaces, and `/` between parts."""
     parts = (re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/"))
     return "/".join(part for part in parts if part.strip(". "))[:250]
 
@@ -27,7 +27,7 @@ def as_text(value: Any) -> str:
 def parameters(point: dict[str, Any]) -> dict[str, str]:
     """The settings of a point, flattened: `sparsity`, `block` as `16x16`, `training.steps`.
 
-    What is not set (None, an empty list or table) is left out, so that a dense run shows no pruning settings.
+    Empty settings (None, an empty list or table) are left out, so a dense run shows no pruning settings.
     """
     flat: dict[str, str] = {}
 
@@ -46,10 +46,10 @@ def parameters(point: dict[str, Any]) -> dict[str, str]:
 
 
 def metric_name(entry: dict[str, Any]) -> str:
-    """Name of one measured metric; the part before the `/` is the group that MLflow draws it in.
+    """Name of a measured metric. The part before the `/` is the group in which MLflow draws it.
 
-    lm-eval's are `task/metric`, our own `quality/top1`, sizes `memory/weights_bytes`, timings
-    `latency_ms/ours float32 tokens128`, or `latency_ms/ours tied skewed masks float32 tokens128`.
+    Examples: `<task>/<metric>` from lm-eval, `quality/top1`, `memory/weights_bytes`,
+    `latency_ms/ours float32 tokens128`, `latency_ms/ours tied skewed masks float32 tokens128`.
     """
     metric, unit = str(entry["metric"]), entry.get("unit")
     if entry.get("task"):
@@ -65,9 +65,9 @@ def metric_name(entry: dict[str, Any]) -> str:
 
 
 def metrics(entries: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Values by name, each with its spread: `_stderr`, or its ends `_q20` and `_q80`, or `_ci95_low` and `_ci95_high`.
+    """Values by name. The spread of `x` is `x_stderr`, or `x_q20` and `x_q80`, or `x_ci95_low` and `x_ci95_high`.
 
-    Entries that would share a name are told apart by a number; none is dropped.
+    Entries with equal names get a number, so that none is lost.
     """
     values: dict[str, float] = {}
     for entry in entries:
@@ -93,7 +93,7 @@ def metrics(entries: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def final_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """All end values of a result: its metrics, the sparsity reached, and the number of parameters."""
+    """All final values of a result: metrics, target and achieved sparsity, numbers of parameters."""
     values = metrics(result.get("metrics", ()))
     sparsity, sizes = result.get("sparsity") or {}, result.get("parameters") or {}
     more = {f"sparsity/{key}": sparsity.get(key) for key in ("target", "achieved")}
@@ -102,7 +102,7 @@ def final_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 
 def curves(result: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
-    """`(name, step, value)` of every point of every learning curve, named `curves/train_loss` and so on."""
+    """`(name, step, value)` for all curves, with names such as `curves/train_loss`."""
     for name, curve in (result.get("curves") or {}).items():
         for step, value in zip(curve["step"], curve["value"], strict=True):
             if value is not None:
@@ -110,14 +110,14 @@ def curves(result: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
 
 
 def times(run: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
-    """`(name, step, seconds)` of the time that training alone had taken at each evaluation."""
+    """`(name, step, seconds)`: the training time until each evaluation, without evaluations."""
     seconds = run.get("training_seconds") or {"step": [], "value": []}
     for step, value in zip(seconds["step"], seconds["value"], strict=True):
         yield "curves/training_time", int(step), float(value)
 
 
 def tags(record: dict[str, Any]) -> dict[str, str]:
-    """Tags of the run of a record: what it is, where it comes from, and how it went."""
+    """Tags of the run of a record: its identity, its origin and its status."""
     point, run = record["point"], record["run"]
     found = {key: point.get(key) for key in ("architecture", "dataset", "method", "stage")}
     found |= {key: run.get(key) for key in ("commit", "dirty", "hardware", "host", "fingerprint")}

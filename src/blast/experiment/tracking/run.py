@@ -1,4 +1,4 @@
-"""One record written out as one MLflow run: parameters, curves, end values, dataset, artifacts, tags."""
+"""Writes one record as one MLflow run: parameters, curves, final values, dataset, artifacts, tags."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.rows import record_rows, write_rows
-from blast.experiment.tracking import names as names
+from blast.experiment.tracking import names
 from blast.files import write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-_BATCH = 900  # entries of one request; MLflow takes 1000
+_BATCH = 900  # metrics in one request; MLflow accepts 1000
 
 
 def _milliseconds(time_text: str | float | None) -> int:
@@ -40,17 +40,17 @@ def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> No
 def write_run(
     client: MlflowClient, experiment: str, file: Path, record: dict[str, Any], folder: GridFolder
 ) -> tuple[str, list[str]]:
-    """Makes the run of a record. It counts as running until all of it is there: a killed import is seen and redone.
+    """Creates the run of a record. It has the status RUNNING until it is complete, so a killed import is repeated.
 
     Args:
-        client: Of the store.
+        client: Client of the store.
         experiment: Id of the experiment.
         file: File of the record.
         record: The record.
-        folder: Folder of its grid, with the log and the masks.
+        folder: Folder of the grid, which holds the log and the masks.
 
     Returns:
-        Id of the run, and a sentence for each artifact that is damaged.
+        Id of the run, and one sentence for each damaged artifact.
     """
     from mlflow.entities import Metric, Param
 
@@ -77,18 +77,18 @@ def _log_dataset(client: MlflowClient, run_id: str, dataset: dict[str, Any] | No
     from mlflow.entities import Dataset, DatasetInput
 
     if dataset:
-        short = dataset["digest"].removeprefix("sha256:")[:8]  # shown beside the name; MLflow takes 36 characters
+        short = dataset["digest"].removeprefix("sha256:")[:8]  # displayed beside the name; MLflow accepts 36 characters
         source = names.as_text({"dataset": dataset["name"]})
         entry = Dataset(dataset["name"], short, "blast", source, profile=names.as_text(dataset.get("counts", {})))
         client.log_inputs(run_id, datasets=[DatasetInput(entry)])
 
 
 def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: GridFolder) -> list[str]:
-    """Puts the artifacts of a run into `place`; returns a sentence for each that is damaged."""
+    """Copies the artifacts of a run into `place`. Returns one sentence for each damaged one."""
     write_json(place / "point.json", record["point"])
     shutil.copyfile(file, place / "record.json")
     if record.get("log") and (log := folder.root / record["log"]).is_file():
-        shutil.copyfile(log, place / "log.txt")  # the UI shows .txt, and offers .log for download only
+        shutil.copyfile(log, place / "log.txt")  # the UI displays .txt files, but not .log files
     if record["point"]["stage"] == "benchmark":
         write_rows(place / "rows.csv", record_rows(record))
     masks = (record["result"].get("artifacts") or {}).get("masks")
@@ -104,10 +104,10 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
 
 
 def add_language(client: MlflowClient, run_id: str, language: dict[str, Any], key: str) -> None:
-    """Adds lm-eval's metrics to a run; the digest comes last, so that a killed import is redone."""
+    """Adds the metrics of lm-eval to a run. The digest is written last, so a killed import is repeated."""
     from mlflow.entities import Metric, RunTag
 
-    now = int(time.time() * 1000)  # the latest of two values of a step is the one with the later time
+    now = int(time.time() * 1000)  # of two values for a step, MLflow shows the later one
     values = names.metrics(language.get("metrics") or ())
     _log_metrics(client, run_id, [Metric(key, value, now, 0) for key, value in values.items()])
     client.log_dict(run_id, language, "language.json")

@@ -1,4 +1,4 @@
-"""How an MLflow store is reached: address, the quiet client, the lock, and a new database made once, alone."""
+"""Access to an MLflow store: its address, the client, the lock, and the creation of a new database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blast.files import file_lock, text_digest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Set before MLflow is imported; what the user has set stays. Two tries of 4 s: a dead server is told within 10 s.
+# Set before MLflow is imported; values set by the user stay. Two attempts of 4 s: a dead server is reported in 10 s.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -26,13 +26,13 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
-_LOCK_PATIENCE = 600.0  # s; importing a thousand runs takes about three minutes
+_LOCK_PATIENCE = 600.0  # s; a thousand runs take about three minutes
 
 
 def tracking_uri(results: Path, given: str | None = None) -> str:
     """Address of the store: the given one, else `MLFLOW_TRACKING_URI`, else a database under `results/mlflow`.
 
-    A relative sqlite path is made absolute, from the working directory.
+    A relative sqlite path is resolved against the working directory.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(results).resolve()}/mlflow/mlflow.db"
     file = database_file(uri)
@@ -40,14 +40,14 @@ def tracking_uri(results: Path, given: str | None = None) -> str:
 
 
 def database_file(uri: str) -> Path | None:
-    """File of an sqlite address, None for any other store."""
+    """The file of an sqlite address; None for any other store."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///").split("?")[0]).resolve()
 
 
 def artifact_location(uri: str, results: Path, experiment: str) -> str | None:
-    """Folder for the artifacts of an experiment, as a `file://` address; None where the server decides."""
+    """Folder for the artifacts of an experiment as a `file://` address; None if a server decides."""
     if uri.startswith(("http://", "https://")):
         return None
     file = database_file(uri)
@@ -57,7 +57,7 @@ def artifact_location(uri: str, results: Path, experiment: str) -> str | None:
 
 @contextlib.contextmanager
 def import_lock(uri: str) -> Iterator[None]:
-    """Lets one process of this machine at a time write to a store; released by the system if the process dies.
+    """Lets only one process of this machine write to a store. The lock ends with the process, even if it is killed.
 
     Raises:
         BlastError: if another process holds it for more than ten minutes, or the folder cannot be written.
@@ -86,7 +86,7 @@ def import_lock(uri: str) -> Iterator[None]:
 
 
 def make_quiet() -> None:
-    """Turns off MLflow's telemetry, chatter and long waits; call before the first `import mlflow`."""
+    """Turns off MLflow's telemetry, log messages and long waits; call it before the first `import mlflow`."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     for name in ("alembic", "mlflow", "urllib3.connectionpool"):
@@ -94,10 +94,10 @@ def make_quiet() -> None:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """A client of a store that has answered; a missing sqlite database is made first. Call it under `import_lock`.
+    """A client of a store that answers. A missing sqlite database is created. Call it under `import_lock`.
 
     Raises:
-        BlastError: if a server does not answer or a database cannot be used, with the reason and the remedy.
+        BlastError: if a server does not answer or a database cannot be used.
     """
     make_quiet()
     with store_errors(uri):
@@ -113,7 +113,7 @@ def open_client(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Turns what MLflow, its HTTP library and its database raise into one sentence."""
+    """Turns errors of MLflow, its HTTP library and its database into a `BlastError`."""
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
 
@@ -126,16 +126,16 @@ def store_errors(uri: str) -> Iterator[None]:
         sqlite3.Error,
     ) as error:
         if uri.startswith(("http://", "https://")):
-            problem = f"the MLflow server {uri} did not take the runs"
+            problem = f"the MLflow server {uri} did not accept the runs"
             remedy = "start it or set MLFLOW_TRACKING_URI"
         elif database := database_file(uri):
             problem = f"{database}: the MLflow database cannot be used"
-            remedy = "move it aside (it is made again from the records)"
+            remedy = "move the file away (it is made again from the records)"
         else:
             problem = f"the MLflow store '{uri}' cannot be used"
             remedy = "set MLFLOW_TRACKING_URI to sqlite:///… or http://…"
         problem += f" ({_reason(error)})"
-        raise BlastError(f"{problem}; {remedy}, then import again: the records are untouched.") from error
+        raise BlastError(f"{problem}; {remedy}, then import again: the records are unchanged.") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -154,14 +154,14 @@ def _reason(error: BaseException) -> str:
 
 
 def _create_database(file: Path) -> None:
-    """Makes an empty database aside and moves it into place whole; WAL lets the UI read during an import."""
+    """Creates an empty database under another name and renames it. WAL mode lets the UI read during an import."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     aside = file.with_name(f".{file.name}.new")
     for left in (aside, Path(f"{aside}-wal"), Path(f"{aside}-shm"), Path(f"{aside}-journal")):
         left.unlink(missing_ok=True)
     store = SqlAlchemyStore(f"sqlite:///{aside}", (file.parent / "artifacts").as_uri())
-    # MLflow's own empty experiment "Default" would stand beside the grid that is called "default".
+    # MLflow creates an empty experiment "Default", easily confused with the grid "default".
     store.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))
     store.engine.dispose()
     with contextlib.closing(sqlite3.connect(aside)) as connection:

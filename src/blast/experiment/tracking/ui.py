@@ -1,4 +1,4 @@
-"""MLflow's web pages for the runs: brings the records in, says where to look, and serves on this machine only.
+"""MLflow's web pages: imports all records, prints the addresses, and serves on this machine only.
 
 python -m blast.experiment.tracking.ui [--results results] [--port 5000]
 """
@@ -16,12 +16,12 @@ from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.store import database_file, import_lock, open_client, tracking_uri
 from blast.experiment.tracking.view import VIEW
 
-# One worker and no job runner: a tenth of the memory that MLflow's defaults take. The warning is MLflow's own affair.
+# One worker and no job runner need a tenth of the memory of MLflow's defaults. MLflow itself causes the warnings.
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
 
 
 def server_command(database: Path, port: int) -> list[str]:
-    """The command that serves a database and the artifacts beside it, on loopback."""
+    """The command that serves a database and its artifacts on 127.0.0.1."""
     return [
         *(sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *(
@@ -34,7 +34,7 @@ def server_command(database: Path, port: int) -> list[str]:
 
 
 def page(port: int, experiment_id: str) -> str:
-    """Address of the run table of an experiment: the plain one opens on MLflow's pages for language-model traces."""
+    """Address of the run table of an experiment. The plain address opens MLflow's pages for language-model traces."""
     query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
     return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?{query}"
 
@@ -49,15 +49,15 @@ def _check_port(port: int) -> None:
 
 
 def prepare(results: Path, port: int) -> list[str]:
-    """Imports every grid under `results`, and returns a line for each experiment there is to see.
+    """Imports all grids under `results` and returns one line for each experiment.
 
     Raises:
-        BlastError: if the port is taken, the database cannot be used, or the runs are kept on a server elsewhere.
+        BlastError: if the port is taken, the database cannot be used, or `MLFLOW_TRACKING_URI` names a server.
     """
     uri = tracking_uri(results)
     if not database_file(uri):
         raise BlastError(
-            f"the runs are kept at MLFLOW_TRACKING_URI={uri}: open that address, or unset it for the local ones."
+            f"the runs are at MLFLOW_TRACKING_URI={uri}; open that address, or unset it for the local runs."
         )
     _check_port(port)
     for records in sorted(Path(results).glob("*/records")):
@@ -70,9 +70,9 @@ def prepare(results: Path, port: int) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until interrupted; 1 if that cannot be."""
+    """Serves until interrupted. Returns 1 if it cannot start."""
     parser = argparse.ArgumentParser(
-        prog="python -m blast.experiment.tracking.ui", description="MLflow's pages of the runs."
+        prog="python -m blast.experiment.tracking.ui", description="Serves MLflow's pages for all grids."
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the grids (default: results)")
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BlastError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(lines) or "No records yet: the page fills as points finish and are imported.")
-    print("Runs are under 'Model training' (top left; the browser remembers it). Ctrl-C ends the server.", flush=True)
+    print("\n".join(lines) or "No records yet. Runs appear as points finish.")
+    print("Runs are under 'Model training' (top left; the browser remembers it). Ctrl-C stops the server.", flush=True)
     os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
     command = server_command(database_file(tracking_uri(given.results)), given.port)
     os.execv(command[0], command)

@@ -1,7 +1,7 @@
-"""The view of the run table that MLflow's pages open with: columns that tell the points apart and how they did.
+"""The columns of MLflow's run table: settings that distinguish points, and their main results.
 
-The form is that of MLflow's own "Save view" (an experiment tag, seen in 3.17). A version that does not know it shows
-its own columns instead.
+The format is that of MLflow's "Save view", an experiment tag (as of MLflow 3.17). Versions that do not know it show
+their own columns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 
 VIEW = "blast"
 
-# Columns in their order, and their widths in pixels.
+# Columns in order, with their widths in pixels.
 _COLUMNS = {
     "params.`architecture`": 105,
     "params.`dataset`": 110,
@@ -29,7 +29,7 @@ _COLUMNS = {
 
 
 def experiment_tags(grid: str) -> dict[str, str]:
-    """Tags of the experiment of a grid: its kind, a description, and the view called `Points`."""
+    """Tags of the experiment of a grid: its kind, a description, and the view `Points`."""
     state = {
         "searchFilter": "tags.superseded = 'false'",
         "selectedColumns": list(_COLUMNS),
@@ -40,6 +40,6 @@ def experiment_tags(grid: str) -> dict[str, str]:
     view = {"name": "Points", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": f"Grid '{grid}' of the BLaST suite: a run a point.",
+        "mlflow.note.content": f"Grid '{grid}' of the BLaST suite: one run for each point.",
         f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
     }
