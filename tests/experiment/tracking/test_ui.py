@@ -1,4 +1,4 @@
-"""MLflow's own server and pages show what was imported, pictures included."""
+"""MLflow's own server and pages show the imported runs and images."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
             ui.prepare(tmp_path, port)
 
 
-def test_runs_that_are_kept_elsewhere_are_not_served_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_on_a_server_are_not_served_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
-    with pytest.raises(BlastError, match=r"kept at MLFLOW_TRACKING_URI=http://mlflow\.example:5000"):
+    with pytest.raises(BlastError, match=r"runs are at MLFLOW_TRACKING_URI=http://mlflow\.example:5000"):
         ui.prepare(tmp_path, 5000)
