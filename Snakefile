@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from blast.errors import BlastError
-from blast.experiment.records import provenance
+from blast.experiment.records.fingerprint import fingerprint_of_points, language_fingerprint
 from blast.experiment.plan.config import used_config
 from blast.experiment.plan.grid import expand
 from blast.experiment.run.launch import visible_gpus

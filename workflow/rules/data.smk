@@ -54,6 +54,6 @@ rule requests:
     params:
         tasks=lambda wildcards: PLAN.tasks(wildcards.dataset),
         first=lambda wildcards: PLAN.items(wildcards.dataset),
-        code=provenance.fingerprint("language"),
+        code=lambda wildcards: language_fingerprint(PLAN.tasks(wildcards.dataset)),
     shell:
         "{PYTHON} -m blast requests {wildcards.dataset} --tasks {params.tasks} {params.first} --grid-dir {FOLDER.root} 2> {log} && touch {output} || {{ tail -n 20 {log} >&2; exit 1; }}"

@@ -15,6 +15,11 @@ def points_of(wildcards):
     return [PLAN.points[name].to_dict() for name in JOBS[wildcards.job].ids]
 
 
+def code_of(wildcards):
+    """Digest of the code that decides the points of a job: the job runs again when it changes."""
+    return fingerprint_of_points(PLAN.points[name] for name in JOBS[wildcards.job].ids)
+
+
 def processes_of(wildcards):
     """The most processes that a point of the job is trained by; each takes a slot."""
     return max(PLAN.points[name].processes for name in JOBS[wildcards.job].ids)
@@ -40,7 +45,7 @@ rule point:
         gpus=gpus_of,
     params:
         points=points_of,
-        code=provenance.fingerprint("train"),
+        code=code_of,
     script:
         "../scripts/points.py"
 
@@ -55,7 +60,7 @@ rule benchmark:
         slots=SLOTS,
     params:
         points=points_of,
-        code=provenance.fingerprint("benchmark"),
+        code=code_of,
     script:
         "../scripts/points.py"
 

@@ -14,7 +14,7 @@ rule language:
         slots=1,
     params:
         ids=lambda wildcards: list(JOBS[wildcards.job].ids),
-        code=provenance.fingerprint("language"),
+        code=lambda wildcards: language_fingerprint(PLAN.tasks(JOBS[wildcards.job].dataset)),
     shell:
         "{PYTHON} -m blast language --grid-dir {FOLDER.root} {params.ids} 2> {log} || {{ tail -n 20 {log} >&2; exit 1; }}"
 

@@ -20,9 +20,10 @@ from blast.benchmark.inputs.mask_file import read_mask_file
 from blast.errors import BlastError
 from blast.experiment.cli import main
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
 from blast.experiment.records.export import export, export_grid
+from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.masks import read_masks
-from blast.experiment.records.provenance import fingerprint
 from blast.experiment.records.record import read_record
 from blast.experiment.records.table import load_table
 from blast.files import write_json
@@ -108,7 +109,7 @@ def test_records_of_other_code_are_taken_in_and_that_is_said(grid, tmp_path, cap
     names = sorted(file.stem for file in (grid.root / "records").glob("*.json"))
     for name in names:
         record = json.loads(grid.record(name).read_text())
-        record["run"]["fingerprint"] = fingerprint(record["point"]["stage"])
+        record["run"]["fingerprint"] = fingerprint(Point.from_dict(record["point"]))
         write_json(grid.record(name), record)
     assert take_in(grid.root, tmp_path / "here") == 0
     assert "other code" not in capsys.readouterr().out

@@ -12,7 +12,7 @@ from blast.datasets import rte, sst2
 from blast.experiment.plan.config import parse
 from blast.experiment.plan.grid import expand
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.run.train import run_train_point
+from blast.experiment.run.worker import run_point
 
 TRAINING = {"steps": 6, "batch": 4, "length": 32, "learning_rate": 1e-3, "evaluate_every": 3, "evaluate_limit": 4}
 CONFIG = {
@@ -67,7 +67,7 @@ def results(cache, plan, tmp_path_factory):
         patch.setenv("BLAST_CACHE", str(cache))
         patch.delenv("BLAST_IMAGENET", raising=False)
         for point in plan.points.values():
-            found[point.id] = run_train_point(point, folder)
+            found[point.id] = run_point(point, folder)
             record = {"status": "ok", "cause": None, "point": point.to_dict(), "result": found[point.id]}
             folder.record(point.id).parent.mkdir(parents=True, exist_ok=True)
             folder.record(point.id).write_text(json.dumps(record))

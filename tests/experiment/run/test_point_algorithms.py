@@ -28,7 +28,7 @@ def test_a_point_trains_within_the_algorithms_of_its_settings(tmp_path, monkeypa
 
     monkeypatch.setattr(TrainingSettings, "algorithms", algorithms)
     monkeypatch.setattr(train_stage, "train", train)
-    result = train_stage.run_train_point(point, GridFolder(tmp_path))
+    result = train_stage.run_dense_point(point, GridFolder(tmp_path))
     assert seen == [[False]]
     assert within == []
     assert result["metrics"]

@@ -12,7 +12,7 @@ from blast.experiment.cli import main
 from blast.experiment.plan.grid import Job, Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.experiment.records.provenance import fingerprint
+from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import make_record, read_record
 from blast.experiment.records.rows import record_rows
 from blast.experiment.run.job import finished, run_points
@@ -42,7 +42,7 @@ def folder(tmp_path) -> GridFolder:
     folder = GridFolder(tmp_path / "t")
     metrics = [entry(4, 1.5), entry(64, None, status="not run", setting={"cause": "no time"}, unfinished=True)]
     result = {"metrics": metrics, "curves": {}, "sparsity": {}, "unfinished": SENTENCE}
-    run = {"fingerprint": fingerprint("benchmark"), "hardware": "cpu", "wall_s": 1.0}
+    run = {"fingerprint": fingerprint(point()), "hardware": "cpu", "wall_s": 1.0}
     write_json(folder.record(NAME), make_record(point(), status="ok", result=result, run=run))
     write_json(folder.root / "plan.json", [point().to_dict()])
     folder.stamp("benchmark", "job").parent.mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_the_verdict_names_it_in_one_sentence_and_keeps_its_record(folder, capsy
 
 
 def test_a_point_that_failed_before_its_run_was_cut_off_is_tried_again(folder):
-    run = {"fingerprint": fingerprint("benchmark"), "hardware": "cpu", "wall_s": 1.0}
+    run = {"fingerprint": fingerprint(point()), "hardware": "cpu", "wall_s": 1.0}
     write_json(
         folder.record(NAME), make_record(point(), status="failed", result={}, cause="the disk is full.", run=run)
     )

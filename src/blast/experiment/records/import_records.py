@@ -7,7 +7,8 @@ from pathlib import Path
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.records.provenance import fingerprint
+from blast.experiment.plan.point import Point
+from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import read_record
 from blast.files import file_digest, write_json
 
@@ -40,7 +41,7 @@ def of_other_code(folder: GridFolder, ids: list[str]) -> list[str]:
     return [
         name
         for name, record in records.items()
-        if record["run"].get("fingerprint") != fingerprint(record["point"]["stage"])
+        if record["run"].get("fingerprint") != fingerprint(Point.from_dict(record["point"]))
     ]
 
 

@@ -1,17 +1,14 @@
-"""Where a number comes from: commit, code, versions, machine."""
+"""Where a record was made and with what: commit, versions, lock file, machine. Its code: `records.fingerprint`."""
 
 from __future__ import annotations
 
-import ast
 import datetime
-import hashlib
 import os
 import platform
 import re
 import subprocess
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 from blast.files import file_digest
@@ -28,82 +25,6 @@ PACKAGES = (
     "mlflow",
     "snakemake",
 )
-# The parts of the library whose code decides what a stage measures.
-MODULES = {
-    "train": (
-        "block_sparse",
-        "sparsity",
-        "layers",
-        "model",
-        "checkpoint",
-        "download",
-        "architectures",
-        "datasets",
-        "training",
-        "evaluation",
-        "experiment/run/initial_model.py",
-        "experiment/run/train.py",
-    ),
-    "benchmark": ("benchmark", "block_sparse", "layers", "model", "sparsity", "architectures"),
-    "language": (
-        "evaluation",
-        "datasets/_evaluation",
-        "experiment/language",
-    ),
-}
-# Training depends on what a kernel computes, which its twin defines, not on how fast: a tuned kernel retrains nothing.
-KERNELS = {
-    "train": ("common/*.py", "linear/ops.py", "linear/reference.py", "mlp_training/*.py"),
-    "benchmark": ("**/*.py",),
-}
-
-
-def code_text(source: str) -> str:
-    """The code alone: comments, blank lines and docstrings change nothing that is measured.
-
-    The same for every version of Python, so that a record that another machine made is known here for what it is
-    (`ast.dump` has other fields in 3.11, 3.12 and 3.13).
-    """
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = ""
-    return _plain(tree)
-
-
-def _plain(node: object) -> str:
-    if isinstance(node, list):
-        return f"[{','.join(map(_plain, node))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    # Fields that are empty are new ones, as far as versions differ.
-    fields = (f"{name}={_plain(value)}" for name, value in ast.iter_fields(node) if value not in (None, []))
-    return f"{type(node).__name__}({','.join(fields)})"
-
-
-@cache
-def fingerprint(stage: str) -> str:
-    """Digest of the code that a stage runs; an edit of a comment does not change it."""
-    package = Path(__file__).resolve().parents[2]
-    files: list[Path] = []
-    for part in MODULES[stage]:
-        place = package / part
-        files += sorted(place.rglob("*.py")) + sorted(place.rglob("*.yaml")) if place.is_dir() else [place]
-    kernels = find_spec("blast_kernels")
-    if kernels and kernels.submodule_search_locations:
-        folder = Path(next(iter(kernels.submodule_search_locations)))
-        files += [file for pattern in KERNELS.get(stage, ()) for file in sorted(folder.glob(pattern))]
-    sha = hashlib.sha256()
-    for file in files:
-        text = file.read_text()
-        sha.update(file.name.encode() + b"\0" + (code_text(text) if file.suffix == ".py" else text).encode())
-    return "sha256:" + sha.hexdigest()
 
 
 @cache

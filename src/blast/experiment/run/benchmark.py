@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import Any
 
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 
 
-def run_benchmark_point(point: Point, folder: GridFolder) -> dict[str, Any]:
-    """Runs `blast.benchmark.<suite>`; `folder` is not used, as a benchmark leaves nothing but numbers."""
-    suite = importlib.import_module(f"blast.benchmark.{point.benchmark['suite']}")
+def run_benchmark_point(point: Point, folder: GridFolder | None = None, code: str = "") -> dict[str, Any]:
+    """Runs `measure` of `blast.benchmark.<suite>`; `folder` and `code` are not used, as it writes no files."""
+    suite = import_module(f"blast.benchmark.{point.benchmark['suite']}")
     metrics = suite.measure(point.architecture, point.sparsity, point.block, point.seed, point.benchmark)
     result = {
         "metrics": metrics,

@@ -22,6 +22,7 @@ from blast.errors import BlastError
 from blast.experiment.plan.paths import OUTCOME, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records import provenance
+from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import make_record, read_record, shortcoming
 from blast.experiment.run.launch import gpus_held, together, worker_command
 from blast.experiment.run.locks import points_held
@@ -38,9 +39,7 @@ def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
         record = read_record(file)
     except BlastError:
         return None
-    same = record["point_digest"] == point.digest and record["run"].get("fingerprint") == provenance.fingerprint(
-        point.stage
-    )
+    same = record["point_digest"] == point.digest and record["run"].get("fingerprint") == fingerprint(point)
     return record if same and shortcoming(record) is None else None
 
 
@@ -57,7 +56,9 @@ def _cause_of_death(returncode: int, processes: int) -> str:
     return f"the process ended with exit code {returncode}; see the log."
 
 
-def _run_block(points: Sequence[Point], started: str, seconds: float, outcome: dict[str, Any]) -> dict[str, Any]:
+def _run_block(
+    point: Point, points: Sequence[Point], started: str, seconds: float, outcome: dict[str, Any]
+) -> dict[str, Any]:
     commit, dirty = provenance.commit()
     return {
         "wall_s": round(seconds, 3),
@@ -65,7 +66,7 @@ def _run_block(points: Sequence[Point], started: str, seconds: float, outcome: d
         "finished": provenance.now(),
         "commit": commit,
         "dirty": dirty,
-        "fingerprint": provenance.fingerprint(points[0].stage),
+        "fingerprint": fingerprint(point),
         "lock": provenance.lock_digest(),
         "versions": provenance.versions(),
         "host": os.uname().nodename,
@@ -157,7 +158,7 @@ def _run_child(
                 outcome = {"status": "failed", "cause": _cause_of_death(child.returncode, point.processes)}
             else:
                 outcome = json.loads(outcome_file.read_text())
-            run = _run_block(points, started, time.monotonic() - clock, outcome)
+            run = _run_block(point, points, started, time.monotonic() - clock, outcome)
             record = make_record(
                 point,
                 status=outcome["status"],

@@ -1,19 +1,25 @@
-"""One training point: data, model, training with pruning, checkpoint, and its evaluation in the sparse state."""
+"""How a point is trained, saved and evaluated; `run_dense_point` runs one that is not pruned.
+
+`run.prune` builds the pruned points on the same parts. This module does not import `blast.sparsity`, so that an edit
+of the pruning leaves the fingerprints of dense points as they are.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import blast
 from blast import datasets
+from blast.checkpoint.checkpoint import load, save
 from blast.distributed import is_first_rank
 from blast.download.cache import cache_root
 from blast.errors import BlastError
@@ -21,18 +27,13 @@ from blast.evaluation.class_logits import class_logits
 from blast.evaluation.loss import evaluate_language
 from blast.evaluation.metric import metric
 from blast.evaluation.scoring import score_requests
-from blast.evaluation.sparse_state import require_sparse_state
 from blast.evaluation.top_k import evaluate_vision
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
-from blast.experiment.records.provenance import fingerprint
 from blast.experiment.run.initial_model import start_model, weights_of
 from blast.files import file_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
-from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.one_shot import apply_masks_, one_shot_masks
-from blast.sparsity.sparsifier import Sparsifier
 from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
 from blast.training.history import History
 from blast.training.language_loss import token_logits, token_loss_of
@@ -40,6 +41,89 @@ from blast.training.launch import join, leave, own_share
 from blast.training.loop import make_optimizer, train
 from blast.training.parallel import gathered_state, in_parts, spread
 from blast.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from blast.sparsity.sparsifier import Sparsifier
+
+Result = dict[str, Any]
+# Makes the sparsifier of a model and its optimizer.
+MakeSparsifier = Callable[[nn.Module, torch.optim.Optimizer], "Sparsifier"]
+
+
+@dataclass(frozen=True)
+class PointRun:
+    """A training point while it runs.
+
+    Attributes:
+        point: What is run.
+        folder: Folder of its grid.
+        data: The prepared dataset.
+        device: The GPU of this process, or the CPU.
+        started: When it began, on the monotonic clock.
+    """
+
+    point: Point
+    folder: GridFolder
+    data: Any
+    device: torch.device
+    started: float
+
+    @classmethod
+    def begin(cls, point: Point, folder: GridFolder) -> PointRun:
+        """Joins the other processes of the training, if there are any, and loads the data."""
+        join()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        started = time.monotonic()
+        run = cls(point, folder, _load_data(point, folder), device, started)
+        if is_first_rank():
+            run.say("data ready")
+        return run
+
+    def say(self, what: str) -> None:
+        """Writes into the log what is done and how long it took."""
+        print(f"{what} after {time.monotonic() - self.started:.1f} s")
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """Settings of the training."""
+        return TrainingSettings.from_dict(self.point.training)
+
+    @property
+    def language(self) -> bool:
+        """Whether it is a language model, rather than a classifier."""
+        return datasets.get(self.point.dataset).MODALITY == "language"
+
+    def build_model(self) -> nn.Module:
+        """The model before its first step, on the CPU; the seed of the point decides its fresh weights."""
+        torch.manual_seed(self.point.seed)
+        return start_model(self.point.architecture, self.point.start, self.data, self.settings.length)
+
+
+def run_dense_point(point: Point, folder: GridFolder, code: str = "") -> Result | None:
+    """Runs a point that is not pruned: trained, or published weights as they are.
+
+    The model is saved, loaded again, and only then evaluated: what is measured is what a user would load.
+
+    Args:
+        point: What to run.
+        folder: Folder of its grid.
+        code: Fingerprint of the code; a training state that other code saved is not resumed.
+
+    Returns:
+        The `result` part of its record; None where another process returns it.
+    """
+    run = PointRun.begin(point, folder)
+    if point.start == "published":
+        model, history = run.build_model().to(run.device), History()
+    else:
+        model, history, _ = train_model(run, code)
+        if not leave():
+            return None
+    model.eval()
+    total = sum(p.numel() for p in model.parameters())
+    save_model(run, model)
+    del model
+    return evaluate_saved(run, load_model(run), history, {"total": total, "prunable": 0, "live": 0})
 
 
 def _load_data(point: Point, folder: GridFolder) -> Any:
@@ -56,28 +140,31 @@ def _load_data(point: Point, folder: GridFolder) -> Any:
     return module.load(cache, point.data)
 
 
-def _build(point: Point, data: Any, settings: TrainingSettings) -> nn.Module:
-    torch.manual_seed(point.seed)
-    return start_model(point.architecture, point.start, data, settings.length)
-
-
 def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """Of each token or image; `inputs` are token ids or pixels."""
     return class_logits(model, inputs) if inputs.is_floating_point() else token_logits(model, inputs)
 
 
-def _train(
-    point: Point, folder: GridFolder, data: Any, device: torch.device
+def train_model(
+    run: PointRun, code: str, make_sparsifier: MakeSparsifier | None = None
 ) -> tuple[nn.Module | None, History, Sparsifier | None]:
-    """The trained model in its dense state; where several processes held a part each, the first alone gets it."""
-    settings = TrainingSettings.from_dict(point.training)
-    model = _build(point, data, settings).to(device)
+    """Trains the model of a point.
+
+    Args:
+        run: The point.
+        code: Fingerprint of the code.
+        make_sparsifier: Prunes while training; None trains dense.
+
+    Returns:
+        The model (None in all processes but the first where each held a part of it), its curves, and the sparsifier.
+    """
+    point, data, device, settings, language = run.point, run.data, run.device, run.settings, run.language
+    model = run.build_model().to(device)
     if settings.compile:
         compile_blocks(model)
     model = spread(model, settings.parallel)
     optimizer = make_optimizer(model, settings)
-    sparsifier = Sparsifier(model, optimizer, SparsifyConfig.from_dict(point.sparsify)) if point.sparsify else None
-    language = datasets.get(point.dataset).MODALITY == "language"
+    sparsifier = make_sparsifier(model, optimizer) if make_sparsifier else None
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         if language:
@@ -119,56 +206,20 @@ def _train(
             evaluate=evaluate,
             optimizer=optimizer,
             sparsifier=sparsifier,
-            state_file=folder.work(point.id) / TRAINING_STATE,
-            # What other settings, data or code had begun is not gone on with.
-            key=" ".join((point.digest, data.digest, fingerprint("train"))),
+            state_file=run.folder.work(point.id) / TRAINING_STATE,
+            # A state of other settings, data or code is not resumed.
+            key=" ".join((point.digest, data.digest, code)),
             say=print if is_first_rank() else lambda line: None,
         )
     model = unwrapped(model)
     release_blocks(model)
     if in_parts(model):
         weights = gathered_state(model)
-        model = _build(point, data, settings) if is_first_rank() else None
+        model = run.build_model() if is_first_rank() else None
         if model is not None:
             model.load_state_dict(weights)
             model.to(device)
-        return model, history, sparsifier
-    # What is counted and saved below starts from the dense state, whichever the run ended in.
-    return blast.to_dense(model), history, sparsifier
-
-
-def _prune_parent(point: Point, folder: GridFolder, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The dense parent, pruned once by magnitude; as many steps as every other method, all of them dense."""
-    parent = read_json(
-        folder.record(point.parent), "record of the dense parent", f"run the point '{point.parent}' first."
-    )
-    if parent["status"] != "ok":
-        raise BlastError(f"its dense parent '{point.parent}' failed ({parent['cause']}); mend that one first.")
-    model = blast.load(folder.work(point.parent) / "checkpoint").to(device)
-    config = SparsifyConfig.from_dict(point.sparsify)
-    masks = one_shot_masks(model, config)
-    apply_masks_(model, masks, config.block)
-    return model, masks
-
-
-def _sparsity(point: Point, masks: dict[str, Tensor], model: nn.Module) -> dict[str, Any]:
-    """Target and achieved sparsity, of the whole and by matrix; `model` is in its dense state."""
-    modules = dict(model.named_modules())
-    matrices = {}
-    for name, mask in masks.items():
-        live, blocks = int(mask.sum()), mask.numel()
-        matrices[name] = {
-            "type": type(modules[name]).__name__,
-            "shape": [mask.shape[0] * point.block[0], mask.shape[1] * point.block[1]],
-            "block": list(point.block),
-            "blocks": blocks,
-            "live": live,
-            "target": point.sparsity,
-            "achieved": 1 - live / blocks,
-        }
-    live = sum(entry["live"] * point.block[0] * point.block[1] for entry in matrices.values())
-    total = sum(entry["shape"][0] * entry["shape"][1] for entry in matrices.values())
-    return {"target": point.sparsity, "achieved": 1 - live / total if total else 0.0, "matrices": matrices}
+    return model, history, sparsifier
 
 
 def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
@@ -181,19 +232,27 @@ def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
         save_file(tensors, temporary)
 
 
-def _evaluate(
-    point: Point, folder: GridFolder, data: Any, model: nn.Module
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Metrics and artifacts of the model as it was saved and loaded."""
-    work = folder.work(point.id)
-    language = datasets.get(point.dataset).MODALITY == "language"
+def save_model(run: PointRun, model: nn.Module) -> None:
+    """Writes the checkpoint of a point."""
+    run.say("trained")
+    save(model, run.folder.work(run.point.id) / "checkpoint")
+
+
+def load_model(run: PointRun) -> nn.Module:
+    """The model of a point from its checkpoint, in the state it was saved in."""
+    return load(run.folder.work(run.point.id) / "checkpoint").to(run.device)
+
+
+def _scored(run: PointRun, model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Metrics of a model, and the scores of lm-eval's requests as an artifact."""
+    point, work = run.point, run.folder.work(run.point.id)
     batch = point.evaluation.get("batch", 32)
     artifacts: dict[str, Any] = {}
-    if not language:
-        return evaluate_vision(model, data, batch=batch), artifacts
+    if not run.language:
+        return evaluate_vision(model, run.data, batch=batch), artifacts
     limit = point.evaluation.get("limit")
-    metrics = evaluate_language(model, data, length=point.training["length"], limit=limit, batch=batch)
-    requests_file = folder.requests(point.dataset)
+    metrics = evaluate_language(model, run.data, length=point.training["length"], limit=limit, batch=batch)
+    requests_file = run.folder.requests(point.dataset)
     if point.evaluation.get("tasks") and requests_file.is_file():
         score_requests(
             model, requests_file, work / "scores.json", batch_size=batch, max_length=point.training["length"]
@@ -202,48 +261,27 @@ def _evaluate(
     return metrics, artifacts
 
 
-def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
-    """Runs a training point and returns the `result` part of its record; None where another process makes it.
+def evaluate_saved(
+    run: PointRun,
+    model: nn.Module,
+    history: History,
+    parameters: dict[str, int],
+    sparsity: dict[str, Any] | None = None,
+) -> Result:
+    """Evaluates a model and puts the `result` part of its record together.
 
-    The model is trained (masked-dense), saved as a block-CSR checkpoint, loaded again in its sparse state, and only
-    then evaluated: what is measured is what a user would load.
+    Args:
+        run: The point.
+        model: As `load_model` gives it.
+        history: Curves and masks of its training.
+        parameters: How many there are, in `total`, `prunable` and `live`.
+        sparsity: Target and achieved sparsity; None for a dense model.
     """
-    join()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work = folder.work(point.id)
-    clock = time.monotonic()
-    data = _load_data(point, folder)
-    if is_first_rank():
-        print(f"data ready after {time.monotonic() - clock:.1f} s")
-    if point.start == "parent":
-        model, masks = _prune_parent(point, folder, device)
-        history = History(masks={point.training["steps"] - 1: masks})
-    elif point.start == "published":
-        model = _build(point, data, TrainingSettings.from_dict(point.training)).to(device)
-        history, masks = History(), {}
-    else:
-        model, history, sparsifier = _train(point, folder, data, device)
-        if not leave():
-            return None
-        masks = sparsifier.masks if sparsifier else {}
-    loss_unit = "nats/token" if datasets.get(point.dataset).MODALITY == "language" else "nats"
-    model.eval()
-    sparsity = _sparsity(point, masks, model) if masks else None
-    parameters = sum(p.numel() for p in model.parameters())
-    matrices = sparsity["matrices"].values() if sparsity else ()
-    prunable = sum(entry["shape"][0] * entry["shape"][1] for entry in matrices)
-    live = sum(entry["live"] * entry["block"][0] * entry["block"][1] for entry in matrices)
-
-    print(f"trained after {time.monotonic() - clock:.1f} s")
-    checkpoint = work / "checkpoint"
-    blast.save(blast.to_sparse(model, masks) if masks else model, checkpoint)
-    del model
-    model = blast.load(checkpoint).to(device)
-    if masks:
-        require_sparse_state(model, masks)
-    metrics, artifacts = _evaluate(point, folder, data, model)
-    print(f"evaluated after {time.monotonic() - clock:.1f} s")
+    point, work = run.point, run.folder.work(run.point.id)
+    metrics, artifacts = _scored(run, model)
+    run.say("evaluated")
     sizes = model_bytes(model)
+    checkpoint = work / "checkpoint"
     on_disk = sum(os.path.getsize(file) for file in checkpoint.iterdir())
     metrics += [
         metric("weights_bytes", sizes.weights, unit="bytes", better="lower"),
@@ -254,6 +292,7 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
     if history.masks:
         _save_masks(work / "masks.safetensors", history.masks)
         artifacts["masks"] = {"path": "masks.safetensors", "digest": file_digest(work / "masks.safetensors")}
+    loss_unit = "nats/token" if run.language else "nats"
     return {
         "metrics": metrics,
         "curves": {
@@ -261,8 +300,8 @@ def run_train_point(point: Point, folder: GridFolder) -> dict[str, Any] | None:
             for name, curve in history.curves.items()
         },
         "sparsity": sparsity,
-        "dataset": {"name": point.dataset, "digest": data.digest, "counts": data.counts},
-        "parameters": {"total": parameters, "prunable": prunable, "live": live},
+        "dataset": {"name": point.dataset, "digest": run.data.digest, "counts": run.data.counts},
+        "parameters": parameters,
         **weights_of(point),
         "artifacts": artifacts,
         # Time is no result: it goes into the part of the record that says how the run went.

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from blast.errors import BlastError
 from blast.experiment.plan.paths import OUTCOME, GridFolder
 from blast.experiment.plan.point import Point
+from blast.experiment.records.fingerprint import entry_of, fingerprint
 from blast.experiment.records.provenance import hardware
 from blast.files import write_json
 from blast.training.launch import launched
@@ -38,14 +40,20 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _stage(name: str) -> Callable[[Point, GridFolder], Result | None]:
-    if name == "train":
-        from blast.experiment.run.train import run_train_point
+def set_up_torch(point: Point) -> None:
+    """Settings of torch that decide the numbers of every point."""
+    torch.set_num_threads(point.threads)
+    # Some CUDA operations have no deterministic form; on a CPU all have.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Filling memory takes time and changes no result.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
-        return run_train_point
-    from blast.experiment.run.benchmark import run_benchmark_point
 
-    return run_benchmark_point
+def run_point(point: Point, folder: GridFolder) -> Result | None:
+    """Calls the function that runs a point, the one that its fingerprint begins with."""
+    module, _, name = entry_of(point).partition(":")
+    run: Callable[[Point, GridFolder, str], Result | None] = getattr(import_module(module), name)
+    return run(point, folder, fingerprint(point))
 
 
 def _let_others_speak(known: bool) -> None:
@@ -67,12 +75,8 @@ def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
     if launched()[0] == 0:
         print(f"== {point.id}", flush=True)
     try:
-        torch.set_num_threads(point.threads)
-        # Some CUDA operations have no deterministic form; on a processor all have.
-        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-        # It takes time, and decides no result.
-        torch.utils.deterministic.fill_uninitialized_memory = False
-        result = _stage(point.stage)(point, folder)
+        set_up_torch(point)
+        result = run_point(point, folder)
     except BlastError as error:
         traceback.print_exc()
         _let_others_speak(known=True)
