@@ -80,7 +80,7 @@ class Fingerprints:
 
     def families(self, architecture: str) -> list[str]:
         """The modules of `blast.architectures` that list an architecture; all of them if none names it."""
-        files = sorted((self._package / "architectures").glob("*.py"))
+        files = sorted((self._package / "architectures").glob("[!_]*.py"))
         modules = {name: self.code.module(name) for name in (f"blast.architectures.{file.stem}" for file in files)}
         found = {name: module for name, module in modules.items() if module and "ARCHITECTURES" in module.definitions}
         return [name for name, module in found.items() if _names(module, architecture)] or list(found)
