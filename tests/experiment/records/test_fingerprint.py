@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blast import architectures, datasets
-from blast.benchmark import settings_of
+from blast.benchmark.settings import settings_of
 from blast.experiment.plan.config import read_config
 from blast.experiment.plan.grid import expand
 from blast.experiment.plan.paths import GridFolder
@@ -41,7 +41,7 @@ def train_point(model: str, dataset: str, method: str = "dense") -> Point:
 
 
 def benchmark_point(suite: str, model: str = "gpt2-nano") -> Point:
-    settings = {"suite": suite, "tokens": [4], "dtype": "float32", "repeats": 2} | settings_of(suite, {})
+    settings = {"suite": suite, "tokens": [4], "dtype": "float32", "repeats": 2} | settings_of(suite)
     return Point(
         id=suite, grid="g", stage="benchmark", architecture=model, method="blast", sparsity=0.5, block=(16, 16),
         benchmark=settings,
@@ -254,6 +254,7 @@ def executed(point: Point, folder: GridFolder) -> set[Name]:
     names = set()
     for file, name in found:
         for home, package in homes.items():
+            file = str(Path(file).resolve())
             if file.startswith(home + "/") and not name.startswith("<"):
                 parts = Path(file).relative_to(home).with_suffix("").parts
                 names.add(Name(".".join([package, *(part for part in parts if part != "__init__")]), name))
