@@ -106,9 +106,9 @@ def edit(file: Path, function: str | None = None) -> None:
 EDITS = {
     "src/blast/training/step.py": (None, TRAINED | {"step"}),
     "src/blast/training/loop.py": ("train", TRAINED),
-    "src/blast/sparsity/schedule.py": ("target_sparsity", {"blast", "vit_blast", "step"}),
+    "src/blast/sparsity/schedule.py": (None, {"blast", "vit_blast", "step"}),
     "src/blast/sparsity/one_shot.py": ("one_shot_masks", {"one_shot"}),
-    "src/blast/sparsity/execution/switch.py": ("settle", {"blast", "vit_blast", "step"}),
+    "src/blast/sparsity/execution/switch.py": (None, {"blast", "vit_blast", "step"}),
     "src/blast/experiment/run/prune.py": ("_sparsity", PRUNED),
     "src/blast/experiment/run/train.py": ("run_dense_point", TRAINED - {"blast", "vit_blast"}),
     "src/blast/experiment/run/worker.py": ("set_up_torch", set(POINTS)),
