@@ -55,6 +55,7 @@ lint: env
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) snakefmt --check --line-length 120 Snakefile workflow
+	$(RUN) mypy
 
 format: env
 	$(RUN) ruff check --fix .

@@ -1,11 +1,11 @@
-"""Faults a user can mend: each is one sentence that says what is wrong and what to do."""
+"""Errors that a user can fix: each message is one sentence that says what is wrong and what to do."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# What is said when a run is stopped by hand (Ctrl-C), and the exit code that shells give it.
+# Message and exit code of a run that the user stops (Ctrl-C).
 STOPPED, STOPPED_CODE = "stopped; what is done is kept, and the same command goes on from there.", 130
 
 
@@ -20,12 +20,12 @@ class BlastError(ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BlastError:
-    """The error for a name that is not among the known ones, naming the nearest.
+    """The error for an unknown name; it suggests the nearest known one.
 
     Args:
-        kind: What the name should have been, for instance `"architecture"`.
-        name: The name that was given.
-        known: All names that would have been accepted.
+        kind: What the name stands for, for instance `"architecture"`.
+        name: The unknown name.
+        known: All accepted names.
     """
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)

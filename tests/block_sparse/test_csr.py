@@ -84,7 +84,7 @@ def ints(*numbers: int) -> torch.Tensor:
         (ints(0, 1), ints(0), r"row_offsets must have 3 entries for 2 block rows, but has 2"),
         (ints(0, 1, 3), ints(0, 1), r"must run from 0 to 2, the number of blocks, but run from 0 to 3"),
         (ints(1, 1, 2), ints(0, 1), r"must run from 0 to 2, .* but run from 1 to 2"),
-        (ints(0, 3, 2), ints(0, 1), r"must not fall, but block row 1 has -1 blocks"),
+        (ints(0, 3, 2), ints(0, 1), r"must not decrease, but block row 1 has -1 blocks"),
         (ints(0, 1, 2), ints(0, 3), r"between 0 and 2, but lie between 0 and 3"),
         (ints(0, 1, 2), ints(-1, 1), r"between 0 and 2, but lie between -1 and 1"),
         (ints(0, 1, 3), ints(0, 2, 1), r"must ascend within a block row, but do not in block row 1"),

@@ -72,7 +72,7 @@ def test_hidden_blocks_that_nobody_needs_are_left_out_without_a_change(kind) -> 
             masks[name][:, 1] = False  # nobody reads the hidden block
     sparse = to_sparse(dense, masks, drop=True)
     whole, skipped = blast.fuse(copy.deepcopy(sparse), skip_dead=False), blast.fuse(copy.deepcopy(sparse))
-    assert len(fused_of(skipped)[0].packed.front_records) < len(fused_of(whole)[0].packed.front_records)
+    assert len(fused_of(skipped)[0].packed.gate_up_records) < len(fused_of(whole)[0].packed.gate_up_records)
     close(whole, sparse, kind)
     close(skipped, sparse, kind)
 
@@ -126,7 +126,7 @@ def test_weights_changed_after_fusing_are_seen() -> None:
 def test_a_fused_model_can_be_cast_and_copied() -> None:
     _, sparse, _ = pair("gpt2")
     model = copy.deepcopy(blast.fuse(copy.deepcopy(sparse))).double()
-    assert all(mlp.packed.front.dtype == torch.float64 for mlp in fused_of(model))
+    assert all(mlp.packed.gate_up.dtype == torch.float64 for mlp in fused_of(model))
     assert all(mlp.original._modules is mlp._modules for mlp in fused_of(model))
     close(model.float(), sparse, "gpt2")
 
@@ -159,7 +159,7 @@ def test_dense_runs_where_the_table_says_that_it_is_faster(monkeypatch) -> None:
     assert set(asked) == {tuple(mlp.up.shape) for mlp in find_mlps(dense)}
     ran = []
     monkeypatch.setattr(
-        SparseMlp, "_run_dense", lambda self, x, run=SparseMlp._run_dense: ran.append(1) or run(self, x)
+        SparseMlp, "_run_dense", lambda self, *given, run=SparseMlp._run_dense: ran.append(1) or run(self, *given)
     )
     close(model, sparse, "llama")  # 24 tokens
     assert len(ran) == 2
@@ -172,7 +172,7 @@ def test_what_a_fused_model_holds_twice_is_counted() -> None:
     _, sparse, _ = pair("llama")
     before = blast.model_bytes(sparse)
     after = blast.model_bytes(blast.fuse(sparse))
-    front = sum(mlp.packed.front.numel() * 4 for mlp in fused_of(sparse))
+    front = sum(mlp.packed.gate_up.numel() * 4 for mlp in fused_of(sparse))
     assert after.weights - before.weights >= front
     assert after.mlp - before.mlp == after.weights - before.weights
 

@@ -50,7 +50,7 @@ def test_each_mlp_is_off_by_what_is_stated(name, tied, dtype) -> None:
     errors = blast.quantization_errors(fused)
     assert list(errors) == list(fused_of(fused))
     assert len(errors) == 2
-    assert all(mlp.packed.front.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
+    assert all(mlp.packed.gate_up.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
     assert all(mlp.packed.down.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
     x = torch.randn(300, 128, generator=torch.Generator().manual_seed(5)).to(dtype)
     for place, mlp in fused_of(fused).items():
@@ -121,11 +121,11 @@ def test_training_goes_through_the_layers_own_weights() -> None:
 def test_weights_changed_after_fusing_are_quantised_again() -> None:
     model = blast.fuse(sparse_model("gpt2-nano"), weights="fp8")
     mlp = next(iter(fused_of(model).values()))
-    before = mlp.packed.front_scales.clone()
+    before = mlp.packed.gate_up_scales.clone()
     with torch.no_grad():
         for layer in mlp.layers:
             layer.values.mul_(4)
-    assert torch.equal(mlp.packed.front_scales, 4 * before)
+    assert torch.equal(mlp.packed.gate_up_scales, 4 * before)
     assert EXPECTED[0] < mlp.quantization_error() < EXPECTED[1]
 
 
@@ -140,13 +140,13 @@ def test_a_model_cast_to_float32_runs_with_its_own_weights_and_says_so() -> None
 
 def test_fusing_again_changes_the_form_of_the_weights_alone() -> None:
     model = blast.fuse(sparse_model("llama-nano"))
-    plain = {place: mlp.packed.front for place, mlp in fused_of(model).items()}
+    plain = {place: mlp.packed.gate_up for place, mlp in fused_of(model).items()}
     assert set(blast.quantization_errors(model).values()) == {0.0}
     blast.fuse(model, weights="fp8")
     assert list(fused_of(model)) == list(plain)
     assert min(blast.quantization_errors(model).values()) > EXPECTED[0]
     blast.fuse(model)
-    assert all(torch.equal(mlp.packed.front, plain[place]) for place, mlp in fused_of(model).items())
+    assert all(torch.equal(mlp.packed.gate_up, plain[place]) for place, mlp in fused_of(model).items())
     assert not any(isinstance(mlp.original, SparseMlp) for mlp in fused_of(model).values())
 
 

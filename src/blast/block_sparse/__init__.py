@@ -1,1 +1,1 @@
-"""The format: blocks, block-CSR and its index, and matrices sharded over processes. Tensors in, tensors out."""
+"""The format: blocks, block-CSR and its index, and sharded matrices. Tensors in, tensors out."""

@@ -1,7 +1,7 @@
-"""Cutting a weight matrix into blocks: shapes, counts, and the views that everything else is written in.
+"""Blocks of a weight matrix: shapes, counts and views.
 
-A weight is always seen as `[out, in]`. A block is `b_out` rows by `b_in` columns; a mask has one truth value a block.
-Nothing here imports torch, so that a grid of runs can be checked without it.
+A weight has the shape `[out, in]`, a block `b_out` rows and `b_in` columns. A mask has one bool per block. Nothing here
+imports torch at run time, so that a grid of runs can be checked without it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMMON_SIDES = (8, 16, 32, 64, 128)
 
 
 class BlockShape(NamedTuple):
-    """Shape of a block of a weight seen as `[out, in]`."""
+    """Rows and columns of a block of a weight `[out, in]`."""
 
     rows: int
     cols: int
@@ -28,10 +28,10 @@ class BlockShape(NamedTuple):
 
 
 def as_block(block: int | Sequence[int]) -> BlockShape:
-    """The block shape meant by a side or by a pair `(b_out, b_in)`.
+    """The block shape of a square's side, or of a pair `(b_out, b_in)`.
 
     Raises:
-        BlastError: if it is neither one positive whole number nor two.
+        BlastError: if `block` is neither one positive integer nor two.
     """
     sides = (block, block) if isinstance(block, int) else block
     if isinstance(block, bool) or not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
@@ -51,12 +51,12 @@ def legal_sides(shape: Sequence[int]) -> list[int]:
 
 
 def block_grid(shape: Sequence[int], block: BlockShape, name: str = "the weight") -> tuple[int, int]:
-    """How many blocks a matrix has each way.
+    """Number of block rows and block columns of a matrix.
 
     Args:
         shape: `(out, in)` of the weight.
         block: Shape of a block.
-        name: What to call the matrix in the error.
+        name: Name of the matrix for the error message.
 
     Returns:
         `(out / b_out, in / b_in)`.
@@ -74,17 +74,17 @@ def block_grid(shape: Sequence[int], block: BlockShape, name: str = "the weight"
 
 
 def keep_count(blocks: int, sparsity: float) -> int:
-    """How many of `blocks` blocks stay live at a sparsity: the nearest whole number, and never none."""
+    """Number of live blocks at a sparsity, out of `blocks`: rounded, and at least 1."""
     return max(1, round((1 - sparsity) * blocks))
 
 
 def tiles(weight: Tensor, block: BlockShape, name: str = "the weight", transposed: bool = False) -> Tensor:
-    """View of a weight by blocks.
+    """View of a weight as blocks.
 
     Args:
-        weight: `[out, in]`, with any strides (a transposed weight stays a view).
+        weight: `[out, in]` with any strides, or `[in, out]` if `transposed`.
         block: Shape of a block.
-        name: What to call the matrix in the error.
+        name: Name of the matrix for the error message.
         transposed: Whether `weight` is stored as `[in, out]` (Conv1D).
 
     Returns:
@@ -97,7 +97,7 @@ def tiles(weight: Tensor, block: BlockShape, name: str = "the weight", transpose
     if transposed:
         shape, strides = shape[::-1], strides[::-1]
     rows, cols = block_grid(shape, block, name)
-    # One view where splitting both sides would be several: this runs for every matrix in every step.
+    # One as_strided instead of several reshapes: this runs for every matrix in every step.
     down, along = strides
     return weight.as_strided((rows, block.rows, cols, block.cols), (down * block.rows, down, along * block.cols, along))
 
@@ -108,28 +108,28 @@ def expand_mask(mask: Tensor, block: BlockShape) -> Tensor:
 
 
 def clear_dead_(weight: Tensor, mask: Tensor, block: BlockShape) -> Tensor:
-    """Set the dead blocks of a weight (or of its gradient or a moment) to zero, in place.
+    """Sets the dead blocks of a weight, gradient or optimizer moment to zero, in place.
 
     Args:
-        weight: `[out, in]`, with any strides; not recorded by autograd (detached, or under `no_grad`).
+        weight: `[out, in]` with any strides; detached, or used under `no_grad`.
         mask: bool `[out / b_out, in / b_in]`, true where a block is live.
         block: Shape of a block.
 
     Returns:
-        The same `weight`. Dead elements are +0.0 even where they were not finite.
+        The same `weight`. Dead elements are +0.0, also where they were not finite.
     """
     tiles(weight, block).masked_fill_(~mask[:, None, :, None], 0)
     return weight
 
 
 def fill_dead_(stored: Tensor, dead: Tensor, block: BlockShape, transposed: bool) -> None:
-    """`clear_dead_` for each step: of a tensor as its module stores it, by a mask that needs no more work.
+    """`clear_dead_` for the training step: takes the tensor as stored and a prepared mask.
 
     Args:
         stored: Weight, gradient or moment `[out, in]`, or `[in, out]` if `transposed`.
         dead: bool `[out / b_out, 1, in / b_in, 1]`, true where a block is dead.
         block: Shape of a block.
-        transposed: How it is stored.
+        transposed: Whether it is stored as `[in, out]` (Conv1D).
     """
     tiles(stored, block, transposed=transposed).masked_fill_(dead, 0)
 

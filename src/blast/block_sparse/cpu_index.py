@@ -1,6 +1,6 @@
-"""Where the live blocks of a matrix are, as arrays of the host: there the index is made and checked.
+"""A block-CSR index as NumPy arrays on the CPU, where it is built and checked.
 
-It takes many small steps, each of which would cost a GPU a launch, and some a wait for the result.
+This takes many small steps. On a GPU each would be a kernel launch, and some would synchronize.
 """
 
 from __future__ import annotations
@@ -31,32 +31,35 @@ class CpuIndex(NamedTuple):
 
     def rows(self) -> np.ndarray:
         """Block row of each live block: `[nnz]`, int64."""
-        return np.repeat(np.arange(self.row_offsets.size - 1), np.diff(self.row_offsets))
+        return np.asarray(np.repeat(np.arange(self.row_offsets.size - 1), np.diff(self.row_offsets)))
 
     def flat_indices(self, cols: int) -> np.ndarray:
         """Row-major position of each live block among all blocks of the matrix: `[nnz]`, int64."""
-        return self.rows() * cols + self.col_indices
+        return np.asarray(self.rows() * cols + self.col_indices)
 
     def equals(self, other: CpuIndex) -> bool:
-        """Whether both say the same."""
+        """Whether both indices are equal."""
         return all(np.array_equal(ours, theirs) for ours, theirs in zip(self, other, strict=True))
 
     def transposed(self, cols: int) -> tuple[CpuIndex, np.ndarray]:
         """The index of the transposed matrix.
 
         Args:
-            cols: Block columns of this one.
+            cols: Number of block columns of this matrix.
 
         Returns:
-            That index, and `order [nnz]`, int32: which block of this matrix each block of it is.
+            The transposed index, and `order [nnz]`, int32: block `n` of the transpose is block `order[n]` of this one.
         """
-        # Sorted by column already within a row, so that a stable sort by column leaves the rows ascending.
+        # A stable sort by column keeps the rows in ascending order.
         order = np.argsort(self.col_indices, kind="stable")
         offsets = _offsets(np.bincount(self.col_indices, minlength=cols))
         return CpuIndex(offsets, self.rows()[order].astype(np.int32)), order.astype(np.int32)
 
     def check(self, cols: int) -> None:
-        """Raises unless it is an index of a matrix with so many block columns.
+        """Checks the index.
+
+        Args:
+            cols: Number of block columns of the matrix.
 
         Raises:
             BlastError: with the expected and the actual value.
@@ -69,7 +72,7 @@ class CpuIndex(NamedTuple):
             )
         if lengths.min() < 0:
             row = int(lengths.argmin())
-            raise BlastError(f"row_offsets must not fall, but block row {row} has {lengths[row]} blocks.")
+            raise BlastError(f"row_offsets must not decrease, but block row {row} has {lengths[row]} blocks.")
         if not columns.size:
             return
         low, high = int(columns.min()), int(columns.max())

@@ -1,4 +1,4 @@
-"""Block-CSR: a matrix that holds its live blocks alone, and where they are.
+"""Block-CSR: a matrix that stores only its live blocks, and their index.
 
 Block row `r` owns the blocks `row_offsets[r]` up to `row_offsets[r + 1]` of `values`; `col_indices` gives the block
 column of each. Within a block row the columns ascend.
@@ -18,9 +18,9 @@ from blast.errors import BlastError
 
 @dataclass(frozen=True, eq=False)
 class BlockIndex:
-    """Where the live blocks of a matrix are; it checks itself when it is made.
+    """Positions of the live blocks of a matrix. Checked when created.
 
-    Two matrices with the same mask can hold one and the same index.
+    Matrices with equal masks can share one index.
 
     Args:
         row_offsets: `[rows + 1]`, int32.
@@ -29,16 +29,16 @@ class BlockIndex:
         block: Rows and columns of a block, in elements.
 
     Raises:
-        BlastError: if anything disagrees; the message gives the expected and the actual value.
+        BlastError: if the index is inconsistent; the message gives the expected and the actual value.
     """
 
     row_offsets: Tensor
     col_indices: Tensor
     shape: tuple[int, int]
     block: BlockShape
-    # The same index on the CPU; None on the meta device.
-    cpu_index: CpuIndex | None = field(init=False, repr=False, default=None)
-    # Row and column of each block where the index is, if they were given with it.
+    # None on the meta device.
+    _cpu_index: CpuIndex | None = field(init=False, repr=False, default=None)
+    # Block row and block column of each live block, on the device of the index; None if not computed yet.
     _coordinates: tuple[Tensor, Tensor] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -46,10 +46,10 @@ class BlockIndex:
         object.__setattr__(self, "block", BlockShape(*self.block))
         _check_layout(self)
         if not self.row_offsets.is_meta:
-            # Copies, so that writing to the tensors (load_state_dict) leaves an index that shares them alone.
+            # Copies: writing to the tensors (load_state_dict) must not change another index of the same tensors.
             cpu_index = CpuIndex(*(tensor.cpu().numpy().copy() for tensor in (self.row_offsets, self.col_indices)))
             cpu_index.check(self.grid[1])
-            object.__setattr__(self, "cpu_index", cpu_index)
+            object.__setattr__(self, "_cpu_index", cpu_index)
 
     @classmethod
     def unchecked(
@@ -65,19 +65,30 @@ class BlockIndex:
 
         Args:
             cpu_index: The index on the CPU.
-            row_offsets: A copy of it on any device.
-            col_indices: Likewise.
+            row_offsets: A copy of its offsets on any device.
+            col_indices: A copy of its columns on the same device.
             shape: As for the class.
             block: As for the class.
-            coordinates: Block row and block column of each live block, `[nnz]`, int64, if they are at hand.
+            coordinates: Block row and block column of each live block, `[nnz]`, int64; computed if left out.
         """
         index = object.__new__(cls)
         values = (row_offsets, col_indices, tuple(shape), BlockShape(*block), cpu_index, coordinates)
         for name, value in zip(
-            ("row_offsets", "col_indices", "shape", "block", "cpu_index", "_coordinates"), values, strict=True
+            ("row_offsets", "col_indices", "shape", "block", "_cpu_index", "_coordinates"), values, strict=True
         ):
             object.__setattr__(index, name, value)
         return index
+
+    @property
+    def cpu_index(self) -> CpuIndex:
+        """The same index as arrays on the CPU.
+
+        Raises:
+            BlastError: if the index is on the meta device.
+        """
+        if self._cpu_index is None:
+            raise BlastError("an index on the meta device has no positions; load the model first.")
+        return self._cpu_index
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -86,18 +97,18 @@ class BlockIndex:
 
     @property
     def nnz(self) -> int:
-        """How many blocks are live."""
+        """Number of live blocks."""
         return self.col_indices.numel()
 
     @property
     def sparsity(self) -> float:
-        """Share of the blocks that are empty."""
+        """Fraction of the blocks that are empty."""
         rows, cols = self.grid
         return 1.0 - self.nnz / (rows * cols)
 
     @classmethod
     def from_mask(cls, mask: Tensor, shape: tuple[int, int]) -> BlockIndex:
-        """The index of the live blocks of a mask; the block shape follows from the two shapes.
+        """The index of a mask. The two shapes give the block shape.
 
         Args:
             mask: Bool `[out / b_out, in / b_in]`, True is live.
@@ -126,25 +137,26 @@ class BlockIndex:
         return mask
 
     def transpose(self) -> tuple[BlockIndex, Tensor]:
-        """The index of the transposed matrix; no value is read or moved.
+        """The index of the transposed matrix.
 
         Returns:
             The index of `Wᵀ`, and `order [nnz]`, int32: block `n` of `Wᵀ` is `values[order[n]]`, transposed.
         """
-        cols, shape, block = self.grid[1], self.shape[::-1], BlockShape(*reversed(self.block))
-        if self.cpu_index is None:
+        cols, shape, block = self.grid[1], self.shape[::-1], BlockShape(self.block.cols, self.block.rows)
+        if self._cpu_index is None:
             offsets = self.row_offsets.new_empty(cols + 1)
             return BlockIndex(offsets, torch.empty_like(self.col_indices), shape, block), self.col_indices.clone()
         cpu_index, order = self.cpu_index.transposed(cols)
-        offsets, indices, order = (torch.tensor(a, device=self.row_offsets.device) for a in (*cpu_index, order))
-        return BlockIndex.unchecked(cpu_index, offsets, indices, shape, block), order
+        arrays = (*cpu_index, order)
+        offsets, indices, order_here = (torch.tensor(array, device=self.row_offsets.device) for array in arrays)
+        return BlockIndex.unchecked(cpu_index, offsets, indices, shape, block), order_here
 
     def to(self, device: torch.device | str) -> BlockIndex:
-        """The same index on another device; itself if it is there already."""
+        """The same index on another device; the index itself if it is there already."""
         offsets, indices = self.row_offsets.to(device), self.col_indices.to(device)
         if offsets is self.row_offsets and indices is self.col_indices:
             return self
-        if offsets.is_meta or self.cpu_index is None:
+        if offsets.is_meta or self._cpu_index is None:
             return BlockIndex(offsets, indices, self.shape, self.block)
         return BlockIndex.unchecked(self.cpu_index, offsets, indices, self.shape, self.block)
 
@@ -154,7 +166,7 @@ class BlockCSR:
     """A block-sparse matrix: an index and the values of its live blocks.
 
     Args:
-        index: Where the blocks are.
+        index: Positions of the live blocks.
         values: `[nnz, b_out, b_in]`.
 
     Raises:
@@ -179,23 +191,23 @@ class BlockCSR:
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor, index: BlockIndex | None = None) -> BlockCSR:
-        """The live blocks of a dense matrix, copied; what lies outside the mask is left out.
+        """Copies the live blocks of a dense matrix.
 
         Args:
-            weight: Dense `[out, in]`, of any strides.
+            weight: Dense `[out, in]` with any strides.
             mask: Bool `[out / b_out, in / b_in]`, True is live.
-            index: The index of this very mask, if it exists already, to be shared.
+            index: An existing index of this mask, to be shared.
 
         Raises:
             BlastError: if the mask does not tile the weight.
         """
         if index is None:
-            index = BlockIndex.from_mask(mask.to(weight.device), tuple(weight.shape))
+            index = BlockIndex.from_mask(mask.to(weight.device), (weight.shape[0], weight.shape[1]))
         blocks = tiles(weight, index.block).transpose(1, 2)  # [rows, cols, b_out, b_in]
         return cls(index, blocks[index.coordinates()].contiguous())
 
     def to_dense(self) -> Tensor:
-        """The dense matrix `[out, in]`: live blocks bit by bit, exact zeros elsewhere; differentiable."""
+        """The dense matrix `[out, in]`: exact copies of the live blocks, zeros elsewhere. Differentiable."""
         rows, cols = self.index.grid
         empty = self.values.new_zeros(rows, cols, *self.index.block)
         blocks = empty.index_put(self.index.coordinates(), self.values)
@@ -207,14 +219,14 @@ class BlockCSR:
 
 
 def block_of(mask: Tensor, shape: tuple[int, int]) -> BlockShape:
-    """The block shape that makes a mask over blocks fit a matrix.
+    """The block shape that follows from a mask and the shape of its matrix.
 
     Args:
         mask: Bool `[rows, cols]`.
         shape: `(out, in)` of the matrix.
 
     Raises:
-        BlastError: if the mask is no bool matrix, or its sides do not divide those of the matrix.
+        BlastError: if the mask is not a bool matrix, or its sides do not divide those of the matrix.
     """
     if mask.dtype != torch.bool or mask.dim() != 2:
         raise BlastError(f"a mask must be a bool matrix over blocks, not {mask.dtype} {list(mask.shape)}.")

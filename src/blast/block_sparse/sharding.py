@@ -1,7 +1,7 @@
-"""Matrices cut up over processes (`fully_shard`): what each process does with its own shard of one.
+"""Matrices sharded over processes (`fully_shard`): what each process computes on its local shard.
 
-Such a parameter, its gradient and its moments are DTensors. A process holds a box of the whole `[out, in]` matrix, and
-the edges of the box need not be those of blocks. Nothing here gathers a matrix.
+A sharded parameter, its gradient and its moments are DTensors. A process holds a rectangle of the whole `[out, in]`
+matrix. The edges of the rectangle can cut through blocks. Nothing here gathers a matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blast.errors import BlastError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is laid out over processes (a DTensor)."""
+    """Whether a tensor is sharded over processes (a DTensor)."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -33,13 +33,13 @@ def sharded_modules(model: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class LocalShard:
-    """What this process holds of a matrix.
+    """The part of a sharded matrix that this process holds.
 
     Attributes:
-        tensor: `[rows, cols]`, the memory itself; empty where there are more processes than rows.
-        row: First row of it in the whole matrix.
-        col: First column.
-        groups: The process groups that the matrix is cut up over.
+        tensor: `[rows, cols]`, a view of its memory; empty if there are more processes than rows.
+        row: Its first row in the whole matrix.
+        col: Its first column in the whole matrix.
+        groups: The process groups that the matrix is sharded over.
     """
 
     tensor: Tensor
@@ -49,13 +49,14 @@ class LocalShard:
 
     @classmethod
     def of(cls, matrix: Tensor) -> LocalShard:
-        """The shard that this process holds of a DTensor `[out, in]`.
+        """The local shard of a DTensor `[out, in]`.
 
         Raises:
-            BlastError: if the matrix is laid out in another way than rows or columns in turn.
+            BlastError: if a placement is neither `Replicate` nor `Shard`.
         """
-        from torch.distributed.tensor import Replicate, Shard
+        from torch.distributed.tensor import DTensor, Replicate, Shard
 
+        assert isinstance(matrix, DTensor)
         mesh = matrix.device_mesh
         shape, first = list(matrix.shape), [0, 0]
         groups = []
@@ -64,8 +65,8 @@ class LocalShard:
                 continue
             if type(placement) is not Shard:
                 raise BlastError(
-                    f"a matrix of {matrix.shape[0]}x{matrix.shape[1]} is laid out over processes as {placement}, "
-                    "whose blocks cannot be told; shard it with fully_shard alone."
+                    f"a matrix of {matrix.shape[0]}x{matrix.shape[1]} has the placement {placement}, which cannot "
+                    "be cut into blocks; shard it with fully_shard alone."
                 )
             side = placement.dim
             length = -(-shape[side] // mesh.size(axis))
@@ -73,14 +74,14 @@ class LocalShard:
             first[side] += start
             shape[side] = min(length, shape[side] - start)
             groups.append(mesh.get_group(axis))
-        return cls(matrix.detach().to_local(), first[0], first[1], tuple(groups))
+        return cls(matrix.to_local().detach(), first[0], first[1], tuple(groups))
 
     def transposed(self, transposed: bool) -> LocalShard:
-        """The shard of the transposed matrix, of the same memory; here, as the transpose of a DTensor may be a copy."""
+        """This shard as one of the transposed matrix; a view, where the transpose of a DTensor can be a copy."""
         return LocalShard(self.tensor.t(), self.col, self.row, self.groups) if transposed else self
 
     def padding(self, block: BlockShape) -> tuple[int, int, int, int]:
-        """Elements missing to whole blocks: left, right, above, below."""
+        """Elements that complete the cut blocks: left, right, above, below (the order of `F.pad`)."""
         rows, cols = self.tensor.shape
         return (
             self.col % block.cols,
@@ -90,7 +91,7 @@ class LocalShard:
         )
 
     def blocks(self, block: BlockShape) -> tuple[slice, slice]:
-        """Rows and columns of the blocks that it has elements of."""
+        """Block rows and block columns that the shard has elements of."""
         rows, cols = self.tensor.shape
         return (
             slice(self.row // block.rows, -(-(self.row + rows) // block.rows)),
@@ -100,12 +101,12 @@ class LocalShard:
 
 @torch.no_grad()
 def matrix_squares(stored: Tensor, block: BlockShape, transposed: bool = False) -> Tensor:
-    """Sum of squares of each block of a matrix, whole or cut up; of the latter every process has to ask.
+    """Sum of squares of each block of a matrix. For a sharded one all processes must call it.
 
     Args:
         stored: `[out, in]`, or `[in, out]` if `transposed`.
         block: Shape of a block.
-        transposed: How it is stored.
+        transposed: Whether it is stored as `[in, out]` (Conv1D).
 
     Returns:
         Sums `[out / b_out, in / b_in]` over the whole matrix, float32.
@@ -126,13 +127,13 @@ def matrix_squares(stored: Tensor, block: BlockShape, transposed: bool = False) 
 
 @torch.no_grad()
 def clear_dead_anywhere_(stored: Tensor, mask: Tensor, block: BlockShape, transposed: bool) -> None:
-    """Set the dead blocks of a matrix to zero, in place; of one that is cut up, those of this process.
+    """Sets the dead blocks of a matrix to zero, in place; for a sharded one in the local shard.
 
     Args:
         stored: Weight, gradient or moment as its module stores it.
         mask: bool `[out / b_out, in / b_in]` of the whole matrix, true where a block is live.
         block: Shape of a block.
-        transposed: Whether it is stored `[in, out]`.
+        transposed: Whether it is stored as `[in, out]` (Conv1D).
     """
     if not is_sharded(stored):
         clear_dead_(stored.detach().t() if transposed else stored.detach(), mask, block)
@@ -151,10 +152,14 @@ def clear_dead_anywhere_(stored: Tensor, mask: Tensor, block: BlockShape, transp
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Raises for a model that is cut up over processes, where whole matrices are needed."""
+    """Raises if a model is sharded, because the caller needs whole matrices.
+
+    Raises:
+        BlastError: the message says how to get an unsharded model.
+    """
     if sharded_modules(model) or any(is_sharded(parameter) for parameter in model.parameters()):
         raise BlastError(
-            "the model is sharded over processes (fully_shard), and none of them has whole matrices; load what "
+            "the model is sharded over processes (fully_shard), but whole matrices are needed; get its state with "
             "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
-            "options=StateDictOptions(full_state_dict=True)) gives into a model that is not sharded, and take that one."
+            "options=StateDictOptions(full_state_dict=True)), load that into an unsharded model, and use this one."
         )

@@ -1,1 +1,1 @@
-"""The block-sparse format, the layers that compute with it, and the way of a whole model there and back."""
+"""Modules that compute with block-sparse matrices."""

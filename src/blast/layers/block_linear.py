@@ -1,9 +1,10 @@
-"""A linear layer in its sparse state: only the live blocks are held."""
+"""A linear layer in its sparse state: it stores only the live blocks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
@@ -17,25 +18,31 @@ from blast.layers.dense_gradient import DenseGradient
 
 
 class IndexBuffers(nn.Module):
-    """The index of a `BlockLinear` as buffers, with that of the transposed matrix for the gradient.
+    """The index of a `BlockLinear` as buffers, with the index of the transposed matrix for the gradient.
 
-    Layers with equal masks hold one and the same `IndexBuffers`, and keep doing so through `.to()`, `deepcopy` and
-    `load_state_dict`; that two layers share their mask is `a.index is b.index`.
+    Layers with equal masks share one `IndexBuffers` object, also after `.to()`, `deepcopy` and `load_state_dict`. Two
+    layers share their mask if `a.index is b.index`.
 
     Args:
-        index: Where the blocks are.
-        transposed: Offsets, indices and order of the transposed matrix (`BlockIndex.transpose`); made if left out.
+        index: Positions of the live blocks.
+        transposed: Offsets, columns and order of the transposed matrix (`BlockIndex.transpose`); computed if left out.
     """
+
+    row_offsets: Tensor
+    col_indices: Tensor
+    t_offsets: Tensor
+    t_indices: Tensor
+    t_order: Tensor
 
     def __init__(self, index: BlockIndex, transposed: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         self.shape, self.block = index.shape, index.block
         self.register_buffer("row_offsets", index.row_offsets)
         self.register_buffer("col_indices", index.col_indices)
-        # These follow from the two above, so that they are not saved.
+        # Computed from the two above, so they are not saved.
         for name in ("t_offsets", "t_indices", "t_order"):
             self.register_buffer(name, None, persistent=False)
-        self._known: BlockIndex | None = index
+        self._checked: BlockIndex | None = index
         if transposed is None:
             self._transpose(index)
         else:
@@ -43,11 +50,12 @@ class IndexBuffers(nn.Module):
 
     @property
     def index(self) -> BlockIndex:
-        """The buffers as a `BlockIndex`, checked when they are new (a GPU has to be waited for)."""
-        known = self._known
-        if known is None or known.row_offsets is not self.row_offsets or known.col_indices is not self.col_indices:
-            known = self._known = BlockIndex(self.row_offsets, self.col_indices, self.shape, self.block)
-        return known
+        """The buffers as a `BlockIndex`. New buffers are checked first, which synchronizes with the GPU."""
+        checked = self._checked
+        offsets, columns = self.row_offsets, self.col_indices
+        if checked is None or checked.row_offsets is not offsets or checked.col_indices is not columns:
+            checked = self._checked = BlockIndex(offsets, columns, self.shape, self.block)
+        return checked
 
     def extra_repr(self) -> str:
         return f"blocks={self.col_indices.numel()}"
@@ -56,26 +64,26 @@ class IndexBuffers(nn.Module):
         transposed, self.t_order = index.transpose()
         self.t_offsets, self.t_indices = transposed.row_offsets, transposed.col_indices
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
-        self._known = None
-        # Another mask of as many blocks fits the buffers; gradients would be wrong with the old transposed index.
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._checked = None
+        # A different mask with as many blocks fits these buffers, so the transposed index has to be computed again.
         self._transpose(self.index)
 
 
 class BlockLinear(nn.Module):
-    """`y = x · Wᵀ + bias`, where `W [out, in]` is block-sparse and only its live blocks exist.
+    """`y = x · Wᵀ + bias`, where `W [out, in]` is block-sparse and only its live blocks are stored.
 
-    Takes the place of an `nn.Linear` or of a transformers `Conv1D`. The gradient of `values` is the dense gradient at
-    the live blocks. Under autocast the product is made in the autocast dtype, as with `nn.Linear`.
+    Replaces an `nn.Linear` or a transformers `Conv1D`. The gradient of `values` is the dense gradient at the live
+    blocks. Under autocast the product uses the autocast dtype, as `nn.Linear` does.
 
     Args:
         matrix: Index and values `[nnz, b_out, b_in]`; the values are used as they are, not copied.
         bias: `[out]` or None.
-        index: Buffers of the same mask to be shared with another layer; made from `matrix` if left out.
+        index: The buffers of another layer with the same mask, to be shared; made from `matrix` if left out.
 
     Raises:
-        BlastError: if the bias does not fit, or the shared index is that of another mask.
+        BlastError: if the bias does not fit, or the shared index belongs to another mask.
 
     Example:
         >>> matrix = blast.BlockCSR.from_dense(torch.randn(32, 64), mask=torch.eye(2, dtype=torch.bool))
@@ -83,13 +91,17 @@ class BlockLinear(nn.Module):
         torch.Size([8, 32])
     """
 
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    index: IndexBuffers
+
     def __init__(self, matrix: BlockCSR, bias: Tensor | None = None, index: IndexBuffers | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = matrix.index.shape
         if bias is not None and list(bias.shape) != [self.out_features]:
             raise BlastError(f"the bias must be [{self.out_features}], but is {list(bias.shape)}.")
         if index is not None and index.row_offsets is not matrix.index.row_offsets:
-            raise BlastError("a shared index must be the very index of the matrix; build both from one BlockIndex.")
+            raise BlastError("a shared index must be the index of the matrix itself; build both from one BlockIndex.")
         self.values = _parameter(matrix.values)
         self.bias = None if bias is None else _parameter(bias)
         self.index = IndexBuffers(matrix.index) if index is None else index
@@ -104,20 +116,19 @@ class BlockLinear(nn.Module):
 
     @classmethod
     def replacing(cls, module: nn.Module, matrix: BlockCSR, index: IndexBuffers | None = None) -> BlockLinear:
-        """The sparse state of a dense layer: same bias (the very parameter), training flag, hooks and gradient flags.
+        """The sparse state of a dense layer: with its bias parameter, training flag, hooks and gradient flags.
 
         Args:
-            module: `nn.Linear` or transformers `Conv1D`; what it is made of besides weight and bias is kept, so that
-                `dense_module` gives the same layer back.
+            module: `nn.Linear` or transformers `Conv1D`. `dense_module` restores this layer.
             matrix: The live blocks of its weight.
-            index: Buffers of the same mask to be shared.
+            index: The buffers of another layer with the same mask, to be shared.
         """
-        weight = module._parameters["weight"]
+        weight = cast(nn.Parameter, module._parameters["weight"])
         values = _parameter(matrix.values, weight.requires_grad)
-        layer = cls(BlockCSR(matrix.index, values), module.bias, index)
+        layer = cls(BlockCSR(matrix.index, values), cast("Tensor | None", module.bias), index)
         layer.training, layer.transposed = module.training, is_conv1d(module)
         template = _without_parameters(module)
-        # Around torch's own setattr, which would make it a child of this layer.
+        # nn.Module.__setattr__ would register it as a child of this layer.
         object.__setattr__(layer, "_template", template)
         for hooks in HOOKS:
             setattr(layer, hooks, getattr(module, hooks))
@@ -140,12 +151,12 @@ class BlockLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight as the dense layer stores it, *made anew at each access*: for code that looks at it."""
+        """The dense weight as the dense layer stores it. Each access computes it again."""
         dense = self.matrix().to_dense()
         return dense.t() if self.transposed else dense
 
     def matrix(self) -> BlockCSR:
-        """Index and values; the values are the live parameter."""
+        """Index and values; the values are the parameter itself, not a copy."""
         return BlockCSR(self.index.index, self.values)
 
     def mask(self) -> Tensor:
@@ -153,7 +164,8 @@ class BlockLinear(nn.Module):
         return self.index.index.mask()
 
     def dense_module(self) -> nn.Module:
-        """The dense layer this one stands for, with the type it had (`nn.Linear` if it never was dense)."""
+        """The equivalent dense layer, of the type that this layer replaced (`nn.Linear` if it replaced none)."""
+        module: nn.Module
         if self._template is None:
             module = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         else:
@@ -181,7 +193,8 @@ class BlockLinear(nn.Module):
         return self._product(x)
 
     def _product(self, x: Tensor) -> Tensor:
-        values, bias = self.values, self.bias
+        values: Tensor = self.values
+        bias: Tensor | None = self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
@@ -201,7 +214,7 @@ class BlockLinear(nn.Module):
         )
 
 
-# Dictionaries of hooks, handed over as they are so that the handles their owners hold still remove them.
+# The dictionaries of hooks are passed on, not copied, so that existing handles still remove their hooks.
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -215,7 +228,7 @@ HOOKS = (
 
 
 def _without_parameters(module: nn.Module) -> nn.Module:
-    """A shallow copy of a layer whose weight and bias are gone."""
+    """A shallow copy of a layer without its parameters."""
     shell = copy.copy(module)
     shell._parameters = dict.fromkeys(module._parameters)
     return shell

@@ -1,4 +1,4 @@
-"""Blocks of one layout taken into another: what a mask update does to values, gradients and optimizer state."""
+"""From an old block layout to a new one: how a mask update moves values, gradients and optimizer state."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from blast.block_sparse.blocks import tiles
 from blast.block_sparse.cpu_index import CpuIndex
 from blast.block_sparse.csr import BlockCSR, BlockIndex
-from blast.layers.block_linear import IndexBuffers
+from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.mlp_autograd import list_arrays
 from blast.layers.training_mlp import TrainingMlp
 
 
 @dataclass(frozen=True)
 class BlockRemap:
-    """Which blocks of a new layout come from which of an old one.
+    """Maps the blocks of an old layout to a new one.
 
     Attributes:
         index: The new layout.
-        source: For each block of the new layout its place in the old one; any place for one that is grown. int64.
-        grown: Places of the blocks that only the new one has, int64.
-        grown_at: Block row and block column of these, int64.
+        source: `[nnz]`, int64: for each block of the new layout its position in the old one; arbitrary if grown.
+        grown: Positions of the grown blocks in the new layout, int64.
+        grown_at: Block row and block column of the grown blocks, int64.
     """
 
     index: BlockIndex
@@ -35,18 +35,18 @@ class BlockRemap:
     grown_at: tuple[Tensor, Tensor]
 
     def apply(self, blocks: Tensor) -> Tensor:
-        """Blocks `[nnz, b_out, b_in]` in the new layout; grown ones are zero, dropped ones are gone."""
-        out = self._taken(blocks)
+        """Blocks `[nnz, b_out, b_in]` in the new layout; grown blocks are zero, dropped blocks are removed."""
+        out = self._selected(blocks)
         return out.index_fill_(0, self.grown, 0) if self.grown.numel() else out
 
     def apply_with_dense(self, blocks: Tensor, dense: Tensor) -> Tensor:
         """`apply`, with the grown blocks taken from a dense matrix `[out, in]`."""
-        out = self._taken(blocks)
+        out = self._selected(blocks)
         if not self.grown.numel():
             return out
         return out.index_copy_(0, self.grown, _blocks_at(dense, self.index, self.grown_at).to(out.dtype))
 
-    def _taken(self, blocks: Tensor) -> Tensor:
+    def _selected(self, blocks: Tensor) -> Tensor:
         if not blocks.shape[0]:
             return blocks.new_zeros(self.index.nnz, *self.index.block)
         return blocks.index_select(0, self.source)
@@ -55,38 +55,44 @@ class BlockRemap:
 def change_layouts(
     changes: Mapping[IndexBuffers, np.ndarray], mlps: Sequence[TrainingMlp]
 ) -> dict[IndexBuffers, tuple[IndexBuffers, BlockRemap]]:
-    """New layouts for matrices, made on the host for all of them and copied in two transfers.
+    """New layouts of matrices, computed on the CPU and copied to the device in two transfers.
+
+    MLPs with a changed matrix get their new index lists. The matrices still have their old layouts afterwards.
 
     Args:
-        changes: For the buffers of an index a new mask, bool `[rows, cols]` on the host.
-        mlps: MLPs in training; those with a matrix whose layout changes are given the lists of their new layouts.
+        changes: For each old layout a new mask, bool `[rows, cols]`.
+        mlps: The MLPs of the model.
 
     Returns:
-        For each of the old buffers, where masks differ, the new ones and the moves to them; the matrices hold them not
-        yet.
+        For each old layout whose mask changes, the new layout and the remap to it.
     """
-    plans = {}
+    layouts_on_cpu = {}
     for old, mask in changes.items():
         new = CpuIndex.from_mask(mask)
         if not new.equals(old.index.cpu_index):
-            plans[old] = _Plan(old.index, new)
-    hit = [mlp for mlp in mlps if any(layer.index in plans for layer in mlp.layers)]
-    indices = [[plans[x.index].new if x.index in plans else x.index.index.cpu_index for x in mlp.layers] for mlp in hit]
-    arrays = list_arrays([(mlp.layers, ours) for mlp, ours in zip(hit, indices, strict=True)])
-    lists = [(mlp.layers[-1].values.device, ours) for mlp, ours in zip(hit, arrays, strict=True)]
-    # Apart from what follows from it, since it is saved with the model, and a part is saved with its whole memory.
-    saved = batched_copy_by_device([(plan.device, plan.new) for plan in plans.values()])
-    made = batched_copy_by_device([*((plan.device, plan.arrays()) for plan in plans.values()), *lists])
-    layouts = {old: plan.made(*parts) for (old, plan), *parts in zip(plans.items(), saved, made, strict=False)}
-    for mlp, tensors in zip(hit, made[len(plans) :], strict=True):
-        indices = [layouts[x.index][0] if x.index in layouts else x.index for x in mlp.layers]
-        mlp.lists.take(tensors, indices)
+            layouts_on_cpu[old] = _NewLayout(old.index, new)
+
+    def cpu_index_of(layer: BlockLinear) -> CpuIndex:
+        changed = layouts_on_cpu.get(layer.index)
+        return layer.index.index.cpu_index if changed is None else changed.new
+
+    affected = [mlp for mlp in mlps if any(layer.index in layouts_on_cpu for layer in mlp.layers)]
+    arrays = list_arrays([(mlp.layers, [cpu_index_of(layer) for layer in mlp.layers]) for mlp in affected])
+    lists = [(mlp.layers[-1].values.device, ours) for mlp, ours in zip(affected, arrays, strict=True)]
+    # A separate transfer: these are saved with the model, and saving a view stores its whole memory.
+    saved = batched_copy_by_device([(layout.device, layout.new) for layout in layouts_on_cpu.values()])
+    made = batched_copy_by_device([*((layout.device, layout.arrays()) for layout in layouts_on_cpu.values()), *lists])
+    layouts = {
+        old: layout.made(*parts) for (old, layout), *parts in zip(layouts_on_cpu.items(), saved, made, strict=False)
+    }
+    for mlp, tensors in zip(affected, made[len(layouts_on_cpu) :], strict=True):
+        mlp.lists.set(tensors, [layouts[x.index][0] if x.index in layouts else x.index for x in mlp.layers])
     return layouts
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A new layout on the host, for a matrix of an old one."""
+class _NewLayout:
+    """A new layout on the CPU, and the old layout that it replaces."""
 
     old: BlockIndex
     new: CpuIndex
@@ -96,20 +102,26 @@ class _Plan:
         return self.old.row_offsets.device
 
     def arrays(self) -> list[np.ndarray]:
-        """What follows from the two layouts."""
+        """The arrays that `made` takes, computed from both layouts."""
         rows, cols = self.old.grid
-        place = np.full(rows * cols, -1)
-        place[self.old.cpu_index.flat_indices(cols)] = np.arange(self.old.nnz)
-        found = place[self.new.flat_indices(cols)]
+        position = np.full(rows * cols, -1)
+        position[self.old.cpu_index.flat_indices(cols)] = np.arange(self.old.nnz)
+        found = position[self.new.flat_indices(cols)]
         grown = np.flatnonzero(found < 0)
         transposed, order = self.new.transposed(cols)
         at = self.new.rows(), self.new.col_indices.astype(np.int64)
         return [*transposed, order, *at, np.maximum(found, 0), grown, at[0][grown], at[1][grown]]
 
     def made(self, saved: Sequence[Tensor], parts: Sequence[Tensor]) -> tuple[IndexBuffers, BlockRemap]:
-        """The layout from copies of `new` and of `arrays`."""
+        """The layout on the device.
+
+        Args:
+            saved: Copies of the arrays of `new`.
+            parts: Copies of `arrays()`.
+        """
         *transposed, row, col, source, grown, grown_row, grown_col = parts
-        index = BlockIndex.unchecked(self.new, *saved, self.old.shape, self.old.block, (row, col))
+        offsets, columns = saved
+        index = BlockIndex.unchecked(self.new, offsets, columns, self.old.shape, self.old.block, (row, col))
         return IndexBuffers(index, transposed), BlockRemap(index, source, grown, (grown_row, grown_col))
 
 

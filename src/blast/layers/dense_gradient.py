@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -62,12 +64,12 @@ class DenseGradient:
 
 class _Record(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y: Tensor, x: Tensor, dense_gradient: DenseGradient) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, dense_gradient: DenseGradient) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dense_gradient = dense_gradient
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         ctx.dense_gradient.add_pass(ctx.saved_tensors[0], grad)
         return grad, None, None

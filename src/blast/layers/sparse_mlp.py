@@ -1,8 +1,9 @@
-"""A whole MLP in its sparse state: fused inference kernels where no gradient is asked for, else those for training."""
+"""A whole sparse MLP: fused inference kernels without gradients, training kernels with them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
@@ -22,28 +23,34 @@ from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
 from blast.layers.mlp_autograd import MlpLists, can_train, run_training
 
-# How the fused kernels hold the weights: in the dtype of the model, or in fp8 with a scale for each block.
+# Storage of the weights for the fused kernels: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
-# Tokens of random input that the error of fp8 weights is stated for.
+# Number of random tokens that `quantization_error` measures with.
 ERROR_TOKENS = 64
 
 
 class Packed(NamedTuple):
-    """What the fused kernels read; made from the blocks of an MLP, and made anew when they change.
+    """The weights and index lists that the fused kernels read.
 
-    The scales are those of fp8 blocks, else None.
+    Attributes:
+        gate_up: Blocks of the gate (if any) and up projections, in the order of the kernels.
+        gate_up_records: Their row records, int32.
+        down: Blocks of the down projection.
+        down_records: Their row records, int32.
+        gate_up_scales: A scale for each fp8 block; None without fp8.
+        down_scales: Likewise for the down projection.
     """
 
-    front: Tensor
-    front_records: Tensor
+    gate_up: Tensor
+    gate_up_records: Tensor
     down: Tensor
     down_records: Tensor
-    front_scales: Tensor | None = None
+    gate_up_scales: Tensor | None = None
     down_scales: Tensor | None = None
 
 
 class Roles(NamedTuple):
-    """Names of the matrices of an MLP among its children; `gate` is None if it has none."""
+    """Names of the matrices of an MLP among its children; `gate` is None for an MLP without a gate."""
 
     up: str
     down: str
@@ -51,25 +58,27 @@ class Roles(NamedTuple):
 
 
 class SparseMlp(nn.Module):
-    """Takes the place of an MLP whose matrices are `BlockLinear`; it has the same children under the same names.
+    """Replaces an MLP whose matrices are `BlockLinear`. It has the same children under the same names.
 
-    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`; with gradients or under autocast
-    it is one of `block_sparse_mlp_training`. With active dropout, or where hidden blocks of the up projection are not
-    those of the down projection, the MLP it replaces runs as before, layer by layer. The parameters of the layers
-    stay the only truth (state dict, checkpoints, optimizer); the packed blocks of the front are a copy of them, made
-    again whenever they were changed, moved or loaded. So are fp8 weights: these are held besides the layers' own.
+    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
+    it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, and if the
+    block sides of the up and down projections do not match. The state dict, checkpoints and the optimizer use the
+    parameters of the layers only. The packed gate and up blocks and the fp8 weights are copies of these parameters.
+    They are made again after a parameter was changed, moved or loaded.
 
     Args:
         original: The MLP; its children are shared, not copied.
         roles: Which children are its matrices.
         activation: `silu`, `gelu`, `gelu_tanh` or `none`.
-        skip_dead: Whether hidden blocks that are provably zero, or that nobody reads, are left out. The result is the
+        skip_dead: Whether to skip hidden blocks that are always zero, or that no block reads. The result is the
             same for finite inputs.
-        dense_fallback: Whether to run dense where `blast_kernels.tables.break_even` says that dense is faster for so
-            many tokens. Holds the dense weights as well.
-        weights: `same`, or `fp8`: half the bytes to read, at the price that `quantization_error` states. An MLP that is
-            cast to float32 or float64 runs with its own weights.
+        dense_fallback: Whether to run dense where `blast_kernels.tables.break_even` says that dense is faster for this
+            number of tokens. Then the dense weights are stored as well.
+        weights: `same`, or `fp8`: half the bytes to read, with the error that `quantization_error` measures. An MLP
+            that is cast to float32 or float64 runs with its own weights.
     """
+
+    original: nn.Module
 
     def __init__(
         self,
@@ -83,7 +92,7 @@ class SparseMlp(nn.Module):
         super().__init__()
         self.roles, self.activation, self.skip_dead = roles, activation, skip_dead
         self.dense_fallback, self.weights = dense_fallback, weights
-        # Around torch's own setattr: what it replaces is no child, but both have the same children.
+        # nn.Module.__setattr__ would register it as a child. It is none, but both have the same children.
         object.__setattr__(self, "original", original)
         self._modules = original._modules
         self.training, self._version = original.training, original._version
@@ -94,7 +103,7 @@ class SparseMlp(nn.Module):
         self._packed: Packed | None = None
         self._dense: list[Tensor] | None = None
         self._ranges: Ranges = ()
-        self._versions: tuple = ()
+        self._versions: tuple[tuple[int, int], ...] = ()
         self.pack()
 
     @property
@@ -111,39 +120,39 @@ class SparseMlp(nn.Module):
 
     @property
     def extra_tensors(self) -> list[Tensor]:
-        """Tensors that it holds besides those of its layers, some of which may be the layers' own."""
-        own = (*(self._packed or ()), *(self._dense or ()), *self.lists.tensors)
+        """The packed, dense and index tensors; some may be tensors of its layers."""
+        own: tuple[Tensor | None, ...] = (*(self._packed or ()), *(self._dense or ()), *self.lists.tensors)
         return [tensor for tensor in own if tensor is not None]
 
     @property
-    def packed(self) -> Packed:
-        """What the kernels read; made anew if a parameter changed."""
+    def packed(self) -> Packed | None:
+        """What the kernels read, packed again if a parameter changed; None on the meta device."""
         if self._packed is None or self._versions != self._current():
             self.pack()
         return self._packed
 
     def pack(self) -> None:
-        """Makes the packed form of the present parameters."""
+        """Packs the current parameters for the kernels."""
         with torch.no_grad():
             if any(layer.values.is_meta for layer in self.layers):
                 self._packed = self._dense = None
                 return
-            self._packed = _pack(self.layers, self.gate, self.skip_dead)
-            if self.weights == "fp8" and self._packed.front.dtype in HALVES:
-                self._packed = _in_fp8(self._packed)
+            packed = _pack(self.layers, self.gate, self.skip_dead)
+            quantized = self.weights == "fp8" and packed.gate_up.dtype in HALVES
+            self._packed = _in_fp8(packed) if quantized else packed
             self._dense = None
             if self.dense_fallback:
                 self._choose_dense()
         self._versions = self._current()
 
     def quantization_error(self, x: Tensor | None = None) -> float:
-        """`‖out − full‖ / ‖full‖` of the fused kernels with the weights they hold, against those of the layers.
+        """The relative error of the output with the packed weights: `‖out − full‖ / ‖full‖`.
 
         Args:
-            x: Activations `[..., in]` in the dtype of the MLP; normally distributed ones if left out.
+            x: Activations `[..., in]` in the dtype of the MLP; 64 normally distributed tokens if left out.
 
         Returns:
-            0 if the kernels hold the weights of the layers as they are.
+            The error; 0 if the weights are not quantized.
 
         Raises:
             BlastError: if the weights are on the meta device.
@@ -151,7 +160,7 @@ class SparseMlp(nn.Module):
         packed, values = self.packed, self.layers[0].values
         if packed is None:
             raise BlastError("weights on the meta device have no values to compare; load the model first.")
-        if packed.front_scales is None:
+        if packed.gate_up_scales is None:
             return 0.0
         if x is None:
             generator = torch.Generator().manual_seed(0)
@@ -167,14 +176,16 @@ class SparseMlp(nn.Module):
         if not self._can_fuse(x):
             return self._train(x)
         packed = self._packed if torch.compiler.is_compiling() else self.packed
+        if packed is None:
+            raise BlastError("the weights are on the meta device; load the model first.")
         if self._dense is not None and dense_wins(x.numel() // x.shape[-1], self._ranges):
-            return self._run_dense(x)
+            return self._run_dense(x, self._dense)
         return self._run(x, packed)
 
     def _train(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
             if torch.is_autocast_enabled(x.device.type):
-                # By the graph, which fuses it with what made `x`.
+                # Cast inside the graph, so that it is fused with the operation that computes `x`.
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             return self._train_outside_graph(x)
         layers = self.layers
@@ -193,8 +204,8 @@ class SparseMlp(nn.Module):
         up, down = self._layer(self.roles.up), self._layer(self.roles.down)
         return torch.ops.blast.block_sparse_mlp(
             x,
-            packed.front,
-            packed.front_records,
+            packed.gate_up,
+            packed.gate_up_records,
             up.bias,
             packed.down,
             packed.down_records,
@@ -203,7 +214,7 @@ class SparseMlp(nn.Module):
             down.out_features,
             self.activation,
             self.gate,
-            packed.front_scales,
+            packed.gate_up_scales,
             packed.down_scales,
         )
 
@@ -214,24 +225,25 @@ class SparseMlp(nn.Module):
     def extra_repr(self) -> str:
         return f"gate={self.gate}, activation={self.activation}, skip_dead={self.skip_dead}, weights={self.weights}"
 
-    def _apply(self, function, recurse: bool = True) -> SparseMlp:
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseMlp:
         super()._apply(function, recurse)
         self.pack()
         return self
 
     def _layer(self, name: str) -> BlockLinear:
-        return self._modules[name]
+        layer: Any = self._modules[name]
+        return layer
 
     def _can_fuse(self, x: Tensor) -> bool:
         if torch.is_autocast_enabled(x.device.type):
             return False
         if not torch.is_grad_enabled():
             return True
-        wanted = [x, *(p for layer in self.layers for p in (layer.values, layer.bias) if p is not None)]
-        return not any(tensor.requires_grad for tensor in wanted)
+        tensors = [x, *(p for layer in self.layers for p in (layer.values, layer.bias) if p is not None)]
+        return not any(tensor.requires_grad for tensor in tensors)
 
-    def _run_dense(self, x: Tensor) -> Tensor:
-        *gate, up, down = self._dense
+    def _run_dense(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        *gate, up, down = weights
         act = ACTIVATIONS[self.activation]
         biases = [layer.bias for layer in self.layers]
         hidden = F.linear(x, up, biases[-2])
@@ -244,23 +256,23 @@ class SparseMlp(nn.Module):
         sparsity = 1 - sum(layer.values.numel() for layer in self.layers) / total
         shape, gpu = (up.out_features, up.in_features), gpu_name(values.device)
         self._ranges = dense_ranges(sparsity, up.block, self.gate, shape, values.dtype, gpu)
-        # No dense weights are held where the table never calls for them.
+        # Dense weights are stored only if the table uses them for some number of tokens.
         if any(dense for _, dense in self._ranges):
             self._dense = [layer.matrix().to_dense() for layer in self.layers]
 
-    def _current(self) -> tuple:
+    def _current(self) -> tuple[tuple[int, int], ...]:
         tensors = [tensor for layer in self.layers for tensor in (layer.values, layer.row_offsets, layer.col_indices)]
-        # An inference tensor has no version: it cannot be changed in place outside inference mode.
+        # An inference tensor has no version counter. It cannot be changed in place outside inference mode.
         return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 def _in_fp8(packed: Packed) -> Packed:
-    front, front_scales = quantize_blocks(packed.front)
+    gate_up, gate_up_scales = quantize_blocks(packed.gate_up)
     down, down_scales = quantize_blocks(packed.down)
-    return packed._replace(front=front, down=down, front_scales=front_scales, down_scales=down_scales)
+    return packed._replace(gate_up=gate_up, down=down, gate_up_scales=gate_up_scales, down_scales=down_scales)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -271,21 +283,22 @@ ACTIVATIONS = {
 def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
     *_, up, down = layers
     live = None
-    # Hidden blocks of the front are those of the down projection only where their sides agree.
+    # The up and down projections have the same hidden blocks only if their block sides agree.
     if skip_dead and up.block.rows == down.block.cols:
         read = torch.zeros(up.row_offsets.numel() - 1, dtype=torch.bool, device=up.values.device)
         read[down.col_indices.long()] = True
         live = read if gate == "none" else live_hidden_rows(layers[0].row_offsets, up.row_offsets, down.col_indices)
     if gate == "untied":
-        parts = [tensor for layer in layers[:2] for tensor in (layer.row_offsets, layer.col_indices)]
-        front_records, order = gated_records(*parts, live)
-        front = torch.cat([layers[0].values, up.values])[order]
+        first = layers[0]
+        records, order = gated_records(first.row_offsets, first.col_indices, up.row_offsets, up.col_indices, live)
+        gate_up = torch.cat([first.values, up.values])[order]
     else:
-        front_records = plain_records(up.row_offsets, up.col_indices, live)
-        front = pack_tied(layers[0].values, up.values) if gate == "tied" else up.values
-    offsets, columns, values = down.row_offsets, down.col_indices, down.values
+        records = plain_records(up.row_offsets, up.col_indices, live)
+        gate_up = pack_tied(layers[0].values, up.values) if gate == "tied" else up.values
+    offsets, columns = down.row_offsets, down.col_indices
+    values: Tensor = down.values
     if live is not None and not bool(live.all()):
         offsets, columns, kept = drop_columns(offsets, columns, live)
-        # Of the same number, nothing was dropped, and the layer's own values serve.
+        # If nothing was dropped, the values of the layer are used without a copy.
         values = values if kept.numel() == values.shape[0] else values[kept]
-    return Packed(front.detach().contiguous(), front_records, values.detach(), plain_records(offsets, columns))
+    return Packed(gate_up.detach().contiguous(), records, values.detach(), plain_records(offsets, columns))

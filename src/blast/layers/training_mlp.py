@@ -1,4 +1,4 @@
-"""A whole MLP of a model in training, in its sparse state."""
+"""A whole sparse MLP during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blast.layers.sparse_mlp import SparseMlp
 
 
 class TrainingMlp(SparseMlp):
-    """A `SparseMlp` of a model in training: it holds no packed copy, and runs by the training operator always.
+    """A `SparseMlp` for training: it has no packed copy of the weights and always runs the training operator.
 
     Mask updates need the dense gradients of its layers. They follow from the input and the gradient of the output. The
     backward pass either computes them at once, or saves both tensors in `saved_activations`.
@@ -24,7 +24,7 @@ class TrainingMlp(SparseMlp):
     saved_activations: list[tuple[Tensor, Tensor]] | None = None
 
     def pack(self) -> None:
-        """Makes the lists of the present masks; to be called when an index was replaced."""
+        """Computes the index lists of the current masks. Call it after an index was replaced."""
         self._packed = self._dense = None
         layers = self.layers
         if can_train(layers) and not layers[0].values.is_meta:
@@ -50,4 +50,5 @@ class TrainingMlp(SparseMlp):
 
     def _save(self, x: Tensor, grad: Tensor) -> None:
         # Detached, so that the autograd graph is freed.
-        self.saved_activations.append((x.detach(), grad.detach()))
+        if self.saved_activations is not None:
+            self.saved_activations.append((x.detach(), grad.detach()))
