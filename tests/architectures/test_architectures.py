@@ -41,7 +41,7 @@ def _build(name: str, seed: int = 0) -> torch.nn.Module:
 
 
 def test_every_architecture_is_found_by_its_family_file():
-    assert set(architectures.names()) == set(PUBLISHED) | set(NANO_SIZES) | PACKAGED
+    assert set(PUBLISHED) | set(NANO_SIZES) | PACKAGED <= set(architectures.names())
     assert architectures.get("smollm2-135m").family == "llama"
 
 
