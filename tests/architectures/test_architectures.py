@@ -1,4 +1,4 @@
-"""Models by name: sizes, construction, and what a wrong request is told."""
+"""Models by name: sizes, construction, and errors."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_legal_blocks_leave_out_what_does_not_divide():
 
 
 @pytest.mark.parametrize("name", NANO_SIZES)
-def test_the_seed_alone_decides_fresh_weights(name):
+def test_initial_weights_depend_on_the_seed_alone(name):
     first, again, other = (_build(name, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
@@ -108,11 +108,11 @@ def test_images_that_patches_do_not_tile_are_refused_with_both_numbers():
         architectures.build("vit-b-16", image_size=100)
 
 
-def test_a_size_that_only_the_dataset_knows_is_asked_for():
+def test_a_missing_size_that_only_the_dataset_knows_is_an_error():
     with pytest.raises(BlastError, match="gpt2-nano has no size of its own for vocab"):
         architectures.build("gpt2-nano")
 
 
-def test_an_unknown_architecture_names_the_nearest():
+def test_an_unknown_architecture_suggests_the_nearest_name():
     with pytest.raises(BlastError, match="did you mean 'gpt2-nano'"):
         architectures.get("gpt2-nanno")

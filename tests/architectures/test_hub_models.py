@@ -1,4 +1,4 @@
-"""The nine architectures, loaded through the code that loads the published ones: only the cache folder is another."""
+"""The nine architectures, loaded by the code that loads the published ones, from a cache of small copies."""
 
 from __future__ import annotations
 

@@ -51,12 +51,12 @@ def test_looking_at_datasets_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_unknown_dataset_names_the_nearest():
+def test_an_unknown_dataset_suggests_the_nearest_name():
     with pytest.raises(BlastError, match="did you mean 'fashion_mnist'"):
         datasets.get("fashion-mnist")
 
 
-def test_digits_are_split_without_overlap_and_always_alike(digits, tmp_path):
+def test_the_split_of_digits_is_fixed_and_has_no_overlap(digits, tmp_path):
     assert digits.counts == {"train": TRAIN, "test": 360}
     assert datasets.get("digits").load(tmp_path).digest == digits.digest
     from sklearn.datasets import load_digits
@@ -114,7 +114,7 @@ def test_augmentation_moves_images_and_depends_on_seed_and_step_alone(augment):
     assert set(first[0].unique().tolist()) <= set(plain.train_batch(5, 8, seed=0)[0].unique().tolist()) | {-2.0}
 
 
-def test_images_are_brought_to_the_side_and_the_channels_that_a_model_wants():
+def test_images_are_resized_and_their_channels_repeated():
     ramp = torch.arange(8, dtype=torch.uint8).mul(30).expand(6, 1, 8, 8).contiguous()
     labels = torch.arange(6) % 2
     plain = VisionData(ramp, labels, ramp, labels, 2, (0.5,), (0.25,), "sha256:")
@@ -200,7 +200,7 @@ def test_cifar_records_are_read_from_the_archive(tmp_path):
     assert np.array_equal(loaded.test_images[1, 2, 31].numpy(), records[5, -32:])
 
 
-def test_data_that_were_not_fetched_are_asked_for(tmp_path):
+def test_data_that_were_not_fetched_are_an_error(tmp_path):
     with pytest.raises(BlastError, match="fetch it first"):
         datasets.get("cifar10").load(tmp_path)
     with pytest.raises(BlastError, match="fetch it first"):

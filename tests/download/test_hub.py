@@ -1,4 +1,4 @@
-"""The hub over HTTP as it answers: listings with checksums, cut transfers, refusals, tokens; and its cache layout."""
+"""Downloads from a local server that answers like the hub: checksums, cut transfers, refusals, tokens, the cache."""
 
 from __future__ import annotations
 
@@ -185,20 +185,20 @@ def test_files_in_the_cache_are_found_without_the_client(hub, tmp_path):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_gated_repository_says_what_to_accept(hub, tmp_path, status):
+def test_a_gated_repository_names_the_terms_to_accept(hub, tmp_path, status):
     hub.refuse = status
     with pytest.raises(BlastError, match=r"^tiny: accept its terms\.$"):
         SOURCE.fetch(tmp_path)
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_gated_content_says_what_to_accept_though_its_listing_is_public(hub, tmp_path, status):
+def test_gated_content_with_a_public_listing_names_the_terms_to_accept(hub, tmp_path, status):
     hub.gated = status
     with pytest.raises(BlastError, match=r"^tiny: accept its terms\.$"):
         SOURCE.fetch(tmp_path)
 
 
-def test_content_that_cannot_be_had_is_named_with_its_reason(hub, tmp_path):
+def test_content_that_cannot_be_fetched_is_named_with_the_reason(hub, tmp_path):
     hub.gated = 500
     with pytest.raises(BlastError) as caught:
         SOURCE.fetch(tmp_path)
@@ -211,7 +211,7 @@ def test_content_that_cannot_be_had_is_named_with_its_reason(hub, tmp_path):
     assert "\n" not in message
 
 
-def test_the_answer_of_the_hub_is_told_and_not_the_advice_of_its_client(hub, tmp_path, monkeypatch):
+def test_the_message_gives_the_answer_of_the_hub_not_the_advice_of_its_client(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_module, "_reach", lambda address: None)
     hub.gated = 403
     with pytest.raises(BlastError, match="the server answers 403 Forbidden"):
@@ -220,9 +220,9 @@ def test_the_answer_of_the_hub_is_told_and_not_the_advice_of_its_client(hub, tmp
         SOURCE.fetch(tmp_path)
 
 
-def test_another_refusal_is_told_as_it_is(hub, tmp_path):
+def test_another_refusal_is_reported_with_its_status(hub, tmp_path):
     hub.refuse = 404
-    with pytest.raises(BlastError, match=r"tiny could not be fetched .*404.*check the network, or bring the folder"):
+    with pytest.raises(BlastError, match=r"tiny could not be fetched .*404.*check the network, or copy the folder"):
         SOURCE.fetch(tmp_path)
 
 
@@ -236,7 +236,7 @@ def test_the_users_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
     assert not elsewhere.has_header("Authorization")
 
 
-def test_a_folder_of_the_hubs_own_client_is_taken_as_it_is(tmp_path, monkeypatch):
+def test_a_folder_of_the_hubs_own_client_is_used_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     repository = tmp_path / "hub" / "models--owner--tiny"
     (repository / "blobs").mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_a_damaged_blob_of_the_hubs_own_client_is_named(tmp_path, monkeypatch):
         SOURCE.fetch(tmp_path)
 
 
-def test_a_file_that_the_repository_lacks_is_named(hub, tmp_path):
+def test_a_file_that_is_not_in_the_repository_is_named(hub, tmp_path):
     source = HubFiles("tiny", "models", "owner/tiny", REVISION, ("config.json", "*.parquet"))
     with pytest.raises(BlastError, match=r"has no file \*\.parquet at revision 0123"):
         source.fetch(tmp_path)
@@ -280,7 +280,7 @@ def test_several_processes_fetch_once(hub, tmp_path):
     assert len(whole) == len(set(whole)) == 3
 
 
-def test_a_server_that_was_silent_is_not_waited_for_again(tmp_path, monkeypatch):
+def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch):
     import socket
 
     monkeypatch.setattr(sources, "ANSWER_S", 0.5)
@@ -293,13 +293,13 @@ def test_a_server_that_was_silent_is_not_waited_for_again(tmp_path, monkeypatch)
         assert time.monotonic() - started < 0.2
 
 
-def test_progress_is_told_in_lines(hub, tmp_path):
+def test_progress_is_reported_in_lines(hub, tmp_path):
     lines: list[str] = []
     SOURCE.fetch(tmp_path, lines.append)
     assert lines == [f"tiny: fetching 2 file(s) from http://127.0.0.1:{hub.server_port}/owner/tiny/resolve/{REVISION}/"]
 
 
-def test_a_long_transfer_is_told_once_a_second(monkeypatch):
+def test_a_long_transfer_is_reported_once_a_second(monkeypatch):
     now = iter([0.0, 0.5, 1.5, 1.5, 1.7])
     monkeypatch.setattr(hub_module.time, "monotonic", lambda: next(now))
     lines: list[str] = []

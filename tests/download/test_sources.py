@@ -107,14 +107,14 @@ def test_a_cut_transfer_is_resumed_where_it_ended(server, tmp_path):
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
 
 
-def test_a_part_longer_than_the_file_is_begun_anew(server, tmp_path):
+def test_a_partial_file_that_is_too_long_is_downloaded_from_the_beginning(server, tmp_path):
     server.files["data.bin"] = CONTENT
     (tmp_path / "data.bin.part").write_bytes(CONTENT + b"more")
     fetch_files("set", [WANTED], [UrlSource(server.address)], tmp_path)
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
 
 
-def test_what_came_is_kept_when_every_attempt_is_cut(server, tmp_path):
+def test_the_partial_file_is_kept_when_every_attempt_is_cut(server, tmp_path):
     server.files["data.bin"] = CONTENT
     server.cuts = 99
     with pytest.raises(BlastError, match="was cut off"):
@@ -157,7 +157,7 @@ def test_failure_names_every_source_with_its_reason_and_what_to_do(server, dead_
     assert "\n" not in message
 
 
-def test_sources_that_never_answer_cost_one_waiting_time_together(tmp_path, monkeypatch):
+def test_sources_that_never_answer_are_waited_for_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         bases = [f"http://127.0.0.1:{mute.getsockname()[1]}/{place}/" for place in range(4)]
@@ -185,7 +185,7 @@ def test_a_debian_package_is_unpacked_without_root(tmp_path, monkeypatch):
     assert [path.name for path in target.iterdir()] == ["data.bin"]
 
 
-def test_what_a_package_client_complains_of_is_the_reason(tmp_path, monkeypatch):
+def test_the_error_of_a_package_client_is_the_reason(tmp_path, monkeypatch):
     _program(tmp_path, "npm", 'echo "npm error network unreachable" >&2\nexit 1\n')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(BlastError, match=r"npm package set 1\.0: npm says: npm error network unreachable"):
@@ -198,7 +198,7 @@ def test_a_missing_package_client_is_the_reason(tmp_path, monkeypatch):
         fetch_files("set", [WANTED], [DebianPackage("set", "/", "")], tmp_path / "target")
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch, dead_address):
+def test_an_unreachable_hub_is_one_sentence(tmp_path, monkeypatch, dead_address):
     monkeypatch.setattr(hub, "HUB", dead_address.rstrip("/"))
     with pytest.raises(BlastError, match=r"books could not be fetched .*refused.*; check the network"):
         HubText("books", "owner/books", "main", ("plain",)).fetch(tmp_path)

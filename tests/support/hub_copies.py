@@ -1,6 +1,6 @@
-"""Local copies in the layout of the hub, of torch's own client and of ImageNet: the real files, small, random inside.
+"""Small copies with random content, in the layouts of the hub, of torch's client and of ImageNet.
 
-Only the cache folder tells them from what a download would leave.
+A download would leave the same files, but for their size and content.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""OpenWebText: pages that people linked to, the public likeness of GPT-2's training data."""
+"""OpenWebText: web pages that people linked to, a public reproduction of GPT-2's training data."""
 
 from __future__ import annotations
 

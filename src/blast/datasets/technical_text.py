@@ -124,13 +124,13 @@ def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
             if not stamp.exists():
                 if progress:
                     progress(f"technical_text: fetching the Debian package {package}")
-                name = _bring(package, pattern, folder)
+                name = _download(package, pattern, folder)
                 write_atomically(stamp, json.dumps({"package": name}) + "\n")
         versions[package] = json.loads(stamp.read_text(encoding="utf-8"))["package"]
     return {"name": "technical_text", "folder": str(raw(cache)), "packages": versions}
 
 
-def _bring(package: str, pattern: str, folder: Path) -> str:
+def _download(package: str, pattern: str, folder: Path) -> str:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".apt-") as made:
         try:
             unpacked, name = unpack_debian(package, Path(made))

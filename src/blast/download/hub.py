@@ -1,7 +1,7 @@
 """Repositories of the model hub: the hub's own client fetches, and every file is checked against the hub's listing.
 
 Files lie in `hub/` of the cache as the client lays them out (`models--owner--name/snapshots/<revision>/…`). A folder
-of that client, or one brought from another machine, is therefore taken as it is.
+of that client, or one copied from another machine, can therefore be used as it is.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class HubFiles:
             raise self._failed(
                 fault,
                 f"{self.label}: {_reason(fault)}",
-                f"check the network, or bring the folder {self.folder(cache)} from a machine that has it",
+                f"check the network, or copy the folder {self.folder(cache)} from a machine that has it",
             ) from fault
         entries = {}
         for file in about.siblings:
@@ -228,7 +228,7 @@ class HubFiles:
             return fault
         return None
 
-    def _check(self, cache: Path, files: Iterable[RemoteFile], whence: str, reasons: list[str]) -> list[RemoteFile]:
+    def _check(self, cache: Path, files: Iterable[RemoteFile], origin: str, reasons: list[str]) -> list[RemoteFile]:
         """The files that are missing; damaged ones are moved aside and noted in `reasons`."""
         missing = []
         for file in files:
@@ -240,7 +240,7 @@ class HubFiles:
                 # The content itself, or the client would link to it again.
                 os.replace(path.resolve(), path.with_name(path.name + ".damaged"))
                 path.unlink(missing_ok=True)
-                reasons.append(f"{file.name} {whence} has the wrong checksum")
+                reasons.append(f"{file.name} {origin} has the wrong checksum")
         return missing
 
     def _checked(self, cache: Path) -> Path:

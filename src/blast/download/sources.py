@@ -181,7 +181,7 @@ def unpack_gzip(packed: Path, path: Path) -> None:
         packed.unlink(missing_ok=True)
 
 
-def _check(files: Sequence[RemoteFile], folder: Path, whence: str, reasons: list[str]) -> list[RemoteFile]:
+def _check(files: Sequence[RemoteFile], folder: Path, origin: str, reasons: list[str]) -> list[RemoteFile]:
     """The files that are still missing; damaged ones are moved aside and noted in `reasons`."""
     missing = []
     for file in files:
@@ -191,7 +191,7 @@ def _check(files: Sequence[RemoteFile], folder: Path, whence: str, reasons: list
         missing.append(file)
         if path.exists():
             os.replace(path, path.with_name(path.name + ".damaged"))
-            reasons.append(f"{file.name} {whence} has the wrong checksum")
+            reasons.append(f"{file.name} {origin} has the wrong checksum")
     return missing
 
 

@@ -31,7 +31,7 @@ SPLITS = {"train": "train", "test": "validation"}
 
 @dataclass(frozen=True)
 class SentenceSettings(TextSettings):
-    """Settings of sentences that are told apart.
+    """Settings of a dataset of labelled sentences.
 
     Attributes:
         vocab_size: Size of the tokenizer that is trained on the sentences; not used with `tokenizer`.

@@ -23,7 +23,7 @@ class ImageFolderSettings:
 
     Attributes:
         augment: `none` crops the middle of training images too; the others crop at random and mirror.
-        image_size: Side in pixels that images are brought to.
+        image_size: Side in pixels that images are resized to.
     """
 
     augment: Literal["none", "shift", "shift_flip"] = "none"
@@ -41,7 +41,7 @@ class ImageFolderData:
         train: Path and label of each training image.
         held_out: Likewise of the test images.
         num_classes: Number of classes.
-        image_size: Side in pixels that images are brought to.
+        image_size: Side in pixels that images are resized to.
         augment: `"none"` crops the middle; anything else crops at random and mirrors.
         digest: Digest of what was listed.
     """

@@ -25,8 +25,8 @@ class ImageSettings:
 
     Attributes:
         augment: `shift` moves training images by some pixels; `shift_flip` mirrors half of them too.
-        image_size: Side that images are brought to, for models with published weights; else images keep theirs.
-        channels: Channels that grey images are repeated to; else they keep one.
+        image_size: Side that images are resized to, for models with published weights; without it images keep theirs.
+        channels: Number of channels that grey images are repeated to; without it they keep one.
     """
 
     augment: Literal["none", "shift", "shift_flip"] = "none"
@@ -57,7 +57,7 @@ class VisionData:
         std: Likewise.
         digest: `"sha256:…"` of everything above that was read.
         augment: As in `ImageSettings`.
-        resize: Side that images are brought to when a batch needs them; None leaves them as they are.
+        resize: Side that the images of a batch are resized to; None leaves them as they are.
         repeat_to: Number of channels that grey images are repeated to; None leaves them as they are.
     """
 
