@@ -1,8 +1,8 @@
-"""Which kernel, with which tiles, for a product of a given shape: rules read off measurements (see NOTES.md).
+"""Rules that give the kernel config of a product for its shape, from measurements (see NOTES.md).
 
-The rules decide where the GPU has no table (`tuned_configs`). They were read off a sweep on an H100 with blocks of
-128, sparsity .95 (and .8 for 8192 tokens), shapes of Llama 1B to 405B and 16, 128 and 2048 tokens; for up to 16
-tokens, and where a front has thousands of tiles, off all that the table holds. Everything else is an inference.
+They decide if the GPU's table has no near row (`tuned_configs`). They come from a sweep on an H100: blocks of 128,
+sparsity .95 (and .8 for 8192 tokens), shapes of Llama 1B to 405B, 16, 128 and 2048 tokens. The rules for up to 16
+tokens, and for gate-up products with thousands of tiles, come from all rows of the table. All other cases are inferred.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from typing import NamedTuple
 from blast_kernels.common.constants import MULTIPROCESSORS
 
 KERNELS = ("stream", "tiles", "persistent")
-# Columns of a block row from which several programs share it, if there are few rows (decode).
+# From this many columns of a block row on, several programs share it, if there are few rows (decode).
 LONG_ROW = 400
-# Columns of a block row of 32 rows from which its product, at many tokens, is bound by re-reading activations.
+# From this many columns of a block row of 32 rows on, its product at many tokens is bound by re-reading activations.
 WIDE_ROW = 1500
-# Tiles a multiprocessor from which a front, at many tokens, is faster in one program a multiprocessor; and columns of a
-# block row below which those of 32 rows are too short for it.
-MANY_TILES, SHORT_ROW = 8, 200
+# From this many tiles for each multiprocessor on, gate-up at many tokens is faster with one program a multiprocessor.
+MANY_TILES = 8
+# Block rows of 32 rows with fewer columns are too short for that.
+SHORT_ROW = 200
 # Bytes of shared memory that one program may have on an H100 or H200.
 SHARED_MEMORY = 232_448
-# Tokens of a tile of `persistent`, columns of a result that it stores at once, and bytes it takes beside its buffers.
+# The `persistent` kernel: tokens of a tile, columns of the result stored at once, bytes of memory beside its buffers.
 PERSISTENT_TOKENS, PERSISTENT_STORE, PERSISTENT_STATE = 256, 64, 256
-# Bytes of one barrier of a buffer that the tensor memory accelerator fills.
+# Bytes of the barrier of a buffer that the tensor memory accelerator fills.
 BARRIER = 8
 
 
@@ -40,7 +41,7 @@ class KernelConfig(NamedTuple):
         weights_first: Weights on the M side of the product (`tiles`).
         group: Token tiles that run side by side (`tiles`, `persistent`).
         registers: Cap on registers a thread, or None.
-        split: Programs that share a block list (see `combine`).
+        split: Programs that share a row (split-K, see `split_k`).
     """
 
     kernel: str
@@ -58,9 +59,9 @@ class KernelConfig(NamedTuple):
 def shared_memory(config: KernelConfig, gate: str, x_item: int = 2, w_item: int = 2) -> int:
     """Bytes of shared memory of a program on compute capability 9.
 
-    Exact for `tiles` with weights as wide as activations; narrower ones are fetched with more barriers, and take at
-    most this. So does `stream`: one stage less where its product is too small for wgmma, and where a step spans several
-    blocks its loads are not pipelined to the full depth. For `persistent` a few bytes too much.
+    Exact for `tiles` with weights as wide as activations. Elsewhere an upper bound: narrower weights use more barriers;
+    `stream` uses one stage less if its product is too small for wgmma, and pipelines less deep if a step spans several
+    blocks; for `persistent` it is a few bytes too much.
 
     Args:
         config: How the product is run.
@@ -71,12 +72,12 @@ def shared_memory(config: KernelConfig, gate: str, x_item: int = 2, w_item: int 
     rows = config.slice * (2 if gate == "tied" else 1)
     step = config.k * (rows * w_item + config.tile * x_item)
     if config.kernel == "persistent":
-        # A front with two masks holds its gate in the buffers of the result.
+        # With separate masks, the gate is kept in the buffers of the result.
         stored = config.slice if gate == "untied" else min(PERSISTENT_STORE, config.slice)
         return config.stages * step + config.tile * stored * x_item + PERSISTENT_STATE
-    # Narrower weights are widened on their way to the product, and pass through memory once more.
+    # Narrower weights are widened before the product, which takes more shared memory.
     widened = config.k * rows * x_item if w_item < x_item else 0
-    # Once the loop is done with it, the result passes through, or the float32 part of a split.
+    # After the loop the same memory serves the result, or the float32 part of a split.
     after = config.tile * (config.slice * x_item if config.split == 1 else rows * 4)
     barriers = BARRIER * (1 if w_item == x_item else 2)
     return max(config.stages * (step + barriers) + widened, after)
@@ -94,19 +95,19 @@ def heuristic_config(
     float8: bool = False,
     has_gluon: bool = True,
 ) -> KernelConfig:
-    """The config for a product by the rules alone.
+    """The config of a product by the rules, without a table.
 
     Args:
         tokens: Rows of the activations.
-        records: Block rows that are computed.
+        records: Number of row lists: block rows that are computed.
         b_out: Rows of a block.
         b_in: Columns of a block.
         gate: One of `GATES`.
         wide_float: Whether the operands are float32 (IEEE dots: no tensor cores).
         has_tma: Whether the device has a tensor memory accelerator (compute capability 9).
-        row_blocks: Mean length of a block row: stored blocks by records.
+        row_blocks: Mean number of blocks of a row: stored blocks divided by `records`.
         float8: Whether the weights are float8.
-        has_gluon: Whether kernels written in Gluon run there: not in Triton's interpreter.
+        has_gluon: Whether kernels written in Gluon can run; Triton's interpreter cannot run them.
 
     Returns:
         A config that fits the block.
@@ -114,7 +115,7 @@ def heuristic_config(
     if wide_float:
         return KernelConfig("stream", 16, min(32, b_out), b_in, 2, 4)
     half = min(64, b_out)
-    # wgmma wants 64 rows on its M side: weights where a slice has them, otherwise tokens.
+    # wgmma needs 64 rows on its M side. Use the weights if a slice has 64 rows, otherwise the tokens.
     weights_first = half * (2 if gate == "tied" else 1) >= 64
     few = tokens <= 16 or (tokens <= 32 and not weights_first)
     bytewise = float8 and min(b_out, b_in) >= 32
@@ -124,7 +125,7 @@ def heuristic_config(
     if bytewise and tokens <= 64:
         return _float8(tokens, records, b_out, b_in, gate)
     if tokens <= 32:
-        # The packed rows of tied weights are twice as many: a step of 64 columns keeps the pipeline deep.
+        # With a shared mask, packed weights have twice the rows. A step of 64 columns keeps the pipeline deep.
         return KernelConfig("tiles", 32, half, min(64 if gate == "tied" else 128, b_in), 4, 4)
     if tokens <= 256:
         return _middling(tokens, programs, half, b_in, gate, weights_first, row_blocks * b_in)
@@ -133,11 +134,11 @@ def heuristic_config(
     if many_tiles and has_gluon and not float8 and _fills_persistent(b_out, b_in, gate, row_blocks):
         held = gate == "untied" and b_out == 128
         rows = half if gate == "tied" else b_out
-        # Few rows are those of a narrow model (1B), of whose activations more tiles stay in the cache.
+        # Few rows mean a narrow model (1B): more tiles of its activations stay in the cache.
         group = 2 if b_out < 128 else 8 if records <= 64 else 4
         return KernelConfig("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
     if b_out == 32 and row_blocks * b_in >= WIDE_ROW:
-        # 405B: up to 2.5 times as fast as tiles of 128 tokens, eight side by side.
+        # 405B: up to 2.5 times as fast as tiles of 128 tokens with eight side by side.
         return KernelConfig("tiles", 256, 32, k, 3, 8, False, 1)
     if gate == "tied":
         if row_blocks >= 16 and b_out == 128:
@@ -146,7 +147,7 @@ def heuristic_config(
         return KernelConfig("tiles", 128, half, k, stages, 4, False, group)
     if b_out < 128:
         return KernelConfig("tiles", 128, b_out, k, 3, 4, False, 8)
-    # A tile of few blocks is mostly start and end: smaller ones, three a multiprocessor, hide each other's.
+    # A tile of few blocks is mostly start and end. Smaller tiles, three a multiprocessor, hide these from each other.
     if (gate == "untied" and row_blocks < 5) or records <= 16:
         return KernelConfig("tiles", 128, 64, k, 3, 4, False, 16)
     if gate == "untied":
@@ -155,7 +156,7 @@ def heuristic_config(
 
 
 def _fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bool:
-    """Whether a front has the rows of weights that one program a multiprocessor wants: 64, or twice 32."""
+    """Whether a gate-up product has enough rows for one program a multiprocessor: 64, or twice 32."""
     if gate == "tied" and (b_out, b_in) == (32, 128):
         return row_blocks * b_in >= SHORT_ROW
     return gate != "none" and b_out >= 64
@@ -167,28 +168,28 @@ def _streamed(
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     wide = gate == "none" and min(b_out, b_in) == 128 and records >= 100 and row_blocks >= 16
     if tile == 16 and has_tma and wide:
-        # Very wide activations: the tensor memory accelerator fetches them faster (405B: 37 µs, not 46).
+        # The tensor memory accelerator loads very wide activations faster (405B: 37 µs, not 46).
         return KernelConfig("tiles", 16, 64, 128, 3, 4)
     halves = records * max(1, b_out // 64)
     narrow = gate == "tied" or (gate == "untied" and halves < MULTIPROCESSORS)
     rows = min(32 if narrow else 64, b_out)
     if not has_tma or b_in < 32:
         return KernelConfig("stream", tile, rows, max(128, b_in), 4, 4)
-    # Few long rows are shared by four programs each.
+    # If rows are few and long, four programs share each.
     least = min(32 if b_in < 128 else 64, b_out)
     long = row_blocks * b_in >= LONG_ROW * (1 if b_in < 128 else 2)
     if gate == "none" and long and records * b_out <= 32 * MULTIPROCESSORS:
         return KernelConfig("stream", tile, least, b_in, 4, 4, split=4)
-    # Several blocks of 32 columns a step, one that is larger.
+    # A step takes several blocks of 32 columns, or one larger block.
     return KernelConfig("stream", tile, rows, 128 if b_in == 32 else b_in, 4 if b_in == 128 else 6, 4)
 
 
 def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> KernelConfig:
-    """Slices of 32 rows: the small product takes bytes as they lie, wgmma wants them rearranged (1B: 10 µs, not 20)."""
+    """Slices of 32 rows: mma reads the bytes as stored, wgmma needs them rearranged (1B: 10 µs, not 20)."""
     if tokens > 32 and gate != "none" and b_out >= 64:
         return KernelConfig("tiles", 64, 64, min(128, b_in), 3, 4)
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
-    # Many programs hide the rearranging, and larger ones fetch better.
+    # Many programs hide the rearranging, and larger ones load faster.
     large = gate != "none" and records * (b_out // 32) >= 8 * MULTIPROCESSORS
     return KernelConfig("stream", tile, min(64 if large else 32, b_out), max(128, b_in), 3, 4)
 
@@ -196,14 +197,14 @@ def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> Kern
 def _middling(
     tokens: int, programs: int, half: int, b_in: int, gate: str, weights_first: bool, columns: float
 ) -> KernelConfig:
-    """33 to 256 tokens: where programs are few, half a token tile each and deep steps."""
+    """33 to 256 tokens: if programs are few, smaller token tiles and longer steps."""
     programs *= -(-tokens // 128)
     deep, plain = min(128, b_in), min(64, b_in)
     enough = programs > 64 if gate == "none" else programs >= 2 * MULTIPROCESSORS
     tile = 128 if tokens > 64 and (enough or not weights_first) else 64
     if gate == "none":
         if not enough:
-            # Long rows of small blocks are many short steps: four programs share them.
+            # Long rows of small blocks take many short steps, so four programs share them.
             split = 4 if b_in == 32 and columns >= 2 * LONG_ROW else 1
             return KernelConfig("tiles", 64, half, deep, 4, 4, weights_first, split=split)
         return KernelConfig("tiles", tile, half, deep, 4, 4, weights_first)

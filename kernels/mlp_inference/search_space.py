@@ -1,6 +1,7 @@
-"""The configs worth trying for a product: what the suite `kernel_plans` times, and the tuned tables are chosen from.
+"""The kernel configs worth trying for a product. The suite `kernel_plans` times them, to build the tuned tables.
 
-The lists hold what was best, or within a tenth of it, somewhere in the sweeps of NOTES.md, and their neighbours.
+They are the configs that were best, or within a tenth of the best, somewhere in the sweeps of NOTES.md, and their
+neighbours.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from blast_kernels.mlp_inference.heuristics import (
     shared_memory,
 )
 
-# Block lists are split where even two programs a multiprocessor are not to be had without.
+# Rows are split if there are fewer than two programs for each multiprocessor without it.
 SPLITS = (2, 4)
 SPLIT_TOKENS = 256
 # float32 elements of an accumulator that four warps keep in registers.
 ACCUMULATOR = 128 * 128
-# Longest side of a box that the tensor memory accelerator fetches.
+# Longest side of a box that the tensor memory accelerator loads.
 BOX = 256
 
 
@@ -50,7 +51,7 @@ def fits(config: KernelConfig, b_out: int, b_in: int, gate: str, x_item: int = 2
             and x_item == w_item == 2
         )
     m_side = rows if config.weights_first else config.tile
-    # A warp group multiplies 64 rows; below, wgmma is not used.
+    # A warp group multiplies 64 rows; with fewer, wgmma is not used.
     fast = m_side >= 16 * config.warps and x_item < 4
     small = max(rows, config.tile) <= BOX and rows * config.tile <= ACCUMULATOR * config.warps // 4
     return b_in % config.k == 0 and fast and small
@@ -59,7 +60,7 @@ def fits(config: KernelConfig, b_out: int, b_in: int, gate: str, x_item: int = 2
 def candidates(
     tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, x_item: int = 2, w_item: int = 2
 ) -> list[KernelConfig]:
-    """Configs to try for a product on a device with a tensor memory accelerator, that of the rules first.
+    """Configs to try for a product on a device with a tensor memory accelerator; the one of the rules first.
 
     Args:
         tokens: Rows of the activations.
@@ -91,7 +92,7 @@ def candidates(
     if tokens > SPLIT_TOKENS:
         parts = []
     elif tokens <= 64:
-        # Which depth does not matter much there; which kernel and slice does.
+        # The depth matters little there; the kernel and the slice matter.
         parts = [config for config in parts if config.stages == 4 or config.kernel == "tiles"]
     lacking = [config for config in parts if _lacks_programs(config, tokens, records, b_out, b_in, row_blocks)]
     found |= dict.fromkeys(config for config in lacking if fits(config, b_out, b_in, gate, x_item, w_item))

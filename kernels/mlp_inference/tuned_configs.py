@@ -1,11 +1,11 @@
 """The kernel config of a product: from the tuned table of the GPU, or from `heuristics` if no near row was measured.
 
-`tuned/<gpu>.json` holds, beside the break-even points, `"plans": {"3.6": {"run": {…}, "rows": [row, …]}, …}`, one
-entry for each minor version of Triton it was tuned with (`earlier`: the runs before, if some rows are of theirs). A
-row `{"block": [128, 128], "gate": "none", "dtype": "bfloat16", "tokens": 128, "records": 64, "row_blocks": 11.2,
-"plan": ["tiles", 64, …]}` is the fastest config of a product of 64 block rows of 11.2 blocks on average. If the version
-at hand was never tuned, the nearest one that was serves: what makes a config fast is mostly the device, and a config of
-another version still beats the rules, which know no other blocks than those of 128.
+`tuned/<gpu>.json` holds `"plans": {"3.6": {"run": {…}, "rows": [row, …]}, …}` beside the break-even points. There is
+one entry for each minor version of Triton it was tuned with; `earlier` lists the runs of older rows. A row `{"block":
+[128, 128], "gate": "none", "dtype": "bfloat16", "tokens": 128, "records": 64, "row_blocks": 11.2, "plan": ["tiles", 64,
+…]}` is the fastest config of a product of 64 block rows with 11.2 blocks on average.
+If the installed version was never tuned, the nearest tuned version is used. The device decides most of the speed, and a
+config of another version is still better than the rules, which know blocks of 128 only.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from blast_kernels.mlp_inference.heuristics import KERNELS, KernelConfig, heuris
 from blast_kernels.tables.break_even import TUNED, gpu_name
 
 KEYS = ("block", "gate", "dtype", "tokens", "records", "row_blocks", "plan")
-# How far a row may be: in powers of two, the root of the squared distances in tokens, records and row length. Rows of a
-# sweep lie two to four apart, so that what lies between them is found; twice as far is another kind of product.
+# Largest distance of a row: the root of the squared distances in tokens, records and row length, in powers of two. Rows
+# of a sweep are factors of two to four apart, so products between them find a row. Twice as far is a different product.
 LIMIT = 1.6
-# Beyond that many tokens, more of them change nothing; up to there, the tile that holds them all decides.
+# Above MANY_TOKENS, the number of tokens does not matter. Up to FEW_TOKENS, the tile that holds all tokens decides.
 MANY_TOKENS, FEW_TOKENS = 8192, 128
 SMALLEST_TILE = 16
 FIELDS_AT_FIRST = 9
@@ -46,12 +46,12 @@ class Tuned(NamedTuple):
 def kernel_config(
     tokens: int, records: int, blocks: int, b_out: int, b_in: int, gate: str, dtype: torch.dtype, device: torch.device
 ) -> KernelConfig:
-    """The config of a product on a device: tuned if its GPU was, else by the rules. Reads no device memory.
+    """The config of a product on a device: from the GPU's table, else by the rules. Reads no device memory.
 
     Args:
         tokens: Rows of the activations.
         records: Block rows that are computed, at least one.
-        blocks: Stored blocks of the matrix, packed ones counted once.
+        blocks: Stored blocks of the matrix; a packed pair of gate and up counts once.
         b_out: Rows of a block.
         b_in: Columns of a block.
         gate: One of `GATES`.
@@ -64,7 +64,7 @@ def kernel_config(
     return _kernel_config(tokens, records, blocks, b_out, b_in, gate, dtype, device)
 
 
-# A decode step asks for the same few configs again and again; a prefill of any length adds two entries.
+# A decode step asks for the same few configs again and again. A prefill of a new length adds two entries.
 @lru_cache(maxsize=4096)
 def _kernel_config(tokens, records, blocks, b_out, b_in, gate, dtype, device) -> KernelConfig:
     row_blocks = blocks / max(1, records)
@@ -93,17 +93,17 @@ def tuned_config(
     Args:
         tokens: Rows of the activations.
         records: Block rows that are computed.
-        row_blocks: Mean length of a block row, gate and up together.
+        row_blocks: Mean number of blocks of a row, gate and up together.
         b_out: Rows of a block.
         b_in: Columns of a block.
         gate: One of `GATES`.
         dtype: Of the stored blocks.
-        gpu: As `break_even.gpu_name` gives it; None means that there is no GPU.
-        triton: Version whose table is wanted; the installed one if left out.
-        folder: Where the tables are.
+        gpu: Result of `break_even.gpu_name`; None: there is no GPU.
+        triton: Version of Triton whose table to use; the installed one if left out.
+        folder: Folder of the tables.
 
     Returns:
-        Its config; None if there is no row nearer than `LIMIT`.
+        The config; None if no row is within `LIMIT`.
 
     Raises:
         ValueError: if the table of this GPU is damaged.
@@ -111,7 +111,7 @@ def tuned_config(
     if gpu is None or row_blocks <= 0:
         return None
     index = _indexed(gpu, triton or installed_triton(), folder)
-    # The two half precisions take the same time.
+    # Both half-precision dtypes take the same time.
     dtypes = (dtype, torch.bfloat16) if dtype == torch.float16 else (dtype,)
     rows = next((rows for name in dtypes if (rows := index.get((b_out, b_in, gate, str(name))))), ())
     place = _place(tokens, records, row_blocks)
@@ -138,7 +138,7 @@ def read_tuned_configs(gpu: str, folder: Path = TUNED) -> dict[str, tuple[dict[s
     """The rows of a GPU's table by version of Triton; nothing if it was never tuned.
 
     Raises:
-        ValueError: if the file is no such table; one sentence with its name.
+        ValueError: if the file is no valid table; the message names the file.
     """
     file = Path(folder, f"{gpu}.json")
     if not file.is_file():
@@ -158,7 +158,7 @@ def _fault(row: dict[str, Any]) -> str | None:
     if not set(KEYS) <= row.keys():
         return f"a row lacks one of {', '.join(KEYS)}"
     config = row["plan"]
-    # Fields that a config got later have defaults.
+    # Fields that were added to KernelConfig later have defaults.
     if (
         row["gate"] not in GATES
         or config[0] not in KERNELS
