@@ -13,9 +13,9 @@ from switch_cases import OPTIMIZERS, SETTINGS, STEPS, VOCABULARY, nano
 from blast.model.module_replacement import unwrapped
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
-from blast.training.launch import own_share
+from blast.training.launch import local_batch
 from blast.training.loop import train
-from blast.training.parallel import gathered_state, in_parts, spread
+from blast.training.parallel import full_model_state, is_fully_sharded, parallelize
 from blast.training.settings import PARALLEL, TrainingSettings
 
 CUT = 7
@@ -46,9 +46,9 @@ def trained(way: str, state_file: Path | None = None, stop_at: int | None = None
         if step == stop_at:
             raise KilledError
         tokens = torch.randint(VOCABULARY // 8, (4, 24), generator=torch.Generator().manual_seed(step))
-        return own_share(tokens), own_share(tokens)
+        return local_batch(tokens), local_batch(tokens)
 
-    model = spread(nano("gpt2-nano"), way)
+    model = parallelize(nano("gpt2-nano"), way)
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     sparsifier = Sparsifier(model, optimizer, SparsifyConfig(**{**SETTINGS, "execution": "masked"}))
     history = train(
@@ -63,7 +63,7 @@ def trained(way: str, state_file: Path | None = None, stop_at: int | None = None
         state_file=state_file,
         say=lambda line: None,
     )
-    whole = gathered_state(model) if in_parts(model) else unwrapped(model).state_dict()
+    whole = full_model_state(model) if is_fully_sharded(model) else unwrapped(model).state_dict()
     return {
         "curves": history.curves,
         "weights": {name: value.clone() for name, value in whole.items()},

@@ -8,25 +8,25 @@ from switch_cases import sparsify
 from torch import nn
 
 from blast.errors import BlastError
-from blast.training.divergence import PATIENCE, WINDOW, LossGuard
+from blast.training.divergence import PATIENCE, WINDOW, DivergenceCheck
 from blast.training.loop import train
 from blast.training.settings import TrainingSettings
 
 
-def fed(guard: LossGuard, losses: list[float]) -> int:
+def fed(check: DivergenceCheck, losses: list[float]) -> int:
     """Checks losses one after the other and returns how many it took."""
     for step, loss in enumerate(losses):
-        guard.check(step, loss)
+        check.check(step, loss)
     return len(losses)
 
 
 def test_a_loss_that_jumps_and_stays_stops_the_run(tmp_path):
-    guard = LossGuard(3.0, tmp_path / "state.pt")
-    guard.saved(40)
+    check = DivergenceCheck(3.0, tmp_path / "state.pt")
+    check.state_saved(40)
     losses = [3.0] * WINDOW + [7.5] * PATIENCE
     message = r"7.5 nats at step 59, after 3 before step 50, and the last good state is .*state.pt, before step 40;"
     with pytest.raises(BlastError, match=message):
-        fed(guard, losses)
+        fed(check, losses)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def test_a_loss_that_jumps_and_stays_stops_the_run(tmp_path):
     ],
 )
 def test_what_a_healthy_run_does_is_no_spike(losses):
-    assert fed(LossGuard(3.0), losses) == len(losses)
+    assert fed(DivergenceCheck(3.0), losses) == len(losses)
 
 
-def test_the_guard_can_be_turned_off_but_not_for_nan():
-    guard = LossGuard(0.0)
-    fed(guard, [3.0] * WINDOW + [90.0] * 50)
+def test_the_check_can_be_turned_off_but_not_for_nan():
+    check = DivergenceCheck(0.0)
+    fed(check, [3.0] * WINDOW + [90.0] * 50)
     with pytest.raises(BlastError, match="the loss is nan at step 7, and no state was saved before it"):
-        guard.check(7, float("nan"))
+        check.check(7, float("nan"))
 
 
 def run(tmp_path, steps: int, bad_at: int, **settings) -> None:

@@ -14,13 +14,13 @@ def clock(monkeypatch):
     now = {"seconds": 0.0, "graphs": 0, "kernels": 0.0}
     monkeypatch.setattr(module.time, "perf_counter", lambda: now["seconds"])
     monkeypatch.setattr(module, "_compiled_graphs", lambda: now["graphs"])
-    monkeypatch.setattr(module.KernelCompiling, "stop", lambda _: now["kernels"])
+    monkeypatch.setattr(module.TritonCompileTime, "stop", lambda _: now["kernels"])
     return now
 
 
 def run(watch, clock, steps):
     for updates, seconds, graphs in steps:
-        with watch.of(updates):
+        with watch.of_step(updates):
             clock["seconds"] += seconds
             clock["graphs"] += graphs
         clock["seconds"] += 100  # what lies between steps does not count

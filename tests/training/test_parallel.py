@@ -8,7 +8,7 @@ from distributed_cases import RANKS
 from parallel_cases import CUT, trained, work
 
 from blast.errors import BlastError
-from blast.training.parallel import spread
+from blast.training.parallel import parallelize
 from blast.training.settings import PARALLEL, TrainingSettings
 
 
@@ -55,8 +55,8 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(ranks, way):
 
 def test_one_process_keeps_its_model_and_other_ways_are_refused():
     model = torch.nn.Linear(2, 2)
-    assert all(spread(model, way) is model for way in PARALLEL)
+    assert all(parallelize(model, way) is model for way in PARALLEL)
     with pytest.raises(ValueError, match="way is 'fsdp'; use one of average, ddp, fully_shard"):
-        spread(model, "fsdp")
+        parallelize(model, "fsdp")
     with pytest.raises(BlastError, match=r"'parallel' is 'dpp'.*ddp"):
         TrainingSettings.from_dict({"steps": 1, "batch": 1, "learning_rate": 1, "parallel": "dpp"})

@@ -15,7 +15,7 @@ from blast.layers.block_linear import BlockLinear
 from blast.layers.dense_gradient import DenseGradient
 from blast.layers.training_mlp import TrainingMlp
 from blast.training import step as step_module
-from blast.training.step import OptimisationStep
+from blast.training.step import OptimizationStep
 
 STEPS, EVERY = 16, 4
 CASES = {
@@ -106,7 +106,7 @@ def trained(case, monkeypatch=None, seen=None, fault=None, steps=STEPS):
 
     ours = sparsify("llama-nano", steps=STEPS, update_every=EVERY, **(CASES[case] or {"execution": "masked"}))
     sparsifier = None if CASES[case] is None else ours
-    one = OptimisationStep(ours.model, ours.optimizer, loss_of, 0.5, sparsifier)
+    one = OptimizationStep(ours.model, ours.optimizer, loss_of, 0.5, sparsifier)
     memory = None
     if monkeypatch is not None:
         stream = type("Stream", (), {"wait_stream": lambda *_: None})()
@@ -184,7 +184,7 @@ def test_an_update_that_a_replay_does_not_do_for_is_launched(fault, monkeypatch)
 def test_the_gradients_of_all_groups_are_clipped_together():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     optimizer = torch.optim.SGD([{"params": layer.parameters()} for layer in model], lr=0.1)
-    one = OptimisationStep(model, optimizer, lambda net, batch: net(batch[0]).square().sum(), 0.5)
+    one = OptimizationStep(model, optimizer, lambda net, batch: net(batch[0]).square().sum(), 0.5)
     norms: list[float] = []
     one.run((torch.ones(4, 3),), check_norm=norms.append)
     clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item()
@@ -195,7 +195,7 @@ def test_the_gradients_of_all_groups_are_clipped_together():
 @pytest.mark.parametrize(("layers", "ends"), [(1, [0]), (2, [0, 1]), (16, [4, 8, 12])])
 def test_parts_of_the_backward_pass_end_at_parameters_of_their_own(layers, ends):
     model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(layers)), nn.Linear(2, 2).requires_grad_(False))
-    one = OptimisationStep(model, torch.optim.SGD(model.parameters()), lambda *_: torch.zeros(()), 1.0)
+    one = OptimizationStep(model, torch.optim.SGD(model.parameters()), lambda *_: torch.zeros(()), 1.0)
     assert [id(end) for end in one._part_ends()] == [id(model[place].weight) for place in ends]
 
 
@@ -233,7 +233,7 @@ def test_a_mask_update_of_replayed_steps_stops_at_a_gradient_that_is_not_finite(
         loss = nano_loss(model, 0)
         return loss * float("nan") if int(batch[0]) == EVERY else loss
 
-    one = OptimisationStep(ours.model, ours.optimizer, loss_of, 0.5, ours)
+    one = OptimizationStep(ours.model, ours.optimizer, loss_of, 0.5, ours)
     stream = type("Stream", (), {"wait_stream": lambda *_: None})()
     monkeypatch.setattr(step_module.torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(step_module.torch.cuda, "stream", lambda _: nullcontext())

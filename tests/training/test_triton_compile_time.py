@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from blast.training import triton_compile_time as module
-from blast.training.triton_compile_time import KernelCompiling
+from blast.training.triton_compile_time import TritonCompileTime
 
 triton = pytest.importorskip("triton")
 
@@ -36,7 +36,7 @@ def compile_kernel(runtime, now, seconds):
 
 def test_kernels_are_counted_between_start_and_stop(runtime):
     runtime, now = runtime
-    counted = KernelCompiling()
+    counted = TritonCompileTime()
     counted.start()
     now["seconds"] += 5
     compile_kernel(runtime, now, 2)
@@ -58,7 +58,7 @@ def test_hooks_of_others_are_called_and_come_back(runtime):
         lambda key: calls.append(("before", key)),
         lambda key: calls.append(("after", key)),
     )
-    counted = KernelCompiling()
+    counted = TritonCompileTime()
     counted.start()
     compile_kernel(runtime, now, 2)
     assert calls == [("before", "k"), ("after", "k")]
@@ -68,7 +68,7 @@ def test_hooks_of_others_are_called_and_come_back(runtime):
 
 def test_a_hook_that_is_set_in_between_stays(runtime):
     runtime, now = runtime
-    counted = KernelCompiling()
+    counted = TritonCompileTime()
     counted.start()
     calls = []
     runtime.jit_post_compile_hook = calls.append
@@ -84,7 +84,7 @@ def test_a_hook_that_is_set_in_between_stays(runtime):
 def test_what_another_hook_stops_is_not_counted(runtime):
     runtime, now = runtime
     runtime.jit_cache_hook = lambda key: True
-    counted = KernelCompiling()
+    counted = TritonCompileTime()
     counted.start()
     compile_kernel(runtime, now, 2)
     # One that failed has no end.
@@ -97,7 +97,7 @@ def test_what_another_hook_stops_is_not_counted(runtime):
 def test_nothing_is_counted_without_a_gpu(runtime, monkeypatch):
     runtime, _ = runtime
     monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
-    counted = KernelCompiling()
+    counted = TritonCompileTime()
     counted.start()
     assert (runtime.jit_cache_hook, runtime.jit_post_compile_hook) == (None, None)
     assert counted.stop() == 0
@@ -112,7 +112,7 @@ def test_a_kernel_is_counted_when_it_is_launched_first(tmp_path, monkeypatch):
     def fill(x, n: tl.constexpr):
         tl.store(x + tl.arange(0, n), tl.arange(0, n) * 1.0)
 
-    counted, seconds = KernelCompiling(), []
+    counted, seconds = TritonCompileTime(), []
     for _ in range(2):
         counted.start()
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The training state on disk: everything that a killed run needs to go on as if nothing had happened."""
+"""The training state on disk: all that a killed run needs to resume with bit-identical results."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from blast.errors import BlastError
 from blast.files import replacing
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.history import History
-from blast.training.parallel import put_back, whole_state
+from blast.training.parallel import full_state, load_state
 
 
 class TrainingState:
-    """One file, replaced whole.
+    """The training state of one run, in one file that is replaced atomically.
 
     Args:
-        file: Where it lies.
-        key: Digest of what decides the run; a state with another key belongs to another run and is not used.
+        file: Path of the file.
+        key: Digest of everything that determines the run. A state with another key belongs to another run and is
+            discarded.
+
+    Attributes:
+        discarded: One sentence about a state that `restore` discarded; None if it discarded none.
     """
 
     def __init__(self, file: Path, key: str) -> None:
@@ -38,12 +42,14 @@ class TrainingState:
         sparsifier: Sparsifier | None,
         history: History,
     ) -> None:
-        """Writes the state before `step`; of several processes the first one does, with all of them for one in parts.
+        """Writes the state before `step`.
+
+        The first process writes. If the model is fully sharded, every process must call it.
 
         Raises:
-            BlastError: if the disk is full; the state before stays.
+            BlastError: if the disk is full. The previous state stays.
         """
-        weights, moments = whole_state(model, optimizer)
+        weights, moments = full_state(model, optimizer)
         if not is_first_rank():
             return
         values = {
@@ -64,20 +70,20 @@ class TrainingState:
         except (OSError, RuntimeError) as error:
             raise BlastError(
                 f"{self.file}: the training state cannot be written ({error}); free some space and run again: "
-                "the run goes on from its last state."
+                "the run resumes from its last state."
             ) from error
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier | None, history: History
     ) -> int:
-        """Puts a saved state back, if there is one of this run.
+        """Restores the saved state of this run, if there is one.
 
         Returns:
-            The step to go on with; 0 if there was none. Where there was one of another run, `discarded` says so in one
-            sentence.
+            The next step; 0 without a saved state. A state of another run is not used, and `discarded` names the
+            difference.
 
         Raises:
-            BlastError: if the file is damaged, or this run has another number of processes than it had.
+            BlastError: if the file is damaged, or the state is from a different number of processes.
         """
         if not self.file.is_file():
             return 0
@@ -87,21 +93,24 @@ class TrainingState:
         except Exception as error:
             raise BlastError(
                 f"{self.file}: the training state is damaged or half-written; delete it and run again: "
-                "this run starts anew, others are not touched."
+                "this run starts again from its first step, other runs are not affected."
             ) from error
         processes = values.get("world_size", 1)
         if key != self.key:
-            self.discarded = f"{self.file}: this training state is of {_difference(values, sparsifier)}; starting anew."
+            self.discarded = (
+                f"{self.file}: this training state is from {_difference(values, sparsifier)}; starting anew."
+            )
             return 0
         if processes != world_size():
             raise BlastError(
-                f"{self.file}: the training state is that of {processes} processes and this run has {world_size()}; "
-                "run with as many, since each has its share of the data, or delete the file to start anew."
+                f"{self.file}: the training state is from {processes} processes and this run has {world_size()}; "
+                "run with the same number, because each process has its share of the data, or delete the file to start "
+                "again."
             )
         if sparsifier is not None:
-            # First: it decides whether the model and the optimizer hold dense matrices or live blocks.
+            # Before the model: it decides whether model and optimizer hold dense matrices or live blocks.
             sparsifier.load_state_dict(values["sparsifier"])
-        put_back(model, optimizer, values["model"], values["optimizer"])
+        load_state(model, optimizer, values["model"], values["optimizer"])
         for name in ("curves", "masks", "seconds", "spent"):
             setattr(history, name, values[name])
         return values["step"]
@@ -112,7 +121,7 @@ class TrainingState:
 
 
 def _difference(values: Mapping[str, Any], sparsifier: Sparsifier | None) -> str:
-    """What sets the run that a state is of apart from this one, as far as the state tells."""
+    """The first difference between the run of a saved state and this run, as far as the state shows it."""
     processes = values.get("world_size", world_size())
     if processes != world_size():
         return f"{processes} processes and this run has {world_size()}"

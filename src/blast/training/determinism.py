@@ -1,4 +1,4 @@
-"""Whether torch is asked for algorithms that give the same result each time, which may take longer."""
+"""Switches torch's deterministic algorithms on or off; they give the same result each time and may be slower."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Within, torch is asked for deterministic algorithms or not; where it has none, a GPU takes another one.
+    """Within the context, torch uses deterministic algorithms or not.
+
+    A GPU operation without a deterministic form runs with a warning.
 
     Args:
-        wanted: Whether it is asked.
+        wanted: Whether to use them.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(wanted, warn_only=torch.cuda.is_available())

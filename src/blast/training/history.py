@@ -1,4 +1,4 @@
-"""What a training run looked like on the way: learning curves, masks, and the time it took."""
+"""The history of a training run: learning curves, masks, and wall time."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from blast.training.triton_compile_time import KernelCompiling
+from blast.training.triton_compile_time import TritonCompileTime
 
-MASK_PICTURES = 8
-# Of the seconds that are counted: all, and what of them went into compiling and into mask updates.
+MASK_SNAPSHOTS = 8
+# Wall time: all of it, the part for compilation, and the part for mask updates.
 PARTS = ("value", "compiling", "updating")
 
 
 @dataclass
 class History:
-    """What a run looked like on the way; part of the training state, so that a resumed run has all of it.
+    """Curves, masks and times of a run. It is part of the training state, so that a resumed run has all of it.
 
     Attributes:
         curves: By name, the steps and values of each learning curve.
-        masks: By step, the mask of every pruned matrix, at most `MASK_PICTURES` times.
-        seconds: Wall time of all steps up to each point of the curve `validation_loss`; how much of it went into
-            compiling, and how much mask updates added. Evaluation and saving are left out.
+        masks: By step, the mask of every pruned matrix, at `MASK_SNAPSHOTS` steps at most.
+        seconds: Wall time of all steps up to each point of the curve `validation_loss` (`value`), the part for
+            compilation (`compiling`), and the update cost (`updating`). Evaluation and saving do not count.
         spent: The same up to now.
     """
 
@@ -41,51 +41,56 @@ class History:
 
 
 class Stopwatch:
-    """Adds up the wall time of steps; what a run had taken before it was resumed counts too.
+    """Adds up the wall time of steps, also over a resume.
 
-    What a mask update adds is what its step, and the next, which may be captured anew, take beyond the one before. Of
-    a step in which `torch.compile` was at work all counts as compiling, of others what kernels of Triton took.
+    Update cost = the update step and the next step, each minus the preceding ordinary step. The next step may capture
+    new CUDA graphs. A step in which `torch.compile` compiled counts as compilation whole; in other steps the Triton
+    compile time does.
 
     Args:
-        history: Where it is kept.
+        history: The history to add to.
     """
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._usual: float | None = None
+        self._ordinary: float | None = None
         self._updating = self._next = False
-        self._kernels = KernelCompiling()
+        self._triton = TritonCompileTime()
 
-    def of(self, updates: bool) -> Stopwatch:
-        """Itself, for a step that updates masks or does not."""
+    def of_step(self, updates: bool) -> Stopwatch:
+        """Returns itself, as the context for one step.
+
+        Args:
+            updates: Whether the step updates masks.
+        """
         self._updating, self._next = updates or self._next, updates
         return self
 
     def __enter__(self) -> None:
         self._graphs = _compiled_graphs()
-        self._kernels.start()
+        self._triton.start()
         self._started = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        took, kernels = time.perf_counter() - self._started, self._kernels.stop()
+        took, triton = time.perf_counter() - self._started, self._triton.stop()
         spent = self._history.spent
         spent["value"] += took
         if _compiled_graphs() != self._graphs:
             spent["compiling"] += took
             return
-        spent["compiling"] += kernels
-        took -= kernels
+        spent["compiling"] += triton
+        took -= triton
         if not self._updating:
-            self._usual = took
-        elif self._usual is not None:
-            spent["updating"] += took - self._usual
+            self._ordinary = took
+        elif self._ordinary is not None:
+            spent["updating"] += took - self._ordinary
 
     def note(self, step: int) -> None:
-        """Writes down what has been taken up to a step."""
+        """Adds the times up to a step to the history."""
         for key, value in {"step": step, **self._history.spent}.items():
             self._history.seconds[key].append(value)
 
 
 def _compiled_graphs() -> int:
-    """Graphs that torch.compile has made in this process."""
+    """Number of graphs that torch.compile has compiled in this process."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"] if "torch._dynamo" in sys.modules else 0

@@ -1,6 +1,6 @@
-"""The processes that `torchrun` started for one training: joining them, and the share that each has of a batch.
+"""The processes that `torchrun` started for one training: their process group, and the part of a batch each trains on.
 
-Gradients are averaged by `blast.average_gradients`, so that the result is that of one process but for rounding.
+`blast.average_gradients` averages the gradients. So the result is that of one process, except for rounding.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor
 from blast.distributed import world_size
 from blast.errors import BlastError
 
-# The others wait for the first one while it evaluates and writes. One that dies is noticed by torchrun, not by this.
-PATIENCE = timedelta(hours=2)
+# The other processes wait while the first one evaluates and writes. torchrun, not this limit, detects a dead process.
+TIMEOUT = timedelta(hours=2)
 
 
-def launched() -> tuple[int, int]:
-    """Which process this is, counted from 0, and of how many."""
+def rank_and_world_size() -> tuple[int, int]:
+    """The number of this process, counted from 0, and the number of processes, as `torchrun` set them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def join() -> None:
-    """Joins the other processes, if there are any, with a GPU of its own for each where there are GPUs.
+def init_process_group() -> None:
+    """Joins the other processes, if there are any. Each gets a GPU of its own if the machine has GPUs.
 
     Raises:
-        BlastError: if there are GPUs, but not enough.
+        BlastError: if there are fewer GPUs than processes, but at least one.
     """
-    _, processes = launched()
+    _, processes = rank_and_world_size()
     if processes == 1:
         return
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -38,28 +38,28 @@ def join() -> None:
     if gpus:
         if gpus < here:
             raise BlastError(
-                f"the training is to have {here} processes, one a GPU, and there are {gpus} GPUs for it; "
-                "lower 'processes' under 'training' in the config, or run it where there are as many."
+                f"the training needs {here} GPUs, one for each process, but {gpus} are available; "
+                "lower 'processes' under 'training' in the config, or use a machine with enough GPUs."
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=TIMEOUT)
 
 
-def leave() -> bool:
-    """Parts from the other processes when the training is done; what is left is for the first one alone.
+def destroy_process_group() -> bool:
+    """Ends the communication with the other processes; the first process does the rest of the work alone.
 
     Returns:
-        Whether this is the first.
+        Whether this is the first process.
     """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-    return launched()[0] == 0
+    return rank_and_world_size()[0] == 0
 
 
-def own_share(batch: Tensor) -> Tensor:
+def local_batch(batch: Tensor) -> Tensor:
     """The part of a batch that this process trains on: equal parts in the order of the processes.
 
     Args:
-        batch: `[n, …]` of all processes; their number divides `n`.
+        batch: `[n, …]` for all processes; `n` must be a multiple of their number.
     """
     return batch if world_size() == 1 else batch.chunk(world_size())[dist.get_rank()]

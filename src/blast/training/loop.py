@@ -1,4 +1,4 @@
-"""The training loop: plain, deterministic, and able to go on from where it was killed."""
+"""The training loop: deterministic, and able to resume after it was killed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from blast.distributed import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.checkpoint import TrainingState
-from blast.training.divergence import LossGuard
-from blast.training.history import MASK_PICTURES, History, Stopwatch
-from blast.training.parallel import agreed
+from blast.training.divergence import DivergenceCheck
+from blast.training.history import MASK_SNAPSHOTS, History, Stopwatch
+from blast.training.parallel import broadcast
 from blast.training.settings import TrainingSettings
-from blast.training.step import OptimisationStep
+from blast.training.step import OptimizationStep
 
 CURVE_POINTS = 60
 
@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and leaves vectors (biases, norms) alone; on a GPU in one kernel for all of them."""
+    """AdamW with weight decay on matrices, not on vectors (biases, norms); fused on a GPU."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
@@ -55,39 +55,43 @@ def train(
     Args:
         model: In training mode afterwards.
         settings: Steps, learning rate and so on.
-        batch_at: Inputs and targets of a step, a pure function of the step: this is what makes a resumed run equal
+        batch_at: Inputs and targets of a step. It must be a pure function of the step, so that a resumed run equals
             an undisturbed one bit for bit.
         loss_of: Mean loss of a batch, nats.
-        evaluate: Loss on held-out data, for the curve.
-        optimizer: Holds the model's parameters.
+        evaluate: Loss on held-out data, for the learning curve.
+        optimizer: The optimizer over the model's parameters.
         sparsifier: Prunes while training; None trains dense.
-        state_file: Where the training state is kept while the run goes on; None keeps none.
-        key: Digest of everything that decides the run; a state with another key is not used.
-        say: Takes one line of progress now and then.
+        state_file: File of the training state while the run lasts; None saves none.
+        key: Digest of everything that determines the run; a state with another key is not used.
+        say: Prints a line of progress, every few seconds.
+
+    Returns:
+        The history of the run.
 
     Raises:
-        BlastError: if the loss or the gradient is not finite, or the loss jumps up and stays there (the message names
-            the last good state); if the state file is damaged.
+        BlastError: if the loss or the gradient is not finite, if the loss rises and stays high (the message names the
+            last good state), or if the state file is damaged.
     """
     history = History()
     state = TrainingState(state_file, key) if state_file else None
     first = state.restore(model, optimizer, sparsifier, history) if state else 0
-    guard = LossGuard(settings.spike, state_file)
+    divergence = DivergenceCheck(settings.spike, state_file)
     if state and state.discarded:
         say(state.discarded)
     if first:
-        guard.saved(first)
-        say(f"going on with step {first + 1} of {settings.steps}")
+        divergence.state_saved(first)
+        say(f"resuming at step {first + 1} of {settings.steps}")
     every = max(1, settings.steps // CURVE_POINTS)
-    pictures = {round(i * (settings.steps - 1) / (MASK_PICTURES - 1)) for i in range(MASK_PICTURES)}
-    one = OptimisationStep(model, optimizer, loss_of, settings.clip, sparsifier, settings.cuda_graphs)
-    spent = Stopwatch(history)
-    saved = spoken = time.monotonic()
+    snapshots = {round(i * (settings.steps - 1) / (MASK_SNAPSHOTS - 1)) for i in range(MASK_SNAPSHOTS)}
+    optimization_step = OptimizationStep(model, optimizer, loss_of, settings.clip, sparsifier, settings.cuda_graphs)
+    stopwatch = Stopwatch(history)
+    saved = printed = time.monotonic()
     model.train()
     for step in range(first, settings.steps):
-        with spent.of(sparsifier is not None and sparsifier.update_due):
-            one.set_rate(settings.rate(step))
-            value = one.run(batch_at(step), partial(guard.check, step), partial(guard.check_gradient, step))
+        with stopwatch.of_step(sparsifier is not None and sparsifier.update_due):
+            optimization_step.set_rate(settings.rate(step))
+            checks = partial(divergence.check, step), partial(divergence.check_gradient, step)
+            value = optimization_step.run(batch_at(step), *checks)
 
         last = step == settings.steps - 1
         if step % every == 0 or last:
@@ -96,20 +100,20 @@ def train(
                 history.add("sparsity_target", step, sparsifier.sparsity_target)
                 history.add("sparsity_achieved", step, sparsifier.sparsity_achieved)
                 history.add("sparse_execution", step, float(sparsifier.execution == "sparse"))
-        if sparsifier is not None and step in pictures:
+        if sparsifier is not None and step in snapshots:
             history.masks[step] = {name: mask.clone() for name, mask in sparsifier.masks.items()}
         if (step + 1) % settings.evaluate_every == 0 or last:
             model.eval()
             history.add("validation_loss", step, evaluate(model))
             model.train()
-            spent.note(step)
+            stopwatch.note(step)
         now = time.monotonic()
-        wished = is_first_rank() and guard.calm and now - saved >= settings.checkpoint_seconds
-        if state and not last and agreed(wished, model):
+        wanted = is_first_rank() and divergence.healthy and now - saved >= settings.checkpoint_seconds
+        if state and not last and broadcast(wanted, model):
             state.save(step + 1, model, optimizer, sparsifier, history)
-            guard.saved(step + 1)
+            divergence.state_saved(step + 1)
             saved = now
-        if now - spoken >= 5 or last:
+        if now - printed >= 5 or last:
             say(f"step {step + 1} of {settings.steps}, loss {value:.4f}")
-            spoken = now
+            printed = now
     return history

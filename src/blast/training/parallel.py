@@ -1,4 +1,4 @@
-"""Ways to train one model by several processes, and the whole of what they hold in parts."""
+"""Data-parallel and fully sharded training of one model by several processes, and its full state."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from blast.training.compilation import repeated_blocks
 from blast.training.settings import PARALLEL
 
 
-def spread(model: nn.Module, way: str) -> nn.Module:
-    """Readies a model, the same in each process, for training; a single process keeps it as it is.
+def parallelize(model: nn.Module, way: str) -> nn.Module:
+    """Prepares a model for training by several processes. A single process keeps the model as it is.
 
     Args:
-        model: On its device; before its optimizer is made.
-        way: `average`: as it is, for `blast.average_gradients`; `ddp`: in `DistributedDataParallel`; `fully_shard`:
-            each process holds a part of parameters, gradients and optimizer state (FSDP2), a transformer block a unit.
+        model: On its device, with the same weights in each process; before its optimizer is created.
+        way: `average`: no wrapper, for `blast.average_gradients`. `ddp`: `DistributedDataParallel`. `fully_shard`
+            (FSDP2): each process holds a part of parameters, gradients and optimizer state; each transformer block is
+            one FSDP unit.
 
     Returns:
         The model, or its wrapper.
@@ -41,34 +42,34 @@ def spread(model: nn.Module, way: str) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def in_parts(model: nn.Module) -> bool:
-    """Whether each process holds a part of it, so that all of them have to take part in whatever is done with it."""
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the model, so that every operation on it needs all processes."""
     return bool(sharded_modules(model))
 
 
-def agreed(wish: bool, model: nn.Module) -> bool:
-    """What the first process wishes, for a model in parts; its own wish for any other."""
-    if not in_parts(model):
-        return wish
-    flag = torch.tensor([wish], dtype=torch.uint8, device=next(model.parameters()).device)
-    dist.broadcast(flag, 0)
-    return bool(flag.item())
+def broadcast(flag: bool, model: nn.Module) -> bool:
+    """The flag of the first process if the model is fully sharded; else the process's own flag."""
+    if not is_fully_sharded(model):
+        return flag
+    tensor = torch.tensor([flag], dtype=torch.uint8, device=next(model.parameters()).device)
+    dist.broadcast(tensor, 0)
+    return bool(tensor.item())
 
 
-def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """State of model and optimizer to save; of a model in parts the whole of it, on the CPU of the first process."""
-    if not in_parts(model):
+def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """States of model and optimizer to save; if fully sharded, the full ones, on the CPU of the first process."""
+    if not is_fully_sharded(model):
         return model.state_dict(), optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     return get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def put_back(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], optimizer_state: Mapping[str, Any]
+def load_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], optimizer_state: dict[str, Any]
 ) -> None:
-    """Takes up what `whole_state` gave; every process has read all of it."""
-    if not in_parts(model):
+    """Loads the result of `full_state`; every process has read all of it."""
+    if not is_fully_sharded(model):
         model.load_state_dict(state)
         optimizer.load_state_dict(optimizer_state)
         return
@@ -78,8 +79,8 @@ def put_back(
     set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=optimizer_state, options=options)
 
 
-def gathered_state(model: nn.Module) -> Mapping[str, Any]:
-    """The parameters of a model in parts, whole and on the CPU of the first process; the others get nothing."""
+def full_model_state(model: nn.Module) -> Mapping[str, Any]:
+    """The full parameters of a fully sharded model, on the CPU of the first process; the others get nothing."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -22,7 +22,7 @@ def _unchecked(value: float) -> None:
     """Takes any number."""
 
 
-class OptimisationStep:
+class OptimizationStep:
     """Makes optimisation steps of one model, one after the other.
 
     With `graphs` the work of a step on the GPU is captured once and replayed, so that launching it costs the processor

@@ -1,4 +1,4 @@
-"""The time that Triton takes to compile kernels, which it does as they are first launched."""
+"""Triton compile time: the seconds that Triton takes to compile kernels at their first launch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 
-class KernelCompiling:
-    """Adds up the seconds that Triton's just-in-time compiler takes between `start` and `stop`.
+class TritonCompileTime:
+    """Adds up the seconds of Triton's just-in-time compiler between `start` and `stop`.
 
-    Kernels that `torch.compile` makes are not among them. Hooks that are set already are called too. Nothing is counted
-    without a GPU or without Triton.
+    Kernels of `torch.compile` are not included. Hooks that others have set are called too. Without a GPU or without
+    Triton the result is 0.
     """
 
     def __init__(self) -> None:
@@ -27,17 +27,17 @@ class KernelCompiling:
         self._hooks: tuple[Any, Any] = None, None
 
     def start(self) -> None:
-        """Begins to count."""
+        """Starts to measure, from zero."""
         self._seconds, self._started = 0.0, None
         if self._runtime is not None:
             self._hooks = self._runtime.jit_cache_hook, self._runtime.jit_post_compile_hook
             self._runtime.jit_cache_hook, self._runtime.jit_post_compile_hook = self._before, self._after
 
     def stop(self) -> float:
-        """The seconds since `start`."""
+        """Stops and returns the seconds since `start`."""
         if self._runtime is not None:
             before, after = self._hooks
-            # Hooks that were set in between stay.
+            # Keep a hook that somebody set after `start`.
             if self._runtime.jit_cache_hook == self._before:
                 self._runtime.jit_cache_hook = before
             if self._runtime.jit_post_compile_hook == self._after:
@@ -46,10 +46,10 @@ class KernelCompiling:
 
     def _before(self, *args: Any, **kwargs: Any) -> bool | None:
         before, _ = self._hooks
-        # What another hook says to a compilation goes: true means that there will be none.
-        instead = before(*args, **kwargs) if before else None
-        self._started = None if instead else time.perf_counter()
-        return instead
+        # A true result of the other hook cancels the compilation.
+        cancelled = before(*args, **kwargs) if before else None
+        self._started = None if cancelled else time.perf_counter()
+        return cancelled
 
     def _after(self, *args: Any, **kwargs: Any) -> bool | None:
         if self._started is not None:

@@ -84,7 +84,7 @@ def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(tmp_
 
     assert start(tmp_path / "b", point()).wait(120) == 0
     log = (tmp_path / "b" / "log").read_text()
-    assert "going on with step" in log
+    assert "resuming at step" in log
     one, two = (read_record(GridFolder(tmp_path / name).record(point().id)) for name in "ab")
     assert one["status"] == "ok"
     assert one["result"] == two["result"]

@@ -84,8 +84,8 @@ def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(BlastError, match="to have 4 processes, one a GPU, and there are 2 GPUs for it; lower 'proc"):
-        launch.join()
+    with pytest.raises(BlastError, match="needs 4 GPUs, one for each process, but 2 are available; lower 'proc"):
+        launch.init_process_group()
 
 
 @pytest.fixture
@@ -141,12 +141,12 @@ def test_a_state_of_another_run_is_told_in_one_sentence(tmp_path, monkeypatch):
     saved("one")
     assert taken_up("one") == (3, None)
     assert taken_up("two")[0] == 0
-    assert taken_up("two")[1].endswith("this training state is of other settings, data or code; starting anew.")
+    assert taken_up("two")[1].endswith("this training state is from other settings, data or code; starting anew.")
     saved("one", block=16)
-    assert "is of another run (block was [16, 16] and is [32, 32]); starting anew." in taken_up("two")[1]
+    assert "is from another run (block was [16, 16] and is [32, 32]); starting anew." in taken_up("two")[1]
     monkeypatch.setattr(checkpoint, "world_size", lambda: 4)
     saved("one")
     monkeypatch.undo()
-    assert "is of 4 processes and this run has 1; starting anew." in taken_up("two")[1]
-    with pytest.raises(BlastError, match="that of 4 processes and this run has 1; run with as many"):
+    assert "is from 4 processes and this run has 1; starting anew." in taken_up("two")[1]
+    with pytest.raises(BlastError, match="from 4 processes and this run has 1; run with the same number"):
         taken_up("one")

@@ -100,7 +100,7 @@ def test_a_killed_process_ends_the_training_and_the_next_run_goes_on(tmp_path):
     assert state.is_file()
 
     assert start(tmp_path / "b", one, other).wait(120) == 0
-    assert "going on with step" in (tmp_path / "b" / "log").read_text()
+    assert "resuming at step" in (tmp_path / "b" / "log").read_text()
     assert start(tmp_path / "a", one).wait(120) == 0
     expected = read_record(GridFolder(tmp_path / "a").record(one.id))
     assert expected["status"] == "ok"
@@ -122,10 +122,10 @@ def test_a_fault_of_one_process_stops_all_with_its_own_cause(tmp_path, monkeypat
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
         "    import blast.training.launch as processes\n"
-        "    whole = processes.own_share\n"
-        "    def own_share(batch):\n"
+        "    whole = processes.local_batch\n"
+        "    def local_batch(batch):\n"
         f"        {fault}\n"
-        "    processes.own_share = own_share\n"
+        "    processes.local_batch = local_batch\n"
     )
     (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
@@ -152,7 +152,7 @@ def test_no_process_outlives_a_killed_job_and_its_state_is_not_that_of_one_proce
     alone = point(training=TRAINING | {"steps": 20}, sparsify=SPARSIFY | {"steps": 20})
     assert torch.load(state, weights_only=True)["world_size"] == 2
     assert run_points([alone], folder, tmp_path / "log") == 0
-    assert "this training state is of 2 processes and this run has 1; starting anew" in (tmp_path / "log").read_text()
+    assert "this training state is from 2 processes and this run has 1; starting anew" in (tmp_path / "log").read_text()
     assert read_record(folder.record(alone.id))["result"]["curves"]["train_loss"]["step"][0] == 0
 
 

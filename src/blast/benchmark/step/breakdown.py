@@ -18,7 +18,7 @@ from blast.model.discovery import find_mlps
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.language_loss import token_logits
-from blast.training.step import OptimisationStep
+from blast.training.step import OptimizationStep
 
 # Mask updates that are timed, and the steps between two of them.
 UPDATES, UPDATE_EVERY = 12, 4
@@ -216,7 +216,7 @@ def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, e
         update_every=UPDATE_EVERY, grow="swap", execution=execution,
     )  # fmt: skip
     sparsifier = Sparsifier(trainee.model, trainee.optimizer, config)
-    one = OptimisationStep(trainee.model, trainee.optimizer, trainee.loss_of, CLIP, sparsifier, graphs=True)
+    one = OptimizationStep(trainee.model, trainee.optimizer, trainee.loss_of, CLIP, sparsifier, graphs=True)
     batch = trainee.inputs, trainee.targets
     rounds = []
     for _ in range(UPDATES + 1):

@@ -19,7 +19,7 @@ from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.history import History
-from blast.training.launch import leave
+from blast.training.launch import destroy_process_group
 
 
 def run_pruned_point(point: Point, folder: GridFolder, code: str = "") -> Result | None:
@@ -30,7 +30,7 @@ def run_pruned_point(point: Point, folder: GridFolder, code: str = "") -> Result
     run = PointRun.begin(point, folder)
     config = SparsifyConfig.from_dict(point.sparsify)
     model, history, sparsifier = train_model(run, code, lambda model, optimizer: Sparsifier(model, optimizer, config))
-    if not leave():
+    if not destroy_process_group():
         return None
     # Sparsity is counted in the dense state, whichever the training ended in.
     return _save_and_evaluate(run, to_dense(model), history, sparsifier.masks)

@@ -37,9 +37,9 @@ from blast.model.module_replacement import unwrapped
 from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
 from blast.training.history import History
 from blast.training.language_loss import token_logits, token_loss_of
-from blast.training.launch import join, leave, own_share
+from blast.training.launch import destroy_process_group, init_process_group, local_batch
 from blast.training.loop import make_optimizer, train
-from blast.training.parallel import gathered_state, in_parts, spread
+from blast.training.parallel import full_model_state, is_fully_sharded, parallelize
 from blast.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class PointRun:
     @classmethod
     def begin(cls, point: Point, folder: GridFolder) -> PointRun:
         """Joins the other processes of the training, if there are any, and loads the data."""
-        join()
+        init_process_group()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         started = time.monotonic()
         run = cls(point, folder, _load_data(point, folder), device, started)
@@ -117,7 +117,7 @@ def run_dense_point(point: Point, folder: GridFolder, code: str = "") -> Result 
         model, history = run.build_model().to(run.device), History()
     else:
         model, history, _ = train_model(run, code)
-        if not leave():
+        if not destroy_process_group():
             return None
     model.eval()
     total = sum(p.numel() for p in model.parameters())
@@ -162,16 +162,16 @@ def train_model(
     model = run.build_model().to(device)
     if settings.compile:
         compile_blocks(model)
-    model = spread(model, settings.parallel)
+    model = parallelize(model, settings.parallel)
     optimizer = make_optimizer(model, settings)
     sparsifier = make_sparsifier(model, optimizer) if make_sparsifier else None
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         if language:
-            tokens = own_share(data.train_batch(step, settings.batch, settings.length, point.seed)).to(device)
+            tokens = local_batch(data.train_batch(step, settings.batch, settings.length, point.seed)).to(device)
             return tokens[:, :-1], tokens[:, 1:]
         images, labels = data.train_batch(step, settings.batch, point.seed)
-        return own_share(images).to(device), own_share(labels).to(device)
+        return local_batch(images).to(device), local_batch(labels).to(device)
 
     if language:
         chunks = data.validation_chunks(settings.length, settings.evaluate_limit).to(device)
@@ -188,7 +188,7 @@ def train_model(
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:
-        if not (is_first_rank() or in_parts(model)):
+        if not (is_first_rank() or is_fully_sharded(model)):
             return math.nan  # the others wait for it in the next step
         model, total = unwrapped(model), 0.0
         for inputs, targets in zip(*(part.split(settings.batch) for part in held_out), strict=True):
@@ -213,8 +213,8 @@ def train_model(
         )
     model = unwrapped(model)
     release_blocks(model)
-    if in_parts(model):
-        weights = gathered_state(model)
+    if is_fully_sharded(model):
+        weights = full_model_state(model)
         model = run.build_model() if is_first_rank() else None
         if model is not None:
             model.load_state_dict(weights)

@@ -21,7 +21,7 @@ from blast.experiment.plan.point import Point
 from blast.experiment.records.fingerprint import entry_of, fingerprint
 from blast.experiment.records.provenance import hardware
 from blast.files import write_json
-from blast.training.launch import launched
+from blast.training.launch import rank_and_world_size
 
 Result = dict[str, Any]
 # Seconds in which torchrun, which looks ten times a second, has ended what is left of a training.
@@ -62,7 +62,7 @@ def _let_others_speak(known: bool) -> None:
     Where another process died, this one fails only because of that, and torchrun ends it while it waits. Where all
     fail alike, the first one tells.
     """
-    rank, processes = launched()
+    rank, processes = rank_and_world_size()
     if processes > 1 and (rank or not known):
         time.sleep(GRACE)
 
@@ -72,7 +72,7 @@ def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
 
     None in a process that only helped to train it.
     """
-    if launched()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         print(f"== {point.id}", flush=True)
     try:
         set_up_torch(point)
