@@ -161,7 +161,7 @@ class _Blocks(NamedTuple):
     position: np.ndarray
     second: np.ndarray
 
-    def of(self, which: np.ndarray | slice) -> _Blocks:
+    def take(self, which: np.ndarray | slice) -> _Blocks:
         return _Blocks(*(array[which] for array in self))
 
 
@@ -205,7 +205,7 @@ def _row_lists(
         owners: How many lists each MLP has.
         labels: Labels of the lists of all MLPs; their numbers if left out.
     """
-    blocks = blocks.of(kept)
+    blocks = blocks.take(kept)
     first = owners.cumsum() - owners
     of = np.repeat(np.arange(owners.size), owners)
     owner = blocks.row + first[blocks.mlp]
@@ -237,10 +237,10 @@ def _groups(blocks: _Blocks, kept: np.ndarray, sides: int, members: np.ndarray) 
         sides: How many values `row` can have in an MLP.
         members: Blocks of a group, for each MLP.
     """
-    dead, blocks = blocks.of(~kept), blocks.of(kept)
+    dead, blocks = blocks.take(~kept), blocks.take(kept)
     shared = blocks.row + sides * blocks.mlp
     order = np.argsort(shared, kind="stable")
-    blocks, shared = blocks.of(order), shared[order]
+    blocks, shared = blocks.take(order), shared[order]
     counts = np.bincount(shared, minlength=sides * members.size)
     start = counts.cumsum() - counts
     groups = -(-counts // np.repeat(members, sides))
