@@ -212,7 +212,7 @@ def test_content_that_cannot_be_fetched_is_named_with_the_reason(hub, tmp_path):
 
 
 def test_the_message_gives_the_answer_of_the_hub_not_the_advice_of_its_client(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_module, "_reach", lambda address: None)
+    monkeypatch.setattr(hub_module, "_reach", lambda client, address: None)
     hub.gated = 403
     with pytest.raises(BlastError, match="the server answers 403 Forbidden"):
         replace(SOURCE, gate="").fetch(tmp_path)
@@ -291,6 +291,13 @@ def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch):
             with pytest.raises(BlastError, match=wanted):
                 SOURCE.fetch(tmp_path)
         assert time.monotonic() - started < 0.2
+
+
+def test_an_offline_machine_asks_nothing(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_module._client().constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BlastError, match=r"HF_HUB_OFFLINE is set.*copy the folder"):
+        SOURCE.fetch(tmp_path)
+    assert hub.asked == []
 
 
 def test_progress_is_reported_in_lines(hub, tmp_path):

@@ -161,7 +161,7 @@ class HubFiles:
         client = _client()
         address = f"{hub_address()}/api/{self.kind}/{self.repository}/revision/{self.revision}"
         try:
-            _reach(address)
+            _reach(client, address)
             about = client.HfApi(endpoint=hub_address(), token=_token() or False).repo_info(
                 self.repository,
                 repo_type=self.kind.removesuffix("s"),
@@ -210,7 +210,7 @@ class HubFiles:
         """Lets the client download files; returns why it could not."""
         client = _client()
         try:
-            _reach(f"{base}{files[0].name}")
+            _reach(client, f"{base}{files[0].name}")
             for file in files:
                 # A cut transfer is resumed within this call, in steps of 10 MB; a killed one begins its file anew.
                 client.hf_hub_download(
@@ -291,8 +291,10 @@ def _client() -> ModuleType:
     return huggingface_hub
 
 
-def _reach(address: str) -> None:
+def _reach(client: ModuleType, address: str) -> None:
     """Raises `SourceError` within seconds where the hub does not answer: its client retries for minutes."""
+    if client.is_offline_mode():
+        raise SourceError("HF_HUB_OFFLINE is set")
     token = {"Authorization": f"Bearer {_token()}"} if _token() else {}
     open_address(request_for(address, token, "bytes=0-0")).close()
 
