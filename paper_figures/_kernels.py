@@ -1,4 +1,4 @@
-"""What the views of the suite `kernels` share: one GPU's rows, as speed-ups and as shares of a roofline."""
+"""Shared by the views of the suite `kernels`: the rows of one GPU, speed-ups, and shares of the roofline."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KEY = ["model", "block", "sparsity", "tokens"]
 
 
 def kernel_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the suite measured on the GPU that has most of them, local ones first; never two machines.
+    """Rows of the suite from one GPU: the one with most local rows, else with most rows.
 
-    Where the blocks of the down projection are transposed, `block` gives both: `128x64/64x128`.
+    If the down projection has transposed blocks, `block` names both: `128x64/64x128`.
     """
     rows = table[table["suite"] == SUITE]
     on_one = pd.Series([on_gpu(row) for row in rows.itertuples(index=False)], index=rows.index, dtype=bool)
@@ -39,37 +39,37 @@ def kernel_rows(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(block=pd.Series(blocks, index=rows.index, dtype=object))
 
 
-def front(block: str) -> str:
-    """The block of the front."""
+def gate_up_block(block: str) -> str:
+    """The block of gate and up."""
     return block.partition("/")[0]
 
 
 def speed_ups(table: pd.DataFrame) -> pd.DataFrame:
-    """Speed-up over eager dense of every provider on one GPU, as `ratios` gives it; empty if nothing was measured."""
-    return _tie(ratios(kernel_rows(table), "latency"))
+    """Speed-up of each provider over eager dense on one GPU, as `ratios` returns it; empty if nothing was measured."""
+    return _with_masks(ratios(kernel_rows(table), "latency"))
 
 
 def plain(found: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ours itself: uniform masks, dead hidden blocks computed like all others."""
+    """Rows of our kernels with uniform masks. Those that skip dead hidden blocks are another provider."""
     return found[(found["provider"] == "ours") & (found["mask"] == UNIFORM)]
 
 
 def fractions(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of the binding bound that ours reached, with the name of that bound in `bound`."""
+    """Share of the bound that ours reached; the column `bound` says which one limits."""
     rows = kernel_rows(table)
     rows = rows[(rows["metric"] == "roofline_fraction") & (rows["status"] == "ok")]
     bounds = [json.loads(setting).get("bound") for setting in rows["setting"]]
-    return plain(_tie(rows.assign(bound=pd.Series(bounds, index=rows.index, dtype=object))))
+    return plain(_with_masks(rows.assign(bound=pd.Series(bounds, index=rows.index, dtype=object))))
 
 
-def _tie(rows: pd.DataFrame) -> pd.DataFrame:
-    # A model without a gate has nothing to tie.
+def _with_masks(rows: pd.DataFrame) -> pd.DataFrame:
+    # A model without a gate has no masks to share.
     tied = pd.Series([value is True or value == 1 for value in rows["tied"]], index=rows.index, dtype=bool)
     return rows.assign(tied=tied, mask=rows["mask"].where(rows["mask"].notna(), UNIFORM))
 
 
 def by_size(models: Any) -> list[str]:
-    """Models from the one with the largest MLP to the smallest; unknown ones last."""
+    """Models by size of their MLP, largest first; unknown ones last."""
     from blast import architectures
 
     def weights(model: str) -> float:
@@ -80,7 +80,7 @@ def by_size(models: Any) -> list[str]:
 
 
 def in_order(lines: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The lines of a table by hardware, then by model as `by_size` has them, then by some columns."""
+    """The lines of a table, sorted by hardware, then by model as in `by_size`, then by `columns`."""
     place = {model: number for number, model in enumerate(by_size(lines["model"].dropna()))}
     placed = lines.assign(place=lines["model"].map(place))
     order = ["hardware", "place", *columns]
@@ -89,23 +89,23 @@ def in_order(lines: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def by_area(blocks: Any) -> list[str]:
-    """Blocks from the largest to the smallest, squares before rectangles of the same area."""
+    """Blocks by area, largest first; of equal areas the one with more rows first."""
 
     def size(block: str) -> tuple[int, int]:
-        rows, cols = map(int, front(block).split("x"))
+        rows, cols = map(int, gate_up_block(block).split("x"))
         return -rows * cols, -rows
 
     return sorted(set(blocks), key=size)
 
 
 def block_label(block: str) -> str:
-    """`64` for a square, `64 × 128`, or `64 × 128 / 128 × 64` for those of the front and of the down projection."""
+    """`64` for a square, `64 × 128`, or `64 × 128 / 128 × 64` for gate-up and down."""
     sides = [part.partition("x")[::2] for part in str(block).split("/")]
     return " / ".join(rows if rows == cols else f"{rows} × {cols}" for rows, cols in sides)
 
 
 def lost_points(table: pd.DataFrame, shown: int = 4) -> str:
-    """Names the points of the suite that failed or were not run, for the footer."""
+    """A sentence for the footer with the points of the suite that failed or were not run."""
     rows = missing(table[(table["suite"] == SUITE) & table["provider"].isna()])
     parts = []
     for status, lost in rows.groupby("status", sort=True):

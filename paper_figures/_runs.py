@@ -1,4 +1,4 @@
-"""What the views of whole training runs share: how a run is named and drawn, and how long a time is written."""
+"""Shared by the views of whole training runs: the name and the line of a run, and the format of a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LINES: dict[str, Any] = {"dense": "-", "blast": "-", "rigl_swap": (0, (4, 1.5))}
 # A method that is not listed.
 OTHER_LINE = (0, (3, 1, 1, 1))
 MASKED_LINE = (0, (1, 1.2))
-# Smallest number of seconds from which a time is given in these units.
+# From how many seconds on a unit is used, its length in seconds, and its name.
 UNITS = ((7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))
 
 
 def stays_masked(point: Any) -> bool:
-    """Whether a pruned run was told to stay masked-dense to the end."""
+    """Whether a pruned run had to stay masked-dense (`execution: masked`)."""
     return point.execution == "masked"
 
 
@@ -27,7 +27,7 @@ def line_of(point: Any) -> Any:
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
-    """Seconds in the unit that suits so long a time, and its name."""
+    """The unit that suits this time: its length in seconds, and its name."""
     return next((size, name) for least, size, name in UNITS if seconds >= least)
 
 
@@ -40,12 +40,12 @@ def time_label(seconds: float) -> str:
 
 
 def run_label(point: Any) -> str:
-    """`BLaST 95 %`, and `masked` where it was told to stay so."""
+    """`BLaST 95 %`, or `BLaST 95 %, masked` for a run that had to stay masked-dense."""
     if point.method == "dense":
         return "dense"
     return f"{style.method_label(point.method)} {100 * point.sparsity:g} %" + (", masked" * stays_masked(point))
 
 
 def panel_title(point: Any) -> str:
-    """Model over dataset."""
+    """Two lines: model and dataset."""
     return f"{style.model_label(point.model)}\n{style.dataset_label(point.dataset)}"

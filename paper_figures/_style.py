@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, markers, labels, the footer and the "not run" panel."""
+"""Shared by all figures: sizes, colours, markers, labels, the footer and the "not run" panel."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from matplotlib.lines import Line2D
 from blast import datasets
 from blast.sparsity.config import METHOD_DETAILS
 
-# Inches: one and two columns of a usual two-column paper.
+# Inches: one and two columns of a two-column paper.
 COLUMN, DOUBLE = 3.4, 7.0
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
-# Okabe and Ito's palette, told apart by colour-blind readers; one colour a family of models.
+# Palette of Okabe and Ito, safe for colour-blind readers; one colour for each family of models.
 FAMILIES = {"gpt2": "#0072B2", "llama": "#D55E00", "vit": "#009E73", "qwen": "#CC79A7", "smollm": "#E69F00"}
 OTHER = "#56B4E9"
 DATASET_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
 
 class Mark(NamedTuple):
-    """How a method is drawn wherever it appears."""
+    """Label and marker of a method in all figures."""
 
     label: str
     marker: str
@@ -76,19 +76,19 @@ RC = {
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
-    """An empty figure in the house style, sizes in inches; without a layout its axes are placed by hand."""
+    """An empty figure in the common style. Sizes are in inches. With `layout=None`, the caller places the axes."""
     mpl.use("Agg")
     sns.set_theme(context="paper", style="ticks", rc=RC)
     return Figure(figsize=(width, height), layout=layout)
 
 
 def model_colour(model: str) -> str:
-    """Colour of a model: that of its family."""
+    """Colour of a model, which is that of its family."""
     return next((colour for family, colour in FAMILIES.items() if str(model).startswith(family)), OTHER)
 
 
 def sparsity_colour(sparsity: float) -> Any:
-    """Dark ink for dense, then from light to strong with sparsity."""
+    """Dark ink for dense; for pruned models from light to strong with increasing sparsity."""
     if not sparsity:
         return INK
     # Half empty is the light end, 96 % the strong one.
@@ -97,7 +97,7 @@ def sparsity_colour(sparsity: float) -> Any:
 
 
 def sparsity_place(sparsity: float) -> float:
-    """Where a sparsity stands on the axis: each halving of what is left takes the same width."""
+    """Position of a sparsity on the axis. Each halving of the remaining weights has the same width."""
     return -math.log2(1 - sparsity)
 
 
@@ -127,7 +127,7 @@ def dataset_label(dataset: Any) -> str:
 
 
 def metric_label(metric: str, task: Any = None) -> str:
-    """Name and unit of a metric, with the task where it is needed to tell."""
+    """Name and unit of a metric; accuracies also name their task."""
     name = METRICS.get(metric, metric.replace("_", " "))
     if metric == "acc" and task is not None and not pd.isna(task):
         return f"{_TASKS.get(task, str(task).replace('_', ' '))} {name}"
@@ -135,12 +135,12 @@ def metric_label(metric: str, task: Any = None) -> str:
 
 
 def in_percent(metric: str) -> float:
-    """Factor from the stored value to the shown one: 100 for fractions, else 1."""
+    """Factor from the stored to the displayed value: 100 for fractions, else 1."""
     return 100.0 if METRICS.get(metric, "").endswith("(%)") else 1.0
 
 
 def hardware_label(hardware: Any) -> str:
-    """`CPU (AMD EPYC)` for `cpu-amd-epyc`: never to be taken for a GPU."""
+    """`CPU (AMD EPYC)` for `cpu-amd-epyc`, so that nobody takes it for a GPU."""
     if hardware is None or pd.isna(hardware):
         return "no machine"
     words = [word for word in str(hardware).split("-") if word not in ("cpu", "r", "tm", "core", "processor")]
@@ -157,7 +157,7 @@ def hardware_label(hardware: Any) -> str:
 
 
 def dataset_markers(datasets: Iterable[str]) -> dict[str, str]:
-    """A marker for each dataset, by its place in the sorted list."""
+    """A marker for each dataset, by its position in the sorted list."""
     return {name: DATASET_MARKERS[i % len(DATASET_MARKERS)] for i, name in enumerate(sorted(set(datasets)))}
 
 
@@ -167,12 +167,12 @@ def handle(label: str, **style: Any) -> Line2D:
 
 
 def seed_handle() -> Line2D:
-    """The legend entry of the broad bars from the lowest to the highest seed."""
+    """The legend entry of the broad bars that span lowest to highest seed."""
     return handle("spread of seeds", linestyle="-", linewidth=3.2, alpha=0.4, solid_capstyle="butt")
 
 
 def legend_above(figure: Figure, handles: list[Line2D]) -> None:
-    """One legend for the whole figure, above the panels, in as few lines as fit."""
+    """One legend for the whole figure, above the panels, in as few lines as possible."""
     columns = next(count for count in range(len(handles), 0, -1) if count == 1 or _fits(figure, handles, count))
     lines = -(-len(handles) // columns)
     columns = -(-len(handles) // lines)
@@ -183,15 +183,15 @@ def legend_above(figure: Figure, handles: list[Line2D]) -> None:
 
 
 def _fits(figure: Figure, handles: list[Line2D], columns: int) -> bool:
-    """Whether a legend of so many columns is narrower than the figure; its entries run down the columns."""
+    """Whether a legend with `columns` columns, filled column by column, is narrower than the figure."""
     rows = -(-len(handles) // columns)
     widest = [max(len(entry.get_label()) for entry in handles[i : i + rows]) for i in range(0, len(handles), rows)]
-    # Inches: a letter of the small type, and the line before the text with the gap after it.
+    # Inches: width of a letter, and of the line and gaps beside the text.
     return sum(0.047 * letters + 0.34 for letters in widest) < figure.get_figwidth() - 0.1
 
 
 def missing_remark(lost: pd.DataFrame, shown: int = 4) -> str:
-    """Names the points that failed or were not run, for the footer; empty if there are none."""
+    """A sentence for the footer with the points that failed or were not run; empty if there are none."""
     parts = []
     for status, rows in lost.groupby("status", sort=True):
         names = [
@@ -205,12 +205,12 @@ def missing_remark(lost: pd.DataFrame, shown: int = 4) -> str:
 
 
 def footer(figure: Figure, shown: pd.DataFrame, *remarks: str) -> None:
-    """Small print below the panels: machines, grids, seeds, where the numbers come from, and remarks.
+    """Small print below the panels: machines, grids, seeds, source of the results, and remarks.
 
     Args:
-        figure: Complete but for this.
-        shown: The rows that the figure was drawn from.
-        remarks: Further sentences.
+        figure: The figure, complete except for the footer.
+        shown: The rows that it shows.
+        remarks: More sentences; empty ones are ignored.
     """
     lines = []
     if len(shown):
@@ -230,7 +230,7 @@ def footer(figure: Figure, shown: pd.DataFrame, *remarks: str) -> None:
 
 
 def empty_panel(axes: Axes, text: str = "not run") -> None:
-    """A panel that says why there is nothing in it."""
+    """Turns a panel into a frame with the reason why it is empty."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
@@ -240,7 +240,7 @@ def empty_panel(axes: Axes, text: str = "not run") -> None:
 
 
 def not_run(title: str, text: str = "not run", width: float = COLUMN) -> Figure:
-    """A figure for which nothing was measured."""
+    """A figure of one empty panel, if nothing was measured."""
     figure = new_figure(width, 1.8)
     axes = figure.subplots()
     axes.set_title(title)
@@ -255,7 +255,7 @@ def why_empty(table: pd.DataFrame) -> str:
 
 
 def mark_missing(axes: Axes, place: float, status: str, marker: str = "") -> None:
-    """Writes `failed` or `not run` upright at the foot of the panel, above the method's marker if one is given."""
+    """Writes `failed` or `not run` vertically at the bottom of a panel, above `marker` if one is given."""
     foot = 0.03
     if marker:
         axes.plot(place, 0.05, marker=marker, color=MUTED, markerfacecolor="none", markersize=3, markeredgewidth=0.6,
@@ -266,7 +266,7 @@ def mark_missing(axes: Axes, place: float, status: str, marker: str = "") -> Non
 
 
 def finish(figure: Figure) -> None:
-    """Takes away the frame lines that say nothing."""
+    """Removes the top and right frame lines."""
     for axes in figure.axes:
         if axes.lines or axes.collections:
             sns.despine(ax=axes)

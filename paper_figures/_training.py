@@ -1,4 +1,4 @@
-"""What the views of the suite `training_step` share: its cases, their labels, and what was not run."""
+"""Shared by the views of the suite `training_step`: its cases, their labels, and the points that were not run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paper_figures._kernels import block_label, by_size
 
 
 def cases(rows: pd.DataFrame) -> list[tuple[str, str, int]]:
-    """Model, block and tokens of each step that was timed, largest models first."""
+    """Model, block and tokens of each timed step, largest models first."""
     found = pretraining.cases(rows)
     place = {model: number for number, model in enumerate(by_size(case[0] for case in found))}
     return sorted(found, key=lambda case: (place[case[0]], case[1:]))
@@ -26,7 +26,7 @@ def case_label(case: tuple[str, str, int]) -> str:
 
 
 def lost_points(table: pd.DataFrame, shown: int = 4) -> str:
-    """Names the points of the suite that failed or were not run, for the footer."""
+    """A sentence for the footer with the points of the suite that failed or were not run."""
     rows = missing(table[(table["suite"] == SUITE) & table["provider"].isna()])
     parts = []
     for status, lost in rows.groupby("status", sort=True):
@@ -42,7 +42,7 @@ def why_empty(table: pd.DataFrame) -> str:
 
 
 def panels(count: int, height: float, columns: int = 4, **more: Any) -> tuple[Any, list[Any]]:
-    """A figure with so many panels, and the axes of these; places left over are hidden."""
+    """A figure with `count` panels, and their axes; the rest of the grid is hidden."""
     columns = min(columns, count)
     lines = -(-count // columns)
     figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, height * lines + 0.6)

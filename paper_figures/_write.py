@@ -1,4 +1,4 @@
-"""Figures and tables as files: the same input gives the same bytes."""
+"""Writes figures and tables to files. The same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
 
 
 def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
-    """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi), each moved into place when complete."""
+    """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi). Each is renamed when complete."""
     written = []
     metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
     with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": 200}):
@@ -45,11 +45,11 @@ def _escape(text: str) -> str:
 
 
 def latex(frame: pd.DataFrame, widths: dict[str, str] | None = None) -> str:
-    r"""A `tabular` with booktabs rules, to be `\input` inside a table.
+    r"""A LaTeX `tabular` with booktabs rules, for `\input` inside a table.
 
     Args:
-        frame: Cells as they are to be shown.
-        widths: Column types other than `l`, by column, for instance `p{4cm}`.
+        frame: Cells as printed.
+        widths: Column types other than `l` by column, such as `p{4cm}`.
     """
     kinds = "".join((widths or {}).get(column, "l") for column in frame.columns)
     lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{kinds}}}", r"\toprule"]
@@ -61,12 +61,12 @@ def latex(frame: pd.DataFrame, widths: dict[str, str] | None = None) -> str:
 def save_table(
     frame: pd.DataFrame, shown: pd.DataFrame, out_dir: Path, name: str, widths: dict | None = None
 ) -> list[Path]:
-    """Writes `name.csv` (every number), `name.md` and `name.tex` (as it is printed).
+    """Writes `name.csv` (all numbers in full), `name.md` and `name.tex` (as printed).
 
     Args:
-        frame: Numbers and text.
-        shown: The same rows as they are printed.
-        out_dir: Folder, made if it is missing.
+        frame: Rows with numbers and text.
+        shown: The same rows as printed.
+        out_dir: Folder; created if missing.
         name: Name without suffix.
         widths: See `latex`.
     """

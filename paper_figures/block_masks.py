@@ -1,4 +1,4 @@
-"""Block masks of one matrix while it is pruned: which blocks stay, grow and go."""
+"""Block masks of one matrix during pruning: which blocks are kept, grown and dropped."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from paper_figures import _style as style
 
 TITLE = "Block masks over time"
 MOMENTS = 6
-# Inches: left edge, between pictures, above and below a row, above and below all.
+# Inches: left margin, gap between masks, above and below a row, above and below all rows.
 LEFT, GAP, HEADING, CAPTION, LEGEND, FOOT = 0.22, 0.08, 0.24, 0.2, 0.24, 0.25
 EMPTY, DROPPED, GROWN, LIVE = range(4)
 GROWN_COLOUR, DROPPED_COLOUR, EMPTY_COLOUR = "#E69F00", "#c9c9c9", "#f4f4f4"
 
 
 def _chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """For each model and dataset the sparsest BLaST run of the first seed that has masks here."""
+    """For each model and dataset the sparsest local BLaST run with masks, of the lowest seed."""
     masks = table.attrs.get("masks", {})
     done = table[(table["status"] == "ok") & (table["method"] == "blast") & (table["source"] == "local")]
     points = done.drop_duplicates("point")
@@ -35,7 +35,7 @@ def _chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _masks(file: Path) -> tuple[str, dict[int, np.ndarray]]:
-    """The masks by step of the first matrix of the middle layer: `[out, in]` in blocks."""
+    """Name and masks by step (`[out, in]` in blocks) of the first matrix of the middle layer."""
     from safetensors.numpy import load_file
 
     by_name: dict[str, dict[int, np.ndarray]] = {}
@@ -50,8 +50,8 @@ def _masks(file: Path) -> tuple[str, dict[int, np.ndarray]]:
     return siblings[0], dict(sorted(by_name[siblings[0]].items()))
 
 
-def _spread(steps: list[int]) -> list[int]:
-    """At most `MOMENTS` steps, spread evenly, the first and the last among them."""
+def _evenly_spaced(steps: list[int]) -> list[int]:
+    """At most `MOMENTS` evenly spaced steps, with the first and the last."""
     if len(steps) <= MOMENTS:
         return steps
     places = np.linspace(0, len(steps) - 1, MOMENTS).round().astype(int)
@@ -59,7 +59,7 @@ def _spread(steps: list[int]) -> list[int]:
 
 
 def states(masks: dict[int, np.ndarray], steps: list[int]) -> dict[int, np.ndarray]:
-    """What became of each block since the moment before: LIVE, GROWN, DROPPED or EMPTY."""
+    """State of each block at each step, relative to the step before: LIVE, GROWN, DROPPED or EMPTY."""
     found, before = {}, None
     for step in steps:
         now = masks[step]
@@ -72,29 +72,28 @@ def states(masks: dict[int, np.ndarray], steps: list[int]) -> dict[int, np.ndarr
 
 
 def _size(shape: tuple[int, int], cell: float) -> tuple[float, float]:
-    """Width and height in inches of a mask that lies on its longer side."""
+    """Width and height in inches of a mask whose longer side is horizontal."""
     return cell, max(0.12, cell * min(shape) / max(shape))
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a row of masks for each model and dataset; wide matrices lie on their side, `[in, out]`."""
+    """Draws a row of masks for each model and dataset. Tall matrices are transposed to `[in, out]`."""
     chosen = _chosen(table)
     if chosen.empty:
         return style.not_run(TITLE, style.why_empty(table))
     rows = []
     for point in chosen.itertuples(index=False):
         name, masks = _masks(Path(table.attrs["masks"][point.point]))
-        steps = _spread(list(masks))
-        # Taller than wide: turned, so that a row of pictures stays flat.
-        turn = masks[steps[0]].shape[0] > masks[steps[0]].shape[1]
-        rows.append((point, name, masks, states(masks, steps), turn))
+        steps = _evenly_spaced(list(masks))
+        transposed = masks[steps[0]].shape[0] > masks[steps[0]].shape[1]
+        rows.append((point, name, masks, states(masks, steps), transposed))
     columns = max(len(changes) for *_, changes, _ in rows)
     cell = (style.DOUBLE - LEFT - GAP * columns) / columns
     sizes = [_size(next(iter(masks.values())).shape, cell) for _, _, masks, _, _ in rows]
     height = LEGEND + FOOT + sum(tall + HEADING + CAPTION for _, tall in sizes)
     figure = style.new_figure(style.DOUBLE, height, layout=None)
     top = height - LEGEND
-    for (point, name, masks, changes, turn), (wide, tall) in zip(rows, sizes, strict=True):
+    for (point, name, masks, changes, transposed), (wide, tall) in zip(rows, sizes, strict=True):
         out_blocks, in_blocks = next(iter(masks.values())).shape
         heading = (
             f"{style.model_label(point.model)} · {style.dataset_label(point.dataset)} · {100 * point.sparsity:g} %"
@@ -109,7 +108,7 @@ def draw(table: pd.DataFrame) -> Figure:
             left = LEFT + place * (cell + GAP)
             axes = figure.add_axes((left / style.DOUBLE, top / height, wide / style.DOUBLE, tall / height))
             axes.imshow(
-                state.T if turn else state, cmap=colours, vmin=0, vmax=3, interpolation="nearest", aspect="auto"
+                state.T if transposed else state, cmap=colours, vmin=0, vmax=3, interpolation="nearest", aspect="auto"
             )
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
@@ -117,14 +116,14 @@ def draw(table: pd.DataFrame) -> Figure:
                 spine.set_color(style.FAINT)
             axes.set_xlabel(f"step {step}, {100 * (1 - masks[step].mean()):.0f} % empty", labelpad=2, fontsize=6)
             if place == 0:
-                axes.set_ylabel("in" if turn else "out", fontsize=6, labelpad=2)
+                axes.set_ylabel("in" if transposed else "out", fontsize=6, labelpad=2)
         top -= CAPTION
     entries = [
         Patch(color=style.MUTED, label="live (colour of the model)"),
-        Patch(color=GROWN_COLOUR, label="grown since the picture before"),
-        Patch(color=DROPPED_COLOUR, label="dropped since then"),
+        Patch(color=GROWN_COLOUR, label="grown since the previous step shown"),
+        Patch(color=DROPPED_COLOUR, label="dropped since the previous step shown"),
         Patch(facecolor=EMPTY_COLOUR, edgecolor=style.FAINT, label="empty"),
     ]
     figure.legend(handles=entries, loc="upper left", ncols=4, borderaxespad=0.1, handlelength=1, handleheight=1)
-    style.footer(figure, chosen, "One matrix of the middle layer of the sparsest run of each.")
+    style.footer(figure, chosen, "One matrix of the middle layer, from the sparsest run of each model and dataset.")
     return figure

@@ -1,4 +1,4 @@
-"""The paper's claims beside what we have measured of them, each with a verdict."""
+"""The paper's claims beside our results, each with a verdict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTHS = {
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each claim and finding, in the order of `config/paper_values.csv`."""
+    """A row for each finding, in the order of the claims in `config/paper_values.csv`."""
     lines = [
         (value.claim, value.shown, value.known, value.setting, finding.ours, finding.setting, finding.verdict)
         for value in read_paper_values()

@@ -22,7 +22,7 @@ MARKS = {
 
 
 def _cases(table: pd.DataFrame, found: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """What some peer was asked to run, whether it could or not: model, block, sparsity, tokens."""
+    """Model, block, sparsity and tokens of each case that was timed with peers, even if a peer could not run it."""
     rows = kernels.kernel_rows(table)
     asked = rows[rows["provider"].isin(list(kernels.PEERS)) & (rows["metric"] == "latency")]
     cases = set(asked[kernels.KEY].itertuples(index=False, name=None))
@@ -31,7 +31,7 @@ def _cases(table: pd.DataFrame, found: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a line a case; a peer that could not run is missing from it, and the small print says why."""
+    """Draws one line for each case. The footer says why a peer is missing from a case."""
     found = kernels.speed_ups(table)
     found = found[(found["mask"] == kernels.UNIFORM) & ~found["tied"]]
     cases = _cases(table, found) if len(found) else []
@@ -44,7 +44,7 @@ def draw(table: pd.DataFrame) -> Figure:
         same = (found[kernels.KEY] == list(case)).all(axis=1)
         for provider, (_, marker, colour) in MARKS.items():
             rows = found[same & (found["provider"] == provider)]
-            # Where a case was timed twice, the run in which the peers were timed counts.
+            # If a case was timed twice, use the run that also timed the peers.
             rows = rows[rows["point"].isin(_timed_with_peers(found, same))] if provider == "ours" else rows
             if rows.empty:
                 continue
@@ -72,12 +72,12 @@ def draw(table: pd.DataFrame) -> Figure:
     )
     _best_peers(axes, cases, shown)
     style.finish(figure)
-    style.footer(figure, pd.DataFrame(shown), "Each output checked against float32 first.", _reasons(table))
+    style.footer(figure, pd.DataFrame(shown), "Outputs were checked against float32 before timing.", _reasons(table))
     return figure
 
 
 def _best_peers(axes: Axes, cases: list[tuple[Any, ...]], shown: list[Any]) -> None:
-    """Writes beside each case how many times faster ours is than the fastest peer."""
+    """Writes beside each case the speed-up of ours over the fastest peer."""
     beside = {"transform": axes.get_yaxis_transform(), "fontsize": 6, "ha": "center", "va": "center"}
     axes.text(1.06, -1.1, "ours over\nbest peer", **beside)
     for place, case in enumerate(cases):
@@ -93,7 +93,7 @@ def _timed_with_peers(found: pd.DataFrame, same: pd.Series) -> set[str]:
 
 
 def _reasons(table: pd.DataFrame) -> str:
-    """Which peers did not run, and why."""
+    """A sentence for each reason why a peer did not run."""
     rows = kernels.kernel_rows(table)
     lost = rows[rows["provider"].isin(list(kernels.PEERS)) & (rows["status"] != "ok")]
     parts = []

@@ -1,4 +1,4 @@
-"""How near the kernels come to what the machine allows: share of the binding bound, and which bound that is."""
+"""Roofline of the kernels: the share of the bound that they reach, and which bound limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, tokens: list[int]) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel a model, own masks for gate and up, on the block that most was timed of, else the widest."""
+    """Draws a panel for each model, with separate masks for gate and up.
+
+    Of its blocks, the one with most timings is drawn; of several such, the largest.
+    """
     found = kernels.fractions(table)
     found = found[~found["tied"]]
     if found.empty:
@@ -48,7 +51,7 @@ def draw(table: pd.DataFrame) -> Figure:
     for axes in panels.ravel()[len(models) :]:
         axes.set_visible(False)
     for axes in panels[:, 0]:
-        axes.set_ylabel("of the bound (%)")
+        axes.set_ylabel("share of the bound (%)")
     for axes in panels.ravel()[max(0, len(models) - columns) : len(models)]:
         axes.set_xlabel("tokens")
     entries = [
@@ -63,9 +66,9 @@ def draw(table: pd.DataFrame) -> Figure:
     style.footer(
         figure,
         found,
-        "Bound: the largest of the times that bytes from memory, bytes from L2, arithmetic and launches take; the "
-        "rates of memory and arithmetic were measured in the same process, that of L2 once, on an H100: above 100 % "
-        "the cache delivers more.",
+        "Bound: the longest of four times, for bytes from memory, bytes from L2, arithmetic and launches. The rates of "
+        "memory and arithmetic were measured in the same process, that of L2 once on an H100. Above 100 %, the L2 "
+        "cache was faster than that.",
         kernels.lost_points(table),
     )
     return figure

@@ -1,4 +1,4 @@
-"""Speed-up of the fused block-sparse MLP over dense on a GPU: a heat map of sparsity and tokens by shape and block."""
+"""Speed-up of the fused block-sparse MLP over dense on a GPU: heat maps of sparsity and tokens by model and block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 
 TITLE = "Speed-up of the block-sparse MLP kernels"
-# Blue is faster than dense, red slower; the scale is logarithmic, the middle is 1.
+# Logarithmic scale: blue is faster than dense, red slower, the middle is 1.
 COLOURS = mpl.colormaps["RdYlBu"]
 FASTEST, SLOWEST = 16.0, 0.25
 
@@ -44,27 +44,29 @@ def _panel(axes: Axes, rows: pd.DataFrame, sparsities: list[float], tokens: list
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws ours over eager dense; the widest block a second time with one mask for gate and up."""
+    """Draws ours over eager dense. The largest block has a second column, with one mask shared by gate and up."""
     found = kernels.plain(kernels.speed_ups(table))
     if found.empty:
         return style.not_run(TITLE, kernels.why_empty(table))
-    found = _one_cut_a_panel(found)
+    found = _one_block_per_panel(found)
     models, blocks = kernels.by_size(found["model"]), kernels.by_area(found["column"])
     columns = [(block, False) for block in blocks]
-    tied = found[found["tied"]]
-    if not tied.empty:
-        columns.insert(1, (kernels.by_area(tied["column"])[0], True))
+    shared = found[found["tied"]]
+    if not shared.empty:
+        columns.insert(1, (kernels.by_area(shared["column"])[0], True))
     sparsities, tokens = sorted(set(found["sparsity"])), sorted(set(found["tokens"]))
     width = max(style.COLUMN, min(style.DOUBLE, 0.55 + (0.26 * len(sparsities) + 0.12) * len(columns)))
     figure = style.new_figure(width, 0.75 + len(models) * (0.13 * len(tokens) + 0.12))
     panels = figure.subplots(len(models), len(columns), squeeze=False, sharex=True, sharey=True)
     for model, line in zip(models, panels, strict=True):
-        for (block, is_tied), axes in zip(columns, line, strict=True):
+        for (block, is_shared), axes in zip(columns, line, strict=True):
             if model == models[0]:
-                axes.set_title(kernels.block_label(block) + (", tied" if is_tied else ""), fontsize=6.5, loc="center")
-            same = (found["model"] == model) & (found["column"] == block) & (found["tied"] == is_tied)
+                axes.set_title(
+                    kernels.block_label(block) + (", shared" if is_shared else ""), fontsize=6.5, loc="center"
+                )
+            same = (found["model"] == model) & (found["column"] == block) & (found["tied"] == is_shared)
             if found[same].empty:
-                # The last line bears the labels of its column even where it is empty.
+                # The last row of panels shows the axis labels, even of an empty panel.
                 axes.set_axis_off() if model != models[-1] else axes.spines[:].set_visible(False)
                 axes.grid(False)
                 continue
@@ -84,17 +86,17 @@ def draw(table: pd.DataFrame) -> Figure:
     style.footer(
         figure,
         found,
-        "Times faster than eager cuBLAS with dense random weights, same run; uniform random masks; tied: gate and up "
-        "share a mask; *: blocks of the down projection are in × out. Lines of a panel: tokens. Blue is faster, red "
-        "slower; – was not run.",
+        "Times faster than eager cuBLAS with dense random weights in the same run. Masks are uniform at random; "
+        "shared: gate and up share a mask; *: the down projection has blocks of in × out. Rows of a panel: numbers of "
+        "tokens. Blue is faster, red slower; – was not run.",
         kernels.lost_points(table),
     )
     return figure
 
 
-def _one_cut_a_panel(found: pd.DataFrame) -> pd.DataFrame:
-    """Adds the `column` of each row: a model has transposed blocks in it only where the plain ones were not timed."""
-    found = found.assign(column=[kernels.front(block) for block in found["block"]])
+def _one_block_per_panel(found: pd.DataFrame) -> pd.DataFrame:
+    """Adds the `column` of each row. Rows with transposed blocks stay only if the plain ones were not timed."""
+    found = found.assign(column=[kernels.gate_up_block(block) for block in found["block"]])
     plain = found["column"] == found["block"]
     place = pd.MultiIndex.from_frame(found[["model", "column"]])
     return found[plain | ~place.isin(place[plain])]

@@ -1,4 +1,4 @@
-"""Every kernel benchmark in numbers: microseconds, speed-up over dense, and how near the bound."""
+"""All kernel benchmarks: microseconds, speed-up over dense, and share of the roofline bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DENSE = ("dense_eager", "dense_compiled")
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each timing that is not dense, beside dense of the same run; what was not run, with the reason."""
+    """A row for each timing except dense, beside dense of the same run. Cases that were not run give the reason."""
     found = kernels.kernel_rows(table)
     latency = found[found["metric"] == "latency"]
     dense = {
@@ -90,7 +90,7 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             "block": kernels.block_label(row.block) if isinstance(row.block, str) else "",
             "sparsity": number(100 * row.sparsity, "g", " %"),
             "tokens": "" if pd.isna(row.tokens) else row.tokens,
-            "kernel": row.provider.replace("_", " ") + (", tied" if row.tied is True else "") if known else "",
+            "kernel": row.provider.replace("_", " ") + (", shared masks" if row.tied is True else "") if known else "",
             "masks": row.mask or "",
             "dense (µs)": number(row.dense_us, ".1f"),
             "compiled (µs)": number(row.compiled_us, ".1f"),

@@ -23,7 +23,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, markers: dict[str, str], ideal: bool)
             places, [100 * (1 - value) for value in known], color=style.MUTED, linestyle=(0, (4, 2)), linewidth=0.8
         )
     for (model, dataset, _, _), line in rows.groupby(["model", "dataset", "grid", "block"], dropna=False, sort=True):
-        # Seeds of one setting need the same bytes but for the digits of the file.
+        # Seeds of one setting differ by a few bytes in the checkpoint only.
         share = (100 / line["ratio"]).groupby(line["sparsity"]).mean().sort_index()
         places = [style.sparsity_place(value) for value in share.index]
         axes.plot(places, share, color=style.model_colour(model), marker=markers[dataset], zorder=3)
@@ -32,7 +32,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, markers: dict[str, str], ideal: bool)
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel for each kind of memory, in percent of dense."""
+    """Draws a panel for MLP weights, all weights and the checkpoint, in percent of dense."""
     train = table[table["suite"] == "train"]
     found = {metric: ratios(one_machine(train), metric) for metric in PANELS}
     found = {metric: rows[rows["method"] == "blast"] for metric, rows in found.items()}

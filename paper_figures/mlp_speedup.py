@@ -1,4 +1,4 @@
-"""Speed of the sparse MLP over dense, wherever it was measured; a row of panels for each machine."""
+"""Speed-up of the sparse MLP over dense; a row of panels for each machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, colours: dict[int, tuple], styles: di
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws speed-ups over eager dense; machines never share a panel."""
+    """Draws speed-ups over eager dense. Each panel is of one machine."""
     table = table[table["suite"] == "mlp"]
     found = ratios(table, "latency")
     found = found[(found["provider"] == "ours") & (found["sparsity"] > 0)]

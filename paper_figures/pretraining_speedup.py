@@ -1,4 +1,4 @@
-"""How much faster a whole pretraining is than dense, derived from measured step times and the cubic schedule."""
+"""Speed-up of a whole pretraining run over dense, derived from measured step times and the cubic schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAST = 0.5
 
 def _panel(axes: Axes, times: pretraining.StepTimes, colour: str) -> None:
     highest = max(times.sparse)
-    # As far as it was measured, in equal steps of the axis.
+    # Up to the highest measured sparsity, evenly spaced on the axis.
     first, last = style.sparsity_place(LEAST), style.sparsity_place(highest)
     finals = [1 - 2 ** -(first + (last - first) * step / 24) for step in range(25)]
     notes = []
@@ -26,10 +26,10 @@ def _panel(axes: Axes, times: pretraining.StepTimes, colour: str) -> None:
         places = [style.sparsity_place(final) for final in finals]
         axes.plot(places, found, color=colour, linestyle=line, zorder=3)
         passed = pretraining.passed_at(times, growth)
-        # Rounded, 1.109 would be what it never reaches.
+        # With two digits, 1.109 would read as 1.11, which it does not reach.
         digits = 3 if passed is None and round(found[-1], 2) >= pretraining.PAPER_SPEED_UP else 2
-        said = "never 1.11×" if passed is None else f"1.11× from {100 * passed:g} %"
-        notes.append(f"{growth} {found[-1]:.{digits}f}×, {said}")
+        remark = "never 1.11×" if passed is None else f"1.11× from {100 * passed:g} %"
+        notes.append(f"{growth} {found[-1]:.{digits}f}×, {remark}")
     steps = {sparsity: times.dense / value for sparsity, value in times.sparse.items()}
     places = [style.sparsity_place(sparsity) for sparsity in steps]
     axes.plot(places, list(steps.values()), color=colour, linestyle="none", marker="o", markerfacecolor="white",
@@ -45,7 +45,7 @@ def _panel(axes: Axes, times: pretraining.StepTimes, colour: str) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel for each model: whole runs with `union` and `swap`, and the steps they are made of."""
+    """Draws a panel for each model: whole runs with `union` and `swap`, and single steps."""
     rows = pretraining.step_rows(table)
     known = {case: pretraining.step_times(pretraining.of_case(rows, case)) for case in training.cases(rows)}
     known = {case: times for case, times in known.items() if times is not None and times.spanned}
@@ -60,16 +60,16 @@ def draw(table: pd.DataFrame) -> Figure:
     entries = [style.handle(f"whole run, {growth}", linestyle=line) for growth, line in LINES.items()]
     entries += [
         style.handle("one step at that sparsity", marker="o", markerfacecolor="white"),
-        style.handle("1.11×, the paper's", linestyle=(0, (1, 1.5)), linewidth=0.7),
+        style.handle("the paper's 1.11×", linestyle=(0, (1, 1.5)), linewidth=0.7),
     ]
     style.legend_above(figure, entries)
     style.finish(figure)
     style.footer(
         figure,
         rows[rows["metric"] == "step_time"],
-        "Derived: as many steps as dense; cubic schedule, mask fixed for the last fifth; each step the faster of "
-        "masked-dense and sparse, a mask update in every 100th. Union is taken to keep twice its budget until the "
-        "trim.",
+        "Derived for as many steps as dense: cubic schedule, masks fixed for the last fifth, each step the faster of "
+        "masked-dense and sparse, a mask update in every 100th step. Union is assumed to keep twice its budget until "
+        "the masks are trimmed.",
         training.lost_points(table),
     )
     return figure

@@ -1,4 +1,4 @@
-"""Pretraining as a whole in numbers: step times, and what follows from them for a run at the highest sparsity."""
+"""Step times of pretraining, and the speed-up of a whole run that follows from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each model and measured sparsity; `…_passes_at` is the final sparsity that passes the paper's 1.11x."""
+    """A row for each model and measured sparsity; `…_passes_at`: the final sparsity that reaches the paper's 1.11x."""
     found, lines = pretraining.step_rows(table), []
     for case in training.cases(found):
         own = pretraining.of_case(found, case)

@@ -15,7 +15,7 @@ TITLE = "Quality against sparsity"
 METRICS = ("bits_per_byte", "top1", "acc")
 BASELINES = ("rigl_swap", "random", "one_shot")
 COLUMNS = 3
-# Distance between two baselines that share a sparsity, on the axis of halvings.
+# Distance between baselines of one sparsity, in units of `style.sparsity_place`.
 STEP = 0.24
 
 
@@ -29,7 +29,7 @@ def _error_bar(axes: Axes, place: float, row: pd.Series, factor: float, colour: 
 
 
 def _limits(rows: pd.DataFrame, factor: float) -> tuple[float, float]:
-    """Limits that show dense and BLaST well; a baseline further off is pinned to the edge."""
+    """Axis limits that fit dense and BLaST. Baselines far outside are drawn at the edge."""
     near = rows[rows["method"].isin(["dense", "blast"])]
     near = near if len(near) else rows
     error = near["error"].fillna(0)
@@ -49,7 +49,7 @@ def _baseline(axes: Axes, place: float, row: pd.Series, factor: float, limits: t
         _error_bar(axes, place, row, factor, style.MUTED)
         axes.plot(place, value, marker=marker, zorder=3, **filled)
         return
-    # Off the scale: drawn at the edge, with its value.
+    # Off the scale: draw it at the edge and write its value.
     edge, sign = (limits[1], 1) if value > limits[1] else (limits[0], -1)
     inner = edge - sign * 0.075 * (limits[1] - limits[0])
     axes.plot(place, inner, marker=marker, zorder=3, **filled)
@@ -98,16 +98,21 @@ def _panel(axes: Axes, rows: pd.DataFrame, lost: pd.DataFrame, grids: int) -> No
     known = [*pruned["sparsity"], *lost["sparsity"]]
     style.sparsity_axis(axes, known, right=STEP * (len(order) + 0.7))
     axes.set_ylabel(style.metric_label(first["metric"], first["task"]))
-    title = f"{style.model_label(first['model'])} · {style.dataset_label(first['dataset'])}"
-    axes.set_title(f"{title} · {first['grid']}" if grids > 1 else title)
+    _title(axes, first, grids)
+
+
+def _title(axes: Axes, row: pd.Series, grids: int) -> None:
+    """Model, then dataset on a line of its own: both do not fit beside each other. Names the grid if there are more."""
+    grid = f" · {row['grid']}" if grids > 1 else ""
+    axes.set_title(f"{style.model_label(row['model'])}\n{style.dataset_label(row['dataset'])}{grid}")
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws the panels; see `workflow/report/quality_vs_sparsity.rst` for what the reader is told."""
+    """Draws a panel for each grid, model, dataset and metric. The caption explains it to the reader."""
     summary = summarise(table, METRICS)
     lost = missing(table[table["suite"] == "train"])
     keys = ["grid", "model", "dataset", "metric", "task"]
-    # A model that was only evaluated dense has nothing to show over sparsity, where others have.
+    # If any model was pruned, leave out models that were only evaluated dense.
     pruned = summary.groupby(keys[:3], dropna=False)["sparsity"].transform("max") > 0
     lacking = set(lost[keys[:3]].itertuples(index=False, name=None))
     awaited = [key in lacking for key in summary[keys[:3]].itertuples(index=False, name=None)]
@@ -117,18 +122,18 @@ def draw(table: pd.DataFrame) -> Figure:
     panels.sort(key=lambda rows: (*rows[keys[:3]].iloc[0].astype(str), METRICS.index(rows["metric"].iloc[0])))
     if not panels:
         return style.not_run(TITLE, style.why_empty(table))
-    # Models of which nothing is left get a panel too, after the others.
+    # Models without any score get an empty panel after the others.
     have = set(summary[keys[:3]].itertuples(index=False, name=None))
     panels += [rows for key, rows in lost.groupby(keys[:3], sort=True) if key not in have]
-    # Filled column by column, so that the metrics of one model stand below each other.
+    # Filled column by column, so that the metrics of one model are below each other.
     count = -(-len(panels) // COLUMNS)
     columns = -(-len(panels) // count)
-    figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 1.7 * count + 0.65)
+    figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 1.85 * count + 0.65)
     grid = figure.subplots(count, columns, squeeze=False).ravel(order="F")
     for axes, rows in zip(grid, panels, strict=False):
         first = rows.iloc[0]
         if "metric" not in rows:
-            axes.set_title(f"{style.model_label(first['model'])} · {style.dataset_label(first['dataset'])}")
+            _title(axes, first, summary["grid"].nunique())
             style.empty_panel(axes, style.why_empty(rows))
             continue
         here = (
@@ -153,7 +158,7 @@ def draw(table: pd.DataFrame) -> Figure:
         entries.append(style.seed_handle())
     style.legend_above(figure, entries)
     style.finish(figure)
-    beside = "Baselines stand beside the sparsity they share, those off the scale at the edge with their value."
+    beside = "Baselines are drawn beside their sparsity. One off the scale is at the edge, with its value."
     remark = beside if set(summary["method"]) & set(BASELINES) else ""
     style.footer(figure, summary, remark, style.missing_remark(lost))
     return figure

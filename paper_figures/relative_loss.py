@@ -25,7 +25,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, markers: dict[str, str]) -> None:
             if row.seeds > 1:
                 ends = [row.relative_lowest, row.relative_highest]
                 axes.plot([place, place], ends, color=colour, linewidth=3.2, alpha=0.4, solid_capstyle="butt", zorder=2)
-            # Hollow: no further from dense than two seeds of one setting are from each other.
+            # Hollow: the gap to dense is smaller than the spread over seeds.
             hollow = row.within_noise is True
             axes.plot(place, row.relative, marker=marker, color=colour, markeredgewidth=1.0, zorder=3,
                       markerfacecolor="white" if hollow else colour)  # fmt: skip
@@ -40,7 +40,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, markers: dict[str, str]) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel for each metric; scores at chance have no relative loss and leave."""
+    """Draws a panel for each metric. Scores at chance have no relative loss and are left out."""
     summary = summarise(table, METRICS)
     blast = summary[summary["method"] == "blast"]
     blast = blast.assign(config_family=blast["config"].str.replace(r"\.s[0-9p]+\.", ".", regex=True))
@@ -69,7 +69,7 @@ def draw(table: pd.DataFrame) -> Figure:
     chance = int(blast["at_chance"].astype(bool).sum())
     remarks = [f"{chance} scores at chance are left out."] if chance else []
     unknown = int(rows["within_noise"].isna().sum())
-    remarks += [f"{unknown} points have one seed on both sides, so their noise is not known."] if unknown else []
+    remarks += [f"{unknown} points and their dense runs have one seed, so their noise is unknown."] if unknown else []
     lost = missing(table[(table["suite"] == "train") & table["method"].isin(["dense", "blast"])])
     style.footer(figure, rows, *remarks, style.missing_remark(lost))
     return figure

@@ -29,7 +29,7 @@ def _note(row: Any) -> str:
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each configuration and metric; points that failed or were not run follow with a note that says so."""
+    """A row for each configuration and metric; points that failed or were not run have a note instead of a value."""
     lines = [
         {
             "grid": row.grid, "hardware": row.hardware, "architecture": row.model, "dataset": row.dataset,

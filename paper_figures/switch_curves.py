@@ -1,4 +1,4 @@
-"""Loss across the switch from masked-dense to sparse, beside the same run without it, and their difference."""
+"""Loss across the switch from masked-dense to sparse, compared with the same run without the switch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def _nats(gap: float) -> str:
 
 
 def _note(pair: ExecutionPair) -> str:
-    """Where it switched, and how far the training losses are apart before and after."""
+    """The step of the switch, and the largest differences in training loss before and after it."""
     found = pair.curves("train_loss")
     if pair.first_sparse_step is None:
-        state = "never sparse" if pair.state_recorded else "where it switched\nwas not recorded"
-        return f"{state};\noff by at most {_nats(found.largest_gap(0))} nats"
+        state = "never sparse" if pair.state_recorded else "step of the switch\nnot recorded"
+        return f"{state};\ndifference at most {_nats(found.largest_gap(0))} nats"
     before, after = found.largest_gap(0, pair.first_sparse_step), found.largest_gap(pair.first_sparse_step)
     parts = [f"{_nats(gap)} {words}" for words, gap in (("before", before), ("after", after)) if gap is not None]
-    return f"sparse from step {pair.first_sparse_step};\noff by at most {', '.join(parts)}"
+    return f"sparse from step {pair.first_sparse_step};\ndifference at most {', '.join(parts)}"
 
 
 def _panel(loss: Axes, gap: Axes, pair: ExecutionPair) -> None:
@@ -59,7 +59,7 @@ def _panel(loss: Axes, gap: Axes, pair: ExecutionPair) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a column for each pair of runs that differ in `execution` alone: the losses above their difference."""
+    """Draws a column for each pair of runs that differ in `execution` alone: losses above, their difference below."""
     table = table[table["suite"] == "train"]
     pairs = [pair for pair in execution_pairs(table) if pair.curves("train_loss").steps]
     if not pairs:
@@ -79,8 +79,8 @@ def draw(table: pd.DataFrame) -> Figure:
             loss.set_ylabel("training loss (nats)")
             gap.set_ylabel("difference (nats)")
     style.legend_above(figure, [
-        style.handle("masked-dense throughout", linestyle="-", linewidth=2.2, alpha=0.35, color=MASKED_COLOUR),
-        style.handle("goes over to sparse, and its difference", linestyle="-", linewidth=0.8, color=SWITCHING_COLOUR),
+        style.handle("always masked-dense", linestyle="-", linewidth=2.2, alpha=0.35, color=MASKED_COLOUR),
+        style.handle("switches to sparse, and its difference", linestyle="-", linewidth=0.8, color=SWITCHING_COLOUR),
         style.handle("difference in validation loss", marker="o", markersize=2.4, markerfacecolor="white",
                      color=SWITCHING_COLOUR),
         style.handle("switch", linestyle=(0, (3, 1.5)), linewidth=0.8),
@@ -88,5 +88,5 @@ def draw(table: pd.DataFrame) -> Figure:
     style.finish(figure)
     shown = pd.concat([pair.rows for pair in pairs])
     lost = missing(table[table["execution"] == "masked"], execution_variants=True)
-    style.footer(figure, shown, "Same seed and batches.", style.missing_remark(lost))
+    style.footer(figure, shown, "Both runs have the same seed and batches.", style.missing_remark(lost))
     return figure

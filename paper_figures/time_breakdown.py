@@ -1,4 +1,4 @@
-"""Where the time of an optimisation step goes: attention, MLP, optimizer, mask updates, and the rest."""
+"""Time of an optimisation step by part: attention, MLP, optimizer, mask updates, and the rest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PARTS = {
     "time_optimizer": ("clipping and optimizer", "#009E73"),
     "time_other": ("the rest", "#BBBBBB"),
 }
-UPDATES = ("mask updates, a hundredth of one", "#CC79A7")
-WHOLE = ("the whole step, parts not run", "#777777")
+UPDATES = ("mask updates, 1 in 100 steps", "#CC79A7")
+WHOLE = ("whole step, parts not measured", "#777777")
 
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> bool:
-    """Draws a bar for each step; whether there is one whose parts were not timed."""
+    """Draws a bar for each step. Returns whether the parts of some step were not timed."""
     whole = False
     sparse = pretraining.values(rows, "step_time", pretraining.OURS)
     dense = pretraining.values(rows, "time_mlp", pretraining.DENSE)
@@ -50,12 +50,12 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> bool:
     axes.grid(False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
-    axes.set_xlabel("ms a step")
+    axes.set_xlabel("ms per step")
     return whole
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel for each model, a bar for dense and one for each sparsity."""
+    """Draws a panel for each model, with a bar for dense and one for each sparsity."""
     rows = pretraining.step_rows(table)
     timed = rows[rows["metric"] == "time_mlp"]
     known = [case for case in training.cases(rows) if not pretraining.of_case(timed, case).empty]
@@ -77,8 +77,8 @@ def draw(table: pd.DataFrame) -> Figure:
     style.footer(
         figure,
         timed,
-        "Attention (projections included) and MLP: forward and backward of one layer, compiled and timed alone, times "
-        "the layers; the rest is what they leave of the whole step (the number): embeddings, norms, head, loss.",
+        "Attention (with projections) and MLP: forward and backward of one layer, compiled and timed alone, times the "
+        "number of layers. The number is the whole step. The rest is what remains: embeddings, norms, head, loss.",
         training.lost_points(table),
     )
     return figure

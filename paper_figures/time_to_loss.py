@@ -1,4 +1,4 @@
-"""Validation loss by time of training: how long each run takes to a loss, evaluations left out."""
+"""Validation loss by training time, without the time of evaluations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paper_figures import _runs as runs
 from paper_figures import _style as style
 
 TITLE = "Validation loss by training time"
-# Of the longest run: what comes before tells nothing and would flatten the rest.
+# Share of the longest run that does not count for the loss axis: early losses would flatten the rest.
 EARLY = 0.35
 
 
@@ -37,12 +37,12 @@ def _panel(axes: Axes, group: list[TimedRun]) -> None:
     if high > low:
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xlim(0, 1.03 * longest / size)
-    axes.set_xlabel(f"time of training ({unit})")
+    axes.set_xlabel(f"training time ({unit})")
     axes.set_title(runs.panel_title(group[0].point))
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel for each model and dataset, a line for each run whose training was timed."""
+    """Draws a panel for each model and dataset, with a line for each run whose training was timed."""
     table = table[(table["suite"] == "train") & table["method"].isin(METHODS)]
     groups = timed_runs(table)
     if not groups:
@@ -65,7 +65,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for _, point in sorted(kinds.items(), key=lambda entry: (METHODS.index(entry[0][0]), *entry[0][1:]))
     ]
     entries.append(style.handle("end of a run", marker="o", markersize=3))
-    entries.append(style.handle("dense as low as the end of a pruned run", marker="o", markerfacecolor="white"))
+    entries.append(style.handle("dense reaches that loss", marker="o", markerfacecolor="white"))
     style.legend_above(figure, entries)
     style.finish(figure)
     shown = pd.DataFrame(points)
@@ -73,9 +73,9 @@ def draw(table: pd.DataFrame) -> Figure:
     done = table[(table["status"] == "ok") & table["step"].notna()].drop_duplicates(["grid", "point"])
     untimed = sum((row.grid, row.point) not in left for row in done.itertuples(index=False))
     compiled = max(run.compiling[-1] for group in groups for run in group)
-    whole = f"Without compiling, at most {runs.time_label(compiled)} of a run." if compiled else ""
-    note = "Wall time: runs of a grid may have shared their machine."
+    compiling = f"Compile time, at most {runs.time_label(compiled)} in a run, is left out." if compiled else ""
+    note = "Times are wall times: runs of a grid may have shared their machine."
     if untimed:
         note += f" {untimed} runs without times, or of another machine, are left out."
-    style.footer(figure, shown, whole, note, style.missing_remark(missing(table, execution_variants=True)))
+    style.footer(figure, shown, compiling, note, style.missing_remark(missing(table, execution_variants=True)))
     return figure

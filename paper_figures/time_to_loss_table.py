@@ -1,4 +1,4 @@
-"""How long dense and each pruned run train: for all steps, and until they are as low as either ends."""
+"""Training time of dense and pruned runs: for all steps, and until each run's final loss is reached."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ COLUMNS = (
     "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling",
     "mask_update_share", "status",
 )  # fmt: skip
-
-
-# What a row's times end with, as it is printed.
-ENDS = {"steps": "all steps are made", "dense": "dense's last loss", "pruned": "this run's last loss"}
+# Where the times of a row end, as printed.
+ENDS = {"steps": "all steps", "dense": "final loss of dense", "pruned": "final loss of this run"}
 
 
 def _facts(point: Any) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def _facts(point: Any) -> dict[str, Any]:
 
 
 def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
-    """All steps of both; then both against the loss that dense ended with, and the one that the pruned run did."""
+    """Three lines: all steps, the time to the final loss of dense, the time to the final loss of the pruned run."""
     ends = [("dense", dense.final), ("pruned", run.final)]
     times = [(name, loss, *((r.time_to(loss), r.time_running_to(loss)) for r in (dense, run))) for name, loss in ends]
     if dense.steps == run.steps:
@@ -50,7 +48,7 @@ def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Three rows for each pruned run; `ratio` above 1: it was there sooner. Those not run come last."""
+    """Three rows for each pruned run, then runs that were not run. With `ratio` above 1 the pruned run was faster."""
     table = table[(table["suite"] == "train") & table["method"].isin(METHODS)]
     lines = []
     for group in timed_runs(table):

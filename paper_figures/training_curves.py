@@ -1,4 +1,4 @@
-"""Loss by training step, with the sparsity that was asked for and the one that was held."""
+"""Loss by training step, with the target and the achieved sparsity."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def _panel(loss: Axes, share: Axes, rows: pd.DataFrame) -> None:
                 linestyle=(0, (3, 1.5)),
                 drawstyle="steps-post",
             )
-            steps, held = _curve(line, "sparsity_achieved")
-            share.plot(steps, [100 * value for value in held], color=colour, linewidth=1.2, drawstyle="steps-post")
-    # The first steps tell nothing: the scale is that of what follows them.
+            steps, achieved = _curve(line, "sparsity_achieved")
+            share.plot(steps, [100 * value for value in achieved], color=colour, linewidth=1.2, drawstyle="steps-post")
+    # The scale is that of the last 80 % of the steps: the first losses would flatten the rest.
     losses = rows[rows["metric"].isin(["validation_loss", "train_loss"])]
     late = losses.loc[losses["step"] >= 0.2 * losses["step"].max(), "value"]
     if len(late) and late.max() > late.min():
@@ -89,8 +89,8 @@ def draw(table: pd.DataFrame) -> Figure:
     entries += [
         style.handle("validation loss", linestyle="-", linewidth=1.2),
         style.handle("training loss", linestyle="-", linewidth=0.5, alpha=0.6),
-        style.handle("sparsity held", linestyle="-", linewidth=1.2),
-        style.handle("sparsity asked for", linestyle=(0, (3, 1.5)), linewidth=0.8),
+        style.handle("achieved sparsity", linestyle="-", linewidth=1.2),
+        style.handle("target sparsity", linestyle=(0, (3, 1.5)), linewidth=0.8),
     ]
     style.legend_above(figure, entries)
     style.finish(figure)

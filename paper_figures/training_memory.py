@@ -1,4 +1,4 @@
-"""Memory of a training step by phase: dense, masked-dense and sparse."""
+"""Memory of a training step by use, for dense, masked-dense and sparse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paper_figures import _style as style
 from paper_figures import _training as training
 
 TITLE = "Memory of a training step"
-PHASES = {
+USES = {
     "parameter_bytes": ("parameters", "#0072B2"),
     "gradient_bytes": ("gradients", "#56B4E9"),
     "optimizer_bytes": ("optimizer state", "#009E73"),
@@ -21,7 +21,7 @@ GIGABYTE = 1e9
 
 
 def _bars(rows: pd.DataFrame) -> list[tuple[str, str, float]]:
-    """Label, provider and sparsity of each bar: dense and masked of the sparsest point, ours of all."""
+    """Label, provider and sparsity of each bar: dense and masked-dense from the sparsest point, ours from all."""
     sparsities = sorted(pretraining.values(rows, "peak_bytes", pretraining.OURS))
     bars = []
     for provider, label in ((pretraining.DENSE, "dense"), (pretraining.MASKED, "masked")):
@@ -35,7 +35,7 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     bars = _bars(rows)
     for place, (_, provider, sparsity) in enumerate(bars):
         foot = 0.0
-        for metric, (_, colour) in PHASES.items():
+        for metric, (_, colour) in USES.items():
             value = pretraining.values(rows, metric, provider).get(sparsity, 0.0) / GIGABYTE
             axes.bar(place, value, bottom=foot, width=0.72, color=colour, linewidth=0)
             foot += value
@@ -48,9 +48,9 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws a panel for each model: phases stacked, and the peak as a line."""
+    """Draws a panel for each model: memory by use as stacked bars, the peak as a line."""
     rows = pretraining.step_rows(table)
-    found = rows[rows["metric"].isin([*PHASES, "peak_bytes"])]
+    found = rows[rows["metric"].isin([*USES, "peak_bytes"])]
     known = [case for case in training.cases(rows) if not pretraining.of_case(found, case).empty]
     if not known:
         return style.not_run(TITLE, training.why_empty(table))
@@ -62,15 +62,15 @@ def draw(table: pd.DataFrame) -> Figure:
         place.set_ylabel("GB")
     entries = [
         style.handle(label, marker="s", color=colour, markersize=5, markeredgewidth=0)
-        for label, colour in PHASES.values()
+        for label, colour in USES.values()
     ]
     style.legend_above(figure, [*entries, style.handle("peak of the step", linestyle="-", color=style.INK)])
     style.finish(figure)
     style.footer(
         figure,
         found,
-        "Float32 weights, gradients and moments, bf16 autocast; activations are what the forward pass leaves for the "
-        "backward pass, and are gone when the gradients are whole, so that the peak may lie below the sum.",
+        "Float32 weights, gradients and moments, bf16 autocast. Activations are saved for the backward pass and freed "
+        "before all gradients exist, so the peak may lie below the sum.",
         training.lost_points(table),
     )
     return figure

@@ -1,4 +1,4 @@
-"""Forward and backward of one MLP in numbers: ours, compiled dense and stk, and which share of hidden blocks lives."""
+"""Forward and backward of one MLP: ours, compiled dense and stk, and the share of live hidden blocks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OTHERS = {"dense_eager": "eager_ms", "dense_compiled": "compiled_ms", "stk": "st
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each timing of ours beside the others of the same run; what was not run, with the reason."""
+    """A row for each timing of ours, beside the others of the same run. Cases that were not run give the reason."""
     found = table[table["suite"] == SUITE]
-    # A point that failed or was not run has no provider, and its row no machine to be judged by.
+    # Rows of points that failed or were not run have no provider and no machine: keep them.
     kept = [pd.isna(row.provider) or on_gpu(row) for row in found.itertuples(index=False)]
     found = found[pd.Series(kept, index=found.index, dtype=bool)]
     beside = {
@@ -70,7 +70,7 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             "block": kernels.block_label(row.block) if isinstance(row.block, str) else "",
             "sparsity": number(100 * row.sparsity, "g", " %"),
             "tokens": "" if pd.isna(row.tokens) else row.tokens,
-            "masks": masks + (", tied" if row.tied is True else ""),
+            "masks": masks + (", shared" if row.tied is True else ""),
             "live hidden": number(100 * row.live_hidden, ".0f", " %"),
             "ours (ms)": number(row.ours_ms, ".3f"),
             "compiled dense (ms)": number(row.compiled_ms, ".3f"),

@@ -192,11 +192,11 @@ def test_an_unknown_figure_is_one_sentence_with_the_nearest_name(capsys):
         paper_figures.load("claim")
 
 
-def test_the_heat_map_shows_ours_alone_and_tied_masks_in_a_column_of_their_own(kernels):
+def test_the_heat_map_shows_ours_alone_and_shared_masks_in_their_own_column(kernels):
     drawn = paper_figures.load("kernel_speedup").draw(kernels)
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in drawn.axes]
     assert [title for title in titles if title] == [
-        "128", "128, tied", "128 × 64", "64 × 128", "64", "32 × 128", "32",
+        "128", "128, shared", "128 × 64", "64 × 128", "64", "32 × 128", "32",
     ]  # fmt: skip
     cells = [text.get_text() for axes in drawn.axes for text in axes.texts]
     # 405B at 95 % in blocks of 128 and 1 token: 20 times; the skipped form, 25 times, is not among them.
@@ -268,7 +268,7 @@ def test_fp8_weights_have_lines_of_their_own_with_their_error_and_enter_no_pictu
     assert set(frame.loc[rounded, "quantization_error"]) == {0.0421}
     assert frame.loc[~rounded, "quantization_error"].isna().all()
     shown = module.printed(frame)
-    assert set(shown.loc[rounded, "kernel"]) == {"ours fp8", "ours fp8, tied"}
+    assert set(shown.loc[rounded, "kernel"]) == {"ours fp8", "ours fp8, shared masks"}
     assert set(shown.loc[rounded, "weights off"]) == {"4.2 %"}
     assert set(shown.loc[~rounded, "weights off"]) == {""}
     assert "32.00×" in set(shown.loc[rounded, "speed-up"])

@@ -137,7 +137,7 @@ def test_the_switch_is_marked_and_the_difference_is_that_of_the_two_runs(runs):
         assert fake.SWITCH in [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
     text = words(figure)
     assert f"sparse from step {fake.SWITCH}" in text
-    assert "off by at most 0 before, 2.0e-04 after" in text
+    assert "difference at most 0 before, 2.0e-04 after" in text
     longest = max(gap.lines, key=lambda line: len(line.get_xdata()))
     assert max(map(abs, longest.get_ydata())) == pytest.approx(fake.ROUNDING, rel=0.05)
 
@@ -148,7 +148,7 @@ def test_a_pair_without_the_curve_of_its_state_says_that_the_switch_was_not_reco
         record["result"]["curves"].pop("sparse_execution", None)
     export(records, tmp_path)
     figure = paper_figures.load("switch_curves").draw(load_table(tmp_path / "none", tmp_path))
-    assert "where it switched\nwas not recorded" in words(figure)
+    assert "step of the switch\nnot recorded" in words(figure)
 
 
 def test_exported_runs_stay_small_and_keep_the_step_of_the_switch(tmp_path):

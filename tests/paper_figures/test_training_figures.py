@@ -179,7 +179,7 @@ def test_a_step_whose_parts_were_not_timed_is_an_outline_as_long_as_it_took(tmp_
         hollow = [patch for patch in panel.patches if patch.get_facecolor()[3] == 0]
         assert len(hollow) == outlines
         named = {text.get_text() for legend in drawn.legends for text in legend.get_texts()}
-        assert ("the whole step, parts not run" in named) is bool(outlines)
+        assert ("whole step, parts not measured" in named) is bool(outlines)
     step = next(m["value"] for m in records[0]["result"]["metrics"]
                 if (m["provider"], m["metric"]) == ("ours", "step_time"))  # fmt: skip
     assert hollow[0].get_width() == pytest.approx(step)
