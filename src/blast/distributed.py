@@ -56,7 +56,8 @@ def average_gradients(model: nn.Module) -> None:
             gradients.setdefault(parameter.grad.dtype, []).append(parameter.grad)
     for same in gradients.values():
         while same:
-            bucket, elements = [], 0
+            bucket: list[Tensor] = []
+            elements = 0
             while same and (not bucket or elements + same[0].numel() <= BUCKET):
                 elements += same[0].numel()
                 bucket.append(same.pop(0))

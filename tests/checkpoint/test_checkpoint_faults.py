@@ -148,7 +148,7 @@ def test_saving_again_replaces_the_checkpoint_and_keeps_other_files(tmp_path: Pa
 def test_a_folder_with_something_else_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(BlastError, match="thesis holds something else than a blast checkpoint"):
+    with pytest.raises(BlastError, match="thesis contains other files than a blast checkpoint"):
         blast.save(plain(), tmp_path / "thesis")
     (tmp_path / "empty").mkdir()
     blast.save(plain(), tmp_path / "empty")

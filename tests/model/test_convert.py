@@ -207,7 +207,7 @@ def test_a_matrix_that_is_sparse_already_stays_or_is_refused_under_another_mask(
     before = {name: id(parameter) for name, parameter in sparse.named_parameters()}
     to_sparse(sparse, masks)
     assert {name: id(parameter) for name, parameter in sparse.named_parameters()} == before
-    with pytest.raises(BlastError, match=r"already, under another mask; call blast.to_dense\(model\)"):
+    with pytest.raises(BlastError, match=r"already block-sparse with another mask; call blast.to_dense\(model\)"):
         to_sparse(sparse, {name: ~mask for name, mask in masks.items()})
 
 

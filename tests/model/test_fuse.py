@@ -194,7 +194,7 @@ def test_an_mlp_that_computes_something_else_is_left_alone() -> None:
 
     model = nn.Sequential(Doubled())
     masks = {"0.fc1": torch.ones(4, 2, dtype=torch.bool), "0.fc2": torch.ones(2, 4, dtype=torch.bool)}
-    with pytest.raises(BlastError, match="Doubled computes something else than its parts say"):
+    with pytest.raises(BlastError, match="Doubled computes something else than its children suggest"):
         blast.fuse(to_sparse(model, masks))
 
 

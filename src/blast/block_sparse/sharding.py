@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 from blast.block_sparse.blocks import BlockShape, block_grid, block_squares, clear_dead_, expand_mask, tiles
 from blast.errors import BlastError
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is sharded over processes (a DTensor)."""
@@ -24,7 +28,7 @@ def is_sharded(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def sharded_modules(model: nn.Module) -> list[nn.Module]:
+def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     """The modules of a model that `fully_shard` was called on."""
     module = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(module, "FSDPModule", None)

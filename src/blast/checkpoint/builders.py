@@ -1,6 +1,6 @@
-"""Models that a checkpoint can describe well enough to be built again: those of transformers, and torchvision's ViT.
+"""Describes models in a checkpoint and builds them again: those of transformers, and torchvision's ViT.
 
-Nothing but these is ever instantiated from a file.
+A checkpoint can create no other class.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from blast.errors import BlastError
 
-# Attention written in torch itself, there on every machine.
+# Attention implementations that need no extra package.
 PORTABLE_ATTENTION = ("eager", "sdpa")
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What is needed to build a model of the same class and shape again.
+    """Describes the class and the constructor arguments of a model.
 
     Returns:
-        `library`, `class` and `base` (constructor arguments, JSON); `base` is None for a class that is not known.
+        `library`, `class` and `base` (constructor arguments, JSON); `base` is None for an unknown class.
     """
     kind = type(model)
     described: dict[str, Any] = {"library": kind.__module__.partition(".")[0], "class": kind.__name__, "base": None}
@@ -37,10 +37,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def skeleton(described: dict[str, Any]) -> nn.Module:
-    """The model of a description without memory for its parameters (they are on the meta device; buffers are real).
+    """Builds a described model with its parameters on the meta device. Buffers have memory.
 
     Raises:
-        BlastError: if the class is not a known one, or the installed library cannot build it from this description.
+        BlastError: if the class is unknown, or the installed library cannot build it from this description.
     """
     library, name, base = described["library"], described["class"], described["base"]
     if base is None:
@@ -49,7 +49,7 @@ def skeleton(described: dict[str, Any]) -> nn.Module:
             "build the dense model yourself and pass it: blast.load(folder, model=...)."
         )
     try:
-        # What the constructor draws is thrown away; the caller's random state must not notice.
+        # The constructor draws random numbers. The random state of the caller must not change.
         with torch.random.fork_rng(devices=[]), parameters_on_meta():
             if library == "transformers":
                 return _build_transformers(name, base)
@@ -70,22 +70,23 @@ def skeleton(described: dict[str, Any]) -> nn.Module:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Within, parameters of modules made by this thread take no memory; buffers are made as usual."""
+    """Context in which this thread creates parameters on the meta device; buffers are created as usual."""
     owner = threading.get_ident()
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta or threading.get_ident() != owner:
-            return None  # keeps what was to be registered, and so the identity of tied weights
+            return None  # registers the parameter itself, which keeps tied weights tied
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = nn.modules.module.register_module_parameter_registration_hook(to_meta)
+    hook = nn.modules.module.register_module_parameter_registration_hook(cast(Any, to_meta))
     try:
         yield
     finally:
         hook.remove()
 
 
-def _transformers_class(name: str) -> type[nn.Module] | None:
+def _transformers_class(name: str) -> Any:
+    """The model class of transformers with this name; None if there is none."""
     try:
         import transformers
     except ImportError:
@@ -147,7 +148,7 @@ def _build_vision_transformer(base: dict[str, Any]) -> nn.Module:
     channels, eps = arguments.pop("in_channels"), arguments.pop("norm_eps")
     model = VisionTransformer(**arguments, norm_layer=partial(nn.LayerNorm, eps=eps))
     if channels != model.conv_proj.in_channels:
-        # torchvision's class itself knows colour images only.
+        # The class of torchvision always has 3 input channels.
         side = model.patch_size
         model.conv_proj = nn.Conv2d(channels, model.hidden_dim, kernel_size=side, stride=side)
     return model

@@ -1,15 +1,15 @@
-"""Checkpoints: a folder with `model.safetensors` and `blast.json`; no pickle, and no code from the file.
+"""Checkpoints: a folder with `model.safetensors` and `blast.json`, without pickle and without code.
 
-`model.safetensors` has the model's own tensor names; a block-sparse matrix `x` is `x.values`, `x.row_offsets` and
-`x.col_indices` in the place of `x.weight`. Tied weights and shared indices are stored once. `blast.json` says what the
-model is, which matrices are sparse in which blocks, which names share a tensor, and the digests.
+`model.safetensors` uses the tensor names of the model. A block-sparse matrix `x` has `x.values`, `x.row_offsets` and
+`x.col_indices` in place of `x.weight`. Tied weights and shared indices are stored once. `blast.json` has the class of
+the model, the block-sparse matrices with their blocks, the names that share a tensor, and digests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +22,31 @@ from blast.checkpoint.tensors import dense_shapes, unique_tensors, walk
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.model.convert import refuse_save_pretrained
-from blast.model.module_replacement import is_dense, replace_modules, sparse_layers, unwrapped
+from blast.model.module_replacement import (
+    is_dense,
+    replace_modules,
+    sparse_layers,
+    unwrapped,
+    weight_parameter,
+)
 
 
 def save(model: nn.Module, folder: str | Path) -> str:
-    """Writes a model, sparse or dense, to a folder: whole or not at all.
+    """Writes a model, sparse or dense, to a folder. After an error the folder is unchanged.
 
-    A checkpoint that is there already is replaced; other files beside it are kept.
+    An existing checkpoint is replaced; other files in its folder are kept.
 
     Args:
-        model: Any model. One of transformers, or torchvision's VisionTransformer, can be loaded without building it
-            first; any other needs `load(folder, model=...)`.
-        folder: Where to; its parent folders are made.
+        model: Any model. `load(folder)` can build those of transformers and torchvision's VisionTransformer; other
+            models need `load(folder, model=...)`.
+        folder: The folder of the checkpoint; created with its parents.
 
     Returns:
         Digest of the checkpoint, `"sha256:…"`.
 
     Raises:
-        BlastError: if the folder holds something else, part of the model's state cannot be stored, or the model is
-            sharded (`fully_shard`); the message says how to get a whole one.
+        BlastError: if the folder contains something else, part of the model's state cannot be stored, or the model is
+            sharded (`fully_shard`); then the message says how to get an unsharded one.
 
     Example:
         >>> blast.save(blast.to_sparse(model, masks), "my-sparse-model")
@@ -53,7 +59,7 @@ def save(model: nn.Module, folder: str | Path) -> str:
     tensors, aliases = unique_tensors(model)
     described = describe(model)
     if described["base"] is not None and dense_shapes(skeleton(described)) != dense_shapes(model):
-        described["base"] = None  # changed since it was built, so that its class and arguments do not describe it
+        described["base"] = None  # it was changed after it was built
     content = {
         **described,
         "matrices": {name: _facts(layer) for name, layer in sparse_layers(model).items()},
@@ -65,19 +71,19 @@ def save(model: nn.Module, folder: str | Path) -> str:
 
 
 def load(folder: str | Path, model: nn.Module | None = None, device: torch.device | str | None = None) -> nn.Module:
-    """Loads a model in the state it was saved in, in eval mode. No dense form of a sparse matrix is ever made.
+    """Loads a model as it was saved, sparse or dense, in eval mode. Sparse matrices stay sparse while loading.
 
     Args:
-        folder: What `save` wrote.
+        folder: A folder that `save` wrote.
         model: The dense model to load into, for classes that blast cannot build; changed in place.
-        device: Where to put the tensors; by default where those of `model` are, else the CPU.
+        device: Device of the loaded tensors; by default that of `model`, else the CPU.
 
     Returns:
         The model; `blast.to_dense(model)` makes it dense.
 
     Raises:
-        BlastError: in one sentence if the checkpoint is missing, unfinished, altered or of another format version, or
-            if `model` does not fit it (it is untouched then).
+        BlastError: if the checkpoint is missing, incomplete, altered or of another format version, or if `model` does
+            not fit it. Then `model` is not changed.
 
     Example:
         >>> digest = blast.save(blast.to_sparse(model, masks), "my-sparse-model")
@@ -93,14 +99,14 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
     _fill(target, tensors, device)
     unfilled = [name for name, entry in walk(target, everything=True) if entry.tensor.is_meta]
     if unfilled:
-        remedy = "this is a fault of blast" if built else "build the model on a real device"
+        remedy = "this is a bug of blast" if built else "build the model on a real device"
         raise BlastError(f"'{unfilled[0]}' is not in {folder / WEIGHTS} and has no memory; {remedy}.")
     refuse_save_pretrained(target)
     return target.eval()
 
 
 class _Tensors:
-    """The tensors of a checkpoint, each read once, so that what was tied is tied again."""
+    """The tensors of a checkpoint. Each is read once, so that tied tensors are tied again."""
 
     def __init__(self, folder: Path, aliases: Mapping[str, str]) -> None:
         from safetensors import safe_open
@@ -119,7 +125,7 @@ class _Tensors:
     def get(self, name: str, device: torch.device | str, parameter: bool = False, gradient: bool = True) -> Tensor:
         key = (self.stored(name), parameter)
         if key not in self._read:
-            # Cloned: on the CPU the reader's tensors are views of the mapped file.
+            # Cloned, because on the CPU these tensors are views of the memory-mapped file.
             tensor = self._file.get_tensor(key[0]).clone().to(device)
             self._read[key] = nn.Parameter(tensor, requires_grad=gradient) if parameter else tensor
         return self._read[key]
@@ -171,7 +177,7 @@ def _make_sparse(
     replacements: dict[int, BlockLinear] = {}
     for name, facts in matrices.items():
         module = model.get_submodule(name)
-        weight = module._parameters["weight"]
+        weight = weight_parameter(module)
         place = _place(weight, device)
         offsets, columns = (tensors.get(f"{name}.{part}", place) for part in _PARTS[1:])
         key = (id(offsets), id(columns), *facts["shape"])
@@ -189,7 +195,7 @@ def _fill(model: nn.Module, tensors: _Tensors, device: torch.device | str | None
             continue
         if attribute in module._parameters:
             new = tensors.get(name, _place(old, device), parameter=True, gradient=old.requires_grad)
-            module._parameters[attribute] = new
+            module._parameters[attribute] = cast(nn.Parameter, new)
         else:
             module._buffers[attribute] = tensors.get(name, _place(old, device))
     if device is not None:

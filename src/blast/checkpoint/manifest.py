@@ -1,4 +1,4 @@
-"""The files of a checkpoint: `blast.json` with the digests of everything, checked when read; folders replaced whole."""
+"""The files of a checkpoint: writes and checks `blast.json`, and replaces a folder atomically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST = "blast.json"
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder has been written by `blast.save`."""
+    """Whether a folder is a checkpoint of `blast.save`."""
     return (folder / MANIFEST).is_file()
 
 
@@ -42,10 +42,10 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads `blast.json`, and checks it and the weights beside it against their digests.
+    """Reads `blast.json` and checks the digests of it and of the weights.
 
     Raises:
-        BlastError: if a file is missing, unfinished, altered, or of another format version.
+        BlastError: if a file is missing, incomplete, altered, or of another format version.
     """
     path, weights = folder / MANIFEST, folder / WEIGHTS
     if not path.is_file():
@@ -76,16 +76,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `folder` once the block ends without an error.
+    """An empty folder to write to. It replaces `folder` when the context ends without an error.
 
-    Other files of a checkpoint that is replaced are carried over. A run killed in between leaves the old folder, or
-    for an instant none, and a hidden folder aside; never a half-written one under the name itself.
+    Other files of a replaced checkpoint are copied. If the process is killed, `folder` is the old or the new one, or
+    missing for an instant. It is never half-written, but a hidden folder can stay beside it.
 
     Raises:
-        BlastError: if `folder` is there and is neither empty nor a checkpoint.
+        BlastError: if `folder` exists and is neither empty nor a checkpoint.
     """
     if folder.exists() and not (folder.is_dir() and (is_checkpoint(folder) or not any(folder.iterdir()))):
-        raise BlastError(f"{folder} holds something else than a blast checkpoint; empty it, or choose another folder.")
+        raise BlastError(f"{folder} contains other files than a blast checkpoint; empty it, or choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}"
     fresh, old = aside.with_suffix(".new"), aside.with_suffix(".old")

@@ -1,4 +1,4 @@
-"""The tensors of a model under the names that a checkpoint gives them."""
+"""The tensors of a model with their names in a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blast.layers.block_linear import BlockLinear, IndexBuffers
 
 
 class Entry(NamedTuple):
-    """A tensor of a model and the module and attribute that hold it."""
+    """A tensor of a model, with its module and its attribute there."""
 
     module: nn.Module
     attribute: str
@@ -20,10 +20,10 @@ class Entry(NamedTuple):
 
 
 def walk(model: nn.Module, everything: bool = False) -> Iterator[tuple[str, Entry]]:
-    """The tensors of a model with the names a checkpoint gives them, tied ones under each of their names.
+    """The tensors of a model with their names in a checkpoint; tied tensors under each of their names.
 
-    Besides parameters these are the buffers that persist, and all floating-point ones: a rotary table is not in the
-    state dict, yet cast with the model, and cannot be recomputed without loss.
+    These are the parameters, the persistent buffers and all floating-point buffers. For instance a rotary table is
+    not in the state dict, but it is cast with the model and cannot be recomputed exactly.
     """
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -39,12 +39,16 @@ def walk(model: nn.Module, everything: bool = False) -> Iterator[tuple[str, Entr
 
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors to store by name, and for each further name of one of them the name it is stored under."""
+    """The tensors to store by name, and for each further name of a tensor the name it is stored under.
+
+    Raises:
+        BlastError: if the model is on the meta device, or has extra state that is not a tensor.
+    """
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise BlastError(
                 f"'{path}' ({type(module).__name__}) has extra state that is not a tensor, which a checkpoint cannot "
-                "hold; replace that module before saving."
+                "store; replace that module before saving."
             )
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -58,7 +62,7 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
         if first.setdefault(key, name) != name:
             aliases[name] = first[key]
         else:
-            # A copy of its own memory where it is a part of a larger one, which the writer refuses.
+            # The writer refuses a view of a larger tensor, so it is copied.
             whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
             plain = tensor.detach().cpu().contiguous()
             tensors[name] = plain if whole else plain.clone()
@@ -66,7 +70,7 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def dense_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """Names and shapes of the tensors of a model, as if every matrix were dense."""
+    """Names and shapes of the tensors of a model in its dense state."""
     shapes = {name: list(entry.tensor.shape) for name, entry in walk(model)}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, BlockLinear):

@@ -1,1 +1,1 @@
-"""A whole model there and back: find its MLPs, convert, fuse, replace modules, count bytes."""
+"""Operations on a whole model: find its MLPs, convert, fuse, replace modules, count bytes."""

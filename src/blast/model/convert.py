@@ -1,7 +1,7 @@
-"""A whole model from dense to sparse and back, in place and without loss.
+"""Converts a whole model from dense to sparse and back, in place and without loss.
 
-Sparse means: each matrix named by a mask is a `BlockLinear`, and its dense weight is gone. Everything else (names,
-biases, dtype, device, gradient and training flags, tied weights, hooks) stays as it was.
+In a sparse model each matrix with a mask is a `BlockLinear` and has no dense weight. Everything else (names, biases,
+dtype, device, gradient and training flags, tied weights, hooks) does not change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from blast.block_sparse.sharding import refuse_sharded
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.training_mlp import TrainingMlp
-from blast.model.module_replacement import is_dense, replace_modules, sparse_layers, unwrapped
+from blast.model.fuse import unfuse
+from blast.model.module_replacement import (
+    is_dense,
+    replace_modules,
+    sparse_layers,
+    unwrapped,
+    weight_parameter,
+)
 
 
 def to_sparse(
@@ -29,25 +36,25 @@ def to_sparse(
     *,
     drop: bool = False,
 ) -> nn.Module:
-    """Replaces the matrices named by `masks` by block-sparse ones that hold their live blocks alone.
+    """Replaces the matrices named by `masks` by block-sparse ones that store only their live blocks.
 
-    Matrices with equal masks share one index. A matrix that is block-sparse under that very mask already stays as it is
-    (after training in the sparse state), and MLPs in training are put back as they were. The optimizer of a model that
-    is trained on has to be made anew, since the weights are other parameters now.
+    Matrices with equal masks share one index. A matrix that is already block-sparse with the same mask does not change.
+    MLPs that were fused for training become ordinary modules again. To train on, create a new optimizer: the weights
+    are new parameters.
 
     Args:
         model: Any model; changed in place.
-        masks: For each matrix, by the name of its module in `model.named_modules()`, a bool mask
-            `[out / b_out, in / b_in]`, True is live; the block shape follows from it and the weight.
-        block: The block shape expected, checked if given.
-        drop: Whether weights outside the mask may be thrown away; by default they must be zero.
+        masks: For each matrix, by its name in `model.named_modules()`, a bool mask `[out / b_out, in / b_in]`, True is
+            live. The shapes of mask and weight give the block shape.
+        block: The expected block shape; checked if given.
+        drop: Whether to discard weights outside the masks. By default they must be zero.
 
     Returns:
         The same model.
 
     Raises:
         BlastError: if a name, mask or weight does not fit, weights would be lost, or the model is sharded
-            (`fully_shard`). The model is untouched then.
+            (`fully_shard`). Then the model is not changed.
 
     Example:
         >>> model = blast.to_sparse(model, masks)  # for instance `sparsifier.masks`
@@ -68,8 +75,8 @@ def to_sparse(
         mask = matrix.mask.to(matrix.weight.device)
         key = (tuple(matrix.weight.shape), mask.device, tuple(mask.shape), mask.cpu().numpy().tobytes())
         if key not in indices:
-            indices[key] = IndexBuffers(BlockIndex.from_mask(mask, tuple(matrix.weight.shape)))
-        shared, parameter = indices[key], matrix.module._parameters["weight"]
+            indices[key] = IndexBuffers(BlockIndex.from_mask(mask, matrix.shape))
+        shared, parameter = indices[key], matrix.parameter
         index = shared.index
         if id(parameter) not in values:
             live = BlockCSR.from_dense(matrix.weight, mask, index).values
@@ -83,10 +90,10 @@ def to_sparse(
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """Gives every block-sparse matrix its dense layer back: the type it had, live blocks bit by bit, zeros elsewhere.
+    """Replaces every block-sparse matrix by its dense layer: of its former type, with zeros outside the live blocks.
 
     Args:
-        model: A model in its sparse state; changed in place. A dense model stays as it is.
+        model: A sparse model; changed in place. A dense model does not change.
 
     Returns:
         The same model.
@@ -96,25 +103,23 @@ def to_dense(model: nn.Module) -> nn.Module:
         >>> type(model.transformer.h[0].mlp.c_fc).__name__
         'Conv1D'
     """
-    from blast.model.fuse import unfuse  # it needs this module
-
     whole, model = model, unwrapped(unfuse(model))
     weights: dict[int, nn.Parameter] = {}
     replacements: dict[int, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, BlockLinear):
             dense = module.dense_module()
-            dense._parameters["weight"] = weights.setdefault(id(module.values), dense._parameters["weight"])
+            dense._parameters["weight"] = weights.setdefault(id(module.values), weight_parameter(dense))
             replacements[id(module)] = dense
     replace_modules(model, replacements)
     for module in model.modules():
         if module.__dict__.get("save_pretrained") is _save_pretrained:
-            del module.save_pretrained
+            del module.__dict__["save_pretrained"]
     return whole
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """The masks of a model in its sparse state, by module name; empty for a dense model.
+    """The masks of a sparse model by module name, bool `[out / b_out, in / b_in]`; empty for a dense model.
 
     Example:
         >>> found = blast.masks_of(blast.to_sparse(model, masks))
@@ -125,12 +130,12 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def refuse_save_pretrained(model: nn.Module) -> None:
-    """Makes `save_pretrained` of a sparse model, and of each part of it, raise and name what to do instead."""
+    """Makes `save_pretrained` of a sparse model, and of each of its modules, raise an error that says what to do."""
     for module in model.modules():
-        holds = any(isinstance(part, BlockLinear) for part in module.modules())
-        if holds and hasattr(type(module), "save_pretrained"):
-            # On the instance: a folder saved by transformers would be read as randomly initialised dense matrices.
-            module.save_pretrained = _save_pretrained
+        sparse = any(isinstance(part, BlockLinear) for part in module.modules())
+        if sparse and hasattr(type(module), "save_pretrained"):
+            # Set on the instance. Loading such a folder with transformers would give random dense matrices.
+            module.__dict__["save_pretrained"] = _save_pretrained
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +145,20 @@ class _Matrix:
     mask: Tensor
 
     @property
+    def parameter(self) -> nn.Parameter:
+        """The weight as the module stores it."""
+        return weight_parameter(self.module)
+
+    @property
     def weight(self) -> Tensor:
-        """The weight seen as `[out, in]`."""
-        weight = self.module._parameters["weight"].detach()
+        """View `[out, in]` of the weight."""
+        weight = self.parameter.detach()
         return weight.t() if is_conv1d(self.module) else weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out, in)`."""
+        return self.weight.shape[0], self.weight.shape[1]
 
 
 def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
@@ -157,18 +172,18 @@ def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
             if torch.equal(module.mask().cpu(), mask.cpu()):
                 continue
             raise BlastError(
-                f"'{name}' is block-sparse already, under another mask; call blast.to_dense(model) before giving new "
+                f"'{name}' is already block-sparse with another mask; call blast.to_dense(model) before giving new "
                 "masks."
             )
         if not is_dense(module):
             raise BlastError(
                 f"'{name}' is a {type(module).__name__}, which cannot be made block-sparse; "
-                "name torch.nn.Linear or transformers Conv1D layers whose forward is their own."
+                "name torch.nn.Linear or transformers Conv1D layers with an unchanged forward."
             )
         parent = modules[name.rpartition(".")[0]]
         if isinstance(parent, nn.MultiheadAttention):
             raise BlastError(
-                f"'{name}' belongs to a torch.nn.MultiheadAttention, which reads the weight past the layer; "
+                f"'{name}' belongs to a torch.nn.MultiheadAttention, which reads the weight without calling the layer; "
                 "leave it out of the masks."
             )
         first = matrices.setdefault(id(module), _Matrix(name, module, mask))
@@ -178,7 +193,7 @@ def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
 
 def _check(matrix: _Matrix, expected: BlockShape | None, drop: bool) -> None:
     try:
-        block = block_of(matrix.mask, tuple(matrix.weight.shape))
+        block = block_of(matrix.mask, matrix.shape)
     except BlastError as error:
         raise BlastError(f"'{matrix.name}': {error}") from None
     if expected is not None and block != expected:
@@ -201,14 +216,14 @@ def _check_ties(model: nn.Module, matrices: list[_Matrix]) -> None:
     by_module = {id(matrix.module): matrix for matrix in matrices}
     by_weight: dict[int, _Matrix] = {}
     for matrix in matrices:
-        _check_same(by_weight.setdefault(id(matrix.module._parameters["weight"]), matrix), matrix)
+        _check_same(by_weight.setdefault(id(matrix.parameter), matrix), matrix)
     for path, module in model.named_modules():
         for leaf, parameter in module._parameters.items():
-            matrix = by_weight.get(id(parameter))
-            if matrix is not None and not (leaf == "weight" and id(module) in by_module):
+            tied = by_weight.get(id(parameter))
+            if tied is not None and not (leaf == "weight" and id(module) in by_module):
                 raise BlastError(
-                    f"the weight of '{matrix.name}' is also '{path}.{leaf}', which stays dense, so that they would "
-                    "come apart; leave it out of the masks, or untie them."
+                    f"the weight of '{tied.name}' is also '{path}.{leaf}', which stays dense, so the tie would "
+                    "be lost; leave it out of the masks, or untie them."
                 )
 
 

@@ -1,8 +1,8 @@
-"""Finding the matrices that can be made block-sparse, in any model, by structure rather than by the model's class.
+"""Finds the matrices that can be made block-sparse, by the structure of a model rather than by its class.
 
-An MLP is a module whose own linear layers widen `d -> f` (once, or twice when gated) and narrow `f -> d` again. That
+An MLP is a module whose own linear layers widen `d -> f` (once, or twice if gated) and narrow `f -> d` again. This
 covers gate/up/down (Llama, Qwen, SmolLM, Gemma), `c_fc`/`c_proj` Conv1D (GPT-2), torchvision's Sequential `MLPBlock`,
-`fc1`/`fc2`, and the BERT pair `intermediate.dense`/`output.dense`. Output heads and attention are never taken for one.
+`fc1`/`fc2`, and the BERT pair `intermediate.dense`/`output.dense`. Output heads and attention are excluded.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from blast.block_sparse.conv1d import is_conv1d
 from blast.errors import BlastError, unknown_name
 from blast.model.target import Mlp, Target, is_linear
 
-# Names of (gate, up, down), where shape alone cannot tell gate from up.
+# Names of (gate, up, down): gate and up have the same shape.
 GATED_NAMES = (("gate_proj", "up_proj", "down_proj"), ("wi_0", "wi_1", "wo"), ("w1", "w3", "w2"))
-# Names of (up, down) trusted even where the MLP does not widen, or where its layer holds other linear layers too.
+# Names of (up, down) that make an MLP even if it does not widen, or if its module has other linear layers.
 PLAIN_NAMES = (
     ("c_fc", "c_proj"),
     ("fc1", "fc2"),
@@ -35,7 +34,7 @@ MLP, ATTENTION = "mlp", "attention"
 
 
 def find_mlps(model: nn.Module) -> list[Mlp]:
-    """All MLPs of a model, in the model's order, each once.
+    """All MLPs of a model, in the order of its modules, each once.
 
     Example:
         >>> [mlp.name for mlp in blast.find_mlps(model)]
@@ -68,9 +67,17 @@ def match_linears(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> li
 
 
 def split_dense(targets: Sequence[Target], first: int, last: int) -> tuple[list[Target], list[Target]]:
-    """Part targets into those to prune and those of the first and last layers, which stay dense.
+    """Splits targets into those to prune and those in the first and last layers, which stay dense.
 
-    Layers are counted within each stack (an encoder and a decoder are two); a target outside any layer is pruned.
+    Layers are counted within each stack (encoder and decoder are two). A target outside any layer is pruned.
+
+    Args:
+        targets: The targets of a model.
+        first: Number of layers at the start of each stack that stay dense.
+        last: Number of layers at its end that stay dense.
+
+    Returns:
+        The targets to prune, and the dense ones.
 
     Raises:
         BlastError: if nothing is left to prune.
@@ -94,7 +101,7 @@ def split_dense(targets: Sequence[Target], first: int, last: int) -> tuple[list[
 
 
 def _stack(target: Target) -> str:
-    """What is left of a layer's path without its index: equal for the layers of one stack."""
+    """The path of a layer without its index, which is equal for all layers of a stack."""
     return re.sub(r"\d+$", "", target.layer_path or "")
 
 
@@ -107,7 +114,7 @@ def _matches(target: str, linear: Target) -> bool:
         try:
             return re.fullmatch(target[3:], linear.name) is not None
         except re.error as fault:
-            raise BlastError(f"target '{target}' is not a valid regular expression ({fault}); mend it.") from None
+            raise BlastError(f"target '{target}' is not a valid regular expression ({fault}); correct it.") from None
     return fnmatchcase(linear.name, target)
 
 
@@ -116,14 +123,14 @@ def _no_match(target: str, names: list[str]) -> BlastError:
         return BlastError(f"target '{target}' matches nothing: the model has no nn.Linear and no Conv1D layer.")
     if target in (MLP, ATTENTION):
         return BlastError(
-            f"target '{target}' matches nothing in this model: no such structure was recognised; "
-            f"give patterns of its layers' names instead, for instance '{names[0]}'."
+            f"target '{target}' matches nothing in this model: no such structure was found; "
+            f"give patterns of layer names instead, for instance '{names[0]}'."
         )
     return unknown_name("target", target, (MLP, ATTENTION, *names[:20]))
 
 
 def _all_linears(model: nn.Module) -> list[Target]:
-    """Every replaceable linear layer with its role, in the model's order."""
+    """Every linear layer that can be pruned, with its role, in the order of the modules."""
     in_mlps = {target.name: target for mlp in find_mlps(model) for target in mlp.targets}
     in_mlps |= {target.name: target for target in _packed_gated(model)}
     attention = {
@@ -147,7 +154,7 @@ def _is_attention(component: str) -> bool:
 
 
 def _linears_of(module: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers that are children of a module, heads left out."""
+    """The linear layers among the children of a module, without output heads."""
     return {name: child for name, child in module.named_children() if name not in HEADS and is_linear(child)}
 
 
@@ -160,7 +167,7 @@ def _mlp_at(name: str, module: nn.Module) -> Mlp | None:
         if {gate, up, down} <= linears.keys() and _mirrored(linears[up], linears[down]):
             return _gated(name, module, gate, up, down)
     for up, down in PLAIN_NAMES:
-        # The order tells an MLP from an adapter, which narrows first.
+        # An adapter has the reverse order: it narrows first.
         in_order = [child for child in linears if child in (up, down)] == [up, down]
         if in_order and _mirrored(linears[up], linears[down]):
             return _plain(name, module, up, down)
@@ -170,7 +177,7 @@ def _mlp_at(name: str, module: nn.Module) -> Mlp | None:
 
 
 def _mlp_by_shape(name: str, module: nn.Module, linears: dict[str, nn.Module]) -> Mlp | None:
-    """The MLP made of exactly these linear layers, told by their shapes and order alone: wide first, then narrow."""
+    """The MLP made of exactly these linear layers, by their shapes and order: wide first, then narrow."""
     wide = [child for child, linear in linears.items() if _shape(linear)[0] > _shape(linear)[1]]
     narrow = [child for child, linear in linears.items() if _shape(linear)[0] < _shape(linear)[1]]
     if len(wide) not in (1, 2) or list(linears) != wide + narrow or len(narrow) != 1:
@@ -184,7 +191,7 @@ def _mlp_by_shape(name: str, module: nn.Module, linears: dict[str, nn.Module]) -
 
 
 def _packed_gated(model: nn.Module) -> list[Target]:
-    """Matrices of MLPs that store gate and up as one (`gate_up_proj`, Phi): pruned as they are, but no `Mlp`."""
+    """Matrices of MLPs that store gate and up as one matrix (`gate_up_proj`, Phi). These MLPs are no `Mlp`."""
     targets = []
     for name, module in model.named_modules():
         if {"gate_up_proj", "down_proj"} <= _linears_of(module).keys():
@@ -194,14 +201,15 @@ def _packed_gated(model: nn.Module) -> list[Target]:
 
 
 def _is_pair(module: nn.Module, first: str, second: str) -> bool:
-    """Whether two children of a module each hold a `dense`, and the two make an MLP."""
-    pair = [getattr(getattr(module, child, None), "dense", None) for child in (first, second)]
-    return all(isinstance(part, nn.Module) and is_linear(part) for part in pair) and _mirrored(*pair)
+    """Whether two children of a module each have a child `dense`, and the two make an MLP."""
+    up, down = (getattr(getattr(module, child, None), "dense", None) for child in (first, second))
+    if not isinstance(up, nn.Module) or not isinstance(down, nn.Module):
+        return False
+    return is_linear(up) and is_linear(down) and _mirrored(up, down)
 
 
 def _shape(linear: nn.Module) -> tuple[int, int]:
-    out, into = linear.weight.t().shape if is_conv1d(linear) else linear.weight.shape
-    return out, into
+    return Target("", linear, "other", None).shape
 
 
 def _mirrored(up: nn.Module, down: nn.Module) -> bool:

@@ -1,14 +1,16 @@
-"""From block-sparse layers to fused MLPs for inference, and back, in place and without loss.
+"""Fuses block-sparse layers to whole MLPs, and unfuses them, in place and without loss.
 
-An MLP qualifies by what it holds and by what it computes: its children are two or three `BlockLinear`, one activation
-and dropout; the activation is told by its values; and the fused form has to give the same output as the MLP itself on
-random input, once for each class of MLP, before any of that class is replaced.
+An MLP qualifies if its children are two or three `BlockLinear`, one activation and dropout. The activation is
+recognised by its values. Before an MLP of a class is replaced, its fused form must give the same output for random
+input.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
+from typing import cast
 
 import torch
 from blast_kernels.common.quantize import HALVES
@@ -23,31 +25,31 @@ from blast.model.discovery import find_mlps
 from blast.model.module_replacement import replace_modules, unwrapped
 from blast.model.target import Mlp
 
-# Largest ‖fused − unfused‖ / ‖unfused‖ by dtype: both round the hidden activations, but sum in another order.
+# Largest ‖fused − unfused‖ / ‖unfused‖ by dtype: both round the hidden activations, but sum in a different order.
 SAME = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = False, weights: str = "same") -> nn.Module:
-    """Replaces each block-sparse MLP by a `SparseMlp`, which runs it in two kernels where no gradient is needed.
+    """Replaces each block-sparse MLP by a `SparseMlp`, which runs it in two kernels if no gradient is needed.
 
-    Names, parameters, state dict and checkpoints stay as they are; `unfuse` takes it back. MLPs that do not qualify
-    (another structure, a gate with a bias, a dense matrix, hooks on their layers) are left alone. While fused, the
-    blocks of the gate and up projections are held twice, or with fp8 weights all blocks once more in fp8.
+    Names, parameters, state dict and checkpoints do not change. `unfuse` undoes it. MLPs that do not qualify (another
+    structure, a gate with a bias, a dense matrix, hooks on their layers) do not change. A fused model stores the gate
+    and up blocks twice, or with fp8 weights all blocks once more in fp8.
 
     Args:
-        model: A model in its sparse state (`blast.to_sparse`); changed in place.
-        skip_dead: Leave out hidden blocks that are provably zero or that nobody reads: the same result, faster.
-        dense_fallback: Run dense where the table of this GPU says dense is faster; holds dense weights as well.
-        weights: `same`: as the layers hold them. `fp8` (e4m3, a scale for each block): half the bytes to read, so
-            faster where few tokens wait for memory; float16 or bfloat16 models, and no longer the same result:
-            `quantization_errors` states the difference. A fused model is fused again if it holds the other.
+        model: A sparse model (`blast.to_sparse`); changed in place.
+        skip_dead: Skip hidden blocks that are always zero or that no block reads: the same result, faster.
+        dense_fallback: Run dense where the table of this GPU says dense is faster; stores the dense weights as well.
+        weights: `same`: in the dtype of the layers. `fp8` (e4m3, a scale for each block): half the bytes to read, which
+            is faster for few tokens. It needs a float16 or bfloat16 model and changes the result;
+            `quantization_errors` gives the difference. A fused model with other weights is fused again.
 
     Returns:
         The same model.
 
     Raises:
-        BlastError: if no MLP qualifies (the message gives the reason for the first), or `weights` is unknown or does
-            not go with the dtype of the model.
+        BlastError: if no MLP qualifies (the message gives the first reason), or if `weights` is unknown or does not
+            fit the dtype of the model.
 
     Example:
         >>> model = blast.fuse(blast.to_sparse(model, masks)).eval()
@@ -59,7 +61,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     whole, model = model, unwrapped(model)
     replacements: dict[int, SparseMlp] = {}
     reasons: list[str] = []
-    trusted: dict[tuple, bool] = {}
+    verified: dict[tuple[object, ...], bool] = {}
     for mlp in _sparse_mlps(model):
         place = module = model.get_submodule(mlp.name)
         if isinstance(place, SparseMlp):
@@ -68,8 +70,8 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
             module = place.original
         reason = _reason_against(module, mlp)
         if reason is None:
-            parts = (module, _roles(mlp), _activation(module), skip_dead, dense_fallback)
-            fused = SparseMlp(*parts, weights)
+            build = partial(SparseMlp, module, _roles(mlp), cast(str, _activation(module)), skip_dead, dense_fallback)
+            fused = build(weights)
             if weights == "fp8" and fused.layers[0].values.dtype not in HALVES:
                 dtype = str(fused.layers[0].values.dtype).removeprefix("torch.")
                 raise BlastError(
@@ -77,9 +79,11 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
                     "cast the model first, for instance with model.bfloat16()."
                 )
             kind = (type(module), fused.activation, fused.gate)
-            if kind not in trusted:
-                trusted[kind] = _agrees(SparseMlp(*parts) if weights == "fp8" else fused)
-            reason = None if trusted[kind] else f"{type(module).__name__} computes something else than its parts say"
+            if kind not in verified:
+                verified[kind] = _agrees(build() if weights == "fp8" else fused)
+            reason = (
+                None if verified[kind] else f"{type(module).__name__} computes something else than its children suggest"
+            )
         if reason is None:
             if place is model:
                 raise BlastError("the model is itself one MLP; wrap it, for instance in torch.nn.Sequential.")
@@ -97,7 +101,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """Puts the MLPs back that `fuse` replaced.
+    """Undoes `fuse`.
 
     Args:
         model: Any model; changed in place.
@@ -116,40 +120,40 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 
 def fuse_for_training(model: nn.Module) -> nn.Module:
-    """Replaces each block-sparse MLP that the training operator takes by a `TrainingMlp`; the others are left alone.
+    """Replaces each block-sparse MLP that the training operator supports by a `TrainingMlp`.
 
     Args:
-        model: A model in its sparse state; changed in place. `unfuse` takes it back.
+        model: A sparse model; changed in place. `unfuse` undoes it.
 
     Returns:
         The same model.
     """
     whole, model = model, unwrapped(model)
     replacements: dict[int, TrainingMlp] = {}
-    trusted: dict[tuple, bool] = {}
+    verified: dict[tuple[object, ...], bool] = {}
     for mlp in _sparse_mlps(model):
         module = model.get_submodule(mlp.name)
         if isinstance(module, SparseMlp) or module is model or _reason_against(module, mlp) is not None:
             continue
-        made = TrainingMlp(module, _roles(mlp), _activation(module))
+        made = TrainingMlp(module, _roles(mlp), cast(str, _activation(module)))
         kind = (type(module), made.activation, made.gate)
         if not can_train(made.layers):
             continue
-        if kind not in trusted:
-            trusted[kind] = _agrees(made)
-        if trusted[kind]:
+        if kind not in verified:
+            verified[kind] = _agrees(made)
+        if verified[kind]:
             replacements[id(module)] = made
     replace_modules(model, replacements)
     return whole
 
 
 def quantization_errors(model: nn.Module) -> dict[str, float]:
-    """What fp8 weights cost: the relative error of the output of each fused MLP, by name.
+    """Relative error of the output of each fused MLP with fp8 weights, by name.
 
-    `‖out − full‖ / ‖full‖` on 64 tokens of normally distributed input; `SparseMlp.quantization_error(x)` takes others.
+    `‖out − full‖ / ‖full‖` on 64 normally distributed tokens. `SparseMlp.quantization_error(x)` takes other input.
 
     Args:
-        model: A model that `fuse` was given; MLPs with weights as they were have an error of 0.
+        model: A fused model. MLPs without fp8 weights have an error of 0.
 
     Example:
         >>> model = blast.fuse(blast.to_sparse(model.bfloat16(), masks), weights="fp8")
@@ -161,14 +165,14 @@ def quantization_errors(model: nn.Module) -> dict[str, float]:
 
 
 def _sparse_mlps(model: nn.Module) -> Iterator[Mlp]:
-    """MLPs with a block-sparse matrix, found in a copy of the tree of modules where these look dense."""
+    """MLPs with a block-sparse matrix, found in a copy of the module tree with dense matrices."""
     for mlp in find_mlps(_shadow(model, {})):
         if any(isinstance(model.get_submodule(target.name), BlockLinear) for target in mlp.targets):
             yield mlp
 
 
 def _shadow(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """The tree of modules without any weight of `BlockLinear`: `nn.Linear` on the meta device stands in for each."""
+    """A copy of the module tree with an `nn.Linear` on the meta device for each `BlockLinear`."""
     if id(module) not in made:
         if isinstance(module, BlockLinear):
             made[id(module)] = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
@@ -179,25 +183,26 @@ def _shadow(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
 
 
 def _roles(mlp: Mlp) -> Roles:
-    up, down, gate = (target and target.name.rpartition(".")[2] for target in (mlp.up, mlp.down, mlp.gate))
-    return Roles(up, down, gate)
+    up, down, *gate = (target.name.rpartition(".")[2] for target in (mlp.up, mlp.down, mlp.gate) if target is not None)
+    return Roles(up, down, gate[0] if gate else None)
 
 
 def _reason_against(module: nn.Module, mlp: Mlp) -> str | None:
     """Why an MLP cannot be fused; None if it can."""
-    matrices = {}
+    matrices: dict[str, BlockLinear] = {}
     for target in mlp.targets:
         path, _, leaf = target.name.rpartition(".")
         if path != mlp.name:
-            return "its matrices do not hang in one module"
-        matrices[leaf] = module._modules[leaf]
-    if not all(isinstance(layer, BlockLinear) for layer in matrices.values()):
-        return "not all of its matrices are block-sparse"
+            return "its matrices are not children of one module"
+        layer = module._modules[leaf]
+        if not isinstance(layer, BlockLinear):
+            return "not all of its matrices are block-sparse"
+        matrices[leaf] = layer
     if any(getattr(layer, hooks) for layer in matrices.values() for hooks in HOOKS[:-1]):
         return "a hook on one of its layers would no longer be called"
     others = [child for name, child in module._modules.items() if name not in matrices]
     if len([child for child in others if not isinstance(child, nn.Dropout)]) != 1 or _activation(module) is None:
-        return "it holds something else than matrices, dropout and one activation that is silu or gelu"
+        return "it has other children than matrices, dropout and one activation that is silu or gelu"
     if mlp.gate is not None and any(matrices[name].bias is not None for name in list(matrices)[:2]):
         return "its gate has a bias"
     blocks = {matrices[name].block for name in list(matrices)[:-1]}
@@ -205,7 +210,7 @@ def _reason_against(module: nn.Module, mlp: Mlp) -> str | None:
 
 
 def _activation(module: nn.Module) -> str | None:
-    """Name of the activation among the children of an MLP, told by its values."""
+    """Name of the activation among the children of an MLP, recognised by its values; None if unknown."""
     found = [child for child in module.children() if not isinstance(child, BlockLinear | nn.Dropout)]
     if len(found) != 1 or any(True for _ in found[0].parameters()):
         return None
@@ -220,7 +225,7 @@ def _activation(module: nn.Module) -> str | None:
 
 
 def _agrees(fused: SparseMlp) -> bool:
-    """Whether the fused MLP gives what the MLP itself gives on random input; its dropout must be off for that."""
+    """Whether the fused MLP and the original agree on random input, without dropout."""
     values = fused.layers[0].values
     if values.is_meta:
         return True

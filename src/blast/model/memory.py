@@ -1,4 +1,4 @@
-"""Memory that a model's weights really take, measured on the tensors it holds."""
+"""Memory of the weights of a model, measured on its tensors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from blast.model.discovery import find_mlps
 
 
 class ModelBytes(NamedTuple):
-    """Bytes held by a model.
+    """Memory of a model in bytes.
 
     Attributes:
-        weights: All parameters and buffers, and what fused MLPs hold besides.
-        mlp: Of these the matrices of MLPs, and any other matrix that is block-sparse: values and index, no bias.
+        weights: All parameters and buffers, and the packed tensors of fused MLPs.
+        mlp: The part of `weights` in MLP matrices and in other block-sparse matrices: values and index, no bias.
     """
 
     weights: int
@@ -25,14 +25,14 @@ class ModelBytes(NamedTuple):
 
 
 def model_bytes(model: nn.Module) -> ModelBytes:
-    """Bytes of the storages of a model, each storage once (tied weights and shared indices do not count twice).
+    """Memory of a model. Tied weights and shared indices count once.
 
     Example:
         >>> dense = blast.model_bytes(model).mlp
         >>> blast.model_bytes(blast.to_sparse(model, masks)).mlp < dense
         True
     """
-    mlp: list[Tensor] = [target.module.weight for mlp in find_mlps(model) for target in mlp.targets]
+    mlp: list[Tensor] = [target.parameter for mlp in find_mlps(model) for target in mlp.targets]
     packed: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, BlockLinear):

@@ -1,8 +1,9 @@
-"""Layers of a model found and replaced by others, wherever they hang."""
+"""Finds and replaces modules of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import nn
 
@@ -12,32 +13,53 @@ from blast.layers.block_linear import BlockLinear
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself where it is wrapped for compilation or data-parallel training, so that names are its own."""
-    model = getattr(model, "_orig_mod", model)
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """The model inside `torch.compile` or `DistributedDataParallel`, whose module names have no prefix."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        inner = cast(nn.Module, inner.module)
+    return inner
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Puts other modules in the place of those named by `id`, wherever they hang in the model."""
+    """Replaces modules in all the places where a model uses them.
+
+    Args:
+        model: Changed in place.
+        replacements: The new module for the `id` of each old one.
+
+    Raises:
+        BlastError: if the model itself is to be replaced.
+    """
     if id(model) in replacements:
         raise BlastError("the model is itself one linear layer; wrap it, for instance in torch.nn.Sequential.")
-    # A layer may hang in several places (weight sharing across layers).
     for parent in list(model.modules()):
         for child, module in parent._modules.items():
             if id(module) in replacements:
                 parent._modules[child] = replacements[id(module)]
 
 
+def weight_parameter(module: nn.Module) -> nn.Parameter:
+    """The weight of a linear layer as it is stored.
+
+    Raises:
+        ValueError: if the module has no weight parameter.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise ValueError(f"a {type(module).__name__} has no weight parameter.")
+    return weight
+
+
 def is_dense(module: nn.Module) -> bool:
-    """Whether a layer can be replaced without changing what it computes: a plain linear layer with its own weight."""
+    """Whether a module is a plain dense layer, `nn.Linear` or Conv1D, that a `BlockLinear` can replace."""
     if module._parameters.get("weight") is None:
         return False
-    # A subclass that computes something else (quantised, with adapters) would be replaced by something it is not.
+    # A subclass with its own forward (quantised, with adapters) computes something else.
     own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     return own or is_conv1d(module)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, BlockLinear]:
-    """The block-sparse matrices of a model by module name, each once."""
+    """The block-sparse matrices of a model by module name. A shared module appears once."""
     named = unwrapped(model).named_modules()
     return {name: module for name, module in named if isinstance(module, BlockLinear)}

@@ -1,9 +1,10 @@
-"""One matrix of a model that can be pruned, the MLP it belongs to, and the layer that its name puts it in."""
+"""A matrix of a model that can be pruned, its MLP and its layer."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -11,9 +12,9 @@ from blast.block_sparse.conv1d import is_conv1d
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a dense linear layer that can be replaced: `nn.Linear` or the Conv1D of GPT-2.
+    """Whether a module is a linear layer that can be pruned: `nn.Linear` or the Conv1D of GPT-2.
 
-    The output projection inside `nn.MultiheadAttention` is not: that module reads its weight directly.
+    Not the output projection of `nn.MultiheadAttention`, which reads its weight without calling the layer.
     """
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
@@ -21,7 +22,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def layer_of(name: str) -> tuple[str | None, int | None]:
-    """Path and index of the layer that a matrix belongs to, read from its name.
+    """Path and index of the layer of a matrix, read from its name; None twice if it is in no layer.
 
     The layer is the first component that is a number (`model.layers.3`) or ends in `_` and a number
     (`encoder_layer_3`); the matrix's own name counts only as a bare number (its place in a Sequential).
@@ -42,7 +43,7 @@ class Target:
         name: Its module's name as in `model.named_modules()`.
         module: The `nn.Linear` or Conv1D itself.
         role: `gate`, `up`, `down` (of a gated MLP), `fc1`, `fc2` (of a plain one), `attention` or `other`.
-        mlp: Name of the MLP it belongs to, or None.
+        mlp: Name of its MLP, or None.
     """
 
     name: str
@@ -62,18 +63,18 @@ class Target:
 
     @property
     def layer_path(self) -> str | None:
-        """Name of its layer up to and with the index (`model.layers.3`), or None."""
+        """Name of its layer, ending with the index (`model.layers.3`), or None."""
         return layer_of(self.name)[0]
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The live parameter as the module stores it."""
-        return self.module.weight
+        """The parameter as the module stores it."""
+        return cast(nn.Parameter, self.module.weight)
 
     @property
     def shape(self) -> tuple[int, int]:
         """`(out, in)`."""
-        out, into = self.as_out_in(self.module.weight).shape
+        out, into = self.as_out_in(self.parameter).shape
         return out, into
 
     def as_out_in(self, tensor: Tensor) -> Tensor:
@@ -82,13 +83,13 @@ class Target:
 
     @property
     def weight(self) -> Tensor:
-        """The live weight as a view `[out, in]`, outside autograd: writing to it changes the model."""
-        return self.as_out_in(self.module.weight.detach())
+        """A detached view `[out, in]` of the weight. Writing to it changes the model."""
+        return self.as_out_in(self.parameter.detach())
 
     @property
     def gradient(self) -> Tensor | None:
         """The gradient as a view `[out, in]`, or None before a backward pass."""
-        grad = self.module.weight.grad
+        grad = self.parameter.grad
         return None if grad is None else self.as_out_in(grad)
 
 
@@ -96,8 +97,8 @@ class Target:
 class Mlp:
     """One MLP: its matrices, and the module that holds them.
 
-    `gate` is None when the MLP is not gated. `name` is the path of `module`; for an MLP split over two modules (BERT)
-    or written straight into its layer (OPT) that is the layer, so the module may hold other things too.
+    `gate` is None if the MLP is not gated. `name` is the path of `module`. If an MLP has no module of its own (BERT,
+    OPT), `module` is its layer, which has other children too.
     """
 
     name: str

@@ -17,7 +17,8 @@ from blast.block_sparse.blocks import BlockShape, block_grid, fill_dead_
 from blast.block_sparse.sharding import clear_dead_anywhere_, is_sharded, matrix_squares
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
-from blast.model.discovery import Target, match_linears, split_dense
+from blast.model.discovery import match_linears, split_dense
+from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
 
 

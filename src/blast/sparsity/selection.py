@@ -7,6 +7,7 @@ it takes many small operations, and on a GPU each would cost a launch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +101,7 @@ def _select_of_one(scores: FloatArray, count: int) -> BoolArray:
     return selected.reshape(scores.shape)
 
 
-def as_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
+def as_numpy(tensor: Tensor) -> npt.NDArray[Any]:
     """A tensor as an array; a CPU tensor is not copied. bfloat16 becomes float32, because numpy has no bfloat16."""
     tensor = tensor.detach() if tensor.requires_grad else tensor
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
