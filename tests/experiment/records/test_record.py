@@ -67,9 +67,21 @@ def test_a_full_disk_is_one_sentence_and_the_old_record_stays(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"), [("stag", 1, "did you mean 'stage'"), ("format", 99, "format 99")]
+    ("key", "value", "message"),
+    [
+        ("stag", 1, "unknown key 'stag'; did you mean 'stage'"),
+        ("format", 99, "format 99 is not the format 1"),
+        ("stage", "trian", "the key 'stage' is 'trian'; did you mean 'train'"),
+        ("id", "../up", r"the key 'id' is '\.\./up'; give an id of letters"),
+        ("id", "x" * 201, "200 characters at most"),
+        ("parent", "a/b", "the key 'parent' is 'a/b'; give an id of letters"),
+        ("seed", -1, "the key 'seed' is -1; give a whole number from 0"),
+        ("threads", True, "the key 'threads' is True; give a whole number"),
+        ("block", [16], r"the key 'block' is \[16\]; give a list of 2 entries"),
+        ("data", None, "the key 'data' is null; give a mapping"),
+    ],
 )
-def test_a_point_file_of_another_kind_is_refused(tmp_path, key, value, message):
+def test_a_point_file_with_a_fault_is_refused(tmp_path, key, value, message):
     file = tmp_path / "p.json"
     file.write_text(json.dumps(POINT.to_dict() | {key: value}))
     with pytest.raises(BlastError, match=message):

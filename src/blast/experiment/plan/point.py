@@ -6,13 +6,22 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from blast.errors import BlastError, unknown_name
+from blast.errors import BlastError
 from blast.files import json_digest
+from blast.settings import Count, Name, Pattern, Seed, Sparsity, read
 
 FORMAT = 1
-STAGES = ("train", "benchmark")
+# The id names files and folders.
+PointId = Annotated[
+    str,
+    Pattern(
+        r"[A-Za-z0-9][A-Za-z0-9_@-]*(\.[A-Za-z0-9_@-]+)*",
+        "an id of letters, digits, '_', '-', '@' and inner dots",
+        longest=200,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -39,18 +48,18 @@ class Point:
         threads: Threads that torch may use.
     """
 
-    id: str
-    grid: str
-    stage: str
-    architecture: str
-    dataset: str | None = None
-    method: str = "dense"
-    sparsity: float = 0.0
-    block: tuple[int, int] | None = None
-    seed: int = 0
-    threads: int = 1
-    start: str = "scratch"
-    parent: str | None = None
+    id: PointId
+    grid: Name
+    stage: Literal["train", "benchmark"]
+    architecture: Name
+    dataset: Name | None = None
+    method: Name = "dense"
+    sparsity: Sparsity = 0.0
+    block: tuple[Count, Count] | None = None
+    seed: Seed = 0
+    threads: Count = 1
+    start: Literal["scratch", "pretrained", "published", "parent"] = "scratch"
+    parent: PointId | None = None
     sparsify: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -86,24 +95,17 @@ class Point:
             source: What to call it in an error, usually the file.
 
         Raises:
-            BlastError: on an unknown key, another format version, or an unknown stage.
+            BlastError: for another format version, an unknown or missing key, or a wrong value.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        for key in values:
-            if key not in known:
-                raise BlastError(f"{source}: {unknown_name('key', key, known)}")
-        for key in ("id", "grid", "stage", "architecture"):
-            if key not in values:
-                raise BlastError(f"{source}: the key '{key}' is missing; make the file again with `blast plan`.")
-        if values.get("format", FORMAT) != FORMAT:
+        if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
             raise BlastError(
                 f"{source}: format {values['format']} is not the format {FORMAT} of this version; "
                 "make the file again with `blast plan`."
             )
-        if values["stage"] not in STAGES:
-            raise BlastError(f"{source}: {unknown_name('stage', values['stage'], STAGES)}")
-        block = values.get("block")
-        return cls(**{**values, "block": tuple(block) if block else None})
+        try:
+            return read(cls, values)
+        except BlastError as error:
+            raise BlastError(f"{source}: {error}") from error
 
     @classmethod
     def read(cls, file: Path) -> Point:
