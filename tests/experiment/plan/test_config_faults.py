@@ -200,6 +200,7 @@ def test_a_wrong_value_names_its_key_and_what_to_give(tmp_path, text, key, value
         ("sparsity: [0, 0.9]", "sparsity: [.nan]", "'grid.0.sparsity.0' is nan; give a number from 0 to below 1."),
         ("sparsity: [0, 0.9], ", "", "the key 'grid.0.sparsity' is missing; add it."),
         ("[gpt2-nano]", "gpt2-nano", "the key 'grid.0.architectures' is 'gpt2-nano'; give a list."),
+        ("[pystdlib]", "[pystdlib@gpt3]", "unknown architecture 'gpt3'; did you mean"),
         ("[gpt2-nano]", "['']", "'grid.0.architectures.0' is ''; give text that is not empty."),
         ("name: tiny\n", "", "the key 'name' is missing; add it."),
         ("steps: 10, ", "", "training of 'gpt2-nano' on 'pystdlib': the training setting 'steps' is missing; add it."),

@@ -17,7 +17,7 @@ from blast.settings import Place, plain
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
 from blast.training.settings import TrainingSettings
 
-# Datasets by the architectures that can be trained on them.
+# Modalities of the datasets that an architecture can train on, by its own modality.
 FITS = {"language": ("language", "classification"), "encoder": ("classification",), "vision": ("vision",)}
 
 
@@ -42,7 +42,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """All points of a grid by id, in order, and the jobs they are done in."""
+    """All points of a grid by id, in order, and the jobs that run them."""
 
     points: dict[str, Point]
     jobs: tuple[Job, ...]
@@ -53,7 +53,7 @@ class Plan:
         return list(dict.fromkeys(point.dataset for point in self.points.values() if point.dataset))
 
     def data_settings(self, dataset: str) -> dict[str, Any]:
-        """Settings of the preparation of one dataset."""
+        """Given settings of the preparation of one dataset."""
         return next(point.data for point in self.points.values() if point.dataset == dataset)
 
     def tasks(self, dataset: str) -> list[str]:
@@ -61,7 +61,7 @@ class Plan:
         return next(point.evaluation.get("tasks", []) for point in self.points.values() if point.dataset == dataset)
 
     def items(self, dataset: str) -> list[str]:
-        """The option of `blast requests` that limits the items of each task; none for all of them."""
+        """The option of `blast requests` that limits the items of each task; empty for all items."""
         found = next(point.evaluation.get("items") for point in self.points.values() if point.dataset == dataset)
         return ["--items", str(found)] if found else []
 
@@ -89,7 +89,7 @@ def check_block(architecture: str, block: tuple[int, int], transposed_down: bool
         transposed_down: Whether blocks of the down projection are `[in, out]`.
 
     Raises:
-        BlastError: naming a matrix, its shape, and the square blocks that would do.
+        BlastError: with a matrix, its shape, and the square blocks that divide it.
     """
     matrices = architectures.prunable(architecture)
     for number, (role, rows, cols) in enumerate(matrices):
@@ -117,7 +117,7 @@ def _settings(config: Config, block: GridBlock, architecture: str, dataset: str)
 def _sparsify(
     config: Config, block: GridBlock, method: str, sparsity: float, shape: tuple[int, int], steps: int, seed: int
 ) -> dict:
-    # The method is the point of the comparison, so nothing overrides its preset.
+    # Nothing overrides the preset of a method: methods are compared.
     values = {**config.sparsify, **block.sparsify, **METHODS[method]}
     values |= {"sparsity": sparsity, "block": list(shape), "steps": steps, "seed": seed}
     return SparsifyConfig.from_dict(values).to_dict()
@@ -140,7 +140,8 @@ def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
     }
 
 
-def _check_names(config: Config, block: GridBlock) -> None:
+def _check_names(block: GridBlock) -> None:
+    """Checks that names exist and fit each other, and that blocks divide the matrices."""
     for architecture, dataset in itertools.product(block.architectures, block.datasets):
         wanted, given = architectures.get(architecture).modality, datasets.get(dataset).MODALITY
         if given not in FITS[wanted]:
@@ -149,6 +150,8 @@ def _check_names(config: Config, block: GridBlock) -> None:
                 f"'{architecture}' is {article} {wanted} model and '{dataset}' a {given} dataset; "
                 "put them in different blocks of 'grid'."
             )
+        if tokens := datasets.tokenizer_of(dataset):
+            architectures.get(tokens)
         _check_start(block, architecture, dataset)
         if any(sparsity > 0 for sparsity in block.sparsity):
             for shape in block.blocks:
@@ -181,7 +184,7 @@ def _check_training_key(key: str) -> None:
 
 
 def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
-    """Refuses published weights that there are not, and training where none is wanted."""
+    """Refuses a start from weights that do not exist, and methods that train where nothing is trained."""
     if block.start == "scratch":
         return
     if architectures.get(architecture).weights is None:
@@ -203,10 +206,10 @@ def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
 
 def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
     start = f".{block.start}" if block.start != "scratch" else ""
-    # A dense run drops what is said of pruning: blocks that differ in nothing else share it.
+    # Entries that differ in pruning alone share a dense run.
     suffix = f"{start}.{block.variant}" if block.variant else start
     for architecture, named, seed in itertools.product(block.architectures, block.datasets, block.seeds):
-        # Published weights know the tokens of their own tokenizer alone.
+        # Published weights work with the tokens of their own tokenizer only.
         dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
         common = _common(config, architecture, dataset) | {"seed": seed}
         training = _settings(config, block, architecture, dataset)
@@ -251,11 +254,11 @@ def _benchmark_points(config: Config, number: int, suite: Benchmark) -> Iterator
 
 
 def expand(config: Config, file: Path | str = "config") -> Plan:
-    """All points of a config, each once, and their jobs.
+    """Makes all points of a config, each once, and their jobs.
 
     Args:
         config: A checked config.
-        file: What to call it in an error.
+        file: Name of the config in errors.
 
     Raises:
         BlastError: on an unknown name, a block that does not fit, or two points of one id with different settings;
@@ -265,7 +268,7 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
     try:
         _check_sections(config)
         for block in config.grid:
-            _check_names(config, block)
+            _check_names(block)
         for point in itertools.chain(
             *(_train_points(config, block) for block in config.grid),
             *(_benchmark_points(config, number, suite) for number, suite in enumerate(config.benchmarks)),
@@ -286,7 +289,7 @@ def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
         suite = (point.benchmark or {}).get("suite")
         groups.setdefault((point.stage, suite, point.architecture, point.dataset), []).append(point)
     for (stage, suite, architecture, dataset), members in groups.items():
-        # Dense runs first, then what starts from them, so that both meet in one job where they can.
+        # Dense runs come first, then the points that start from them, so that one job can hold both.
         members.sort(key=lambda point: (point.method != "dense", point.start != "parent"))
         size = config.points_per_job.get(datasets.base_name(dataset or ""), config.points_per_job.get("default", 1))
         if stage == "benchmark":

@@ -1,13 +1,13 @@
-"""Where the files of a grid lie; nothing else forms these names."""
+"""The paths of all files of a grid; no other module forms these names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-# Training state of a point that is not finished, in its work folder.
+# In the work folder of a point that is not finished: its training state.
 TRAINING_STATE = "training_state.pt"
-# What the child process of a job says of a point, until the job has made a record of it.
+# There too: the result of the child process, until the job has made a record of it.
 OUTCOME = "outcome.json"
 
 
@@ -22,19 +22,19 @@ class GridFolder:
         return self.root / "records" / f"{point}.json"
 
     def language(self, point: str) -> Path:
-        """What lm-eval made of a point's scores."""
+        """The metrics that lm-eval computes from the scores of a point."""
         return self.root / "language" / f"{point}.json"
 
     def work(self, point: str) -> Path:
-        """Everything else of a point: checkpoint, scores, masks, training state."""
+        """The folder of everything else of a point: checkpoint, scores, masks, training state."""
         return self.root / "points" / point
 
     def data(self, dataset: str) -> Path:
-        """Facts of a prepared dataset, or why there are none."""
+        """Facts of a prepared dataset, or the error of its preparation."""
         return self.root / "data" / f"{dataset}.json"
 
     def stamp(self, stage: str, job: str) -> Path:
-        """Says that a stage of a job is done; this is what Snakemake looks at."""
+        """An empty file: a stage of a job is done. It is the output of the Snakemake rule."""
         return self.root / "jobs" / stage / f"{job}.done"
 
     def requests(self, dataset: str) -> Path:
@@ -42,22 +42,22 @@ class GridFolder:
         return self.root / "requests" / f"{dataset}.jsonl.gz"
 
     def left_out(self, dataset: str) -> Path:
-        """Why lm-eval tasks of a dataset have no requests, by task."""
+        """The reason why a task of a dataset has no requests, by task."""
         return self.root / "requests" / f"{dataset}.left_out.json"
 
     def failed(self, point: str) -> Path:
-        """Where the verdict puts the record of a failed point."""
+        """The record of a failed point, after the verdict moved it here."""
         return self.root / "failed" / f"{point}.json"
 
     def retry(self, point: str) -> Path:
-        """Says that a point whose record stays is to be tried again."""
+        """A file that marks a point to run again although its record stays."""
         return self.root / "retry" / point
 
     def log(self, job: str) -> Path:
-        """Log of a job."""
+        """The log of a job."""
         return self.root / "logs" / f"{job}.log"
 
     @property
     def rows(self) -> Path:
-        """All records as one long-form table."""
+        """The table of all records, in long form."""
         return self.root / "rows.csv"

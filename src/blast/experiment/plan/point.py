@@ -26,7 +26,7 @@ PointId = Annotated[
 
 @dataclass(frozen=True)
 class Point:
-    """One run, with every setting resolved; what it needs to be run anywhere is in it.
+    """One run, with every setting resolved; it can run on any machine.
 
     Attributes:
         id: Readable name, unique in its grid; also the name of its files.
@@ -35,11 +35,11 @@ class Point:
         architecture: Name in `blast.architectures` (for a benchmark: the shape that is timed).
         dataset: Name in `blast.datasets`; None for a benchmark.
         method: `dense` or a name in `blast.sparsity.METHODS`.
-        sparsity: Share of empty blocks that is asked for, in [0, 1).
+        sparsity: Target share of empty blocks, in [0, 1).
         block: Block shape `[out, in]`; None for a dense point.
-        start: `scratch`; `pretrained`: trained further from the published weights; `published`: those weights as they
-            are, not trained; or `parent`: from the checkpoint of the parent.
-        parent: Id of the dense run that this one is compared with.
+        start: `scratch`: fresh weights. `pretrained`: the published weights, trained further. `published`: those
+            weights, not trained. `parent`: the checkpoint of the parent, not trained further.
+        parent: Id of the dense run that this run is compared with.
         sparsify: Fields of `SparsifyConfig`; None for a dense point.
         training: Fields of `blast.training.settings.TrainingSettings`; None for a benchmark.
         evaluation: `tasks` (lm-eval) and `batch`.
@@ -75,7 +75,7 @@ class Point:
 
     @property
     def processes(self) -> int:
-        """Processes that train it, each on its share of the batch; 1 where nothing is trained."""
+        """Processes that train this point, each on its share of the batch; 1 where nothing is trained."""
         trained = self.stage == "train" and self.start in ("scratch", "pretrained")
         return (self.training or {}).get("processes", 1) if trained else 1
 
@@ -92,7 +92,7 @@ class Point:
 
         Args:
             values: As `to_dict` gives it.
-            source: What to call it in an error, usually the file.
+            source: Name in errors, usually the file.
 
         Raises:
             BlastError: for another format version, an unknown or missing key, or a wrong value.

@@ -1,4 +1,4 @@
-"""How many jobs this machine carries at once."""
+"""How many jobs fit this machine at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from blast.experiment.plan.config import Config
 
 
 def usable_cores() -> int:
-    """Processors this process may use: its affinity and its control group's quota, not what the host has."""
+    """Cores that this process may use: by its CPU affinity and the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -21,7 +21,7 @@ def usable_cores() -> int:
 
 
 def usable_memory() -> float:
-    """Memory that is free for use, in GB; 4 where the system does not say."""
+    """Free memory in GB; 4 where the system does not tell."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -35,5 +35,5 @@ def usable_memory() -> float:
 
 
 def jobs_at_once(config: Config) -> int:
-    """Jobs that processors and memory carry; at least one."""
+    """Jobs for which cores and memory suffice; at least one."""
     return max(1, min(usable_cores() // config.threads, int(usable_memory() // config.memory_gb)))
