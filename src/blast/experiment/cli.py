@@ -148,10 +148,10 @@ def verdict(options: argparse.Namespace) -> int:
 
     Example: blast verdict --grid-dir results/default --out results/default/verdict.txt
     """
-    from blast.experiment.run.verdict import settle
+    from blast.experiment.run.verdict import judge_grid
     from blast.files import write_atomically
 
-    points, sentences = settle(GridFolder(options.grid_dir))
+    points, sentences = judge_grid(GridFolder(options.grid_dir))
     for sentence in sentences:
         print(f"FAILED {sentence}", file=sys.stderr)
     if sentences:
@@ -184,10 +184,10 @@ def import_records(options: argparse.Namespace) -> int:
 
     Example: blast import away --grid-dir results/default
     """
-    from blast.experiment.records.import_records import of_other_code, take_in_records, without_masks
+    from blast.experiment.records.import_records import import_records, of_other_code, without_masks
 
     folder = GridFolder(options.grid_dir)
-    imported = take_in_records(options.folder, folder)
+    imported = import_records(options.folder, folder)
     print(f"{len(imported)} records imported from {options.folder}")
     if lost := without_masks(folder, imported):
         print(

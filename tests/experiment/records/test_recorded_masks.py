@@ -38,7 +38,7 @@ def exported(recorded):
     return {file.stem: file for file in (recorded / fake.HARDWARE / "masks" / fake.GRID).glob("*.safetensors")}
 
 
-def take_in(source, here):
+def import_from(source, here):
     return main(["import", str(source), "--grid-dir", str(here)])
 
 
@@ -86,9 +86,9 @@ def test_a_failed_point_exports_no_masks(tmp_path):
     assert name not in exported(tmp_path / "recorded")
 
 
-def test_masks_come_along_with_the_records_of_another_machine(grid, tmp_path, capsys):
+def test_masks_are_imported_with_the_records_of_another_machine(grid, tmp_path, capsys):
     here = GridFolder(tmp_path / "here")
-    assert take_in(grid.root, here.root) == 0
+    assert import_from(grid.root, here.root) == 0
     assert "without their masks" not in capsys.readouterr().out
     export_grid(grid.root, tmp_path / "away")
     export_grid(here.root, tmp_path / "recorded")
@@ -97,33 +97,33 @@ def test_masks_come_along_with_the_records_of_another_machine(grid, tmp_path, ca
         assert file.read_bytes() == exported(tmp_path / "away")[name].read_bytes()
 
 
-def test_records_without_their_masks_are_taken_in_and_that_is_said(grid, tmp_path, capsys):
+def test_records_without_their_masks_are_imported_with_a_warning(grid, tmp_path, capsys):
     name = "gpt2-nano.pystdlib.blast.s95.b16.seed0"
     (grid.work(name) / "masks.safetensors").unlink()
-    assert take_in(grid.root, tmp_path / "here") == 0
+    assert import_from(grid.root, tmp_path / "here") == 0
     assert f"1 of them came without their masks, the first is '{name}'" in capsys.readouterr().out
 
 
-def test_records_of_other_code_are_taken_in_and_that_is_said(grid, tmp_path, capsys):
+def test_records_of_other_code_are_imported_with_a_warning(grid, tmp_path, capsys):
     """The workflow would run them again; nobody should learn that from hours of waiting."""
     names = sorted(file.stem for file in (grid.root / "records").glob("*.json"))
     for name in names:
         record = json.loads(grid.record(name).read_text())
         record["run"]["fingerprint"] = fingerprint(Point.from_dict(record["point"]))
         write_json(grid.record(name), record)
-    assert take_in(grid.root, tmp_path / "here") == 0
+    assert import_from(grid.root, tmp_path / "here") == 0
     assert "other code" not in capsys.readouterr().out
     record = json.loads(grid.record(names[1]).read_text())
     record["run"]["fingerprint"] = "sha256:another"
     write_json(grid.record(names[1]), record)
-    assert take_in(grid.root, tmp_path / "here") == 0
+    assert import_from(grid.root, tmp_path / "here") == 0
     assert f"1 of them were made by other code than is here, the first is '{names[1]}'" in capsys.readouterr().out
 
 
-def test_masks_that_were_altered_on_the_way_are_refused_and_nothing_is_taken_in(grid, tmp_path, capsys):
+def test_masks_that_were_altered_on_the_way_are_refused_and_nothing_is_imported(grid, tmp_path, capsys):
     file = grid.work("gpt2-nano.pystdlib.blast.s95.b16.seed0") / "masks.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x07")
-    assert take_in(grid.root, tmp_path / "here") == 2
+    assert import_from(grid.root, tmp_path / "here") == 2
     assert f"{file}: this file (masks) is not the one its record names" in capsys.readouterr().err
     assert not (tmp_path / "here").exists()
 

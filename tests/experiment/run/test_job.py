@@ -188,7 +188,7 @@ def test_a_point_with_other_settings_is_run_again(done, tmp_path):
     assert read_record(folder.record(other.id))["point_digest"] == other.digest != short().digest
 
 
-def test_records_of_another_machine_are_taken_in_only_if_their_digests_agree(done, tmp_path, capsys):
+def test_records_of_another_machine_are_imported_only_if_their_digests_agree(done, tmp_path, capsys):
     away = GridFolder(tmp_path / "away")
     shutil.copytree(done[0].root, away.root)
     command = ["import", str(away.root), "--grid-dir", str(tmp_path / "here")]

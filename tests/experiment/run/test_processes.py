@@ -91,7 +91,7 @@ def test_a_killed_process_ends_the_training_and_the_next_run_goes_on(tmp_path):
     assert job.wait(90) == 0
     record = read_record(folder.record(one.id))
     assert record["status"] == "failed"
-    assert record["cause"].startswith("one of the 2 processes of the training died (the log names it)")
+    assert record["cause"].startswith("one of the 2 training processes died (the log names it)")
     assert "the run goes on from its last saved state" in record["cause"]
     assert "\n" not in record["cause"]
     assert "(SIGKILL)" in (tmp_path / "b" / "log").read_text()

@@ -1,4 +1,4 @@
-"""A benchmark whose time ran out: what it measured is kept, it is told as a failure is, and the next run redoes it."""
+"""A benchmark whose time ran out: what it measured is kept, the verdict lists it as a failure, and the next run redoes it."""
 
 from __future__ import annotations
 

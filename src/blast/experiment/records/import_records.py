@@ -1,4 +1,4 @@
-"""Takes in what another machine ran."""
+"""Imports the records that another machine wrote (`blast import`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blast.files import file_digest, write_json
 
 
 def _check_artifacts(source: GridFolder, record: dict) -> None:
-    """Compares each artifact that came along with the digest in the record; large ones may have been left behind."""
+    """Compares each artifact that was copied with its digest in the record; an artifact may be missing."""
     for name, artifact in record["result"].get("artifacts", {}).items():
         place = source.work(record["point"]["id"]) / artifact["path"]
         file = place / "model.safetensors" if place.is_dir() else place
@@ -25,7 +25,7 @@ def _check_artifacts(source: GridFolder, record: dict) -> None:
 
 
 def without_masks(folder: GridFolder, ids: list[str]) -> list[str]:
-    """Those of some points whose record names masks that are not here."""
+    """The points among `ids` whose record names a file of masks that is missing here."""
     found = []
     for name in ids:
         record = read_record(folder.record(name))
@@ -36,7 +36,7 @@ def without_masks(folder: GridFolder, ids: list[str]) -> list[str]:
 
 
 def of_other_code(folder: GridFolder, ids: list[str]) -> list[str]:
-    """Those of some points whose records were made by other code than is here: the workflow would run them again."""
+    """The points among `ids` that other code ran: the workflow would run them again."""
     records = {name: read_record(folder.record(name)) for name in ids}
     return [
         name
@@ -45,18 +45,18 @@ def of_other_code(folder: GridFolder, ids: list[str]) -> list[str]:
     ]
 
 
-def take_in_records(source: Path, folder: GridFolder) -> list[str]:
+def import_records(source: Path, folder: GridFolder) -> list[str]:
     """Copies records, and the artifacts beside them, from the grid folder of another machine.
 
     Args:
         source: A folder laid out like `results/<grid>`: `records/`, and `points/` as far as it came along.
-        folder: The grid that takes them in.
+        folder: The grid that the records are copied to.
 
     Returns:
-        Ids of the records taken in.
+        Ids of the imported points.
 
     Raises:
-        BlastError: if there are no records, or one does not match its digest; then none is taken in.
+        BlastError: if there are no records, or one does not match its digest; then none is imported.
     """
     source = Path(source)
     files = sorted((source / "records").glob("*.json"))

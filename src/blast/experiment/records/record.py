@@ -1,4 +1,7 @@
-"""A record: what one point measured, written once and whole."""
+"""A record: the JSON file with what one point measured, `records/<point>.json` in the folder of its grid.
+
+`run.job` writes it, with `make_record` and `files.write_json`; `read_record` checks it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ FORMAT = 1
 
 
 def record_digest(point: Point, result: dict[str, Any], status: str, cause: str | None = None) -> str:
-    """Digest of what was asked and what was measured; time, place and machine are not in it."""
+    """Digest of the point and of what it measured; time and machine are not part of it."""
     settings = point.to_dict()
     del settings["grid"]
     return json_digest({"point": settings, "status": status, "cause": cause, "result": result})
@@ -28,7 +31,7 @@ def make_record(
     cause: str | None = None,
     log: str | None = None,
 ) -> dict[str, Any]:
-    """Puts a record together; `result` is what was measured, `run` where, when and with what."""
+    """Assembles a record: `result` is what was measured, `run` says where, when and with what."""
     return {
         "format": FORMAT,
         "point": point.to_dict(),
@@ -42,18 +45,18 @@ def make_record(
     }
 
 
-def shortcoming(record: dict[str, Any]) -> str | None:
-    """Why the next run should try a point again, in one sentence: it failed, or measured less than it was asked."""
+def retry_reason(record: dict[str, Any]) -> str | None:
+    """Why the next run has to run a point again, in one sentence: it failed, or its time ran out. None if neither."""
     if record["status"] != "ok":
         return record["cause"]
     return record["result"].get("unfinished")
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Reads a record and checks it against its own digest.
+    """Reads a record and checks its digest.
 
     Raises:
-        BlastError: if it is missing, half-written, of another format, or was altered.
+        BlastError: if it is missing, half-written, altered or of another format.
     """
     remedy = "delete it and run again: only this point is redone."
     record = read_json(file, "record", remedy)
@@ -67,5 +70,5 @@ def read_record(file: Path) -> dict[str, Any]:
         )
     point = Point.from_dict(record["point"], source=str(file))
     if record_digest(point, record["result"], record["status"], record["cause"]) != record["record_digest"]:
-        raise BlastError(f"{file}: the contents do not match the digest kept in it, so it was altered; {remedy}")
+        raise BlastError(f"{file}: its contents do not match its digest, so it was altered; {remedy}")
     return record

@@ -1,4 +1,4 @@
-"""The model that a training point begins with: fresh, or with published weights."""
+"""The model that a training point starts from: with fresh or with published weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from blast.experiment.plan.point import Point
 
-# Starts that need the published weights; `published` models are evaluated as they are, and never trained.
+# Values of `start` that need published weights; with `published` the model is evaluated and not trained.
 WITH_WEIGHTS = ("pretrained", "published")
 
 
@@ -22,11 +22,11 @@ def start_model(architecture: str, start: str, data: Any, length: int) -> nn.Mod
     Args:
         architecture: Its name.
         start: `scratch`, or one of `WITH_WEIGHTS`.
-        data: `LanguageData`, `SentenceData`, `VisionData` or its like: what the model has to fit.
+        data: `LanguageData`, `SentenceData` or `VisionData`; gives the sizes of the model.
         length: Longest sequence in tokens, for fresh language models.
 
     Raises:
-        BlastError: if there are no published weights, no source has them, or they do not fit the data.
+        BlastError: if published weights do not exist, cannot be fetched, or do not fit the data.
     """
     sizes: dict[str, int] = {}
     if hasattr(data, "num_classes"):
@@ -38,7 +38,7 @@ def start_model(architecture: str, start: str, data: Any, length: int) -> nn.Mod
         _check_fit(architecture, model, data)
     else:
         if hasattr(data, "vocab_size"):
-            # Sentences have a length of their own; windows of a text are cut to that of the training.
+            # Sentences have their own length; a text is cut into windows of the training's length.
             sizes |= {"vocab_size": data.vocab_size, "context": getattr(data, "length", length)}
         model = architectures.build(architecture, **sizes)
     if hasattr(data, "pad_token"):
@@ -47,7 +47,7 @@ def start_model(architecture: str, start: str, data: Any, length: int) -> nn.Mod
 
 
 def weights_of(point: Point) -> dict[str, Any]:
-    """What a record keeps of published weights: source, digest and licence; nothing for a fresh model."""
+    """Source, digest, licence and size of published weights for the record; empty for a fresh model."""
     if point.start not in WITH_WEIGHTS:
         return {}
     facts = architectures.fetch(point.architecture)
@@ -55,7 +55,7 @@ def weights_of(point: Point) -> dict[str, Any]:
 
 
 def _check_fit(architecture: str, model: nn.Module, data: Any) -> None:
-    """Published weights know their own tokenizer's tokens alone."""
+    """Refuses a dataset with more tokens, or longer sentences, than the published weights were trained for."""
     known = getattr(getattr(model, "config", None), "vocab_size", None)
     if known is not None and data.vocab_size > known:
         raise BlastError(

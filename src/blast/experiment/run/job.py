@@ -1,8 +1,8 @@
-"""Runs points: each in a child process, and always with a record at the end.
+"""Runs the points of a job in a child process and writes a record of each.
 
-This half needs the standard library alone; the child (`blast.experiment.run.worker`) imports torch. A crash, a NaN or a
-lack of memory in the child becomes a record with `status: failed`, so that the rest of a grid goes on. A job that is
-itself killed leaves no record: the next run resumes it.
+This process needs only the standard library; the child (`blast.experiment.run.worker`) imports torch. If the child
+crashes, meets a NaN or runs out of memory, the record says `status: failed` and the rest of the grid goes on. A job
+that is itself killed writes no record: the next run resumes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from blast.experiment.plan.paths import OUTCOME, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records import provenance
 from blast.experiment.records.fingerprint import fingerprint
-from blast.experiment.records.record import make_record, read_record, shortcoming
+from blast.experiment.records.record import make_record, read_record, retry_reason
 from blast.experiment.run.launch import gpus_held, together, worker_command
 from blast.experiment.run.locks import points_held
 from blast.experiment.run.progress import progress_line
@@ -31,7 +31,7 @@ from blast.files import write_json
 
 
 def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
-    """The record of a point that was already run, whole, with these settings and this code, if there is one."""
+    """The record of a point that ran completely with these settings and this code; None if there is none."""
     file = folder.record(point.id)
     if not file.is_file():
         return None
@@ -40,17 +40,17 @@ def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
     except BlastError:
         return None
     same = record["point_digest"] == point.digest and record["run"].get("fingerprint") == fingerprint(point)
-    return record if same and shortcoming(record) is None else None
+    return record if same and retry_reason(record) is None else None
 
 
 def _cause_of_death(returncode: int, processes: int) -> str:
     if processes > 1:
         return (
-            f"one of the {processes} processes of the training died (the log names it), often for lack of memory, and "
-            "the others were ended; run again, with a smaller 'batch' if so: the run goes on from its last saved state."
+            f"one of the {processes} training processes died (the log names it), often for lack of memory, and the "
+            "others were ended; run again, with a smaller 'batch' if memory ran out: it resumes from its last state."
         )
     if returncode == -signal.SIGKILL:
-        return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or a smaller batch."
+        return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or use a smaller batch."
     if returncode < 0:
         return f"the process died of signal {-returncode} ({signal.Signals(-returncode).name}); see the log."
     return f"the process ended with exit code {returncode}; see the log."
@@ -80,17 +80,17 @@ def _run_block(
 def run_points(
     points: Sequence[Point], folder: GridFolder, log: Path, total: int | None = None, own_gpus: bool = False
 ) -> int:
-    """Runs points one after the other.
+    """Runs points one after the other, and writes the record of each.
 
     Args:
         points: The points of one job.
         folder: Folder of their grid.
-        log: File that takes the output of the child, tracebacks included.
+        log: File for the output of the child, tracebacks included.
         total: Points of the whole grid, for the progress line.
-        own_gpus: Whether each point has a GPU to itself, if there are any; one trained by several processes always has.
+        own_gpus: Whether each point holds a GPU alone, if there are any. Points of several processes always do.
 
     Returns:
-        How many of them failed or were not finished; each has a record either way.
+        How many of them failed or were not finished; those have a record too.
     """
     with points_held(folder, [point.id for point in points]):
         return _run_held(points, folder, log, total, own_gpus)
@@ -110,7 +110,7 @@ def _run_held(points: Sequence[Point], folder: GridFolder, log: Path, total: int
             part = together(waiting)
             with gpus_held(part[0].processes if own_gpus or part[0].processes > 1 else 0) as gpus:
                 done = _run_child(part, folder, log, stream, total, gpus)
-            failures += sum(shortcoming(record) is not None for record in done)
+            failures += sum(retry_reason(record) is not None for record in done)
             waiting = waiting[len(done) :]
     return failures
 
@@ -123,7 +123,7 @@ def _run_child(
     total: int | None,
     gpus: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Starts one child for several points and takes their records in as they come; ends when the child does."""
+    """Runs several points in one child and writes each record when the child has finished that point."""
     files = []
     for point in points:
         work = folder.work(point.id)
@@ -140,7 +140,7 @@ def _run_child(
         "PYTHONUNBUFFERED": "1",
     }
     environment |= {"OMP_NUM_THREADS": str(points[0].threads), "MKL_NUM_THREADS": str(points[0].threads)}
-    # The child ends when its standard input does, so that none is left behind when this process is killed.
+    # The child ends when its standard input closes, so it does not outlive this process.
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     records: list[dict[str, Any]] = []
     started, clock = provenance.now(), time.monotonic()
@@ -181,7 +181,7 @@ def _run_child(
         if child.poll() is None and len(records) < len(points):
             child.kill()
         elif points[0].processes > 1 and records[-1]["status"] == "ok":
-            # Its standard input is what holds torchrun's processes; they end by themselves here.
+            # Closing standard input would end torchrun's processes early; they end by themselves.
             with suppress(subprocess.TimeoutExpired):
                 child.wait(10)
         if child.stdin:

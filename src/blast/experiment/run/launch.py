@@ -1,6 +1,6 @@
-"""How the work of a job is started: its command, and the GPUs that it has to itself.
+"""How the child process of a job is started: its command and the GPUs that it holds.
 
-Needs the standard library alone. A training on several processes is started by `torchrun`, one process a GPU.
+Needs only the standard library. `torchrun` starts a training of several processes, one process per GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blast.files import file_lock
 
 
 def together(points: Sequence[Point]) -> list[Point]:
-    """The first of some points that one start runs: those of one process follow each other in it, others are alone."""
+    """The first points that one child runs: several if each needs one process, else a single point."""
     return list(takewhile(lambda point: point.processes == 1, points)) or list(points[:1])
 
 
@@ -30,18 +30,18 @@ def worker_command(points: Sequence[Point], root: Path, files: Sequence[str], sc
         points: As `together` gives them.
         root: Folder of their grid.
         files: Their point files.
-        scratch: Folder for what torchrun writes by the way; nothing in it is of use afterwards.
+        scratch: Folder for temporary files of torchrun.
     """
     worker = ["-m", "blast.experiment.run.worker", "--grid-dir", str(root), *files]
     if points[0].processes == 1:
         return [sys.executable, *worker]
-    # A process that dies ends the others; what was trained is gone on with by the next run, not by a restart.
+    # No restarts: if a process dies, the others end, and the next run resumes from the last saved state.
     options = f"--standalone --local-addr localhost --nproc-per-node {points[0].processes} --max-restarts 0".split()
     return [sys.executable, "-m", "torch.distributed.run", *options, "--log-dir", str(scratch), *worker]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that jobs started here see, as `CUDA_VISIBLE_DEVICES` names them; torch is not asked."""
+    """The GPUs that jobs see, as `CUDA_VISIBLE_DEVICES` names them; found without torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -50,13 +50,13 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def gpus_held(count: int) -> Iterator[dict[str, str]]:
-    """Holds GPUs that no other job holds; waits where there are not enough free ones.
+    """Locks GPUs for one job; waits until enough of them are free.
 
     Args:
         count: How many; 0 holds none.
 
     Yields:
-        Variables for the environment of the work, by which it sees these alone; none where the machine has too few.
+        Environment variables that show the child these GPUs alone; none if the machine has too few.
     """
     names = visible_gpus()
     if not 0 < count <= len(names):
@@ -66,7 +66,7 @@ def gpus_held(count: int) -> Iterator[dict[str, str]]:
     with ExitStack() as held:
         taken: list[str] = []
         told = False
-        # One job at a time gathers, so that no two wait for each other's.
+        # One job at a time collects GPUs, so that no two jobs wait for each other.
         with file_lock(folder / "gathering.lock"):
             while True:
                 for name in names:

@@ -1,4 +1,4 @@
-"""Locks that the kernel lets go of when their holder dies, so that a kill never leaves one behind."""
+"""Locks on grids and points. The system releases them when their process dies, so a kill leaves none behind."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _HELD: list[BaseFileLock] = []
 
 
 def hold_grid(folder: GridFolder) -> None:
-    """Holds a grid until this process ends, so that no two runs of the workflow make the same files.
+    """Locks a grid until this process ends, so that no two runs of the workflow write the same files.
 
     Raises:
-        BlastError: if another run holds it, with the number of its process.
+        BlastError: if another run holds it; names its process.
     """
     file = folder.root / ".lock"
     lock = file_lock(file)
@@ -52,7 +52,7 @@ def grid_is_free(folder: GridFolder) -> bool:
 
 @contextmanager
 def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[None]:
-    """Holds points while they run; waits where what a killed workflow left behind still runs one of them."""
+    """Locks points while they run; waits if a process that survived a killed workflow still runs one of them."""
     with ExitStack() as stack:
         for name in sorted(points):
             lock = file_lock(folder.work(name) / ".lock")

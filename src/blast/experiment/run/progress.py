@@ -1,4 +1,4 @@
-"""One line for each finished point: how long it took, what came out, what is left."""
+"""One line for each finished point: how long it took, its main number, and what is left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from blast.experiment.plan.paths import GridFolder
 
-# The metric that speaks for a point in one line, first found wins.
+# The metric that is shown for a point: the first of these that it has.
 HEADLINES = (("top1", 100, "% top-1"), ("bits_per_byte", 1, " bits a byte"), ("latency", 1, " ms"))
 
 
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def headline(record: dict[str, Any]) -> str:
-    """The number that speaks for a point, or why there is none."""
+    """The main number of a point, or why there is none."""
     if record["status"] != "ok":
         return f"FAILED: {record['cause']}"
     unfinished = record["result"].get("unfinished")
@@ -36,10 +36,10 @@ def progress_line(folder: GridFolder, record: dict[str, Any], total: int | None,
     """The line of a finished point.
 
     Args:
-        folder: Folder of the grid; the records in it tell what is done.
+        folder: Folder of the grid; its records are counted as done.
         record: The record of the point.
         total: Points of the whole grid; None if not known.
-        again: The record was there already and is only handed on.
+        again: Whether the record existed before and nothing was run.
     """
     took = "already done" if again else duration(record["run"]["wall_s"])
     text = f"{record['point']['id']}: {took}, {headline(record)}"

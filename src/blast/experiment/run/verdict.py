@@ -1,4 +1,4 @@
-"""The last word of a run: what failed, put aside so that the next run tries exactly that again."""
+"""The verdict of a run: lists what failed and moves it aside, so that the next run does exactly that again."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from blast.experiment.plan.point import Point
 from blast.experiment.run.locks import grid_is_free
 from blast.files import read_json, write_atomically
 
-# What a stamp of the MLflow stage begins with when the import has to be tried again.
+# The stamp of an MLflow import that has to be tried again begins with this.
 NOT_IMPORTED = "not imported"
 
 
 def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
-    """Removes the stamp of each job that lacks one of its files or is to try a point again: only that is done again.
+    """Removes the stamp of each job that lacks a file or has a point to run again, so that Snakemake runs it.
 
-    What failed in a run that was cut off before its verdict is put aside first, as the verdict would have. A verdict
-    that stands is taken back then: Snakemake makes nothing that is missing behind a target that is there.
+    If a run was stopped before its verdict, its failed records are moved aside first. If a stamp was removed,
+    `verdict.txt` is deleted too: Snakemake does not rebuild missing inputs of a target that exists.
+
+    Returns:
+        The stamps that were removed.
     """
     dropped = []
     verdict = folder.root / "verdict.txt"
-    judged = verdict.stat().st_mtime if verdict.is_file() else 0.0
-    alone = grid_is_free(folder)
+    verdict_time = verdict.stat().st_mtime if verdict.is_file() else 0.0
+    nothing_runs = grid_is_free(folder)
     for job in plan.jobs:
         stamp = folder.stamp(job.stage, job.name)
-        if alone and stamp.is_file() and stamp.stat().st_mtime > judged:
+        if nothing_runs and stamp.is_file() and stamp.stat().st_mtime > verdict_time:
             for name in job.ids:
                 if _status(folder.record(name))[0] == "failed":
                     _move_aside(folder, name)
@@ -54,13 +57,14 @@ def _status(file: Path) -> tuple[str, str | None]:
         return "failed", "its record is damaged or half-written."
 
 
-def settle(folder: GridFolder) -> tuple[int, list[str]]:
-    """Looks at everything a grid should have made.
+def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
+    """Checks every file that a grid should have made.
+
+    Failed records are moved to `failed/`. Failed dataset facts, language metrics and stamps are deleted. So the next
+    run redoes these and nothing else. The record of an unfinished point stays until the next run replaces it.
 
     Returns:
-        How many points there are, and a sentence for each failure. The failed files are moved to `failed/` (records)
-        or removed (dataset facts, language metrics, stamps), so that the next run redoes them and nothing else. The
-        record of a point that was not finished stays, with what it measured, until the next run has replaced it.
+        How many points there are, and a sentence for each failure.
     """
     points = [
         Point.from_dict(values) for values in read_json(folder.root / "plan.json", "plan", "run the workflow again.")

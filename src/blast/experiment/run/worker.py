@@ -1,4 +1,4 @@
-"""The child process of a job: trains, prunes, evaluates; one `outcome.json` for each point."""
+"""The child process of a job: runs its points and writes `outcome.json` for each; the job makes records of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from blast.files import write_json
 from blast.training.launch import rank_and_world_size
 
 Result = dict[str, Any]
-# Seconds in which torchrun, which looks ten times a second, has ended what is left of a training.
+# Seconds within which torchrun, which checks ten times a second, ends the other processes of a training.
 GRACE = 3.0
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its standard input closes: whoever started it is gone."""
+    """Ends this process when its standard input closes, because the process that started it is gone."""
 
     def wait() -> None:
-        # Past Python's own buffer, whose lock would abort this process when it ends by itself.
+        # Not sys.stdin: the lock of its buffer would abort this process at its normal end.
         while os.read(0, 4096):
             pass
         os._exit(3)
@@ -50,17 +50,20 @@ def set_up_torch(point: Point) -> None:
 
 
 def run_point(point: Point, folder: GridFolder) -> Result | None:
-    """Calls the function that runs a point, the one that its fingerprint begins with."""
+    """Runs a point by the function that its fingerprint starts from."""
     module, _, name = entry_of(point).partition(":")
     run: Callable[[Point, GridFolder, str], Result | None] = getattr(import_module(module), name)
     return run(point, folder, fingerprint(point))
 
 
-def _let_others_speak(known: bool) -> None:
-    """Waits before a cause is told where several processes train, so that the one that is told is the true one.
+def _wait_for_first_failure(known: bool) -> None:
+    """In a training of several processes, waits before a cause is reported, so that the right process reports it.
 
-    Where another process died, this one fails only because of that, and torchrun ends it while it waits. Where all
-    fail alike, the first one tells.
+    If another process died, this one fails only because of that, and torchrun ends it while it waits. If all fail in
+    the same way, the first process reports.
+
+    Args:
+        known: Whether the cause is an error that this project raises, or a lack of memory.
     """
     rank, processes = rank_and_world_size()
     if processes > 1 and (rank or not known):
@@ -68,9 +71,10 @@ def _let_others_speak(known: bool) -> None:
 
 
 def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
-    """Runs one point; whatever goes wrong becomes its cause, in one sentence, with the traceback in the log.
+    """Runs one point. An exception becomes its `cause`, one sentence; the traceback goes to the log.
 
-    None in a process that only helped to train it.
+    Returns:
+        What the job makes a record of; None in all processes but the first.
     """
     if rank_and_world_size()[0] == 0:
         print(f"== {point.id}", flush=True)
@@ -79,15 +83,15 @@ def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
         result = run_point(point, folder)
     except BlastError as error:
         traceback.print_exc()
-        _let_others_speak(known=True)
+        _wait_for_first_failure(known=True)
         return {"status": "failed", "cause": str(error)}
     except (MemoryError, torch.OutOfMemoryError):
         traceback.print_exc()
-        _let_others_speak(known=True)
+        _wait_for_first_failure(known=True)
         return {"status": "failed", "cause": "out of memory; use a smaller batch, or run fewer jobs at once."}
     except Exception as error:
         traceback.print_exc()
-        _let_others_speak(known=False)
+        _wait_for_first_failure(known=False)
         first = (str(error).splitlines() or [""])[0]
         return {"status": "failed", "cause": f"{type(error).__name__}: {first} (the log holds the traceback)."}
     return None if result is None else {"status": "ok", "run": result.pop("run", {}), "result": result}
@@ -109,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         file = folder.work(point.id) / OUTCOME
         if not file.exists():
             write_json(file, {**outcome, "hardware": hardware()})
-        # The job turns it into a record, which the next point may need, and takes it away.
+        # The job makes a record of it, which the next point may read, and deletes it.
         while file.exists():
             time.sleep(0.01)
     return 0
