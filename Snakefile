@@ -1,7 +1,7 @@
 """The workflow: fetch → prepare → point → benchmark → import → tables → figures → verdict.
 
-`snakemake --cores 8 all` runs the grid of config/config.yaml; another one is given with --configfile.
-What the rules run is in the library `blast`; they only say what needs what.
+`snakemake --cores 8 all` runs the grid of config/config.yaml; `--configfile` names another config.
+Rules only state what depends on what. The work is done by `python -m blast …`, in the library.
 """
 
 import json
@@ -18,7 +18,7 @@ from blast.experiment.run.launch import visible_gpus
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.run.locks import hold_grid
 from blast.experiment.plan.resources import jobs_at_once
-from blast.experiment.snakemake_hooks import UnknownTarget
+from blast.experiment.snakemake_hooks import UnknownTargetMessage
 from blast.experiment.run.verdict import drop_stale_stamps
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -27,7 +27,7 @@ try:
     CONFIG, CONFIG_FILE = used_config(workflow.config_settings.configfiles, config)
     PLAN = expand(CONFIG, CONFIG_FILE)
 except BlastError as error:
-    # Said here, as a quiet Snakemake keeps it to itself.
+    # Printed here because Snakemake's quiet mode hides it.
     print(f"blast: {error}", file=sys.stderr)
     raise WorkflowError(str(error)) from None
 
@@ -36,10 +36,10 @@ JOBS = {job.name: job for job in PLAN.jobs}
 PYTHON = sys.executable
 drop_stale_stamps(PLAN, FOLDER)
 
-# --cores 8 on a smaller machine starts only what its processors and memory carry: each job takes a slot.
+# Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
 SLOTS = jobs_at_once(CONFIG)
 workflow.global_resources["slots"] = SLOTS
-# No more trainings on several processes at once than there are GPUs for; `--resources gpus=4` says how many to use.
+# Trainings of several processes take a GPU per process; `--resources gpus=4` limits them to four GPUs.
 GPUS_GIVEN = "gpus" in workflow.global_resources
 if not GPUS_GIVEN:
     workflow.global_resources["gpus"] = len(visible_gpus())
@@ -60,7 +60,7 @@ include: "workflow/rules/views.smk"
 
 
 rule all:
-    """Everything, and a verdict: exit code 1 and one line for each point that failed."""
+    """Everything, and a verdict: exit code 1 and one line for each failed point."""
     default_target: True
     input:
         FOLDER.root / "verdict.txt",
@@ -73,13 +73,13 @@ rule points:
 
 
 rule kernels:
-    """The benchmarks of the kernels; only a machine with a GPU can run them."""
+    """The benchmarks of the kernels; they need a GPU."""
     input:
         stamps("benchmark", jobs_of_suite("kernels")),
 
 
 logger.addHandler(
-    UnknownTarget({rule.name for rule in workflow.rules if not rule.has_wildcards()} | {*PICTURES, *PRINTED})
+    UnknownTargetMessage({rule.name for rule in workflow.rules if not rule.has_wildcards()} | {*PICTURES, *PRINTED})
 )
 
 
@@ -97,4 +97,4 @@ onstart:
 
 
 onerror:
-    print(f"not everything is done: see the lines above, and the logs in {FOLDER.root / 'logs'}", file=sys.stderr)
+    print(f"some jobs failed: see the lines above, and the logs in {FOLDER.root / 'logs'}", file=sys.stderr)

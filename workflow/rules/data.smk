@@ -1,8 +1,8 @@
-# Data: fetch → prepare → requests. A source that cannot be reached is told in the file, and the rest goes on.
+# Data: fetch → prepare → requests. If a source is unreachable, the file holds the cause and the rest goes on.
 
 
 rule used_config:
-    """The config as it was used, with every default, and the points it means."""
+    """The config with every default filled in, and the points of its grid."""
     output:
         config=FOLDER.root / "config.yaml",
         plan=FOLDER.root / "plan.json",
@@ -14,10 +14,10 @@ rule used_config:
 
 
 rule fetch:
-    """Brings the raw files of a dataset into the cache."""
+    """Downloads the raw files of a dataset into the cache."""
     output:
         FOLDER.root / "data" / "{dataset}.fetched.json",
-    # Before benchmarks, each of which has the machine for itself: trainings, too, come first, and wait for data.
+    # Data and trainings come before benchmarks, each of which has the machine to itself.
     priority: 10
     resources:
         slots=1,
@@ -26,7 +26,7 @@ rule fetch:
 
 
 rule prepare:
-    """Tokenises or unpacks a dataset; the cache keeps it for other grids."""
+    """Tokenises or unpacks a dataset in the cache, which other grids share."""
     input:
         FOLDER.root / "data" / "{dataset}.fetched.json",
     output:
@@ -41,7 +41,7 @@ rule prepare:
 
 
 rule requests:
-    """lm-eval's requests for a dataset, as token ids that any machine can score."""
+    """Builds lm-eval's requests for a dataset as token ids; any machine can score them."""
     input:
         FOLDER.data("{dataset}"),
     output:

@@ -1,14 +1,14 @@
-# Points: one job trains, prunes, evaluates and records one or several of them.
+# Points: a job trains, prunes and evaluates one or several points, and writes results/<grid>/records/<point>.json.
 
 
-def needs_of(wildcards):
+def inputs_of(wildcards):
     """Data, requests, and the jobs that train the dense models this job starts from."""
     job = JOBS[wildcards.job]
-    needs = [FOLDER.data(job.dataset)] if job.dataset else []
+    files = [FOLDER.data(job.dataset)] if job.dataset else []
     if job.dataset and PLAN.tasks(job.dataset):
-        needs.append(FOLDER.stamp("requests", job.dataset))
+        files.append(FOLDER.stamp("requests", job.dataset))
     parents = [other for other in PLAN.jobs if set(other.ids) & set(job.after)]
-    return needs + [FOLDER.stamp(parent.stage, parent.name) for parent in parents]
+    return files + [FOLDER.stamp(parent.stage, parent.name) for parent in parents]
 
 
 def points_of(wildcards):
@@ -21,20 +21,20 @@ def code_of(wildcards):
 
 
 def processes_of(wildcards):
-    """The most processes that a point of the job is trained by; each takes a slot."""
+    """The largest number of training processes of a point of the job; each takes a slot."""
     return max(PLAN.points[name].processes for name in JOBS[wildcards.job].ids)
 
 
 def gpus_of(wildcards):
-    """One for each process; a job of one process shares them with others, unless `--resources gpus=…` was given."""
+    """One GPU per process; jobs of one process share the GPUs, unless `--resources gpus=…` was given."""
     processes = processes_of(wildcards)
     return processes if GPUS and (processes > 1 or GPUS_GIVEN) else 0
 
 
 rule point:
-    """Trains, prunes and evaluates the points of a job; failures become records too."""
+    """Trains, prunes and evaluates the points of a job; a failed point gets a record too."""
     input:
-        needs_of,
+        inputs_of,
     output:
         touch(FOLDER.stamp("train", "{job}")),
     log:
@@ -51,7 +51,7 @@ rule point:
 
 
 rule benchmark:
-    """Times kernels against dense and against their peers, alone on the machine."""
+    """Times kernels against dense and against other libraries, alone on the machine."""
     output:
         touch(FOLDER.stamp("benchmark", "{job}")),
     log:
@@ -74,7 +74,7 @@ def language_jobs():
 
 
 def all_stamps():
-    """Points, and what lm-eval makes of their scores."""
+    """All points, and lm-eval's metrics of them."""
     return stamps(None) + stamps("language", language_jobs())
 
 

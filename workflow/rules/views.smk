@@ -1,4 +1,4 @@
-# Tables and figures: redrawn from records alone.
+# Tables and figures: drawn from records alone.
 
 VIEWS = {path.stem: path for path in Path("paper_figures").glob("*.py")}
 TABLES = [name for name, path in VIEWS.items() if "\ndef rows(" in path.read_text()]
@@ -6,12 +6,12 @@ FIGURES = [name for name, path in VIEWS.items() if "\ndef draw(" in path.read_te
 PICTURES = [f"{CONFIG.figures}/{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")]
 PRINTED = [f"{CONFIG.figures}/{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")]
 RECORDED = Path("results/recorded")
-# Read by every view: its own script comes on top.
+# Files that every view reads, besides its own script.
 SHARED = ["paper_figures/_style.py", "paper_figures/_write.py", "config/paper_values.csv"]
 
 
-def what_views_read(wildcards):
-    """All records of the grid; but where nothing except views is asked for, the records that exist."""
+def inputs_of_views(wildcards):
+    """All records of the grid. If only views are asked for: the records that exist, and nothing is run."""
     asked = set(workflow.dag_settings.targets)
     if asked and asked <= {*PICTURES, *PRINTED, "tables", "figures"}:
         local = [*FOLDER.root.glob("records/*.json"), *FOLDER.root.glob("language/*.json")]
@@ -21,7 +21,7 @@ def what_views_read(wildcards):
 
 
 def caption_of(wildcards):
-    """The caption of a view in the report; one file each, as Snakemake takes no wildcard there."""
+    """The caption of a view in the report; read here because Snakemake allows no wildcard in `caption`."""
     file = Path("workflow/report") / f"{wildcards.name}.rst"
     return file.read_text() if file.is_file() else ""
 
@@ -29,7 +29,7 @@ def caption_of(wildcards):
 rule figure:
     """One figure of the paper, as PDF and PNG."""
     input:
-        what_views_read,
+        inputs_of_views,
         SHARED,
         script="paper_figures/{name}.py",
     output:
@@ -53,7 +53,7 @@ rule figure:
 rule table:
     """One table of the paper, as CSV, Markdown and LaTeX."""
     input:
-        what_views_read,
+        inputs_of_views,
         SHARED,
         script="paper_figures/{name}.py",
     output:
@@ -88,7 +88,7 @@ rule tables:
 
 
 rule verdict:
-    """Says what failed and puts it aside, so that the next run redoes exactly that."""
+    """Lists what failed and moves it aside, so that the next run redoes exactly that."""
     input:
         all_stamps(),
         stamps("mlflow"),

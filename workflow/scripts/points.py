@@ -1,4 +1,4 @@
-"""Runs the points of a job; thin, as `python -m blast job` does the same from point files."""
+"""Runs the points of a job; `python -m blast job` does the same from point files."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Writes the config as it was used, with every default, and the points it means."""
+"""Writes the config with every default filled in, and the points of its grid."""
 
 from pathlib import Path
 

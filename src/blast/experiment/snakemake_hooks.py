@@ -1,4 +1,4 @@
-"""A target that no rule makes, said in one sentence: a quiet Snakemake keeps its own word for it to itself."""
+"""Hooks into Snakemake: an unknown target prints one sentence, which Snakemake's quiet mode would hide."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from blast.errors import unknown_name
 
 
-class UnknownTarget(logging.Handler):
-    """Listens to Snakemake's log for a target that cannot be made, and names the nearest that can.
+class UnknownTargetMessage(logging.Handler):
+    """Finds the error of an unknown target in Snakemake's log, and prints the nearest known target.
 
     Args:
-        known: Names of rules and of pictures.
+        known: Names of rules and of figure and table files.
     """
 
     def __init__(self, known: Iterable[str]) -> None:

@@ -74,8 +74,8 @@ def test_sizes_and_licences_are_said_and_what_is_shared_counted_once():
     assert all(artifact.licence and artifact.sources for artifact in artifacts)
 
 
-def test_what_has_to_be_accepted_is_named_with_what_to_do():
-    told = [line for line in describe(_artifacts(PAPER), Path("/nowhere")) if line.startswith("before you go on")]
+def test_licences_to_accept_first_are_listed_with_what_to_do():
+    told = [line for line in describe(_artifacts(PAPER), Path("/nowhere")) if line.startswith("before you fetch")]
     assert len(told) == 2
     assert any("image-net.org" in line and "BLAST_IMAGENET" in line for line in told)
     assert any("meta-llama/Llama-3.2-1B" in line and "HF_TOKEN" in line for line in told)
@@ -87,13 +87,13 @@ def test_sizes_alone_fetch_nothing(offline, capsys):
     assert not (offline / "cache").exists()
 
 
-def test_what_is_in_the_cache_is_there_and_the_rest_is_one_sentence_each(offline, capsys):
+def test_each_artifact_that_cannot_be_fetched_prints_one_sentence_and_the_rest_is_fetched(offline, capsys):
     copy_texts(offline / "cache")
     copy_weights("llama-3.2-1b", offline / "cache")
     assert main(["fetch", str(offline / "small.yaml")]) == 1
     out, err = capsys.readouterr()
     for name in ("dataset wikitext103", "dataset pystdlib", "weights llama-3.2-1b", "tokenizer llama-3.2-1b"):
-        assert f"{name} is there" in out
+        assert f"{name} is in the cache" in out
     assert "4 of 5 are in" in out
     (sentence,) = [line for line in err.splitlines() if line.startswith("blast: ")]
     assert sentence.startswith("blast: evaluation piqa: ")
@@ -102,7 +102,7 @@ def test_what_is_in_the_cache_is_there_and_the_rest_is_one_sentence_each(offline
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_machine_without_a_hub_is_told_source_by_source_within_ten_seconds(offline, silent, capsys, monkeypatch):
+def test_without_a_hub_each_source_prints_its_error_within_ten_seconds(offline, silent, capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         if silent:
             monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
@@ -116,7 +116,7 @@ def test_a_machine_without_a_hub_is_told_source_by_source_within_ten_seconds(off
     assert all(any(reason in line for reason in reasons) for line in failures)
 
 
-def test_one_dataset_still_leaves_its_facts_in_a_file(offline):
+def test_the_facts_of_one_dataset_are_written_to_a_file(offline):
     assert main(["fetch", "pystdlib", "--out", str(offline / "facts.json")]) == 0
     assert (offline / "facts.json").is_file()
     assert main(["fetch", "pystdlib"]) == 2

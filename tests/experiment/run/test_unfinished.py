@@ -1,4 +1,4 @@
-"""A benchmark whose time ran out: what it measured is kept, the verdict lists it as a failure, and the next run redoes it."""
+"""A benchmark whose time ran out: its numbers are kept, the verdict lists it, and the next run redoes it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Everything that a config downloads, listed with size and licence before anything is fetched.
 
-For a cluster without a network: run `blast fetch CONFIG` where there is one, with `BLAST_CACHE` on a shared disk.
+On a cluster whose nodes have no network: run `blast fetch CONFIG` on a machine that has one, with `BLAST_CACHE` on a
+shared disk.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class Artifact:
     Attributes:
         what: Its kind and name.
         sources: Where it comes from, in the order tried.
-        bytes: What is downloaded, as published; 0 where nothing is.
-        licence: Under which terms.
-        gate: What has to be accepted first, and how; empty where nothing has.
+        bytes: Size of the download, as published; 0 if nothing is downloaded.
+        licence: Its licence.
+        gate: What the user has to accept first, and how; empty if nothing.
         fetch: Brings it into the cache.
-        shared: What is downloaded; artifacts that share it are counted once.
+        shared: Name of the download; artifacts with the same one are counted once.
     """
 
     what: str
@@ -48,7 +49,7 @@ class Artifact:
 
 
 def artifacts_of(plan: Plan, cache: Path, say: Callable[[str], None]) -> list[Artifact]:
-    """All a plan needs: datasets, tokenizers, published weights, evaluation sets; each once."""
+    """What the points of a config download: datasets, weights, tokenizers, evaluation sets; each once."""
     return [*_data(plan, cache, say), *_models(plan, cache, say), *_evaluation(plan, cache, say)]
 
 
@@ -112,12 +113,12 @@ def _evaluation(plan: Plan, cache: Path, say: Callable[[str], None]) -> Iterator
 
 
 def megabytes(size: int) -> str:
-    """A size for people."""
+    """A size as text: `1.2 GB`, `3.4 MB`, or `nothing` for 0."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size else "nothing"
 
 
 def describe(artifacts: Sequence[Artifact], cache: Path) -> list[str]:
-    """Lines that say what is needed, how large it is and under which terms, then what to accept first."""
+    """One line for each artifact with its size and licence, then the total, then what to accept first."""
     lines = [
         f"{artifact.what:<28} {megabytes(artifact.bytes):>9}  {artifact.licence}  [{', then '.join(artifact.sources)}]"
         for artifact in artifacts
@@ -129,12 +130,12 @@ def describe(artifacts: Sequence[Artifact], cache: Path) -> list[str]:
     free = shutil.disk_usage(place).free
     lines.append(f"at most {megabytes(total)} in all, as published, into {cache} ({megabytes(free)} are free there)")
     if free < total:
-        lines.append(f"that is more than is free: point BLAST_CACHE at a disk with {megabytes(total)}.")
+        lines.append(f"the disk is too small: set BLAST_CACHE to a folder with {megabytes(total)} free.")
     gates: dict[str, str] = {}
     for artifact in artifacts:
         if artifact.gate:
             gates.setdefault(artifact.gate, artifact.what)
-    lines += [f"before you go on, {what}: {gate}" for gate, what in gates.items()]
+    lines += [f"before you fetch {what}: {gate}" for gate, what in gates.items()]
     return lines
 
 
@@ -166,6 +167,6 @@ def fetch_all(plan: Plan, only_sizes: bool = False) -> int:
             failed += 1
             say(f"blast: {artifact.what}: {error}")
         else:
-            print(f"{artifact.what} is there", flush=True)
+            print(f"{artifact.what} is in the cache", flush=True)
     print(f"{len(artifacts) - failed} of {len(artifacts)} are in {cache}")
     return failed

@@ -1,4 +1,4 @@
-"""The data stages of the workflow: each leaves a file with facts, or with why there are none."""
+"""The data stages of the workflow: fetch, prepare, requests. Each writes a file with facts or the cause of failure."""
 
 from __future__ import annotations
 
@@ -28,14 +28,21 @@ def _facts_or_cause(work: Callable[[], dict[str, Any]], out: Path) -> None:
 
 
 def fetch_dataset(dataset: str, out: Path) -> None:
-    """Brings the raw files of a dataset into the cache; `out` takes the facts or the cause of failure."""
+    """Downloads the raw files of a dataset into the cache; writes facts or the cause of failure to `out`."""
     module = datasets.get(dataset)
     _say(f"{dataset}: licence {module.LICENCE}")
     _facts_or_cause(lambda: {**module.fetch(cache_root(), _say), "licence": module.LICENCE}, out)
 
 
 def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None, out: Path) -> None:
-    """Prepares a dataset in the cache; `out` takes the facts, or the cause of failure, of fetching too."""
+    """Prepares a dataset in the cache; writes facts or the cause of failure to `out`.
+
+    Args:
+        dataset: Its name.
+        settings: Settings of the preparation.
+        fetched: What `fetch_dataset` wrote; if fetching failed, its cause is passed on.
+        out: File to write.
+    """
 
     def work() -> dict[str, Any]:
         if fetched:
@@ -50,10 +57,10 @@ def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None
 def build_dataset_requests(
     dataset: str, tasks: Sequence[str], folder: GridFolder, items: int | None = None
 ) -> dict[str, str]:
-    """Lets lm-eval build the requests of a dataset; without the dataset there are none to build.
+    """Lets lm-eval build the requests of a dataset; does nothing if the dataset failed.
 
-    A task whose evaluation set no source has is left out, and the reason kept beside the requests: the metrics of the
-    other tasks are made all the same.
+    A task whose evaluation set cannot be fetched is left out. The reason is written beside the requests, and the other
+    tasks are still evaluated.
 
     Args:
         dataset: Its name.

@@ -50,7 +50,7 @@ def _cause_of_death(returncode: int, processes: int) -> str:
             "others were ended; run again, with a smaller 'batch' if memory ran out: it resumes from its last state."
         )
     if returncode == -signal.SIGKILL:
-        return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or use a smaller batch."
+        return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or lower 'batch'."
     if returncode < 0:
         return f"the process died of signal {-returncode} ({signal.Signals(-returncode).name}); see the log."
     return f"the process ended with exit code {returncode}; see the log."
