@@ -15,7 +15,7 @@ from blast.experiment.records.export import CURVE_STEPS, export
 from blast.experiment.records.rows import (
     COLUMNS,
     execution_facts,
-    grid_rows,
+    read_grid,
     read_rows,
     record_rows,
     run_id,
@@ -167,10 +167,10 @@ def test_a_record_without_hardware_is_refused_by_its_id(tmp_path):
 def test_a_half_written_record_is_refused_by_its_file(tmp_path):
     fake.write_json(tmp_path / "records" / "a.json", make()[0])
     file = tmp_path / "records" / "a.json"
-    assert grid_rows(tmp_path)
+    assert list(read_grid(tmp_path))
     file.write_text(file.read_text()[:200])
     with pytest.raises(BlastError, match=r"a\.json"):
-        grid_rows(tmp_path)
+        list(read_grid(tmp_path))
 
 
 def test_times_of_training_become_a_curve_and_are_no_part_of_what_identifies_a_run():

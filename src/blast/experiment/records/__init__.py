@@ -1,1 +1,1 @@
-"""What was measured: records, rows, the table of both, export and import."""
+"""Records (the JSON results of points), their rows and table, fingerprints of code, export and import."""

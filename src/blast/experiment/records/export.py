@@ -1,4 +1,4 @@
-"""Records flattened into the evidence that the repository keeps: `results/recorded/<hardware>/`."""
+"""Exports records as CSV files that are committed: `results/recorded/<hardware>/`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from blast.experiment.records.rows import (
 from blast.files import read_json, write_json
 
 FILES = ("kernels", "training", "inference", "memory", "energy", "accuracy")
-# A curve is kept at about this many steps: enough to draw it, and 40 points stay near a megabyte.
+# About so many steps of a curve are kept: enough to draw it, and 40 points stay near a megabyte.
 CURVE_STEPS = 40
-# Curves that stay at a value and then change.
-STATES = ("sparse_execution", "compile_time")
-# A curve of which the end is looked at.
+# Curves that change rarely: the steps beside each change are kept.
+STEPWISE = ("sparse_execution", "compile_time")
+# A curve of which only the last step is read.
 TOTAL = "mask_update_time"
 
 
 def file_of(row: Row) -> str:
-    """Which of `FILES` a row belongs in: energy and memory by metric, timings by suite, curves to `training`."""
+    """Which of `FILES` a row belongs to: by its metric for energy and memory, else by its suite."""
     metric = row["metric"] or ""
     if metric.startswith(("energy", "power")):
         return "energy"
@@ -57,14 +57,14 @@ def _changes(rows: list[Row], metric: str) -> set[int]:
 
 
 def _thin(rows: list[Row]) -> list[Row]:
-    """Keeps about `CURVE_STEPS` steps of each curve, the first and the last among them; of `STATES` the changes."""
+    """Keeps about `CURVE_STEPS` steps of each curve, with the first and the last; of `STEPWISE` the changes."""
     steps: dict[str, list[int]] = {}
     for row in rows:
         if row["step"] is not None:
             steps.setdefault(row["metric"], []).append(row["step"])
-    kept = {metric: _changes(rows, metric) for metric in STATES}
+    kept = {metric: _changes(rows, metric) for metric in STEPWISE}
     for metric, all_steps in steps.items():
-        if metric in STATES:
+        if metric in STEPWISE:
             continue
         ordered = sorted(all_steps)
         if metric == TOTAL:
@@ -105,21 +105,21 @@ def _folder(recorded_dir: Path, record: Record) -> Path:
     hardware = record["run"].get("hardware") or ""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", hardware):
         raise BlastError(
-            f"the record '{record['point']['id']}' names its hardware '{hardware}', which cannot name a folder; "
+            f"the record '{record['point']['id']}' has the hardware '{hardware}', which is no folder name; "
             "run the point again with this version."
         )
     return Path(recorded_dir, hardware)
 
 
 def _merge(folder: Path, entries: list[tuple[Record, Record | None]]) -> list[Path]:
-    """Puts the records of one machine into its folder."""
+    """Writes the records of one machine into its folder."""
     old = {name: read_rows(folder / f"{name}.csv") for name in FILES if (folder / f"{name}.csv").is_file()}
     kept = {_identity(row) for rows in old.values() for row in rows if row["status"] == "ok"}
     fresh: dict[tuple[str, str], list[Row]] = {}
     runs: dict[str, Any] = {}
     for record, language in entries:
         identity = (record["point"]["grid"], record["point"]["id"])
-        # A failure is news, but no reason to throw away what was once measured.
+        # A failed record does not replace rows that were measured before.
         if record["status"] != "ok" and identity in kept:
             continue
         fresh[identity] = _without_losers(_thin(record_rows(record, language)))
@@ -144,7 +144,7 @@ def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_di
     """Writes records into `recorded_dir/<hardware>/`, replacing older rows of the same points.
 
     Exporting twice changes nothing, and the order of the records does not matter. Rows of other points stay. A failed
-    record replaces no measured rows.
+    record does not replace measured rows.
 
     Args:
         records: Records, or pairs of a record and its language metrics (as `rows.read_grid` yields).
@@ -154,7 +154,7 @@ def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_di
         The files written, by machine.
 
     Raises:
-        BlastError: if a file there is damaged, or a record does not say which hardware it was made on.
+        BlastError: if a file there is damaged, or the hardware of a record cannot name a folder.
     """
     by_folder: dict[Path, list[tuple[Record, Record | None]]] = {}
     for entry in records:
@@ -164,10 +164,10 @@ def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_di
 
 
 def export_grid(grid_dir: Path, recorded_dir: Path) -> list[Path]:
-    """Exports every record of a grid with its language metrics, see `export`, and the masks that are here.
+    """Exports every record of a grid with its language metrics (see `export`), and the masks that exist.
 
     Raises:
-        BlastError: if there is no record, or one is damaged, or the masks of one are not those that it names.
+        BlastError: if there is no record, one is damaged, or its masks do not match their digest.
     """
     entries = list(read_grid(grid_dir))
     if not entries:

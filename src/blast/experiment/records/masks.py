@@ -1,4 +1,4 @@
-"""The last masks of trained points as small files of indices, beside the rows in `results/recorded/<hardware>/`."""
+"""Masks of trained points: reading them, and exporting the last ones to `results/recorded/<hardware>/masks/`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 
 def masks_of_record(folder: GridFolder, record: Record) -> Path | None:
-    """The `masks.safetensors` of a point, as far as its record names one and it is here."""
+    """The `masks.safetensors` of a point; None if its record names none or the file is missing."""
     artifact = ((record.get("result") or {}).get("artifacts") or {}).get("masks")
     file = folder.work(record["point"]["id"]) / artifact["path"] if artifact else None
     return file if file and file.is_file() else None
@@ -40,10 +40,10 @@ def export_masks(folder: GridFolder, record: Record, machine_dir: Path) -> Path 
         machine_dir: `results/recorded/<hardware>`.
 
     Returns:
-        The file; None for a point that failed, is of another method, or whose masks are not here.
+        The file; None for a point that failed, has another method, or whose masks are missing.
 
     Raises:
-        BlastError: if the masks are not those that the record names, or damaged.
+        BlastError: if the masks do not match the digest in the record, or are damaged.
     """
     point = record["point"]
     file = masks_of_record(folder, record)
@@ -82,10 +82,10 @@ History = dict[int, np.ndarray]
 
 
 def read_masks(file: Path) -> dict[str, History]:
-    """Masks by matrix and step, from tensors named `step000100/transformer.h.0.mlp.c_fc`.
+    """Reads masks by matrix and step; tensors are named `step000100/transformer.h.0.mlp.c_fc`.
 
     Raises:
-        BlastError: if the file is damaged or holds something else.
+        BlastError: if the file is damaged or holds other tensors.
     """
     found: dict[str, History] = {}
     try:

@@ -29,7 +29,7 @@ PACKAGES = (
 
 @cache
 def commit() -> tuple[str | None, bool | None]:
-    """Commit of the checkout and whether it has uncommitted changes; `BLAST_COMMIT` where there is no git."""
+    """Commit of the checkout, or `BLAST_COMMIT`; and whether there are uncommitted changes (None if not known)."""
     if given := os.environ.get("BLAST_COMMIT"):
         return given, None
     root = Path(__file__).resolve().parents[4]
@@ -47,14 +47,14 @@ def commit() -> tuple[str | None, bool | None]:
 
 @cache
 def lock_digest() -> str | None:
-    """Digest of the lock file of the checkout, if there is one."""
+    """Digest of `requirements.lock` in the checkout; None without one."""
     file = Path(__file__).resolve().parents[4] / "requirements.lock"
     return file_digest(file) if file.is_file() else None
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a number may depend on, as far as they are installed."""
+    """Versions of Python and of the installed packages that a result may depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

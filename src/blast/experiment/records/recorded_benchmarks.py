@@ -1,4 +1,4 @@
-"""Benchmarks as far as they can be had back from the evidence of the repository: what tables of a GPU are made of."""
+"""Benchmark records rebuilt from the exported rows in `results/recorded`; tables of a GPU are made of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ENTRY = ("metric", "provider", "unit", "value", "low", "high", "spread", "n", "t
 
 
 def recorded_benchmarks(recorded: Path, suite: str) -> Iterator[Record]:
-    """Records of one suite, made of exported rows: good ones, with their metrics and what is known of their run.
+    """Yields records of one suite, rebuilt from exported rows of status ok.
 
     Args:
-        recorded: `results/recorded`; nothing comes of a folder that is not there.
-        suite: Which benchmarks.
+        recorded: `results/recorded`; a missing folder yields nothing.
+        suite: Name of the suite.
 
     Raises:
         BlastError: if a file was altered by hand.

@@ -1,4 +1,4 @@
-"""Records as long-form rows: one row a number, the form that is kept, drawn and judged."""
+"""Records as long-form rows, one number per row: exported, drawn and compared in this form."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLUMNS = (
 FLOATS = frozenset({"sparsity", "achieved_sparsity", "value", "low", "high"})
 INTEGERS = frozenset({"tokens", "batch", "step", "n", "seed"})
 BOOLEANS = frozenset({"tied"})
-# The training settings that tell two runs of one architecture apart at a glance; the point digest stands for all.
+# Training settings that are shown in `setting`; the digest of the point covers the others.
 SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
-# What the rows of a curve keep of the setting.
+# Keys of `setting` that rows of a curve have.
 CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution")
-# What differs between the points of one process, or names a person's machine: no part of what identifies a run.
+# Left out of `describe_run`: values that differ between points of one process, or that name a person's machine.
 RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware", "training_seconds"})
 
 Row = dict[str, Any]
@@ -35,7 +35,7 @@ Record = Mapping[str, Any]
 
 
 def describe_run(record: Record) -> dict[str, Any]:
-    """Where and with what a record was made, without what differs from point to point.
+    """Describes where and with what a record was made; the same for all points of one process.
 
     Args:
         record: A record; its `run` part is read.
@@ -66,9 +66,9 @@ def _suite(point: Mapping[str, Any]) -> str:
 
 
 def execution_facts(point: Mapping[str, Any]) -> dict[str, str]:
-    """How a pruned training point runs, and a digest of all its other settings.
+    """The `execution` of a pruned training point, and a digest of all its other settings.
 
-    Points that agree in `same_but_execution` differ in `execution` alone, so that their results agree but for rounding.
+    Points with equal `same_but_execution` differ only in `execution`, so their results agree except for rounding.
 
     Args:
         point: As `Point.to_dict` gives it.
@@ -142,13 +142,13 @@ def _failure(common: Row, setting: dict[str, Any], cause: str | None, task: str 
 
 
 def _floats(row: Row) -> Row:
-    # A count of bytes is an int in a record and a float once it was a file: one spelling for both.
+    # A count of bytes is an int in a record, and a float when it is read from CSV: make both floats.
     return row | {column: float(row[column]) for column in FLOATS if row[column] is not None}
 
 
 def _curves(record: Record) -> dict[str, Mapping[str, Any]]:
     curves = dict(record["result"].get("curves") or {})
-    # Time is no part of a result, which is the same each time.
+    # Times are in `run`, because they differ each time and `result` does not.
     seconds = record["run"].get("training_seconds") or {}
     for key, name in (("value", "training_time"), ("compiling", "compile_time"), ("updating", "mask_update_time")):
         if key in seconds:
@@ -161,14 +161,14 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
 
     Args:
         record: A record as `blast.experiment.records.record.read_record` gives it.
-        language: The metrics that lm-eval made of it later, if there are any; left out of account when they were
-            made of another record (their `record_digest` differs).
+        language: lm-eval's metrics of it, or None; ignored if they were made of another record (their
+            `record_digest` differs).
 
     Returns:
-        A row for each metric, then for each step of each curve, with the keys `COLUMNS`; `training_time` is a curve of
-        the seconds of training alone until each evaluation, `compile_time` what of them went into compiling,
-        `mask_update_time` what mask updates added.
-        A failed record is one row with `status` failed, no metric, and the cause in `setting`; failed language metrics
+        A row for each metric, then for each step of each curve, with the keys `COLUMNS`. Three curves are times until
+        each evaluation: `training_time` (seconds of training alone), `compile_time` (its share for compiling) and
+        `mask_update_time` (its share for mask updates).
+        A failed record is one row with `status` failed, no metric, and the cause in `setting`. Failed language metrics
         add such a row too.
     """
     common, setting = _common(record), _setting(record)
@@ -179,11 +179,11 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
     if language is not None and language.get("record_digest") == record["record_digest"]:
         if language.get("status") == "ok":
             rows += [_metric_row(common, setting, metric) for metric in language.get("metrics", ())]
-            # Tasks whose evaluation set no source had.
+            # Tasks whose evaluation set could not be fetched.
             rows += [_failure(common, setting, cause, task) for task, cause in language.get("left_out", {}).items()]
         else:
             rows.append(_failure(common, setting, language.get("cause"), task="language"))
-    # A curve has many rows: they name their point, and its settings stand in the rows of its metrics.
+    # A curve has many rows, so they only name their point; the rows of its metrics have its settings.
     place = {"setting": canonical_json({key: setting[key] for key in CURVE_SETTING if key in setting})}
     for name, curve in _curves(record).items():
         for step, value in zip(curve["step"], curve["value"], strict=True):
@@ -205,11 +205,6 @@ def read_grid(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] |
         beside = Path(grid_dir, "language", file.name)
         remedy = "delete it and run again: only the metrics are computed again."
         yield record, read_json(beside, "file of language metrics", remedy) if beside.is_file() else None
-
-
-def grid_rows(grid_dir: Path) -> list[Row]:
-    """Rows of every record of a grid, sorted by id."""
-    return [row for record, language in read_grid(grid_dir) for row in record_rows(record, language)]
 
 
 def _text(value: Any) -> str:
@@ -237,10 +232,10 @@ def _reader_of(column: str) -> Callable[[str], Any]:
     return "true".__eq__ if column in BOOLEANS else str
 
 
-# Some metrics of a point have the same setting: it is taken apart once.
+# Cached, because many rows of a point have the same setting.
 @lru_cache(maxsize=1 << 16)
 def read_setting(text: str | None) -> Mapping[str, Any]:
-    """The `setting` of a row, not to be changed.
+    """Parses the `setting` of a row; the result is read-only.
 
     Raises:
         ValueError: if it is no JSON object.
@@ -255,9 +250,9 @@ def read_rows(file: Path) -> list[Row]:
     """Reads what `write_rows` wrote.
 
     Raises:
-        BlastError: if the columns are others, or a number is none.
+        BlastError: if columns are missing or unknown, or a value is not a number.
     """
-    remedy = "it is made by `blast records export` and not to be edited; restore it from git."
+    remedy = "`blast records export` writes this file, do not edit it; restore it from git."
     with Path(file).open(newline="") as stream:
         reader = csv.reader(stream)
         header = next(reader, [])

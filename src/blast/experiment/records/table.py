@@ -1,4 +1,4 @@
-"""The one table that figures, tables and claims are made of: local records together with recorded ones."""
+"""The table that figures, tables and claims read: local records and recorded ones together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from blast.experiment.records.rows import (
 )
 from blast.files import read_json
 
-# Taken out of the `setting` of each row, as every view needs them.
+# Keys of `setting` that become columns.
 FROM_SETTING = (
     "grid",
     "point",
@@ -46,10 +46,10 @@ NOT_RUN = "not run"
 
 
 def as_table(rows: Iterable[Row], source: str = "local") -> pd.DataFrame:
-    """Rows as a typed table, with columns added for `source` and for what `setting` says (`FROM_SETTING`).
+    """Rows as a typed table, with the columns `source`, `config` and `FROM_SETTING` added.
 
-    Missing text is None, a missing number NaN (or `<NA>` in the integer columns). `config` is the point without its
-    seed: rows that agree in it are repetitions of one another.
+    Missing text is None, a missing number NaN (`<NA>` in integer columns). `config` is the id of the point without its
+    seed: rows with the same one are repetitions.
     """
     rows = [row | {"source": row.get("source", source)} for row in rows]
     settings = [read_setting(row["setting"]) for row in rows]
@@ -72,7 +72,7 @@ def _without_seed(point: str | None) -> str | None:
 
 
 def planned_points(grid_dir: Path) -> dict[str, Point]:
-    """Points of the grid by id, from its `plan.json`; empty if it was never planned here.
+    """Points of the grid by id, from its `plan.json`; empty without one.
 
     Raises:
         BlastError: if the plan is damaged.
@@ -87,8 +87,8 @@ def planned_points(grid_dir: Path) -> dict[str, Point]:
 def local_records(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Records that belong to the grid as it is planned, each with its language metrics or None.
 
-    What is left of an earlier plan (another id, or other settings under the same id) is passed over. Records that
-    the verdict put aside come last, as failed, as long as there is no newer one.
+    Records of an earlier plan are skipped: those of another id, or of other settings under the same id. Records in
+    `failed/` come last, and only if there is no newer one.
 
     Raises:
         BlastError: if a record is damaged.
@@ -122,16 +122,16 @@ def _not_run(point: Point) -> Row:
 
 
 def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
-    """Everything known: the records of a grid here, and what is recorded of this and other machines.
+    """All results: the local records of a grid, and the recorded ones of this and other machines.
 
     Args:
         grid_dir: `results/<grid>`; may be missing.
         recorded_dir: `results/recorded`, a folder for each machine; may be missing.
 
     Returns:
-        Long-form rows as `as_table` makes them. For the same grid, point and hardware the local rows are taken and
-        the recorded ones left out. A failed point is a row with status "failed", a planned point without a record a
-        row with status "not run". `attrs["masks"]` maps a local point to its file of masks.
+        Long-form rows as `as_table` returns them. For the same grid, point and hardware, local rows replace recorded
+        ones. A failed point is a row with status "failed". A planned point without a record is a row with status
+        "not run". `attrs["masks"]` maps a local point to its file of masks.
 
     Raises:
         BlastError: if a record or a recorded file is damaged.
@@ -159,10 +159,10 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
 
 
 def one_machine(table: pd.DataFrame) -> pd.DataFrame:
-    """Keeps one machine for each grid, model and dataset, so that no curve is made of two.
+    """Keeps one machine for each grid, model and dataset, so that no curve mixes two machines.
 
-    The local machine is preferred, then the one with most rows, then the first by name. Rows of points that were
-    never run stay.
+    Prefers the local machine, then the one with most rows, then the first by name. Rows of points that were never run
+    stay.
     """
     keys = ["grid", "model", "dataset"]
     named = table[[*keys, "hardware", "source"]].fillna("")
