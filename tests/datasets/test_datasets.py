@@ -205,3 +205,16 @@ def test_data_that_were_not_fetched_are_an_error(tmp_path):
         datasets.get("cifar10").load(tmp_path)
     with pytest.raises(BlastError, match="fetch it first"):
         datasets.get("fashion_mnist").load(tmp_path)
+
+
+def test_a_dataset_file_that_lacks_a_part_is_named(tmp_path, monkeypatch):
+    (tmp_path / "half_a_dataset.py").write_text('MODALITY = "vision"\nLABEL = "half"\n')
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    datasets._found.cache_clear()
+    try:
+        with pytest.raises(BlastError, match=r"half_a_dataset.py lacks LICENCE, DESCRIPTION, .*load; add it"):
+            datasets.names()
+    finally:
+        sys.modules.pop("blast.datasets.half_a_dataset", None)
+        monkeypatch.undo()
+        datasets._found.cache_clear()

@@ -28,15 +28,27 @@ from blast.settings import Place, read_part
 __all__ = ["base_name", "check_settings", "get", "label", "names", "tokenizer_of", "with_tokenizer"]
 
 VARIANT = "@"
+PARTS = (
+    *("LABEL", "MODALITY", "LICENCE", "DESCRIPTION", "SOURCES", "BYTES", "EVALUATION", "SETTINGS"),
+    *("fetch", "prepare", "load"),
+)
 
 
 @cache
 def _found() -> dict[str, ModuleType]:
-    """Every dataset file of this folder: those that state a modality."""
+    """Every dataset file of this folder: those that state a modality.
+
+    Raises:
+        BlastError: if such a file lacks a part.
+    """
     modules = {
         entry.name: importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)
     }
-    return {name: module for name, module in modules.items() if hasattr(module, "MODALITY")}
+    found = {name: module for name, module in modules.items() if hasattr(module, "MODALITY")}
+    for name, module in found.items():
+        if missing := [part for part in PARTS if not hasattr(module, part)]:
+            raise BlastError(f"the dataset file {name}.py lacks {', '.join(missing)}; add it, as in digits.py.")
+    return found
 
 
 def names() -> list[str]:
