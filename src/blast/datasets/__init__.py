@@ -2,10 +2,13 @@
 
 A dataset is one file of this folder that defines
 
-- `LABEL` (its name in figures), `MODALITY` (`"language"`, `"classification"` of sentences, or `"vision"`), `LICENCE`,
-  `DESCRIPTION` (for `blast list`), `SOURCES` (where the data come from, in the order tried), `BYTES` (what is
-  downloaded), `EVALUATION` (names of lm-eval tasks; none for images and sentences), `SETTINGS` (the defaults of its
-  settings, a dataclass), and where it needs one `GATE` (what has to be accepted first, and how);
+- `LABEL`: its name in figures;
+- `MODALITY`: `"language"`, `"classification"` (of sentences) or `"vision"`;
+- `LICENCE`, and `DESCRIPTION`, which `blast list` prints;
+- `SOURCES`: where the data come from, in the order tried; `BYTES`: the size of the download;
+- `GATE`, only where there are terms to accept first: what to accept, and how;
+- `EVALUATION`: names of lm-eval tasks; an empty list for images and sentences;
+- `SETTINGS`: a dataclass with the defaults of its settings;
 - `fetch(cache, progress) -> dict`: brings the raw files into the cache, or raises one sentence;
 - `prepare(cache, settings) -> dict`: turns them into what training reads (tokens, evaluation documents) and returns
   the facts: digests and counts;

@@ -1,7 +1,7 @@
 """Published weights of torchvision's models: one `.pth` file, opened as plain tensors after its checksum is checked.
 
 The file lies in `hub/checkpoints/` of the cache, where torch's own client puts it. Its name ends with the first eight
-digits of its sha256, so a file that was put there by hand under the same rule is checked by its own name.
+digits of its sha256. A file that was put there by hand under the same rule is checked by its own name.
 """
 
 from __future__ import annotations
