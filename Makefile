@@ -45,11 +45,9 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) hypothesis pytest pytest-timeout pytest-xdist "setuptools>=77" "numpy<2.4"
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/unit/test_sparsity_*.py \
-		tests/unit/test_training_*.py tests/layers/test_change_layout.py \
-		tests/model/test_discovery.py tests/unit/test_block_*.py tests/model/test_convert.py tests/model/test_sparse_models.py \
-		tests/unit/test_checkpoint*.py tests/test_library_in_five_lines.py tests/evaluation/test_scoring.py \
-		tests/model/test_fuse.py tests/training/test_language_loss.py tests/benchmark/providers/test_peers.py tests/benchmark/inputs/test_weights.py
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/block_sparse tests/layers \
+		tests/model tests/checkpoint tests/sparsity tests/training tests/test_library_in_five_lines.py \
+		tests/evaluation/test_scoring.py tests/benchmark/providers/test_peers.py tests/benchmark/inputs/test_weights.py
 
 lint: env
 	$(RUN) ruff check .

@@ -1,4 +1,4 @@
-"""Any transformers model is sparsified in one's own training loop with at most five more lines."""
+"""Five more lines in a user's own training loop sparsify a transformers model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_import_blast_loads_neither_torch_nor_numpy_and_knows_its_names() -> Non
     assert found == "[] True True"
 
 
-def test_every_public_name_is_there_and_a_wrong_one_is_an_attribute_error() -> None:
+def test_every_public_name_exists_and_an_unknown_one_is_an_attribute_error() -> None:
     assert all(getattr(blast, name) is not None for name in blast.__all__)
     with pytest.raises(AttributeError, match="module 'blast' has no attribute 'sparsify'"):
         _ = blast.sparsify

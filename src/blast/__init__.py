@@ -5,10 +5,10 @@ Sparsify a model in your own training loop, in five lines:
     import blast
     sparsifier = blast.Sparsifier(model, optimizer, blast.SparsifyConfig(sparsity=0.9, block=32, steps=1000))
     sparsifier.step()                          # in the loop, between backward() and optimizer.step()
-    blast.to_sparse(model, sparsifier.masks)   # after the loop: only live blocks are held, and computed with
-    blast.save(model, "my-sparse-model")       # blast.load("my-sparse-model") gives it back
+    blast.to_sparse(model, sparsifier.masks)   # after the loop: the model stores and computes live blocks only
+    blast.save(model, "my-sparse-model")       # load it with blast.load("my-sparse-model")
 
-Names are imported when they are first used, so that `import blast` itself is quick and does not load torch.
+Names are imported at their first use, so `import blast` is fast and does not load torch.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_block_squares_are_the_sums_of_squares_of_the_slices(grid):
 
 @settings(deadline=None, max_examples=40)
 @given(GRIDS, st.integers(0, 1000))
-def test_clearing_zeroes_the_dead_blocks_and_touches_nothing_else(grid, seed):
+def test_clearing_zeroes_the_dead_blocks_only(grid, seed):
     weight, block = weight_and_block(grid, seed)
     mask = torch.rand(grid[:2], generator=torch.Generator().manual_seed(seed)) < 0.5
     before = weight.clone()
@@ -51,7 +51,7 @@ def test_clearing_zeroes_the_dead_blocks_and_touches_nothing_else(grid, seed):
     assert torch.equal(weight, torch.where(expand_mask(mask, block), before, torch.zeros_like(before)))
 
 
-def test_clearing_removes_what_is_not_finite():
+def test_clearing_removes_nan_and_inf():
     weight = torch.full((4, 4), float("nan"))
     clear_dead_(weight, torch.tensor([[True, False], [False, False]]), BlockShape(2, 2))
     assert weight[:2, :2].isnan().all()
@@ -67,13 +67,13 @@ def test_tiles_are_a_view_of_a_transposed_weight():
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 5000), st.floats(0, 1, exclude_max=True))
-def test_keep_count_is_the_nearest_count_and_never_none(blocks, sparsity):
+def test_keep_count_is_rounded_and_at_least_one(blocks, sparsity):
     count = keep_count(blocks, sparsity)
     assert 1 <= count <= blocks
     assert count == 1 or abs(count - (1 - sparsity) * blocks) <= 0.5
 
 
-def test_a_block_that_does_not_divide_is_refused_with_those_that_do():
+def test_a_block_that_does_not_divide_is_refused_and_valid_sides_are_listed():
     with pytest.raises(
         BlastError, match=r"block 128 does not divide 'h.0.mlp' of shape 6400x1600 .* do: 8, 16, 32, 64\."
     ):
@@ -87,6 +87,6 @@ def test_a_rectangular_block_is_rows_by_columns_of_the_weight():
 
 
 @pytest.mark.parametrize("block", [0, -16, True, "16", 1.5, [16], [16, 16, 16], [16, 0], None])
-def test_what_is_no_block_is_refused(block):
+def test_an_invalid_block_is_refused(block):
     with pytest.raises(BlastError, match="block is"):
         as_block(block)

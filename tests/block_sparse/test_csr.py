@@ -1,4 +1,4 @@
-"""Block-CSR holds exactly the live blocks, turns without touching values, and refuses what does not fit."""
+"""Block-CSR stores exactly the live blocks, transposes its index only, and refuses inconsistent input."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_gradient_reaches_the_values_through_to_dense() -> None:
     assert values.grad[1].tolist() == [[10, 11], [14, 15]]
 
 
-def test_moving_an_index_to_where_it_is_keeps_it() -> None:
+def test_moving_an_index_to_its_own_device_returns_it() -> None:
     index = BlockIndex.from_mask(torch.ones(2, 2, dtype=torch.bool), (4, 4))
     assert index.to("cpu") is index
     assert index.to("meta").row_offsets.is_meta
@@ -93,7 +93,7 @@ def ints(*numbers: int) -> torch.Tensor:
         (ints(0, 1, 2), ints(0, 1, 2, 1)[::2], r"col_indices must be a contiguous int32 vector, .* with strides"),
     ],
 )
-def test_an_index_that_contradicts_itself_is_refused_with_expected_and_actual(offsets, columns, message) -> None:
+def test_an_inconsistent_index_is_refused_with_expected_and_actual(offsets, columns, message) -> None:
     with pytest.raises(BlastError, match=message):
         BlockIndex(offsets, columns, (4, 6), BlockShape(2, 2))
 

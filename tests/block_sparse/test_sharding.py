@@ -1,4 +1,4 @@
-"""Two processes over gloo train a model cut up by `fully_shard`: the same masks as one process with both batches."""
+"""Two processes over gloo train a sharded model (`fully_shard`): the same masks as one process with both batches."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_masks_of_a_sharded_model_are_those_of_one_process_at_every_step(ranks, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_left_in_dead_blocks_of_a_sharded_model_after_any_step(ranks, way):
+def test_dead_blocks_of_a_sharded_model_are_zero_after_every_step(ranks, way):
     for rank in ranks:
         assert rank[way]["dead"] == rank[way]["moments"] == [0] * STEPS
     assert any((weight == 0).float().mean() > 0.7 for weight in ranks[0][way]["weights"].values())
 
 
 @pytest.mark.parametrize("number", range(len(MATRICES)))
-def test_norms_and_clearing_do_not_mind_where_a_matrix_is_cut(ranks, number):
+def test_norms_and_clearing_of_a_shard_match_the_whole_matrix(ranks, number):
     _, block, _ = MATRICES[number]
     for rank in ranks:
         found = rank["shards"][number]
@@ -57,7 +57,7 @@ def test_norms_and_clearing_do_not_mind_where_a_matrix_is_cut(ranks, number):
     assert torch.equal(ranks[0]["shards"][number]["norms"], ranks[1]["shards"][number]["norms"])
 
 
-def test_a_run_can_be_finished_while_whole_copies_are_in_the_model(ranks):
+def test_a_run_can_finish_while_the_model_has_unsharded_parameters(ranks):
     for rank in ranks:
         found = rank["finished early"]
         assert found["before"] == "Tensor", "the evaluation left no copy, so that this test shows nothing"
@@ -65,7 +65,7 @@ def test_a_run_can_be_finished_while_whole_copies_are_in_the_model(ranks):
         assert found["achieved"] == pytest.approx(0.8, abs=0.05)
 
 
-def test_a_sharded_run_goes_on_from_a_checkpoint_bit_for_bit(ranks):
+def test_a_sharded_run_resumes_from_a_checkpoint_bit_for_bit(ranks):
     for rank in ranks:
         for kind in ("masks", "weights"):
             ours, theirs = rank["resumed"][kind]
@@ -73,7 +73,7 @@ def test_a_sharded_run_goes_on_from_a_checkpoint_bit_for_bit(ranks):
             assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_what_a_sharded_model_cannot_do_is_refused_with_a_remedy(ranks):
+def test_unsupported_uses_of_a_sharded_model_are_refused_with_a_remedy(ranks):
     for rank in ranks:
         asked, switched, converted, saved = rank["refused"]
         assert asked == switched

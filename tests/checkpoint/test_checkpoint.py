@@ -1,4 +1,4 @@
-"""What is saved is what is loaded; what was damaged, or does not fit, is refused in one sentence."""
+"""A loaded model equals the saved one; a model that does not fit is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_names_in_the_file_are_the_models_own(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_model_cast_to_bfloat16_comes_back_with_its_rotary_table(tmp_path: Path) -> None:
+def test_a_model_cast_to_bfloat16_loads_with_its_rotary_table(tmp_path: Path) -> None:
     _, sparse, _ = pair("llama")
     sparse.to(torch.bfloat16)
     blast.save(sparse, tmp_path / "model")
@@ -109,7 +109,7 @@ def test_a_model_cast_to_bfloat16_comes_back_with_its_rotary_table(tmp_path: Pat
     assert torch.equal(output_of(loaded, inputs_of("llama")), output_of(sparse, inputs_of("llama")))
 
 
-def test_settings_of_generation_and_attention_come_back(tmp_path: Path) -> None:
+def test_settings_of_generation_and_attention_are_restored(tmp_path: Path) -> None:
     model = tiny_gpt2()
     model.generation_config.max_new_tokens = 5
     model.set_attn_implementation("eager")
@@ -132,7 +132,7 @@ def test_a_vision_transformer_with_other_channels_head_and_epsilon_is_described(
 
 
 @every_model
-def test_loading_does_not_touch_the_random_state(kind: str, tmp_path: Path) -> None:
+def test_loading_does_not_change_the_random_state(kind: str, tmp_path: Path) -> None:
     _, sparse, _ = pair(kind)
     blast.save(sparse, tmp_path / "model")
     state = torch.get_rng_state()
@@ -169,7 +169,7 @@ def test_a_known_class_that_was_altered_needs_its_model(tmp_path: Path) -> None:
         blast.load(tmp_path / "model")
 
 
-def test_a_given_model_that_does_not_fit_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_a_given_model_that_does_not_fit_is_refused_and_not_changed(tmp_path: Path) -> None:
     blast.save(plain(), tmp_path / "model")
     wide = Plain(width=64)
     before = copy.deepcopy(wide.state_dict())

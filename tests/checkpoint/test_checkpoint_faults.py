@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, half-written, or would be: one sentence, and nothing lost."""
+"""Damaged and interrupted checkpoints: an error of one sentence, and no loss of data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ every_model = pytest.mark.parametrize("kind", sorted(MODELS))
 
 
 def _rewrite(folder: Path, change) -> None:
-    """Alters blast.json and gives it the digest that fits, as somebody with intent would."""
+    """Alters blast.json and updates its digest, as an attacker would."""
     from blast.checkpoint.manifest import _digest
 
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -125,7 +125,7 @@ def test_the_old_checkpoint_is_put_back_if_the_new_one_cannot_take_its_place(tmp
     assert blast.save(blast.load(tmp_path / "model"), tmp_path / "copy") == digest
 
 
-def test_nothing_is_seen_under_the_name_until_it_is_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     with replaced_folder(tmp_path / "deep" / "model") as fresh:
         (fresh / WEIGHTS).write_bytes(b"x")
         assert not (tmp_path / "deep" / "model").exists()
@@ -145,7 +145,7 @@ def test_saving_again_replaces_the_checkpoint_and_keeps_other_files(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_folder_with_something_else_is_never_overwritten(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     with pytest.raises(BlastError, match="thesis contains other files than a blast checkpoint"):
@@ -155,7 +155,7 @@ def test_a_folder_with_something_else_is_never_overwritten(tmp_path: Path) -> No
     assert (tmp_path / "empty" / MANIFEST).exists()
 
 
-def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+def test_state_that_is_not_a_tensor_is_refused(tmp_path: Path) -> None:
     class Counting(nn.Linear):
         def get_extra_state(self):
             return {"seen": 3}

@@ -56,13 +56,13 @@ def test_a_layer_without_live_blocks_gives_its_bias() -> None:
     assert torch.equal(layer(torch.randn(3, 4, dtype=torch.float64)), layer.bias.expand(3, 8))
 
 
-def test_only_live_values_are_held() -> None:
+def test_only_live_values_are_stored() -> None:
     layer, _ = layer_and_dense(64, 32, torch.eye(4, 2, dtype=torch.bool))
     assert sum(p.numel() for p in layer.parameters()) == 2 * 16 * 16 + 64
     assert max(b.numel() for b in layer.buffers()) <= 5
 
 
-def test_the_dense_weight_can_be_looked_at_in_the_layout_of_the_dense_layer() -> None:
+def test_the_dense_weight_has_the_layout_of_the_dense_layer() -> None:
     mask = some_mask(4, 2)
     layer, dense = layer_and_dense(16, 4, mask)
     assert torch.equal(layer.weight, dense.weight)
@@ -71,7 +71,7 @@ def test_the_dense_weight_can_be_looked_at_in_the_layout_of_the_dense_layer() ->
     assert torch.equal(sparse.weight, conv.weight)
 
 
-def test_the_dense_module_is_what_was_replaced() -> None:
+def test_the_dense_module_equals_the_replaced_layer() -> None:
     layer, dense = layer_and_dense(16, 4, some_mask(4, 2))
     back = layer.dense_module()
     assert type(back) is nn.Linear
@@ -105,7 +105,7 @@ def test_autocast_multiplies_in_the_autocast_dtype_as_a_linear_layer_does() -> N
     assert layer.values.grad.dtype == torch.float32
 
 
-def test_layers_that_share_an_index_still_do_after_copying_casting_and_moving() -> None:
+def test_layers_share_an_index_after_copying_casting_and_moving() -> None:
     index = BlockIndex.from_mask(some_mask(4, 2), (16, 4))
     shared = IndexBuffers(index)
     values = torch.randn(index.nnz, 4, 2)
@@ -126,7 +126,7 @@ def test_another_mask_loaded_into_a_layer_changes_its_gradient_too() -> None:
     torch.testing.assert_close(grad, dense.weight.sum(0).expand(3, 4))
 
 
-def test_a_state_dict_whose_index_contradicts_itself_is_refused() -> None:
+def test_a_state_dict_with_an_inconsistent_index_is_refused() -> None:
     layer, _ = layer_and_dense(8, 4, torch.eye(2, dtype=torch.bool))
     state = layer.state_dict()
     state["index.col_indices"] = torch.tensor([0, 5], dtype=torch.int32)
@@ -134,7 +134,7 @@ def test_a_state_dict_whose_index_contradicts_itself_is_refused() -> None:
         layer.load_state_dict(state)
 
 
-def test_what_does_not_fit_is_refused_with_both_sizes() -> None:
+def test_wrong_shapes_are_refused_with_both_sizes() -> None:
     index = BlockIndex.from_mask(torch.ones(2, 2, dtype=torch.bool), (8, 4))
     with pytest.raises(BlastError, match=r"the bias must be \[8\], but is \[4\]"):
         BlockLinear(BlockCSR(index, torch.zeros(4, 4, 2)), torch.zeros(4))

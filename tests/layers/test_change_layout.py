@@ -1,4 +1,4 @@
-"""New layouts, made on the host for many matrices at once, are those that each would have by itself."""
+"""New layouts of many matrices, computed at once on the CPU, match those of single matrices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def same_index(ours: IndexBuffers, mask: Tensor, shape: tuple[int, int]) -> None
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 5), st.integers(1, 5), SHARES, SHARES, st.integers(0, 10_000))
-def test_blocks_move_to_their_new_places_and_grown_ones_are_zero_or_their_gradient(rows, cols, sooner, later, seed):
+def test_a_remap_moves_kept_blocks_and_fills_grown_blocks_with_zeros_or_a_gradient(rows, cols, sooner, later, seed):
     shape = (rows * 3, cols * 2)
     old, new = mask_of(rows, cols, sooner, seed), mask_of(rows, cols, later, seed + 1)
     before = IndexBuffers(BlockIndex.from_mask(old, shape))
@@ -51,7 +51,7 @@ def test_blocks_move_to_their_new_places_and_grown_ones_are_zero_or_their_gradie
     same_index(after, new, shape)
     dense, gradient = torch.randn(shape), torch.randn(shape)
     blocks = BlockCSR.from_dense(dense, old).values
-    # Through the dense matrix, which is the long way round.
+    # The expected blocks, by way of the dense matrix.
     assert torch.equal(remap.apply(blocks), gather_blocks(scatter_blocks(blocks, before.index), after.index))
     both = gather_blocks(scatter_blocks(blocks, before.index), after.index)
     grown = ~old[after.index.coordinates()]
@@ -59,7 +59,7 @@ def test_blocks_move_to_their_new_places_and_grown_ones_are_zero_or_their_gradie
     assert torch.equal(remap.apply_with_dense(blocks, gradient), both)
 
 
-def test_layouts_and_lists_of_a_whole_model_are_those_made_one_by_one():
+def test_batched_layouts_and_lists_match_those_of_single_matrices():
     _, sparse, masks = pair("llama")
     model = fuse_for_training(sparse)
     mlps = [module for module in model.modules() if isinstance(module, TrainingMlp)]
@@ -93,7 +93,7 @@ def test_layouts_and_lists_of_a_whole_model_are_those_made_one_by_one():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(given, expected, strict=True))
 
 
-def test_mlps_of_different_shapes_get_their_own_lists_in_their_order():
+def test_mlps_of_different_shapes_get_their_own_lists_in_order():
     def mlp(hidden: int, inner: int, seed: int) -> tuple[list[SimpleNamespace], list[CpuIndex]]:
         shapes = [(hidden, inner), (inner, hidden)]
         layers = [
@@ -107,7 +107,7 @@ def test_mlps_of_different_shapes_get_their_own_lists_in_their_order():
         assert all(np.array_equal(ours, alone) for ours, alone in zip(lists, list_arrays([one])[0], strict=True))
 
 
-def test_writing_to_the_buffers_of_an_index_leaves_another_that_was_made_of_them_alone():
+def test_writing_to_the_buffers_of_an_index_does_not_change_another_index():
     index = BlockIndex.from_mask(torch.eye(2, dtype=torch.bool), (4, 4))
     same = BlockIndex(index.row_offsets, index.col_indices, (4, 4), index.block)
     index.col_indices.copy_(torch.tensor([1, 0]))

@@ -1,4 +1,4 @@
-"""A sparse MLP in training: one call of the operator, with the gradients of the layers one by one."""
+"""A sparse MLP during training: one call of the operator gives the same gradients as its layers one by one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_layers_one_by_one(kind, calls):
+def test_gradients_match_those_of_single_layers(kind, calls):
     layered, trained = both(kind)
     assert len(mlps(trained)) == 2
     expected = gradients(layered, kind)
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_the_layers_one_by_one(kind, calls):
     assert not calls
 
 
-def test_an_mlp_fused_for_inference_trains_by_the_operator_too(calls):
+def test_an_mlp_fused_for_inference_trains_with_the_operator(calls):
     layered, _ = both("llama")
     expected, fused = gradients(layered, "llama"), blast.fuse(copy.deepcopy(layered)).train()
     calls.clear()
@@ -128,7 +128,7 @@ def test_active_dropout_runs_layer_by_layer(calls):
     assert not calls
 
 
-def test_blocks_without_common_hidden_blocks_stay_layer_by_layer():
+def test_mismatched_hidden_blocks_run_layer_by_layer():
     _, sparse, _ = pair("llama", (16, 32))
     assert not mlps(fuse_for_training(sparse))
     expected = gradients(sparse.train(), "llama")
@@ -148,7 +148,7 @@ def test_lists_follow_a_loaded_index_and_are_in_no_state_dict():
     agree(gradients(trained.double().float(), "llama"), gradients(other, "llama"))
 
 
-def test_names_and_checkpoints_stay_as_they_are(tmp_path):
+def test_names_and_checkpoints_do_not_change(tmp_path):
     _, sparse, _ = pair("gpt2")
     digest = blast.save(sparse, tmp_path / "sparse")
     trained = fuse_for_training(copy.deepcopy(sparse))

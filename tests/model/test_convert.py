@@ -1,4 +1,4 @@
-"""Whole models go from dense to sparse and back without loss, and stay the models they were in between."""
+"""Whole models are converted from dense to sparse and back without loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ every_model = pytest.mark.parametrize("kind", sorted(MODELS))
 
 
 @every_model
-def test_dense_to_sparse_to_dense_gives_every_tensor_back_bit_by_bit(kind: str) -> None:
+def test_dense_to_sparse_to_dense_restores_every_tensor_bit_by_bit(kind: str) -> None:
     dense, sparse, _ = pair(kind)
     back = to_dense(sparse)
     assert [(n, type(m)) for n, m in back.named_modules()] == [(n, type(m)) for n, m in dense.named_modules()]
@@ -55,7 +55,7 @@ def test_gradients_of_values_are_the_dense_gradient_at_live_blocks(kind: str) ->
 
 
 @every_model
-def test_masks_are_given_back_as_they_were_given(kind: str) -> None:
+def test_masks_of_returns_the_given_masks(kind: str) -> None:
     dense, sparse, masks = pair(kind)
     assert {name: mask.tolist() for name, mask in masks_of(sparse).items()} == {n: m.tolist() for n, m in masks.items()}
     assert masks_of(dense) == {}
@@ -70,7 +70,7 @@ def test_rectangular_blocks_and_bfloat16_convert_too() -> None:
     assert to_dense(sparse).transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
 
 
-def test_names_biases_flags_and_hooks_stay() -> None:
+def test_names_biases_flags_and_hooks_do_not_change() -> None:
     model = tiny_gpt2()
     masks = random_masks(model)
     masked(model, masks)
@@ -134,7 +134,7 @@ class Shared(nn.Module):
         return self.d(self.c(self.b(self.a(x))))
 
 
-def test_layers_and_weights_used_twice_stay_one() -> None:
+def test_layers_and_weights_used_twice_stay_shared() -> None:
     model, mask = Shared(), torch.eye(2, dtype=torch.bool)
     to_sparse(model, {"a": mask, "c": mask, "d": mask}, drop=True)
     assert isinstance(model.a, BlockLinear)
@@ -147,7 +147,7 @@ def test_layers_and_weights_used_twice_stay_one() -> None:
     torch.testing.assert_close(model(torch.ones(8)), expected)
 
 
-def test_a_tied_weight_of_which_only_one_use_is_named_is_refused() -> None:
+def test_a_tied_weight_with_a_mask_for_one_use_only_is_refused() -> None:
     mask = torch.eye(2, dtype=torch.bool)
     with pytest.raises(BlastError, match=r"the weight of 'c' is also 'd.weight', which stays dense"):
         to_sparse(Shared(), {"c": mask}, drop=True)
@@ -202,7 +202,7 @@ def test_a_mask_that_does_not_fit_is_refused_with_the_name(name, mask, block, me
         to_sparse(model, {name: torch.ones(mask, dtype=torch.bool)}, block)
 
 
-def test_a_matrix_that_is_sparse_already_stays_or_is_refused_under_another_mask() -> None:
+def test_a_sparse_matrix_is_kept_with_its_mask_and_refused_with_another() -> None:
     _, sparse, masks = pair("vit")
     before = {name: id(parameter) for name, parameter in sparse.named_parameters()}
     to_sparse(sparse, masks)

@@ -40,7 +40,7 @@ def test_a_torchvision_mlp_block_is_found_in_its_sequential():
     assert [(target.role, target.layer) for target in found] == [("fc1", 0), ("fc2", 0), ("fc1", 1), ("fc2", 1)]
 
 
-def test_the_weight_of_a_conv1d_is_a_live_view_out_by_in():
+def test_the_weight_of_a_conv1d_is_a_writable_view_out_by_in():
     model = tiny_gpt2()
     target = match_linears(model)[0]
     target.weight[200, 3] = 7.0
@@ -103,7 +103,7 @@ def test_gate_and_up_stored_as_one_matrix_are_pruned_but_make_no_mlp():
     assert find_mlps(transformers.Phi3ForCausalLM(config)) == []
 
 
-def test_an_mlp_of_unknown_names_is_told_by_its_shapes():
+def test_an_mlp_with_unknown_names_is_found_by_its_shapes():
     class Mine(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -126,7 +126,7 @@ def test_an_mlp_of_unknown_names_is_told_by_its_shapes():
     ],
     ids=["bottleneck", "classifier", "square", "head", "attention", "packed-attention", "adapter"],
 )
-def test_what_only_looks_like_an_mlp_is_none(module):
+def test_modules_that_resemble_an_mlp_are_not_found(module):
     assert find_mlps(nn.ModuleDict({"part": module})) == []
 
 
@@ -164,7 +164,7 @@ def test_a_target_that_matches_nothing_is_refused(build, target, message):
         match_linears(build(), [target])
 
 
-def test_layers_are_spared_at_both_ends_of_each_stack():
+def test_first_and_last_layers_of_each_stack_stay_dense():
     layers = lambda: nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8)) for _ in range(3))  # noqa: E731
     model = nn.ModuleDict({"encoder": layers(), "decoder": layers()})
     pruned, dense = split_dense(match_linears(model), 1, 1)
@@ -172,7 +172,7 @@ def test_layers_are_spared_at_both_ends_of_each_stack():
     assert len(dense) == 8
 
 
-def test_sparing_every_layer_is_refused():
+def test_keeping_every_layer_dense_is_refused():
     with pytest.raises(BlastError, match="dense_first 1 and dense_last 1 leave none of the 2 layers"):
         split_dense(match_linears(tiny_llama(), "mlp"), 1, 1)
 

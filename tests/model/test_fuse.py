@@ -1,4 +1,4 @@
-"""A fused model computes what the block-sparse model computes, is saved as that, and can be taken back."""
+"""A fused model computes and is saved like the block-sparse model, and can be unfused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_fused_model_computes_what_the_sparse_one_does(kind, skip_dead) -> Non
     close(fused, sparse, kind)
 
 
-def test_the_fused_operator_is_what_runs_without_gradients_and_only_then(monkeypatch) -> None:
+def test_the_fused_operator_runs_only_without_gradients(monkeypatch) -> None:
     _, sparse, _ = pair("llama")
     model, calls = blast.fuse(sparse), []
     plain = torch.ops.blast.block_sparse_mlp
@@ -52,7 +52,7 @@ def test_the_fused_operator_is_what_runs_without_gradients_and_only_then(monkeyp
     assert all(layer.values.grad is not None for mlp in fused_of(model) for layer in mlp.layers)
 
 
-def test_a_shared_mask_of_gate_and_up_makes_a_tied_front() -> None:
+def test_gate_and_up_with_a_shared_mask_are_packed_together() -> None:
     dense, sparse, masks = pair("llama")
     tied = {name: masks[name.replace("up_proj", "gate_proj")] for name in masks}
     sparse = to_sparse(dense, tied, drop=True)
@@ -62,14 +62,14 @@ def test_a_shared_mask_of_gate_and_up_makes_a_tied_front() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_hidden_blocks_that_nobody_needs_are_left_out_without_a_change(kind) -> None:
+def test_skipping_dead_hidden_blocks_does_not_change_the_result(kind) -> None:
     dense, _, masks = pair(kind)
     for name in masks:
         masks[name] = masks[name].clone()
         if "gate_proj" in name:
             masks[name][0] = False  # the hidden block is exactly zero
         if "down_proj" in name or "c_proj" in name:
-            masks[name][:, 1] = False  # nobody reads the hidden block
+            masks[name][:, 1] = False  # no block reads this hidden block
     sparse = to_sparse(dense, masks, drop=True)
     whole, skipped = blast.fuse(copy.deepcopy(sparse), skip_dead=False), blast.fuse(copy.deepcopy(sparse))
     assert len(fused_of(skipped)[0].packed.gate_up_records) < len(fused_of(whole)[0].packed.gate_up_records)
@@ -77,7 +77,7 @@ def test_hidden_blocks_that_nobody_needs_are_left_out_without_a_change(kind) -> 
     close(skipped, sparse, kind)
 
 
-def test_unfusing_gives_the_very_modules_and_parameters_back() -> None:
+def test_unfusing_restores_the_same_modules_and_parameters() -> None:
     _, sparse, _ = pair("gpt2")
     before = {name: (id(module), type(module)) for name, module in sparse.named_modules()}
     parameters = {name: id(parameter) for name, parameter in sparse.named_parameters()}
@@ -109,7 +109,7 @@ def test_making_a_fused_model_dense_gives_the_dense_model() -> None:
     close(back, dense, "llama")
 
 
-def test_weights_changed_after_fusing_are_seen() -> None:
+def test_weights_changed_after_fusing_are_packed_again() -> None:
     _, sparse, _ = pair("llama")
     model = blast.fuse(copy.deepcopy(sparse))
     state = {name: value * 0.5 if name.endswith("values") else value for name, value in sparse.state_dict().items()}
@@ -168,7 +168,7 @@ def test_dense_runs_where_the_table_says_that_it_is_faster(monkeypatch) -> None:
     assert len(ran) == 2
 
 
-def test_what_a_fused_model_holds_twice_is_counted() -> None:
+def test_model_bytes_count_the_packed_weights() -> None:
     _, sparse, _ = pair("llama")
     before = blast.model_bytes(sparse)
     after = blast.model_bytes(blast.fuse(sparse))
@@ -183,7 +183,7 @@ def test_a_model_without_block_sparse_mlps_is_refused_in_one_sentence() -> None:
         blast.fuse(dense)
 
 
-def test_an_mlp_that_computes_something_else_is_left_alone() -> None:
+def test_an_mlp_that_computes_something_else_is_not_fused() -> None:
     class Doubled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -198,7 +198,7 @@ def test_an_mlp_that_computes_something_else_is_left_alone() -> None:
         blast.fuse(to_sparse(model, masks))
 
 
-def test_an_mlp_with_an_unknown_activation_is_left_alone() -> None:
+def test_an_mlp_with_an_unknown_activation_is_not_fused() -> None:
     class Squared(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""fp8 weights of a fused model: the error is the one stated, and nothing but the kernels sees them."""
+"""fp8 weights of a fused model: they have the reported error, and only the kernels use them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def distance(out: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("name", "tied"), [("llama-nano", False), ("llama-nano", True), ("gpt2-nano", False)])
-def test_each_mlp_is_off_by_what_is_stated(name, tied, dtype) -> None:
+def test_each_mlp_has_the_reported_error(name, tied, dtype) -> None:
     sparse = sparse_model(name, dtype, tied)
     fused = blast.fuse(copy.deepcopy(sparse), weights="fp8")
     errors = blast.quantization_errors(fused)
@@ -84,7 +84,7 @@ def test_a_model_in_fp8_generates(name) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_state_dict_the_checkpoint_and_the_way_back_are_those_of_the_sparse_model(name, tmp_path) -> None:
+def test_state_dict_checkpoint_and_unfused_model_are_those_of_the_sparse_model(name, tmp_path) -> None:
     sparse = sparse_model(name)
     digest = blast.save(sparse, tmp_path / "sparse")
     before = {key: value.clone() for key, value in sparse.state_dict().items()}
@@ -105,7 +105,7 @@ def test_the_state_dict_the_checkpoint_and_the_way_back_are_those_of_the_sparse_
     assert {place: id(module) for place, module in restored.named_modules()} == modules
 
 
-def test_training_goes_through_the_layers_own_weights() -> None:
+def test_training_uses_the_unquantised_weights() -> None:
     sparse = sparse_model("llama-nano")
     fused = blast.fuse(copy.deepcopy(sparse), weights="fp8")
     mlp = next(iter(fused_of(fused).values()))
@@ -129,7 +129,7 @@ def test_weights_changed_after_fusing_are_quantised_again() -> None:
     assert EXPECTED[0] < mlp.quantization_error() < EXPECTED[1]
 
 
-def test_a_model_cast_to_float32_runs_with_its_own_weights_and_says_so() -> None:
+def test_a_model_cast_to_float32_runs_unquantised_and_reports_no_error() -> None:
     sparse = sparse_model("llama-nano")
     model = blast.fuse(copy.deepcopy(sparse), weights="fp8").float()
     assert set(blast.quantization_errors(model).values()) == {0.0}
@@ -138,7 +138,7 @@ def test_a_model_cast_to_float32_runs_with_its_own_weights_and_says_so() -> None
     assert min(blast.quantization_errors(model.half()).values()) > 0
 
 
-def test_fusing_again_changes_the_form_of_the_weights_alone() -> None:
+def test_fusing_again_changes_only_the_storage_of_the_weights() -> None:
     model = blast.fuse(sparse_model("llama-nano"))
     plain = {place: mlp.packed.gate_up for place, mlp in fused_of(model).items()}
     assert set(blast.quantization_errors(model).values()) == {0.0}
@@ -151,7 +151,7 @@ def test_fusing_again_changes_the_form_of_the_weights_alone() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_memory_held_besides_is_a_byte_a_weight_and_four_a_block(name) -> None:
+def test_fp8_weights_take_a_byte_a_weight_and_four_a_block(name) -> None:
     sparse = sparse_model(name)
     before = blast.model_bytes(sparse)
     fused = blast.fuse(sparse, skip_dead=False, weights="fp8")
@@ -185,7 +185,7 @@ def test_fp8_weights_can_be_copied() -> None:
         (torch.float32, "fp8", r"float16 or bfloat16, but 'model.layers.0.mlp' is float32; .*model.bfloat16\(\)\.$"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_sentence_and_changes_nothing(dtype, weights, message) -> None:
+def test_unsupported_fp8_is_refused_in_one_sentence_and_changes_nothing(dtype, weights, message) -> None:
     model = sparse_model("llama-nano", dtype)
     with pytest.raises(BlastError, match=message) as caught:
         blast.fuse(model, weights=weights)

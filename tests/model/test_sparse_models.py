@@ -1,4 +1,4 @@
-"""A sparse model stays a normal model: generate, copy, cast, compile, train; and its memory is what it holds."""
+"""A sparse model works like any model: generate, copy, cast, compile, train; and its memory is counted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_sparse_model_compiles_in_one_graph_forwards_and_backwards(kind: str) 
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_a_model_compiled_before_is_converted_under_its_own_names() -> None:
+def test_a_compiled_model_is_converted_by_its_own_names() -> None:
     dense, sparse, masks = pair("vit")
     inputs = inputs_of("vit")
     compiled = torch.compile(dense, backend="eager")
@@ -86,7 +86,7 @@ def test_a_model_compiled_before_is_converted_under_its_own_names() -> None:
     assert masks_of(compiled) == {}
 
 
-def test_a_model_that_looks_at_the_weight_of_a_layer_still_runs() -> None:
+def test_a_model_that_reads_the_weight_of_a_layer_still_runs() -> None:
     config = transformers.T5Config(
         d_model=32, d_ff=64, d_kv=16, num_layers=1, num_heads=2, vocab_size=VOCABULARY, decoder_start_token_id=0
     )
@@ -142,7 +142,7 @@ def test_memory_counts_every_storage_once(kind: str) -> None:
     assert saved == matrices - values - index
 
 
-def test_a_view_of_a_weight_is_no_further_memory() -> None:
+def test_a_view_of_a_weight_takes_no_memory() -> None:
     model = nn.Sequential(nn.Linear(8, 4, bias=False))
     model.register_buffer("view", model[0].weight.detach()[:2])
     assert blast.model_bytes(model) == (8 * 4 * 4, 0)

@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of models cut up by `fully_shard`."""
+"""What each of two processes runs in the tests of sharded models (`fully_shard`)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def cut_up(name: str, copies: int = 1) -> nn.Module:
-    """A model whose MLPs and whose rest are sharded, as users do it layer by layer; copied instead if `copies` is 2."""
+    """A model with sharded MLPs and a sharded remainder; replicated instead if `copies` is 2."""
     model = nano(name)
     mesh = init_device_mesh("cpu", (copies, RANKS // copies), mesh_dim_names=("copies", "shards"))
     mesh = mesh["shards"] if copies == 1 else mesh
@@ -80,7 +80,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def trained(rank: int, way: str) -> dict:
-    """A run on the data of a rank, with what it left in dead blocks after each step."""
+    """A run on the data of a rank, with the number of nonzero elements in dead blocks after each step."""
     name, settings = WAYS[way]
     sparsifier = sparsified(name, copies=2 if way.endswith("copied") else 1, **settings)
     optimizer = sparsifier.optimizer
@@ -104,7 +104,7 @@ def train_step(sparsifier: Sparsifier, rank: int) -> None:
 
 
 def resumed(rank: int) -> dict:
-    """A run cut in two by a checkpoint of the shards, against the whole one."""
+    """A run that is resumed from a sharded checkpoint, and the same run without interruption."""
     whole_run, first, second = (sparsified("llama-nano", tie_gate_up=True) for _ in range(3))
     for step in range(STEPS):
         train_step(whole_run, rank)
@@ -133,7 +133,7 @@ def left(sparsifier: Sparsifier, matrix: Tensor, group) -> int:
 
 
 def on_its_own(shape: tuple[int, int], block: tuple[int, int], side: int) -> dict:
-    """Norms and clearing of one matrix, its transpose too, against the whole one; all is equal in every process."""
+    """Norms and clearing of a sharded matrix and of its transpose."""
     mesh = init_device_mesh("cpu", (RANKS,))
     torch.manual_seed(1)
     matrix = torch.randn(shape)
@@ -149,7 +149,7 @@ def on_its_own(shape: tuple[int, int], block: tuple[int, int], side: int) -> dic
 
 
 def finished_early() -> dict:
-    """`finish` right after an evaluation, which leaves whole copies of the outermost parameters in the model."""
+    """`finish` right after an evaluation, which leaves unsharded parameters in the outermost module."""
     model = fully_shard(nano("gpt2-nano"))
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     sparsifier = Sparsifier(model, optimizer, SparsifyConfig(**SETTINGS))
@@ -172,7 +172,7 @@ def refused(folder: Path) -> list[str]:
 
 
 def saved(rank: int, folder: Path) -> dict:
-    """The way to a checkpoint that the refusal names."""
+    """Saves a sharded model in the way that the error message suggests."""
     sparsifier = sparsified("gpt2-nano")
     sparsifier.finish()
     state = get_model_state_dict(sparsifier.model, options=StateDictOptions(full_state_dict=True))

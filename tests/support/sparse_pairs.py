@@ -1,4 +1,4 @@
-"""A tiny masked-dense model and the same model in its sparse state, for the tests of the layers."""
+"""A tiny masked-dense model and the same model in its sparse state."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def output_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 class Plain(nn.Module):
-    """A model of no library."""
+    """A model that belongs to no library."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
