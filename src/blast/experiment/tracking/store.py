@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blast.errors import BlastError
-from blast.files import file_lock, text_digest
+from blast.files import file_lock, replacing, text_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -157,13 +157,12 @@ def _create_database(file: Path) -> None:
     """Creates an empty database under another name and renames it. WAL mode lets the UI read during an import."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    aside = file.with_name(f".{file.name}.new")
-    for left in (aside, Path(f"{aside}-wal"), Path(f"{aside}-shm"), Path(f"{aside}-journal")):
-        left.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"sqlite:///{aside}", (file.parent / "artifacts").as_uri())
-    # MLflow creates an empty experiment "Default", easily confused with the grid "default".
-    store.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))
-    store.engine.dispose()
-    with contextlib.closing(sqlite3.connect(aside)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    aside.replace(file)
+    with replacing(file, alone=True) as temporary:
+        for left in (temporary, *(Path(f"{temporary}-{part}") for part in ("wal", "shm", "journal"))):
+            left.unlink(missing_ok=True)
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", (file.parent / "artifacts").as_uri())
+        # MLflow creates an empty experiment "Default", easily confused with the grid "default".
+        store.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))
+        store.engine.dispose()
+        with contextlib.closing(sqlite3.connect(temporary)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
