@@ -1,4 +1,4 @@
-"""Every figure and table is made, from much, from little and from nothing."""
+"""Every figure and table is made, also from few records or none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def words(figure):
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """A table of the suite `kernels`, from records that were exported and read again."""
+    """Rows of the suite `kernels`, from records that were exported and read again."""
     from blast.experiment.records.export import export_grid
 
     folder = tmp_path_factory.mktemp("kernels")
@@ -60,14 +60,14 @@ def kernels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """A table of the suite `training_step`."""
+    """Rows of the suite `training_step`."""
     folder = fake_training.write_training(tmp_path_factory.mktemp("steps") / "default")
     return load_table(folder, folder / "recorded")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A table of whole runs with their times."""
+    """Rows of whole runs with their times."""
     folder = fake_runs.write_runs(tmp_path_factory.mktemp("runs") / "study")
     return load_table(folder, folder / "recorded")
 
@@ -82,12 +82,12 @@ def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps
 
 
 @pytest.mark.parametrize("name", paper_figures.figures())
-def test_without_records_a_figure_is_a_panel_that_says_not_run(nothing, name):
+def test_without_records_a_figure_says_not_run(nothing, name):
     assert "not run" in words(paper_figures.load(name).draw(nothing))
 
 
 @pytest.mark.parametrize("name", paper_figures.tables())
-def test_without_records_a_table_has_a_line_that_says_not_run(nothing, name):
+def test_without_records_a_table_says_not_run(nothing, name):
     frame = paper_figures.load(name).rows(nothing)
     assert len(frame) >= 1
     assert "not run" in frame.to_csv()
@@ -99,14 +99,14 @@ def test_a_view_has_a_title_and_a_caption(name):
     assert (ROOT / "workflow" / "report" / f"{name}.rst").read_text().strip()
 
 
-def test_failed_and_missing_points_are_written_into_the_figure(table):
+def test_a_figure_names_failed_and_missing_points(table):
     text = words(paper_figures.load("quality_vs_sparsity").draw(table))
     assert "failed" in text.split("\n")
     assert "not run" in text.split("\n")
     assert "Failed: GPT-2 nano Python stdlib static random 95 % seed 0." in text.replace("\n", " ")
 
 
-def test_a_model_of_which_everything_failed_has_a_panel_that_says_so(table):
+def test_a_model_whose_points_all_failed_has_a_panel_that_says_so(table):
     llama = (table["model"] == "llama-nano") & (table["suite"] == "train")
     broken = table.assign(status=table["status"].where(~llama, "failed"))
     drawn = paper_figures.load("quality_vs_sparsity").draw(broken)
@@ -114,14 +114,14 @@ def test_a_model_of_which_everything_failed_has_a_panel_that_says_so(table):
     assert [text.get_text() for text in panel.texts] == ["failed"]
 
 
-def test_the_loss_figure_leaves_out_what_is_at_chance(table):
+def test_the_figure_of_relative_loss_leaves_out_scores_at_chance(table):
     chance = table.assign(value=table["value"].where(table["metric"] != "acc", 0.25))
     drawn = paper_figures.load("relative_loss").draw(chance)
     assert "scores at chance are left out" in words(drawn).replace("\n", " ")
     assert not any("line" in axes.get_title(loc="left").lower() for axes in drawn.axes)
 
 
-def test_machines_never_share_a_panel_of_timings(tmp_path):
+def test_each_panel_of_timings_is_of_one_machine(tmp_path):
     from blast.experiment.records.export import export
 
     records = [
@@ -136,7 +136,7 @@ def test_machines_never_share_a_panel_of_timings(tmp_path):
     assert "CPU timings say nothing about a GPU." in words(drawn).replace("\n", " ")
 
 
-def test_blocks_are_told_apart_by_what_became_of_them():
+def test_blocks_are_live_dropped_grown_or_empty():
     import numpy as np
 
     masks = paper_figures.load("block_masks")
@@ -145,7 +145,7 @@ def test_blocks_are_told_apart_by_what_became_of_them():
     assert found[5].tolist() == [[masks.LIVE, masks.DROPPED, masks.GROWN, masks.EMPTY]]
 
 
-def test_the_results_table_says_why_a_number_is_missing(table):
+def test_the_results_table_gives_the_reason_for_a_missing_number(table):
     module = paper_figures.load("results_table")
     frame = module.rows(table)
     notes = " ".join(frame["note"])
@@ -199,12 +199,12 @@ def test_the_heat_map_shows_ours_alone_and_shared_masks_in_their_own_column(kern
         "128", "128, shared", "128 × 64", "64 × 128", "64", "32 × 128", "32",
     ]  # fmt: skip
     cells = [text.get_text() for axes in drawn.axes for text in axes.texts]
-    # 405B at 95 % in blocks of 128 and 1 token: 20 times; the skipped form, 25 times, is not among them.
+    # 405B at 95 %, block 128, 1 token: 20 times. The kernel that skips dead blocks (25 times) is not shown.
     assert "20" in cells
     assert "25" not in cells
 
 
-def test_a_cpu_timing_never_enters_the_views_of_the_kernels(tmp_path):
+def test_views_of_the_kernels_ignore_cpu_timings(tmp_path):
     from blast.experiment.records.export import export
 
     record = fake_kernels.make_record_of(fake_kernels.points()[0], "cpu-imaginary-processor")
@@ -215,7 +215,7 @@ def test_a_cpu_timing_never_enters_the_views_of_the_kernels(tmp_path):
     assert set(paper_figures.load("kernel_table").rows(table)["status"]) == {"not run"}
 
 
-def test_two_gpus_never_share_a_view_of_the_kernels(tmp_path):
+def test_views_of_the_kernels_show_one_gpu(tmp_path):
     from blast.experiment.records.export import export
 
     points = fake_kernels.points()
@@ -240,7 +240,7 @@ def test_the_peers_figure_gives_ours_over_the_fastest_peer_case_by_case(kernels)
     assert f"{fastest / ours['us'].iloc[0]:.2f}×" in text
 
 
-def test_blocks_transposed_in_the_down_projection_are_told_from_others(kernels):
+def test_transposed_blocks_of_the_down_projection_are_marked(kernels):
     blocks = set(paper_figures.load("kernel_table").rows(kernels).query("model == 'gpt2-xl'")["block"])
     assert blocks == {"64x64", "32x32", "128x64/64x128"}
     drawn = paper_figures.load("kernel_speedup").draw(kernels)
@@ -248,7 +248,7 @@ def test_blocks_transposed_in_the_down_projection_are_told_from_others(kernels):
     assert "*" in words(drawn).split("\n")
 
 
-def test_the_kernel_table_gives_the_bound_and_its_share_and_lists_dead_blocks_on_their_own(kernels):
+def test_the_kernel_table_gives_the_bound_and_separate_rows_for_skipped_dead_blocks(kernels):
     module = paper_figures.load("kernel_table")
     frame = module.rows(kernels)
     row = frame[(frame["model"] == "llama-3.1-405b") & (frame["block"] == "128x128") & (frame["sparsity"] == 0.95)]
@@ -261,7 +261,7 @@ def test_the_kernel_table_gives_the_bound_and_its_share_and_lists_dead_blocks_on
     assert "memory, 72 %" in set(shown["bound"])
 
 
-def test_fp8_weights_have_lines_of_their_own_with_their_error_and_enter_no_picture_of_ours(kernels):
+def test_fp8_weights_have_separate_rows_with_their_error_and_enter_no_figure(kernels):
     module = paper_figures.load("kernel_table")
     frame = module.rows(kernels)
     rounded = frame["provider"] == "ours_fp8"

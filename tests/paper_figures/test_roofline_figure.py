@@ -1,4 +1,4 @@
-"""Which block the roofline of a model is drawn of."""
+"""The block that the roofline figure shows for a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blast.experiment.records.table import load_table
 
 
 @pytest.mark.parametrize(("sparsities", "drawn"), [((0.8, 0.95), "64"), ((0.95,), "128")])
-def test_it_is_the_one_that_most_was_timed_of_or_the_widest(tmp_path, sparsities, drawn):
+def test_it_is_the_block_with_most_timings_else_the_largest(tmp_path, sparsities, drawn):
     points = [make_point("vit-l-16", sparsity, (64, 64)) for sparsity in sparsities]
     points.append(make_point("vit-l-16", 0.95, (128, 128)))
     export([make_record_of(point) for point in points], tmp_path)

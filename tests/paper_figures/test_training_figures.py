@@ -1,4 +1,4 @@
-"""The views of whole training steps, and what is derived from them for a whole pretraining."""
+"""The views of training steps, and the speed-up of a whole pretraining run derived from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIGURES = ("pretraining_speedup", "training_memory", "time_breakdown")
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """A table of the suite, from records that were exported and read again."""
+    """Rows of the suite, from records that were exported and read again."""
     folder = tmp_path_factory.mktemp("training")
     export_grid(fake_training.write_training(folder / "default"), folder / "recorded")
     return load_table(folder / "nothing", folder / "recorded")
@@ -42,7 +42,7 @@ def times_of(table, model):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_panel_for_each_model_names_model_and_block(steps, name):
+def test_each_panel_names_its_model_and_block(steps, name):
     drawn = paper_figures.load(name).draw(steps)
     titles = [axes.get_title(loc="left").split("\n")[0] for axes in drawn.axes if axes.get_visible()]
     assert titles == ["Llama 3.2 1B, block 128", "GPT-2 XL, block 64", "ViT L 16, block 64", "GPT-2, block 64"]
@@ -50,7 +50,7 @@ def test_a_panel_for_each_model_names_model_and_block(steps, name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_cpu_timing_never_enters_a_view_of_training_steps(tmp_path, name):
+def test_views_of_training_steps_ignore_cpu_timings(tmp_path, name):
     export([fake_training.make_record_of(fake_training.points()[0], "cpu-imaginary-processor")], tmp_path)
     assert "not run" in words(paper_figures.load(name).draw(load_table(tmp_path / "none", tmp_path)))
 
@@ -72,25 +72,25 @@ def test_the_step_time_between_measured_sparsities_lies_on_the_line_between_them
 
 
 def test_a_pretraining_is_the_sum_of_its_steps():
-    """Ours takes 100 l + 40 ms, masked 100, dense 100: sparse from half of the blocks on, and that is all by hand."""
+    """Dense and masked-dense take 100 ms, ours 40 + 100 l ms, so ours is faster below 60 % live blocks."""
     times = pretraining.StepTimes(100.0, 100.0, 0.0, {0.8: 60.0, 0.9: 50.0, 0.95: 45.0})
     constant = [min(100.0, 40 + 100 * live) for live in _shares(0.95)]
-    expected = 100 * len(constant) / (sum(constant) + _dearer(constant))
+    expected = 100 * len(constant) / (sum(constant) + _update_ms(constant))
     assert pretraining.whole_run(times, 0.95, "swap").speed_up == pytest.approx(expected)
     doubled = [min(1.0, 2 * live) if step < 400 else live for step, live in enumerate(_shares(0.95))]
     union = [min(100.0, 40 + 100 * live) for live in doubled]
     assert pretraining.whole_run(times, 0.95, "union").speed_up == pytest.approx(
-        100 * 500 / (sum(union) + _dearer(union))
+        100 * 500 / (sum(union) + _update_ms(union))
     )
 
 
 def _shares(final):
-    """Live blocks under the cubic schedule of 500 steps, the last 100 of them held."""
+    """Shares of live blocks under the cubic schedule of 500 steps; masks are fixed for the last 100."""
     return [1 - final + final * (1 - step / 400) ** 3 if step < 400 else 1 - final for step in range(500)]
 
 
-def _dearer(steps):
-    """What every hundredth step takes longer, while the mask grows, for its dense gradient."""
+def _update_ms(steps):
+    """Extra milliseconds of the mask updates, one in 100 steps, while the masks still change."""
     return sum((100 - step) / 100 for step in steps[:400])
 
 
@@ -102,21 +102,21 @@ def test_swap_is_faster_than_union_and_neither_beats_its_fastest_step(steps):
         assert 0 < swap.masked_share < union.masked_share < 1
 
 
-def test_a_dear_mask_update_makes_a_pretraining_slower(steps):
+def test_slower_mask_updates_make_a_pretraining_slower(steps):
     times = times_of(steps, "gpt2")
-    for dearer in (times._replace(update=10 * times.update), times._replace(sparse_update=10 * times.sparse_update)):
-        dear, cheap = (pretraining.whole_run(case, 0.9, "swap") for case in (dearer, times))
-        assert dear.speed_up < cheap.speed_up
-        assert 0 < cheap.update_share < dear.update_share
+    for slower in (times._replace(update=10 * times.update), times._replace(sparse_update=10 * times.sparse_update)):
+        slow, fast = (pretraining.whole_run(case, 0.9, "swap") for case in (slower, times))
+        assert slow.speed_up < fast.speed_up
+        assert 0 < fast.update_share < slow.update_share
 
 
-def test_mask_updates_add_their_hundredth_while_the_mask_grows():
+def test_mask_updates_add_a_hundredth_of_their_time_until_the_masks_are_fixed():
     times = pretraining.StepTimes(100.0, 100.0, 40.0, {0.8: 200.0})
-    # Masked to the end: a hundredth of 40 ms in four steps of five.
+    # Always masked-dense: a hundredth of 40 ms in four of five steps.
     assert pretraining.whole_run(times, 0.8, "swap") == pytest.approx((100 / (100 + 0.32), 1.0, 0.0032))
 
 
-def test_the_table_and_the_figure_say_where_the_paper_is_passed(steps):
+def test_table_and_figure_agree_on_the_sparsity_that_reaches_the_papers_value(steps):
     frame = paper_figures.load("pretraining_table").rows(steps)
     row = frame[(frame["model"] == "gpt2-xl") & (frame["sparsity"] == 0.95)].iloc[0]
     times = times_of(steps, "gpt2-xl")
@@ -142,7 +142,7 @@ def test_a_speed_up_just_below_the_papers_is_not_rounded_to_it():
     assert f"swap {speed_up:.3f}×, never 1.11×" in text
 
 
-def test_memory_bars_carry_the_recorded_peak_and_stand_on_the_phases(steps):
+def test_memory_bars_show_the_recorded_peak_and_stack_the_uses(steps):
     drawn = paper_figures.load("training_memory").draw(steps)
     (panel,) = [axes for axes in drawn.axes if axes.get_title(loc="left").startswith("GPT-2 XL")]
     assert [label.get_text() for label in panel.get_xticklabels()] == ["dense", "masked", "80 %", "90 %", "95 %"]
@@ -162,7 +162,7 @@ def test_the_bars_of_the_breakdown_add_up_to_the_step(steps):
     assert panel.texts[0].get_text() == " 50"
 
 
-def test_a_step_whose_parts_were_not_timed_is_an_outline_as_long_as_it_took(tmp_path):
+def test_a_step_whose_parts_were_not_timed_is_drawn_as_an_outline(tmp_path):
     records = [fake_training.make_record_of(fake_training.make_point("gpt2", s)) for s in (0.8, 0.95)]
     again = []
     for record in records:
@@ -185,7 +185,7 @@ def test_a_step_whose_parts_were_not_timed_is_an_outline_as_long_as_it_took(tmp_
     assert hollow[0].get_width() == pytest.approx(step)
 
 
-def test_the_table_of_mlps_gives_ours_over_compiled_dense_and_over_stk(tmp_path):
+def test_the_table_of_mlps_gives_the_speed_up_over_compiled_dense_and_over_stk(tmp_path):
     export([fake_training.mlp_record(0.9), fake_training.mlp_record(0.8, "cpu-imaginary-processor")], tmp_path)
     module = paper_figures.load("training_mlp_table")
     frame = module.rows(load_table(tmp_path / "none", tmp_path))

@@ -86,7 +86,7 @@ def _metric(metric: str, value: float, error: float | None, n: int, **more: Any)
 
 
 def _scores(point: Point, noise: np.random.Generator) -> tuple[list[dict], list[dict], float]:
-    """Metrics of the record, metrics of the replay, and the loss that the curves end at."""
+    """Metrics of the record, metrics of lm-eval, and the final loss of the curves."""
     dense = DENSE[point.architecture, point.dataset]
     share = (point.sparsity / 0.95) ** 5
     lost = (LOST[point.method] * share + noise.normal(0, 0.25)) / 100

@@ -44,7 +44,7 @@ def test_an_interval_decides_only_when_it_lies_on_one_side():
     assert compare(2.5, 3.0, 2.25, at_least=False) == "not met"
 
 
-def test_a_majority_needs_more_than_half_for_sure():
+def test_a_majority_needs_more_than_half_beyond_the_noise():
     sure, over, close = (1.0, 0.2), (4.0, 0.2), (2.2, 0.3)
     assert majority([sure, sure, over], 2.25) == "met"
     assert majority([sure, over], 2.25) == "not met"
@@ -60,11 +60,9 @@ def test_a_majority_needs_more_than_half_for_sure():
     shifts=st.lists(st.floats(-1, 1), min_size=9, max_size=9),
 )  # fmt: skip
 @settings(deadline=None, max_examples=50)
-def test_a_decided_majority_stands_whatever_the_noise_hid_and_the_missing_points_were(
-    losses, unknown, revealed, shifts
-):
+def test_noise_and_missing_points_cannot_reverse_a_decided_majority(losses, unknown, revealed, shifts):
     verdict = majority(losses, 2.25, unknown)
-    # Strictly inside the noise: its ends are a matter of rounding.
+    # Strictly inside the noise, to avoid rounding at its ends.
     true = [loss + 0.99 * shift * noise for (loss, noise), shift in zip(losses, shifts, strict=False)] + revealed[
         :unknown
     ]
@@ -84,7 +82,7 @@ def test_nano_models_and_cpu_timings_leave_the_large_claims_not_run(nano, name):
     assert finding.ours == "–"
 
 
-def test_fast_cpu_timings_are_named_as_such(nano):
+def test_a_claim_about_gpus_says_that_cpu_timings_do_not_count(nano):
     (finding,) = judge(VALUES["mlp_kernel"], nano)
     assert "CPU timings" in finding.setting
 
@@ -97,7 +95,7 @@ def test_the_majority_claim_is_judged_on_our_grid_and_says_so(nano):
     assert "gpt2-nano" in finding.setting
 
 
-def test_points_that_failed_count_against_a_clear_majority(nano):
+def test_failed_points_can_make_a_majority_undecided(nano):
     pruned = nano[(nano["method"] == "dense") | (nano["sparsity"] < 0.85)]
     assert judge(VALUES["loss"], pruned)[0].verdict == "met"
     failed = nano[(nano["method"] == "blast") & (nano["sparsity"] > 0.85)].drop_duplicates("point")
@@ -116,18 +114,18 @@ def test_a_claim_is_judged_on_its_own_model_on_a_gpu(speed, verdict):
     assert judge(VALUES["inference"], timed("llama-3.2-1b", speed, "inference", gpu=None))[0].verdict == "not run"
 
 
-def test_a_sparsity_that_was_never_asked_for_is_not_run_and_one_that_was_missed_is_not_met(nano):
+def test_a_sparsity_without_a_target_is_not_run_and_one_below_its_target_is_not_met(nano):
     assert judge(VALUES["sparsity"], nano)[0].verdict == "met"
     assert judge(VALUES["sparsity"], nano[nano["sparsity"] < 0.92])[0].verdict == "not run"
     missed = nano.assign(achieved_sparsity=nano["achieved_sparsity"] * 0.97)
     assert judge(VALUES["sparsity"], missed)[0].verdict == "not met"
 
 
-def test_one_gpu_does_not_stand_for_sixteen():
+def test_one_gpu_does_not_decide_a_claim_about_sixteen():
     assert judge(VALUES["inference_many_gpus"], timed("llama-3.1-405b", 3.0, "inference"))[0].verdict == "not run"
 
 
-def test_what_was_calculated_is_projected_and_not_met():
+def test_a_calculated_value_is_projected_and_not_met():
     (finding,) = judge(VALUES["memory_v1"], as_table([]))
     assert (finding.verdict, finding.ours) == ("projected", "4.38x")
 
@@ -145,7 +143,7 @@ def test_every_value_of_the_paper_gets_a_known_verdict_even_without_results():
             assert finding.verdict in ("not run", "projected")
 
 
-def test_a_paper_value_with_an_unknown_rule_is_refused_with_the_nearest(tmp_path):
+def test_a_paper_value_with_an_unknown_rule_is_rejected_with_the_nearest(tmp_path):
     file = tmp_path / "paper_values.csv"
     file.write_text(FILE.read_text().replace(",majority,", ",majorty,"))
     with pytest.raises(BlastError, match=r"line 3.*did you mean 'majority'"):

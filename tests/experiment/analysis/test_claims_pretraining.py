@@ -1,4 +1,4 @@
-"""The claim about pretraining is judged on whole runs derived from step times of published models on a GPU."""
+"""The claim about pretraining: derived from step times of published models on a GPU, and measured on whole runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def claimed(value):
     return dataclasses.replace(CLAIM, value=value)
 
 
-def test_a_finding_for_swap_and_one_for_union_say_what_the_figure_says():
+def test_the_findings_for_swap_and_union_agree_with_the_table():
     table = table_of("gpt2-xl", "gpt2", "llama-3.2-1b")
     swap, union = sorted(judge(CLAIM, table), key=lambda finding: "union" in finding.setting)
     frame = paper_figures.load("pretraining_table").rows(table)
@@ -44,43 +44,43 @@ def test_a_finding_for_swap_and_one_for_union_say_what_the_figure_says():
             assert f"{model} (block {best.loc[model, 'block']}) from {100 * share:g} %" in finding.setting
 
 
-def test_the_interval_holds_the_speed_up_and_is_that_of_dense_over_ours_where_all_else_is_alike():
+def test_the_interval_contains_the_speed_up_and_is_as_wide_as_the_quantiles():
     table = table_of("gpt2-xl")
     rows = pretraining.step_rows(table)
     rows = pretraining.of_case(rows, pretraining.cases(rows)[0])
     for growth in pretraining.GROWTH:
         low, high = pretraining.interval(rows, 0.95, growth)
         middle = pretraining.whole_run(pretraining.step_times(rows), 0.95, growth).speed_up
-        # Every step is off by a hundredth; what mask updates add to a run is not.
+        # Quantiles of steps differ by 1 %; mask updates have none.
         assert low == pytest.approx(middle * 0.99 / 1.01, rel=0.003)
         assert high == pytest.approx(middle * 1.01 / 0.99, rel=0.003)
 
 
-def test_the_interval_holds_what_mask_updates_vary_by():
+def test_the_interval_includes_the_variation_of_mask_updates():
     rows = pretraining.step_rows(table_of("gpt2-xl"))
     rows = pretraining.of_case(rows, pretraining.cases(rows)[0])
     low, high = pretraining.interval(rows, 0.95, "swap")
-    dearer, updates = rows.copy(), rows["metric"] == "time_mask_update"
-    dearer.loc[updates, "low"] = dearer.loc[updates, "value"]
-    dearer.loc[updates, "high"] = 11 * dearer.loc[updates, "value"]
-    slower, as_fast = pretraining.interval(dearer, 0.95, "swap")
+    slower_updates, updates = rows.copy(), rows["metric"] == "time_mask_update"
+    slower_updates.loc[updates, "low"] = slower_updates.loc[updates, "value"]
+    slower_updates.loc[updates, "high"] = 11 * slower_updates.loc[updates, "value"]
+    slower, as_fast = pretraining.interval(slower_updates, 0.95, "swap")
     assert as_fast == high
-    # Ten hundredths of an update more in each step, of 0.2 or 0.6 of a dense one.
+    # Each step gets ten hundredths of an update more; an update takes 0.2 or 0.6 of a dense step.
     assert 0.8 * low < slower < 0.98 * low
 
 
-def test_mask_updates_that_were_not_timed_cost_no_more_than_a_masked_dense_step():
+def test_a_mask_update_that_was_not_timed_takes_as_long_as_a_masked_dense_step():
     rows = pretraining.step_rows(table_of("gpt2-xl"))
     rows = pretraining.of_case(rows, pretraining.cases(rows)[0])
     times = pretraining.step_times(rows)
     free = pretraining.step_times(rows[rows["metric"] != "time_mask_update"])
     assert free == times._replace(update=0.0, sparse_update=None)
-    # Beyond what makes a step of the sparse state a masked-dense one.
+    # Such an update still costs the difference between a masked-dense and a sparse step.
     share = pretraining.whole_run(free, 0.95, "swap").update_share
     assert 0 < share < pretraining.whole_run(times, 0.95, "swap").update_share
 
 
-def test_the_whole_interval_decides():
+def test_the_verdict_follows_from_the_whole_interval():
     table = table_of("gpt2-xl")
     rows = pretraining.step_rows(table)
     low, high = pretraining.interval(pretraining.of_case(rows, pretraining.cases(rows)[0]), 0.95, "swap")
@@ -89,7 +89,7 @@ def test_the_whole_interval_decides():
     assert "gpt2-xl (block 64x64) never" in judge(claimed(9.0), table)[0].setting
 
 
-def test_without_quantiles_nothing_is_decided():
+def test_without_quantiles_the_verdict_is_undecided():
     for finding in judge(CLAIM, table_of("gpt2-xl", spread=None)):
         assert finding.verdict == "undecided"
         assert "(" not in finding.ours
@@ -97,14 +97,14 @@ def test_without_quantiles_nothing_is_decided():
     assert math.isnan(pretraining.interval(rows, 0.95, "swap")[0])
 
 
-def test_it_is_judged_at_the_sparsity_of_the_claim_or_the_highest_below_it():
+def test_the_claim_is_judged_at_its_sparsity_or_the_highest_below_it():
     for finding in judge(CLAIM, table_of("gpt2-xl", sparsities=(0.8, 0.9, 0.95, 0.99))):
         assert "gpt2-xl, 95 %" in finding.setting
     for finding in judge(CLAIM, table_of("gpt2-xl", sparsities=(0.8, 0.9))):
         assert "gpt2-xl, 90 %" in finding.setting
 
 
-def test_a_cpu_and_a_model_of_ours_say_nothing_about_it(monkeypatch):
+def test_cpu_timings_and_our_own_models_do_not_count(monkeypatch):
     monkeypatch.setitem(fake_training.MODELS, "gpt2-nano", (50.0, 40.0, 0.1))
     for table in (table_of("gpt2-xl", hardware="cpu-imaginary-processor"), table_of("gpt2-nano"), as_table([])):
         (finding,) = judge(CLAIM, table)
@@ -112,11 +112,11 @@ def test_a_cpu_and_a_model_of_ours_say_nothing_about_it(monkeypatch):
         assert "of a published architecture" in finding.setting
 
 
-def test_whole_runs_that_were_timed_are_a_finding_for_each_method():
+def test_timed_whole_runs_give_a_finding_for_each_method():
     points = fake_runs.points()
     rows = [row for point in points for row in record_rows(fake_runs.make_record_of(point))]
-    lacking, *found = judge(CLAIM, as_table(rows))
-    assert lacking.verdict == "not run"
+    not_derived, *found = judge(CLAIM, as_table(rows))
+    assert not_derived.verdict == "not run"
     last = fake_runs.STEPS - 1
     seconds = {point.id: fake_runs.seconds_at(point, last) - fake_runs.COMPILING for point in points}
     for finding, method in zip(found, ("rigl_swap", "blast"), strict=True):
@@ -127,7 +127,7 @@ def test_whole_runs_that_were_timed_are_a_finding_for_each_method():
         assert f"95 %, {method}, block 64x64" in finding.setting
 
 
-def test_whole_runs_of_a_cpu_of_other_steps_or_of_our_own_models_say_nothing():
+def test_whole_runs_on_a_cpu_with_other_steps_or_of_our_own_models_do_not_count():
     dense, pruned = fake_runs.make_point(), fake_runs.make_point("blast", 0.95)
 
     def findings(*records):

@@ -1,4 +1,4 @@
-"""How long a run takes to a loss, and runs that differ in execution alone."""
+"""Time until a run reaches a loss, and pairs of runs that differ in execution alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_loss_is_reached_no_later_than_the_first_evaluation_below_it(losses, l
         assert time_to(seconds, losses, loss + 0.5) <= found
 
 
-def test_between_two_evaluations_the_loss_falls_in_a_straight_line():
+def test_the_loss_is_interpolated_linearly_between_evaluations():
     assert time_to([10, 20, 30], [5, 4, 2], 3) == pytest.approx(25)
     assert time_to([10, 20, 30], [5, 4, 2], 4) == 20
     assert time_to([10, 20, 30], [5, 4, 2], 6) == 10
@@ -55,14 +55,14 @@ def test_timed_runs_have_the_recorded_seconds_and_their_own_dense_run():
     assert by_name[DENSE.id].time_to(run.final) < by_name[DENSE.id].total
 
 
-def test_runs_without_times_are_left_out_and_do_not_push_out_another_machine():
+def test_runs_without_times_are_ignored_in_favour_of_another_machine():
     assert timed_runs(table_of(*POINTS, timed=False)) == []
     here, there = table_of(*POINTS, timed=False), table_of(DENSE, hardware="nvidia-other")
     (group,) = timed_runs(pd.concat([here, there], ignore_index=True))
     assert [(run.point.point, run.point.hardware) for run in group] == [(DENSE.id, "nvidia-other")]
 
 
-def test_a_pair_differs_in_execution_alone_and_says_where_it_switched():
+def test_a_pair_gives_its_first_sparse_step_and_its_curves():
     (pair,) = execution_pairs(table_of(*POINTS))
     assert pair.point.point == SPARSEST.id
     assert (pair.state_recorded, pair.first_sparse_step) == (True, fake.SWITCH)
@@ -72,7 +72,7 @@ def test_a_pair_differs_in_execution_alone_and_says_where_it_switched():
     assert len(pair.curves("validation_loss").steps) == fake.STEPS // fake.EVERY
 
 
-def test_runs_that_differ_in_more_than_execution_are_no_pair():
+def test_runs_that_differ_in_seed_method_or_machine_are_no_pair():
     other_seed = fake.make_point("blast", 0.95, execution="masked", seed=1)
     swap = fake.make_point("rigl_swap", 0.95, execution="masked")
     assert execution_pairs(table_of(SPARSEST, other_seed, swap)) == []
@@ -80,7 +80,7 @@ def test_runs_that_differ_in_more_than_execution_are_no_pair():
     assert execution_pairs(pd.concat([here, there], ignore_index=True)) == []
 
 
-def test_of_a_pair_only_the_run_with_auto_enters_views_of_quality():
+def test_views_of_quality_use_only_the_auto_run_of_a_pair():
     table = table_of(*POINTS)
     assert set(table["point"]) - set(without_execution_variants(table)["point"]) == {MASKED.id}
     found = summarise(table, ("loss",))
@@ -90,7 +90,7 @@ def test_of_a_pair_only_the_run_with_auto_enters_views_of_quality():
     assert len(without_execution_variants(alone)) == len(alone)
 
 
-def test_a_pair_that_was_not_run_is_missing_once_or_as_two(tmp_path):
+def test_execution_variants_are_missing_only_on_request(tmp_path):
     fake.write_runs(tmp_path / "study", skip=MASKED.id, models=("gpt2",))
     table = load_table(tmp_path / "study", tmp_path / "none")
     assert missing(table).empty
