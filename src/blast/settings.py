@@ -16,7 +16,7 @@ import difflib
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -225,13 +225,14 @@ def read_part(
     return found
 
 
-def check_fields(settings: Any, kind: str) -> None:
+def check_fields(settings: object, kind: str) -> None:
     """Checks every field of a frozen dataclass; for its `__post_init__`.
 
     Raises:
         BlastError: for a wrong value.
     """
-    for name, hint in field_hints(type(settings)).items():
+    settings_class: type = type(settings)
+    for name, hint in field_hints(settings_class).items():
         object.__setattr__(settings, name, check(hint, getattr(settings, name), Place(kind, (name,))))
 
 
@@ -271,7 +272,7 @@ def check(hint: Any, value: Any, place: Place) -> Any:
         return _check_union(bare, value, place)
     if PartOf in marks:
         return read_part(marks[PartOf].settings, value, place, marks[PartOf].set_elsewhere)
-    if dataclasses.is_dataclass(bare):
+    if isinstance(bare, type) and dataclasses.is_dataclass(bare):
         return value if isinstance(value, bare) else read(bare, value, place)
     origin = get_origin(bare)
     if origin is Literal:
@@ -325,7 +326,7 @@ def _check_list(bare: Any, marks: Mapping[type, Any], value: Any, place: Place) 
         raise place.fault(value, "a list")
     if NotEmpty in marks and not value:
         raise place.fault(value, "a list with at least one entry")
-    kinds: Iterable[Any] = get_args(bare)
+    kinds = get_args(bare)
     if get_origin(bare) is tuple and kinds[-1] is not Ellipsis:
         if len(value) != len(kinds):
             raise place.fault(value, f"a list of {len(kinds)} entries")

@@ -18,8 +18,8 @@ Tied = Annotated[tuple[bool, ...], NotEmpty()]
 
 
 @dataclass(frozen=True)
-class MlpSettings:
-    """The suite `mlp` has no settings of its own."""
+class NoSettings:
+    """For a suite without settings of its own."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TrainingStepSettings:
 
 # By suite, which is the name of a file of this folder with a function `measure`.
 SUITES: dict[str, type] = {
-    "mlp": MlpSettings,
+    "mlp": NoSettings,
     "kernels": KernelsSettings,
     "kernel_plans": KernelPlansSettings,
     "training_mlp": TrainingMlpSettings,

@@ -40,7 +40,8 @@ Folder = Annotated[
     str, Pattern(r"(?!(.*/)?\.\.(/|$))[^\x00-\x1f]+", "a folder; its path may not hold '..'", longest=200)
 ]
 FROM_POINT = dict.fromkeys(("sparsity", "block", "steps", "seed"), "the point")
-FROM_METHOD = {key: "the method" for preset in METHODS.values() for key in preset}
+# What every method sets; a value in the config would have no effect.
+FROM_METHOD = dict.fromkeys(set.intersection(*map(set, METHODS.values())), "the method")
 Training = Annotated[dict[str, Any], PartOf(TrainingSettings)]
 Sparsify = Annotated[dict[str, Any], PartOf(SparsifyConfig, FROM_POINT | FROM_METHOD)]
 
