@@ -78,9 +78,9 @@ def test_a_failed_capture_says_why_and_leaves_the_gpu_usable():
     x = torch.ones(8, device="cuda")
     with torch.cuda.stream(stream):
         with pytest.raises(ZeroDivisionError):
-            memory.captured(lambda: (memory.cut(), 1 // 0))
+            memory.capture(lambda: (memory.split(), 1 // 0))
         made = []
-        (graph,) = memory.captured(lambda: made.append(x + 1))
+        (graph,) = memory.capture(lambda: made.append(x + 1))
         torch.cuda.synchronize()
         assert made[0].tolist() == [2.0] * 8
         x.fill_(2)
@@ -90,12 +90,12 @@ def test_a_failed_capture_says_why_and_leaves_the_gpu_usable():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_work_is_cut_into_graphs_that_are_replayed_in_order():
+def test_a_work_is_split_into_graphs_that_are_replayed_in_order():
     stream = torch.cuda.Stream()
     memory, x = cuda_graphs.GraphMemory(stream), torch.ones(8, device="cuda")
     with torch.cuda.stream(stream):
-        # Nothing is launched between the first two cuts.
-        graphs = memory.captured(lambda: (x.mul_(3), memory.cut(), memory.cut(), x.add_(1)), lambda: x.mul_(2))
+        # Nothing is launched between the first two splits.
+        graphs = memory.capture(lambda: (x.mul_(3), memory.split(), memory.split(), x.add_(1)), lambda: x.mul_(2))
         assert len(graphs) == 4
         torch.cuda.synchronize()
         assert x.tolist() == [8.0] * 8

@@ -39,14 +39,14 @@ class Memory:
     """Stands for `GraphMemory`; counts captures."""
 
     def __init__(self, one):
-        self.one, self.captures, self.counted, self.launched, self.gave_way = one, 0, False, [], 0
-        self.was_short, self.cuts = False, 0
+        self.one, self.captures, self.counted, self.launched, self.released = one, 0, False, [], 0
+        self.was_short, self.splits = False, 0
 
-    def give_way(self, short):
-        self.gave_way += 1
+    def release(self, short):
+        self.released += 1
         self.was_short |= short
 
-    def captured(self, forward, backward, rest):
+    def capture(self, forward, backward, rest):
         self.captures += 1
         self.counted = False
         optimizer, sparsifier = self.one._optimizer, self.one._sparsifier
@@ -77,20 +77,20 @@ class Memory:
                 # What a capture holds of the sparsifier's step: the host has counted it already.
                 stepped = sparsifier._accumulation._stepped
                 sparsifier._clear_dead()
-                self.one._norm = self.one._clipped()
+                self.one._norm = self.one._clip_gradients()
                 optimizer.step()
                 # A replay calls no hooks.
                 sparsifier._accumulation._stepped = stepped
 
         graphs = [Graph(work) for work in (first, second, third)]
         for graph in graphs:
-            before = self.cuts
+            before = self.splits
             graph.replay()
-            assert self.cuts - before == (step_module.BACKWARD_PARTS - 1 if graph is graphs[1] else 0)
+            assert self.splits - before == (step_module.BACKWARD_PARTS - 1 if graph is graphs[1] else 0)
         return graphs
 
-    def cut(self):
-        self.cuts += 1
+    def split(self):
+        self.splits += 1
 
 
 def trained(case, monkeypatch=None, seen=None, fault=None, steps=STEPS):
@@ -114,8 +114,10 @@ def trained(case, monkeypatch=None, seen=None, fault=None, steps=STEPS):
         monkeypatch.setattr(step_module.torch.cuda, "stream", lambda _: nullcontext())
         memory = Memory(one)
         one.graphs, one._stream, one._memory, one._rate = True, stream, memory, torch.zeros(())
-        launch = one._alone
-        monkeypatch.setattr(one, "_alone", lambda *given: (memory.launched.append(ours.step_count), launch(*given))[1])
+        launch = one._run_eager
+        monkeypatch.setattr(
+            one, "_run_eager", lambda *given: (memory.launched.append(ours.step_count), launch(*given))[1]
+        )
         if fault is not None:
             fault(ours, monkeypatch)
     norms = []
@@ -145,7 +147,7 @@ def test_steps_with_graphs_are_those_without(case, monkeypatch):
     switched = [step for step in memory.launched if step > 1]
     assert memory.launched == ([0] if case == "dense" else [0, 1]) + switched
     assert len(switched) == (case == "switching")
-    assert memory.gave_way == len(memory.launched)
+    assert memory.released == len(memory.launched)
 
 
 def out_of_memory(ours, monkeypatch):

@@ -1,4 +1,4 @@
-"""CUDA graphs that take each other's place: they are captured where the last ones were, without new memory."""
+"""Captures the CUDA graphs of a training step; new graphs reuse the memory of the ones that they replace."""
 
 from __future__ import annotations
 
@@ -8,40 +8,43 @@ from contextlib import suppress
 
 import torch
 
-# Of the memory that a step takes, how much has to be free for graphs to have memory of their own.
+# Graphs keep memory of their own only if this multiple of the memory of an eager step is free.
 ROOM = 1
 
 
 class GraphMemory:
-    """Captures graphs on one stream.
+    """Captures graphs on one stream. Their memory stays reserved for the next graphs.
 
-    What they held stays for the next ones. Where there is no room for it beside what steps take that are launched, they
-    have to be told to give way to those (`give_way`).
+    If there is no room for that memory beside the memory of eager steps, call `release` before each eager step.
 
     Args:
-        stream: Of all captures.
+        stream: The stream of all captures.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
-        self._keeper: torch.cuda.CUDAGraph | None = None
+        # An empty graph that keeps the memory pool alive.
+        self._pool_holder: torch.cuda.CUDAGraph | None = None
         self._pool: tuple[int, int] | None = None
         self._has_room = True
-        # Those that are being captured.
+        # The graphs of the capture in progress.
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def captured(self, *works: Callable[[], None]) -> list[torch.cuda.CUDAGraph]:
-        """Graphs of what each of `works` launches, to be replayed in this order; those before have to be gone by now.
+    def capture(self, *works: Callable[[], None]) -> list[torch.cuda.CUDAGraph]:
+        """Captures what each of `works` launches. Drop all earlier graphs before this call.
 
-        Each is replayed once already: the GPU runs it while the host captures the next one.
+        Each graph is replayed once right after its capture, while the CPU captures the next one.
 
         Args:
-            works: Launch in the stream, with nothing compiled by torch in it for the first time. Kernels of Triton may
-                be. Within a work `cut` begins another graph.
+            works: Functions that launch on the stream. torch must have compiled their code before; Triton kernels may
+                be compiled during the capture. A work may call `split` to begin another graph.
+
+        Returns:
+            The graphs, to be replayed in this order.
         """
         torch.cuda.synchronize()
-        if self._keeper is None:
-            self._make_room()
+        if self._pool_holder is None:
+            self._make_pool()
         self._graphs = []
         for work in works:
             self._begin()
@@ -56,44 +59,44 @@ class GraphMemory:
         graphs, self._graphs = self._graphs, []
         return graphs
 
-    def cut(self) -> None:
-        """Within a work: has what it launched so far replayed."""
+    def split(self) -> None:
+        """Within a work: ends the present graph, replays it, and begins another."""
         self._end()
         self._begin()
 
     def _begin(self) -> None:
         self._graphs.append(torch.cuda.CUDAGraph())
-        # Modules are loaded when kernels are first launched, which only this mode allows.
+        # Kernels load their modules at the first launch, which only this mode allows.
         self._graphs[-1].capture_begin(pool=self._pool, capture_error_mode="relaxed")
 
     def _end(self) -> None:
         _end_capture(self._graphs[-1])
         self._graphs[-1].replay()
 
-    def give_way(self, short: bool = False) -> None:
-        """Lets a step by itself have the memory of graphs that are gone, if there was no room for both.
+    def release(self, short: bool = False) -> None:
+        """Gives the memory of dropped graphs to an eager step, if there is no room for both.
 
         Args:
-            short: That there is none has shown since.
+            short: Whether a step has run out of memory since the last capture.
         """
         if short or not self._has_room:
-            self._keeper = None
+            self._pool_holder = None
 
-    def _make_room(self) -> None:
+    def _make_pool(self) -> None:
         device = self._stream.device
         free, _ = torch.cuda.mem_get_info(device)
         taken = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         self._has_room = free >= ROOM * taken
         if not self._has_room:
             torch.cuda.empty_cache()
-        # Memory stays with a pool as long as there is a graph of it.
-        self._pool, self._keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
-        self._keeper.capture_begin(pool=self._pool)
-        _end_capture(self._keeper)
+        # Memory stays in a pool as long as one graph uses the pool.
+        self._pool, self._pool_holder = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+        self._pool_holder.capture_begin(pool=self._pool)
+        _end_capture(self._pool_holder)
 
 
 def _end_capture(graph: torch.cuda.CUDAGraph) -> None:
     with warnings.catch_warnings():
-        # As those are on purpose that hold memory, and those between two cuts where nothing is launched.
+        # The graph that holds the pool is empty on purpose; so is one between two splits without a launch.
         warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
         graph.capture_end()
