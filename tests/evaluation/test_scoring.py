@@ -215,7 +215,7 @@ def test_a_half_written_score_file_says_so(tmp_path, asked) -> None:
 def test_planning_with_evaluation_tasks_imports_neither_torch_nor_lm_eval() -> None:
     code = (
         "import sys; import blast.evaluation, blast.evaluation.statistics, blast.evaluation.requests; "
-        "from blast.experiment.language.metrics import task_names; assert 'pystdlib_heldout' in task_names(); "
+        "from blast.experiment.language.tasks_of_lm_eval import task_names; assert 'pystdlib_heldout' in task_names(); "
         "print([m for m in ('torch', 'lm_eval', 'transformers', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What a model is worth: our own loss and top-k, and the scoring of ready-made evaluation requests.
+"""Evaluation of a model: its loss and top-k accuracy, and the scores of prepared evaluation requests.
 
-Everything here needs torch alone and gives the same numbers on the same machine: batches have a fixed order and size.
+It needs torch only. It gives the same numbers on the same machine, because batches have a fixed order and size.
 """

@@ -1,4 +1,4 @@
-"""Outputs of a classifier of images or of sentences: one number a class."""
+"""The logits of a classifier of images or sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def class_logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs `[batch, classes]`, float32.
+    """Logits `[batch, classes]`, float32.
 
     Args:
         model: A classifier; for sentences one of transformers, whose config names the padding token.

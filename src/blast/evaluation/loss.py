@@ -25,7 +25,7 @@ def chunk_losses(
         model: `model(input_ids).logits` gives `[batch, length, vocabulary]`.
         chunks: Token ids `[n, length + 1]`.
         batch_size: Chunks a batch, in their order.
-        device: Where the model is; by default where its first parameter is.
+        device: Device of the model; by default that of its first parameter.
 
     Raises:
         BlastError: if there is no chunk, or a loss is not finite.
@@ -60,16 +60,16 @@ def evaluate_language(
     """`loss` (nats a token) and `bits_per_byte` on the held-out chunks of a language dataset.
 
     Both are sums over all chunks, one divided by the tokens, the other by ln 2 and the bytes that these very tokens
-    stand for, so that it compares models with different tokenizers. Standard errors are taken over chunks: tokens
-    within one are not independent.
+    stand for. So bits per byte compare models with different tokenizers. Standard errors are over chunks, because
+    tokens within a chunk are not independent.
 
     Args:
         model: A causal language model.
         data: A `LanguageData` (`validation_chunks`, `bytes_of`).
-        length: Tokens that are predicted a chunk.
-        limit: At most so many chunks; None for all.
+        length: Predicted tokens per chunk.
+        limit: Largest number of chunks; None for all.
         batch: Chunks a batch.
-        device: Where the model is.
+        device: Device of the model; by default that of its first parameter.
     """
     chunks = data.validation_chunks(length, limit)
     nats = chunk_losses(model, chunks, batch, device)

@@ -1,4 +1,4 @@
-"""One measured number with its unit, spread and count, as records keep it."""
+"""One metric entry of a record: a measured number with its unit, spread and count."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def metric(
     task: str | None = None,
     setting: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A metric entry of a record, with `low` and `high` one standard error either side.
+    """A metric entry of a record, with `low` and `high` one standard error below and above the value.
 
-    The interval is not clipped, so half its width is the standard error again.
+    The interval is not clipped, so that half its width is the standard error.
 
     Args:
         name: Name of the metric, for instance `"top1"`.
         value: What was measured.
         unit: Its unit, for instance `"fraction"`.
         better: `"higher"` or `"lower"`.
-        n: How many independent things the value and its error were taken over (documents, images, chunks).
+        n: Number of independent samples (documents, images, chunks) behind the value and its error.
         stderr: Standard error in the same unit; None where there is none.
         task: Name of the evaluation task; None for our own metrics.
-        setting: What else a reader needs to judge the number (window, chance level, …).
+        setting: Other facts that a reader needs to interpret the number (window, chance level, …).
 
     Raises:
         BlastError: if the value is not a finite number.

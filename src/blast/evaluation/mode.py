@@ -1,4 +1,4 @@
-"""Runs a model in evaluation mode and puts it back as it was."""
+"""Runs a model in evaluation mode and restores its state afterwards."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Dropout off, statistics frozen and no key-value cache inside; afterwards everything is as it was before."""
+    """Within the context: no dropout, frozen statistics, no key-value cache. The former state is restored after it."""
     before = {module: module.training for module in model.modules()}
     config = getattr(model, "config", None)
     caches = getattr(config, "use_cache", None)
     model.eval()
     if caches:
-        # Keys and values are of no use when nothing is generated; without them a batch takes less time and memory.
+        # Nothing is generated, so a cache of keys and values would only take time and memory.
         config.use_cache = False
     try:
         yield model

@@ -1,4 +1,4 @@
-"""Evaluation requests as a plain file: token ids to score, and the documents that they were made of.
+"""Evaluation requests in a file: token ids to score, and the documents that they come from.
 
 The file is JSON lines, gzipped: a header, then documents, then requests. The same content gives the same bytes.
 """
@@ -23,15 +23,15 @@ KINDS = ("loglikelihood", "loglikelihood_rolling")
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to score.
+    """One evaluation request.
 
     Attributes:
-        key: Digest of the kind and the text of the request: what a score is found by again.
-        task: Name of the task that asks.
+        key: Digest of the kind and the text of the request; it identifies the score.
+        task: Name of the task.
         kind: `loglikelihood` (of the continuation after the context) or `loglikelihood_rolling` (of a whole text,
             in windows as long as the model allows, each token predicted once).
-        context: Token ids that are given; for a rolling request the one token that stands before the text.
-        continuation: Token ids that are scored.
+        context: Token ids of the context; for a rolling request the one token before the text.
+        continuation: Token ids to score.
     """
 
     key: str
@@ -43,13 +43,13 @@ class Request:
 
 @dataclass(frozen=True)
 class RequestFile:
-    """All requests of some tasks, for one tokenizer.
+    """All requests of several tasks, for one tokenizer.
 
     Attributes:
         tasks: Names of the tasks, in order.
-        requests: What is to be scored.
-        documents: File name → its documents: the data that the tasks read.
-        settings: How they were made (tokenizer digest, prefix token, limit, version of lm-eval).
+        requests: The requests.
+        documents: By file name, the documents that the tasks read.
+        settings: How the requests were made (tokenizer digest, prefix token, limit, version of lm-eval).
     """
 
     tasks: list[str]
@@ -74,7 +74,7 @@ class RequestFile:
         return [_line(value) for value in (header, *documents, *map(asdict, self.requests))]
 
     def write(self, file: Path) -> str:
-        """Writes the file whole or not at all; returns the digest."""
+        """Writes the file atomically and returns the digest."""
         lines = self._lines()
         digest = _digest(lines)
         text = "\n".join([_line({"digest": digest}), *lines]) + "\n"
@@ -114,7 +114,7 @@ def read_requests(file: Path) -> RequestFile:
 
 
 def compress(text: str) -> bytes:
-    """Gzip without name or time, so that the same text gives the same bytes."""
+    """Gzip without file name and time, so that the same text gives the same bytes."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=6, mtime=0) as stream:
         stream.write(text.encode())
@@ -122,7 +122,7 @@ def compress(text: str) -> bytes:
 
 
 def _line(value: Any) -> str:
-    # Escaped, so that no line separator hidden in a document splits a line.
+    # ASCII only, because a line separator in a document would split the line.
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 

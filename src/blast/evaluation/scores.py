@@ -1,4 +1,4 @@
-"""Scores of evaluation requests as a plain file, tied to the requests by their digest."""
+"""Scores of evaluation requests in a file, with the digest of the requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 class Score(NamedTuple):
-    """What a model gives for one request: sum of log-probabilities (nats), and whether greedy decoding gives it."""
+    """The score of one request: the sum of log-probabilities (nats), and whether greedy decoding gives the text."""
 
     logprob: float
     greedy: bool
@@ -26,12 +26,12 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """One score a request, in the order of the requests.
+    """One score for each request, in the order of the requests.
 
     Attributes:
         requests: Digest of the request file.
         scores: The scores.
-        settings: How they were made (window, batch size, dtype).
+        settings: How the scores were made (window, batch size, dtype).
     """
 
     requests: str
@@ -39,16 +39,16 @@ class ScoreFile:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def write(self, file: Path) -> None:
-        """Writes the file whole or not at all, gzipped if its name ends in `.gz`; same scores, same bytes."""
+        """Writes the file atomically, gzipped if its name ends in `.gz`. The same scores give the same bytes."""
         values = {"format": FORMAT, "requests": self.requests, "settings": self.settings, "scores": self.scores}
         text = json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n"
         write_atomically(file, compress(text) if str(file).endswith(".gz") else text)
 
     def check_against(self, requests: RequestFile, source: str = "scores") -> None:
-        """Checks that these are the scores of these requests.
+        """Checks that the scores belong to `requests`.
 
         Raises:
-            BlastError: if they belong to other requests, are not as many, or are not all finite.
+            BlastError: if the digest or the number of requests differs, or a score is not finite.
         """
         if self.requests != requests.digest:
             raise BlastError(
@@ -70,7 +70,7 @@ def write_scores(
 
 
 def require_finite(scores: list[Score], source: str = "scores") -> None:
-    """Raises a BlastError that counts the scores that are no finite numbers."""
+    """Raises a BlastError if a score is not finite; the message counts them."""
     bad = sum(not math.isfinite(s.logprob) for s in scores)
     if bad:
         raise BlastError(

@@ -1,4 +1,4 @@
-"""Scores ready-made evaluation requests with a model, anywhere torch runs."""
+"""Scores prepared evaluation requests with a model; it needs torch only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Window = tuple[list[int], int]  # token ids (inputs and the last target), and ho
 
 
 def max_length_of(model: nn.Module) -> int:
-    """How many tokens the model can read at once, by its transformers config.
+    """Longest input of the model in tokens, from its transformers config.
 
     Raises:
-        BlastError: if its config does not say.
+        BlastError: if the config has no such value.
     """
     config = getattr(model, "config", None)
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
@@ -33,10 +33,10 @@ def max_length_of(model: nn.Module) -> int:
 
 
 def windows(request: Request, max_length: int) -> list[Window]:
-    """Cuts a request into what the model can read at once; the same cuts as lm-eval's `HFLM` makes.
+    """Cuts a request into windows that the model can read at once, exactly as lm-eval's `HFLM` does.
 
-    A context that is too long loses its beginning. A rolling text is cut so that each token is predicted once and the
-    last window is as full as the others.
+    A context that is too long loses its beginning. The windows of a rolling text predict each token once, and the last
+    window is as long as the others.
 
     Raises:
         BlastError: if the continuation is empty or longer than the window.
@@ -65,19 +65,19 @@ def score(
 ) -> list[Score]:
     """Log-likelihood and greedy flag of each request.
 
-    Windows are sorted by length and by how much of them is scored, longest first, and run in batches of a fixed size,
-    padded on the right, so that the scores depend on the model, the requests and the arguments alone. Probabilities
-    are in float32, sums in float64.
+    Windows are sorted by length, then by the number of scored tokens, longest first. Batches have a fixed size and are
+    padded on the right. So the scores depend only on the model, the requests and the arguments. Probabilities are in
+    float32, sums in float64.
 
     Args:
         model: A causal language model: `model(input_ids [batch, length]).logits` gives `[batch, length, vocabulary]`.
-        requests: What to score.
-        batch_size: Windows a batch; scores move with it by rounding.
-        device: Where the model is; by default where its first parameter is.
-        max_length: Longest input in tokens; by default what the model's config says.
+        requests: The requests.
+        batch_size: Windows per batch; scores depend on it by rounding only.
+        device: Device of the model; by default that of its first parameter.
+        max_length: Longest input in tokens; by default from the model's config.
 
     Returns:
-        One score a request, in their order; the log-likelihood in nats. An empty rolling text scores 0.
+        One score for each request, in their order; the log-likelihood in nats. An empty rolling text scores 0.
 
     Raises:
         BlastError: if a request does not fit, or a score is not finite.
@@ -104,7 +104,7 @@ def _score_batch(model: nn.Module, batch: list[Window], device: torch.device | s
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     for row, (tokens, _) in enumerate(batch):
         ids[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-    # Logits before the first scored position of the batch are never looked at; transformers models can leave them out.
+    # Logits before the first scored position of the batch are not needed; transformers models can omit them.
     skip = min(len(tokens) - 1 - scored for tokens, scored in batch) if _can_skip(model) else 0
     kept = {"logits_to_keep": longest - skip} if skip else {}
     logits = model(ids.to(device), **kept).logits  # [batch, longest - skip, vocabulary]

@@ -1,4 +1,4 @@
-"""Checks that a model that is about to be evaluated really is in its sparse state."""
+"""Checks that a model is in the sparse state before its evaluation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from blast.errors import BlastError
 
 
 def require_sparse_state(model: nn.Module, sparse_matrices: Iterable[str]) -> None:
-    """Raises if a matrix that is recorded as sparse exists as a dense weight in the model.
+    """Checks that no matrix that is recorded as sparse exists as a dense weight in the model.
 
-    A dense weight is a floating-point tensor of two dimensions, whatever its name: parameter, buffer or plain
-    attribute, in the module that stands for the matrix or beside it in the module around. Live blocks have three.
+    A dense weight is a floating-point tensor of two dimensions with any name: a parameter, a buffer or a plain
+    attribute, in the module of the matrix or in its parent module. Live blocks have three dimensions.
 
     Args:
         model: The model as it was loaded.
-        sparse_matrices: Names of the modules whose weight is recorded as sparse; masks or facts by name will do.
+        sparse_matrices: Names of the modules whose weight is recorded as sparse; a mapping by name is fine.
 
     Raises:
-        BlastError: naming the first such matrix; also if it is missing from the model or holds no blocks.
+        BlastError: if a matrix is dense, is missing, or holds no blocks; the message names the first one.
     """
     modules = dict(model.named_modules())
     remedy = "load the saved checkpoint with blast.load and evaluate that model unchanged."
@@ -37,10 +37,10 @@ def require_sparse_state(model: nn.Module, sparse_matrices: Iterable[str]) -> No
                 f"'{name}' is recorded as sparse, but its {type(module).__name__} holds no blocks; {remedy}"
             )
         shape = (getattr(module, "out_features", None), getattr(module, "in_features", None))
-        around = name.rpartition(".")[0]
-        for place, tensor in _own_tensors(modules[around]):
+        parent = name.rpartition(".")[0]
+        for place, tensor in _own_tensors(modules[parent]):
             if _is_dense(tensor) and tuple(tensor.shape) in (shape, shape[::-1]):
-                raise _dense(name, f"{around}.{place}".strip("."), tensor, remedy)
+                raise _dense(name, f"{parent}.{place}".strip("."), tensor, remedy)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -54,7 +54,7 @@ def _dense(name: str, place: str, tensor: Tensor, remedy: str) -> BlastError:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and plain attributes of a module itself."""
+    """Parameters, buffers and plain attributes of a module, without its submodules."""
     for store in (module._parameters, module._buffers, vars(module)):
         for name, value in store.items():
             if isinstance(value, Tensor):
@@ -62,7 +62,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors_below(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a module and of all it holds, also of modules kept as plain attributes."""
+    """Tensors of a module and of its submodules, also of modules that are plain attributes."""
     yield from _own_tensors(module)
     hidden = {name: value for name, value in vars(module).items() if isinstance(value, nn.Module)}
     for child, value in {**module._modules, **hidden}.items():

@@ -1,4 +1,4 @@
-"""Standard errors, and when a number says nothing."""
+"""Standard errors of means, ratios and shares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of independent values and its standard error (n - 1 in the variance); None for fewer than two values."""
+    """Mean of independent values, and its standard error (n - 1 in the variance), which is None for one value."""
     n = len(values)
     if n == 0:
         raise ValueError("the mean of no values is not defined")
@@ -21,14 +21,14 @@ def ratio_and_stderr(numerators: Sequence[float], denominators: Sequence[float])
     """Ratio of two sums over documents, and its standard error by the delta method.
 
     With `r = Σy / Σx`, the error is `sqrt(n / (n - 1) · Σ(y - r·x)²) / Σx` (Cochran, Sampling Techniques, 3rd
-    ed., section 6.4, without the finite-population factor). The documents are what is independent, not their tokens.
+    ed., section 6.4, without the finite-population factor). Documents are independent; tokens within one are not.
 
     Args:
-        numerators: For bits per byte: bits that each document costs.
-        denominators: Bytes of each document.
+        numerators: For bits per byte, the bits of each document.
+        denominators: For bits per byte, the bytes of each document.
 
     Returns:
-        The ratio, and its standard error; None for fewer than two documents.
+        The ratio, and its standard error, which is None for one document.
     """
     n = len(numerators)
     if n != len(denominators):

@@ -1,4 +1,4 @@
-"""Share of images whose label is among the k best classes."""
+"""Top-k accuracy of a classifier."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def top_k_hits(
     batch_size: int = 100,
     device: torch.device | str | None = None,
 ) -> dict[int, int]:
-    """How many labels are among the k classes with the largest output, for each k.
+    """Number of labels among the k classes with the largest output, for each k.
 
     Args:
         model: `model(images [batch, channels, height, width])` gives `[batch, classes]`.
         images: Normalised float images `[n, channels, height, width]`.
         labels: Class numbers `[n]`.
-        ks: The numbers of guesses; one that exceeds the number of classes counts as all classes.
-        batch_size: Images a batch, in their order.
-        device: Where the model is; by default where its first parameter is.
+        ks: Values of k; one above the number of classes counts as all classes.
+        batch_size: Images per batch, in their order.
+        device: Device of the model; by default that of its first parameter.
 
     Raises:
-        BlastError: if there is no image, images and labels are not as many, or an output is not finite.
+        BlastError: if there is no image, the numbers of images and labels differ, or an output is not finite.
     """
     if images.shape[0] == 0 or images.shape[0] != labels.shape[0]:
         raise BlastError(
@@ -61,9 +61,9 @@ def evaluate_vision(
 
     Args:
         model: A classifier.
-        data: A `VisionData` or its like (`test_batches`, `num_classes`); no more than a batch is in memory.
-        batch: Images a batch.
-        device: Where the model is.
+        data: A `VisionData` or similar (`test_batches`, `num_classes`); only one batch is in memory at a time.
+        batch: Images per batch.
+        device: Device of the model; by default that of its first parameter.
     """
     hits: dict[int, int] = {}
     n = 0

@@ -1,4 +1,4 @@
-"""A model under `torch.compile`, one of its repeated blocks at a time: a compilation serves all of them."""
+"""`torch.compile` for the repeated blocks of a model; one compilation serves all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The longest list of modules of one kind in a model, its transformer blocks; empty if there is none."""
+    """The transformer blocks of a model: its longest list of modules of one type; empty without such a list."""
     lists = [
         list(module)
         for module in model.modules()
@@ -21,13 +21,13 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Puts each block of a model under `torch.compile`, in place; a model without repeated blocks as a whole.
+    """Compiles each block of a model with `torch.compile`, in place; a model without repeated blocks as a whole.
 
-    Names, parameters and `state_dict` stay as they are. Blocks share what is compiled, so that a model of 48 takes no
-    longer than one of 12; what lies between them (embeddings, last norm, head) runs as it is.
+    Names, parameters and `state_dict` do not change. Blocks share the compiled code, so that 48 blocks compile as fast
+    as 12. The rest (embeddings, last norm, head) runs eagerly.
 
-    From then on Dynamo's `nested_graph_breaks` is set: a block is compiled up to the very place within its sparse MLP
-    where that is called outside of the graph. The cast of the MLP's input is then one kernel with the norm before it.
+    This also sets Dynamo's `nested_graph_breaks`. A block is then compiled up to the graph break within its sparse MLP,
+    and the cast of the MLP's input is fused with the norm before it.
     """
     torch._dynamo.config.nested_graph_breaks = True
     for block in repeated_blocks(model) or [model]:
@@ -35,7 +35,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def release_blocks(model: nn.Module) -> None:
-    """Takes `compile_blocks` back."""
+    """Undoes `compile_blocks`."""
     for block in repeated_blocks(model) or [model]:
         block._compiled_call_impl = None
 
@@ -51,5 +51,5 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy_of(compiled: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """`cross_entropy`, or the same compiled, which never makes the float32 copy of the logits."""
+    """`cross_entropy`, or its compiled form, which never stores the float32 copy of the logits."""
     return torch.compile(cross_entropy) if compiled else cross_entropy

@@ -1,4 +1,4 @@
-"""Logits and loss of whole sequences in training, by the fast ways that transformers and torch do not take unasked."""
+"""Logits and loss of whole sequences in training, on fast paths that transformers and torch do not use by default."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 def token_logits(model: nn.Module, tokens: Tensor) -> Tensor:
     """Logits `[batch, length, vocabulary]` of a causal language model of transformers.
 
-    Left to itself it looks in each batch for several sequences packed into one, for which the GPU is waited for. In the
-    capture of a CUDA graph, where it cannot look, it makes a mask, and with a mask there is no flash attention.
+    By default transformers checks each batch for packed sequences, and the CPU waits for the GPU. During the capture of
+    a CUDA graph it cannot check and creates a mask; with a mask there is no flash attention. This function avoids both.
 
     Args:
-        model: In training; what `DistributedDataParallel` wraps also.
+        model: In training; may be wrapped in `DistributedDataParallel`.
         tokens: `[batch, length]`, without padding, one sequence a row.
     """
     with _unpadded(getattr(model, "module", model).config):
@@ -37,8 +37,8 @@ def token_loss_of(compiled: bool) -> Loss:
     """The mean cross-entropy of next tokens, nats: a function of model, tokens and targets `[batch, length]`.
 
     Args:
-        compiled: Whether head and loss are compiled, together where nothing wraps the model: the logits are then never
-            held in float32, and 50257 words, which no tensor core takes well, are filled up by the compiler.
+        compiled: Whether head and loss are compiled; without a wrapper, together. Compiled together, the logits are
+            never stored in float32, and the compiler pads a vocabulary of 50257, which tensor cores handle badly.
     """
     if not compiled:
         return lambda model, tokens, targets: cross_entropy(token_logits(model, tokens), targets)
@@ -46,7 +46,7 @@ def token_loss_of(compiled: bool) -> Loss:
 
     def token_loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
         if not hasattr(model, "base_model") or sharded_modules(model):
-            # What gathers parameters and gradients hangs on the call of the whole.
+            # The hooks that gather parameters and gradients run only in a call of the whole model.
             return loss_alone(token_logits(model, tokens), targets)
         with _unpadded(model.config):
             hidden = model.base_model(tokens, use_cache=False).last_hidden_state
@@ -57,13 +57,13 @@ def token_loss_of(compiled: bool) -> Loss:
 
 
 def _head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """The loss from what the head gets, `[batch, length, hidden]`, its weights `[words, hidden]` and bias `[words]`."""
+    """The loss from the input of the head `[batch, length, hidden]`, its weight `[vocabulary, hidden]` and its bias."""
     return cross_entropy(F.linear(hidden, weight, bias), targets)
 
 
 @contextmanager
 def _unpadded(config: Any) -> Iterator[None]:
-    """Within, a model of this configuration leaves causality to torch's own attention; one with another stays so."""
+    """Within the context, SDPA attention uses `is_causal` instead of a mask; other attention is unchanged."""
     before = config._attn_implementation
     if before == "sdpa":
         config._attn_implementation = _registered()
@@ -78,6 +78,6 @@ def _registered() -> str:
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    # An attention that comes without a maker of masks gets none.
+    # transformers creates no mask for an attention without a registered mask function.
     AttentionInterface.register(UNPADDED, sdpa_attention_forward)
     return UNPADDED
