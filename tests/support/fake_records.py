@@ -1,4 +1,4 @@
-"""Invented records in the shape of real ones, for tests of the views. Nothing in them was measured."""
+"""Invented records with the format of real ones, for tests of figures and tables. Nothing was measured."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _masks_artifact(point: Point) -> dict[str, str]:
 
 
 def make_training_record(point: Point, hardware: str = HARDWARE) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A record, and the language metrics made of it (None for images)."""
+    """A record and its language metrics (None for images)."""
     noise = np.random.default_rng(sum(map(ord, point.id)))
     own, later, final_loss = _scores(point, noise)
     dense_bytes = {"gpt2-nano": 2_600_000, "llama-nano": 2_700_000, "vit-nano": 900_000}[point.architecture]

@@ -1,4 +1,4 @@
-"""Invented records of whole training runs with their times and their switch. Nothing in them was measured."""
+"""Invented records of training runs with times and a switch to sparse execution. Nothing was measured."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_point(
 
 
 def points(model: str = "gpt2") -> list[Point]:
-    """Dense, three sparsities, swap, and the sparsest once more masked-dense throughout."""
+    """Dense, three sparsities, `rigl_swap`, and the sparsest again with masked-dense execution."""
     pruned = [make_point(method, sparsity, model) for method, sparsity in LOSS]
     return [make_point(model=model), *pruned, make_point("blast", 0.95, model, "masked")]
 
@@ -64,7 +64,7 @@ def _switches(point: Point) -> bool:
 
 
 def make_record_of(point: Point, hardware: str = GPU, timed: bool = True) -> dict[str, Any]:
-    """A record; with `timed`, its `run` part has the seconds of each evaluation."""
+    """A record; with `timed`, its `run` part has the training seconds until each evaluation."""
     final = LOSS.get((point.method, point.sparsity), DENSE_LOSS)
     steps, checks = list(range(0, STEPS, 26)), list(range(EVERY - 1, STEPS, EVERY))
 
@@ -98,7 +98,7 @@ def make_record_of(point: Point, hardware: str = GPU, timed: bool = True) -> dic
 
 
 def write_runs(folder: Path, skip: str | None = None, models: tuple[str, ...] = ("gpt2", "vit-s-4")) -> Path:
-    """Writes a grid of runs, one of which may be planned and not run."""
+    """Writes the records of a grid; the point `skip` is planned but not run."""
     planned = [point for model in models for point in points(model)]
     write_json(folder / "plan.json", [point.to_dict() for point in planned])
     for point in planned:

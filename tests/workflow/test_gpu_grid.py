@@ -1,4 +1,4 @@
-"""On a GPU machine `all` trains the grid and runs the benchmarks; what is there already is not run again."""
+"""On a GPU machine `all` trains the grid and runs the benchmarks; finished points are not run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's grid is planned whole, with job counts by stage, and one config with packaged weights too."""
+"""The paper's grid, and a config with packaged weights, are planned with the right number of jobs per stage."""
 
 from __future__ import annotations
 

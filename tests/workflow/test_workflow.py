@@ -1,4 +1,4 @@
-"""The workflow as a user runs it, on the smallest real grid: failures, retries, and nothing done twice."""
+"""The workflow as a user runs it, on the smallest real grid: failures, retries, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from workflow_place import VIEWS, grid
 
 
-def test_a_poisoned_point_costs_only_itself_and_the_next_run_redoes_only_it(place):
+def test_a_failing_point_stops_no_other_and_the_next_run_redoes_only_it(place):
     place.write(grid("poison"))
     first = place.run("all")
     said = first.stdout + first.stderr
@@ -47,7 +47,7 @@ def test_a_poisoned_point_costs_only_itself_and_the_next_run_redoes_only_it(plac
         ({"grid": [{"architectures": ["vit-nano"], "datasets": ["digits"], "sparsity": [1.5]}]}, "grid.0.sparsity"),
     ],
 )
-def test_a_fault_in_the_config_is_one_sentence_before_any_job_starts(place, changes, sentence):
+def test_a_fault_in_the_config_prints_one_sentence_before_any_job_starts(place, changes, sentence):
     place.write(grid("faulty") | changes)
     answer = place.run("all")
     said = answer.stdout + answer.stderr
@@ -57,7 +57,7 @@ def test_a_fault_in_the_config_is_one_sentence_before_any_job_starts(place, chan
     assert not (place.folder / "results").exists()
 
 
-def test_an_unknown_target_is_one_sentence_with_the_nearest(place):
+def test_an_unknown_target_prints_one_sentence_with_the_nearest(place):
     place.write(grid("target"))
     answer = place.run("results/target/figures/claims.pdf")
     assert answer.returncode == 1
@@ -65,7 +65,7 @@ def test_an_unknown_target_is_one_sentence_with_the_nearest(place):
     assert "Traceback" not in answer.stderr
 
 
-def test_an_unreachable_tracking_server_and_dataset_cost_one_sentence_each_and_leave_the_records(place, tmp_path):
+def test_an_unreachable_server_or_dataset_prints_one_sentence_and_the_records_stay(place, tmp_path):
     values = grid("offline")
     values["grid"] = [
         {"architectures": ["vit-nano"], "datasets": ["digits"], "sparsity": [0]},

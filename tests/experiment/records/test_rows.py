@@ -45,7 +45,7 @@ def test_a_metric_becomes_one_row_with_its_interval_and_its_place():
     assert json.loads(row["setting"])["parent"] == "gpt2-nano.pystdlib.dense.seed0"
 
 
-def test_a_curve_becomes_a_row_a_step():
+def test_a_curve_becomes_one_row_per_step():
     record, _ = make()
     held = [row for row in record_rows(record) if row["metric"] == "sparsity_achieved"]
     curve = record["result"]["curves"]["sparsity_achieved"]
@@ -173,7 +173,7 @@ def test_a_half_written_record_is_refused_by_its_file(tmp_path):
         list(read_grid(tmp_path))
 
 
-def test_times_of_training_become_a_curve_and_are_no_part_of_what_identifies_a_run():
+def test_training_times_become_a_curve_and_do_not_change_the_run_id():
     record, _ = make()
     before = run_id(record)
     record["run"]["training_seconds"] = {
@@ -191,7 +191,7 @@ def test_times_of_training_become_a_curve_and_are_no_part_of_what_identifies_a_r
     assert not [row for row in record_rows(make()[0]) if row["metric"] in ("training_time", "compile_time")]
 
 
-def test_rows_say_which_points_differ_in_execution_alone():
+def test_rows_name_the_points_that_differ_only_in_execution():
     def facts(**changes):
         point = fake.make_point("gpt2-nano", "pystdlib", "blast", 0.95, 0).to_dict()
         point["sparsify"] = point["sparsify"] | {"execution": "auto"}
@@ -206,7 +206,7 @@ def test_rows_say_which_points_differ_in_execution_alone():
     assert execution_facts(fake.make_point("gpt2-nano", "pystdlib", "dense", 0.0, 0).to_dict()) == {}
 
 
-def test_exported_states_are_kept_where_they_change(tmp_path):
+def test_exported_stepwise_curves_keep_the_steps_of_each_change(tmp_path):
     record, _ = make()
     steps = list(range(0, 1000, 5))
     states = [float(300 <= step < 900) for step in steps]

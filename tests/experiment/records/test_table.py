@@ -55,7 +55,7 @@ def resealed(record):
     )
 
 
-def test_local_rows_are_taken_before_recorded_ones_of_the_same_point_and_machine(tmp_path):
+def test_local_rows_replace_recorded_ones_of_the_same_point_and_machine(tmp_path):
     export([scored(0.5), scored(0.6, seed=1), scored(0.7, hardware="cpu-other")], tmp_path / "recorded")
     write(tmp_path / "default", scored(0.9))
     table = load_table(tmp_path / "default", tmp_path / "recorded")
@@ -67,7 +67,7 @@ def test_local_rows_are_taken_before_recorded_ones_of_the_same_point_and_machine
     }
 
 
-def test_nothing_at_all_is_an_empty_table_with_its_columns(tmp_path):
+def test_without_records_the_table_is_empty_but_has_its_columns(tmp_path):
     table = load_table(tmp_path / "missing", tmp_path / "also missing")
     assert table.empty
     assert {"metric", "source", "grid", "point", "config"} <= set(table.columns)
@@ -91,7 +91,7 @@ def test_failed_and_unrun_points_are_rows_of_their_own(tmp_path):
     assert "NaN" in line(lost, seed=1).cause
 
 
-def test_a_failure_that_was_put_aside_is_still_shown_until_there_is_a_newer_record(tmp_path):
+def test_a_record_moved_to_failed_is_shown_until_there_is_a_newer_one(tmp_path):
     grid = tmp_path / "default"
     plan(grid, point())
     fake.write_json(grid / "failed" / f"{point().id}.json", fake.make_failed_record(point()))
@@ -100,7 +100,7 @@ def test_a_failure_that_was_put_aside_is_still_shown_until_there_is_a_newer_reco
     assert list(load_table(grid, tmp_path)["status"]) == ["ok"]
 
 
-def test_records_of_an_earlier_plan_are_passed_over(tmp_path):
+def test_records_of_an_earlier_plan_are_skipped(tmp_path):
     grid = tmp_path / "default"
     write(grid, scored(0.9))
     write(grid, scored(0.8, seed=1))
@@ -117,7 +117,7 @@ def test_a_point_recorded_on_another_machine_is_not_called_not_run(tmp_path):
     assert set(load_table(tmp_path / "default", tmp_path / "recorded")["status"]) == {"ok"}
 
 
-def test_a_curve_is_never_made_of_two_machines():
+def test_a_curve_never_mixes_two_machines():
     here, there = scored(0.9), [scored(0.8, hardware="cpu-other", seed=seed) for seed in (0, 1)]
     recorded = as_table([row for record in there for row in record_rows(record)], source="recorded")
     both = pd.concat([recorded, table_of(here)], ignore_index=True)
@@ -134,7 +134,7 @@ def test_relative_loss_is_of_the_seeds_own_parent_and_positive_when_worse():
     assert row.seeds == 2
 
 
-def test_bits_per_byte_lose_by_rising():
+def test_more_bits_per_byte_are_a_loss():
     dense = scored(2.0, metric="bits_per_byte") | {}
     dense["result"]["metrics"][0]["better"] = "lower"
     pruned = scored(2.1, metric="bits_per_byte", method="blast", sparsity=0.95)

@@ -1,4 +1,4 @@
-"""Points as `python -m blast job` runs them: resumed after a kill, and recorded whatever happens."""
+"""Points run by `python -m blast job`: they resume after a kill, and always get a record."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def gone(process: str) -> bool:
     return not Path(f"/proc/{process}").exists()
 
 
-def test_a_job_that_is_stopped_by_hand_says_so_in_one_sentence(tmp_path):
+def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path):
     job, child = started_for_long(tmp_path)
     os.killpg(job.pid, signal.SIGINT)
     _, said = job.communicate(timeout=30)
@@ -119,7 +119,7 @@ def test_a_job_that_is_stopped_by_hand_says_so_in_one_sentence(tmp_path):
     assert gone(child)
 
 
-def test_the_child_of_a_killed_job_does_not_live_on(tmp_path):
+def test_the_child_of_a_killed_job_ends(tmp_path):
     job, child = started_for_long(tmp_path)
     os.kill(job.pid, signal.SIGKILL)
     job.wait(30)
@@ -161,7 +161,7 @@ def test_a_pruned_point_is_evaluated_in_its_sparse_state_at_the_exact_budget(don
     assert metrics["top1"]["n"] == 360
 
 
-def test_a_training_state_of_other_settings_is_not_gone_on_with(tmp_path):
+def test_a_training_state_of_other_settings_is_not_resumed(tmp_path):
     folder = GridFolder(tmp_path)
     state = folder.work("blast") / TRAINING_STATE
     state.parent.mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_a_training_state_of_other_settings_is_not_gone_on_with(tmp_path):
     assert len(read_record(folder.record("blast"))["result"]["curves"]["train_loss"]["step"]) == 20
 
 
-def test_a_finished_point_is_handed_on_and_not_run_again(done, capsys):
+def test_a_finished_point_is_not_run_again(done, capsys):
     folder, _, _ = done
     before = folder.record("blast").read_bytes()
     run_points([short("blast")], folder, folder.root / "log2")
@@ -235,7 +235,7 @@ def test_a_damaged_training_state_is_one_sentence_with_the_file(tmp_path):
     assert "damaged or half-written; delete it and run again" in cause
 
 
-def test_a_point_trained_in_the_sparse_state_is_the_same_point_but_for_rounding(done, tmp_path):
+def test_sparse_and_masked_execution_give_the_same_result_except_for_rounding(done, tmp_path):
     one, folder = short("blast"), GridFolder(tmp_path)
     sparse = point(id="sparse", training=one.training, sparsify=one.sparsify | {"execution": "sparse"})
     assert run_points([sparse], folder, tmp_path / "log", total=1) == 0

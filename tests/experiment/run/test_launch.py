@@ -1,4 +1,4 @@
-"""How trainings on several processes are asked for and started, and the GPUs that they hold."""
+"""How trainings of several processes are configured and started, and the GPUs that they hold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(training: dict, **block) -> dict:
     return {"name": "two", "training": {"default": SETTINGS, **training}, "grid": [block]}
 
 
-def test_points_of_one_process_share_a_start_and_those_of_several_have_their_own(tmp_path):
+def test_points_of_one_process_share_a_child_and_points_of_several_do_not(tmp_path):
     points = [point(1), point(1, "published"), point(2), point(3), point(1)]
     assert together(points) == points[:2]
     assert together(points[2:]) == [points[2]]
@@ -51,7 +51,7 @@ def test_points_of_one_process_share_a_start_and_those_of_several_have_their_own
     assert command[command.index("--max-restarts") + 1] == "0"
 
 
-def test_what_trains_nothing_needs_one_process():
+def test_a_point_that_trains_nothing_needs_one_process():
     assert [point(2, start).processes for start in ("scratch", "pretrained", "published", "parent")] == [2, 2, 1, 1]
     assert Point(id="b", grid="t", stage="benchmark", architecture="gpt2").processes == 1
 
@@ -72,7 +72,7 @@ def test_a_config_gives_processes_by_dataset_or_architecture(tmp_path):
         ("two", "'training.digits.processes' is 'two'"),
     ],
 )
-def test_a_number_of_processes_that_cannot_be_is_refused_with_the_file(tmp_path, number, sentence):
+def test_an_impossible_number_of_processes_is_refused_with_the_file(tmp_path, number, sentence):
     file = tmp_path / "grid.yaml"
     with pytest.raises(BlastError, match=sentence) as caught:
         expand(parse(config({"digits": {"processes": number}}), file), file)
@@ -119,7 +119,7 @@ def test_a_job_waits_for_gpus_that_another_holds(four_gpus, capsys):
     assert capsys.readouterr().out == "waiting for 1 of 3 GPUs, which other jobs hold\n"
 
 
-def test_nothing_is_held_where_none_is_asked_for_or_there_are_too_few(four_gpus, monkeypatch):
+def test_no_gpu_is_held_if_none_is_needed_or_there_are_too_few(four_gpus, monkeypatch):
     with gpus_held(0) as none, gpus_held(5) as too_many:
         assert none == too_many == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

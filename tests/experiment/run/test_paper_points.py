@@ -1,4 +1,4 @@
-"""Points that start from published weights, run whole on local copies: texts, sentences, images; and as published."""
+"""Points that start from published weights, run on local copies: texts, sentences, images, and without training."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _values(result: dict) -> dict[str, float]:
     return {entry["metric"]: entry["value"] for entry in result["metrics"]}
 
 
-def test_ids_tell_the_start_and_the_tokens(plan):
+def test_ids_name_the_start_and_the_tokenizer(plan):
     assert list(plan.points)[:3] == [
         "llama-3.2-1b.wikitext103@llama-3.2-1b.dense.seed0.pretrained",
         "llama-3.2-1b.wikitext103@llama-3.2-1b.blast.s75.b16.seed0.pretrained",
@@ -119,7 +119,7 @@ def test_published_weights_are_evaluated_as_they_are(results, cache, monkeypatch
     assert not result["curves"]
 
 
-def test_training_on_changes_published_weights(results):
+def test_training_changes_published_weights(results):
     trained = results["llama-3.2-1b.wikitext103@llama-3.2-1b.dense.seed0.pretrained"]
     assert trained["curves"]["train_loss"]["value"][-1] < trained["curves"]["train_loss"]["value"][0]
 
@@ -143,7 +143,7 @@ def test_training_on_changes_published_weights(results):
         ({"architectures": ["gpt2"], "datasets": ["sst22"], "sparsity": [0.5]}, "did you mean 'sst2'"),
     ],
 )
-def test_a_start_that_makes_no_sense_is_refused(block, message):
+def test_an_impossible_start_is_refused(block, message):
     from blast.errors import BlastError
 
     with pytest.raises(BlastError, match=message):

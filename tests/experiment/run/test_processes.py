@@ -1,4 +1,4 @@
-"""Points trained by two processes over gloo, as a job launches them: the same result, and every fault told."""
+"""Points trained by two processes over gloo, as a job starts them: the same result, and every fault is reported."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def test_two_processes_give_the_result_of_one_but_for_rounding(tmp_path):
+def test_two_processes_give_the_result_of_one_except_for_rounding(tmp_path):
     folder = GridFolder(tmp_path)
     # DDP, and masked-dense with averaged gradients, differ by a line; tests/unit/test_training_parallel.py has them.
     points = [short("one", 1), short("two", 2, execution="sparse"), short("two, in parts", 2, "fully_shard")]
@@ -78,7 +78,7 @@ def test_two_processes_give_the_result_of_one_but_for_rounding(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_training_and_the_next_run_goes_on(tmp_path):
+def test_a_killed_process_ends_the_training_and_the_next_run_resumes(tmp_path):
     steps = {"training": TWO | {"steps": 250}, "sparsify": SPARSIFY | {"steps": 250}}
     one, other = point(**steps), dense(training=TRAINING | {"steps": 5})
     job = start(tmp_path / "b", one, other)
@@ -137,7 +137,7 @@ def test_a_fault_of_one_process_stops_all_with_its_own_cause(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_no_process_outlives_a_killed_job_and_its_state_is_not_that_of_one_process(tmp_path):
+def test_no_process_outlives_a_killed_job_and_one_process_does_not_resume_the_state_of_two(tmp_path):
     folder = GridFolder(tmp_path)
     job = start(tmp_path, point(**LONG))
     state = folder.work(point().id) / TRAINING_STATE

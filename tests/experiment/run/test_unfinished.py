@@ -38,7 +38,7 @@ def entry(tokens: int, value: float | None, **more) -> dict:
 
 @pytest.fixture
 def folder(tmp_path) -> GridFolder:
-    """A grid of one point, the record of which measured 4 of 4 and 64 tokens."""
+    """A grid of one point that was to measure 4 and 64 tokens; its record has only 4."""
     folder = GridFolder(tmp_path / "t")
     metrics = [entry(4, 1.5), entry(64, None, status="not run", setting={"cause": "no time"}, unfinished=True)]
     result = {"metrics": metrics, "curves": {}, "sparsity": {}, "unfinished": SENTENCE}
@@ -54,7 +54,7 @@ def plan() -> Plan:
     return Plan({NAME: point()}, (Job("job", "benchmark", None, (NAME,)),))
 
 
-def test_its_rows_are_kept_and_its_line_says_what_is_missing(folder):
+def test_its_rows_are_kept_and_the_progress_line_says_what_is_missing(folder):
     record = read_record(folder.record(NAME))
     assert [(row["tokens"], row["status"], row["value"]) for row in record_rows(record)] == [
         (4, "ok", 1.5),
@@ -71,7 +71,7 @@ def test_the_verdict_names_it_in_one_sentence_and_keeps_its_record(folder, capsy
     assert not (folder.root / "verdict.txt").exists()
 
 
-def test_a_point_that_failed_before_its_run_was_cut_off_is_tried_again(folder):
+def test_a_point_that_failed_before_its_run_was_killed_is_run_again(folder):
     run = {"fingerprint": fingerprint(point()), "hardware": "cpu", "wall_s": 1.0}
     write_json(
         folder.record(NAME), make_record(point(), status="failed", result={}, cause="the disk is full.", run=run)
