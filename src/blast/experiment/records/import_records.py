@@ -9,8 +9,8 @@ from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.fingerprint import fingerprint
-from blast.experiment.records.record import read_record
-from blast.files import file_digest, write_json
+from blast.experiment.records.record import read_record, write_record
+from blast.files import file_digest
 
 
 def _check_artifacts(source: GridFolder, record: dict) -> None:
@@ -69,5 +69,5 @@ def import_records(source: Path, folder: GridFolder) -> list[str]:
         name = record["point"]["id"]
         if (work := GridFolder(source).work(name)).is_dir():
             shutil.copytree(work, folder.work(name), dirs_exist_ok=True)
-        write_json(folder.record(name), record)
+        write_record(folder, record)
     return [record["point"]["id"] for record in records]

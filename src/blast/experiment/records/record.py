@@ -1,6 +1,6 @@
 """A record: the JSON file with what one point measured, `records/<point>.json` in the folder of its grid.
 
-`run.job` writes it, with `make_record` and `files.write_json`; `read_record` checks it.
+`run.job` makes it with `make_record` and writes it with `write_record`; `read_record` checks it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
+from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.files import json_digest, read_json
+from blast.files import json_digest, read_json, write_json
 
 FORMAT = 1
 
@@ -43,6 +44,11 @@ def make_record(
         "result": result,
         "run": run,
     }
+
+
+def write_record(folder: GridFolder, record: dict[str, Any]) -> None:
+    """Writes a record to its place in the folder of its grid, atomically."""
+    write_json(folder.record(record["point"]["id"]), record)
 
 
 def retry_reason(record: dict[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from blast.experiment.plan.paths import OUTCOME, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records import provenance
 from blast.experiment.records.fingerprint import fingerprint
-from blast.experiment.records.record import make_record, read_record, retry_reason
+from blast.experiment.records.record import make_record, read_record, retry_reason, write_record
 from blast.experiment.run.launch import gpus_held, together, worker_command
 from blast.experiment.run.locks import points_held
 from blast.experiment.run.progress import progress_line
@@ -167,7 +167,7 @@ def _run_child(
                 run=run,
                 log=os.path.relpath(log, folder.root),
             )
-            write_json(folder.record(point.id), record)
+            write_record(folder, record)
             outcome_file.unlink(missing_ok=True)
             folder.retry(point.id).unlink(missing_ok=True)
             if record["status"] == "ok":
