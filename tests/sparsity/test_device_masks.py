@@ -1,4 +1,4 @@
-"""Masks where the matrices are: new ones lie where the old ones did, what was handed out before stays."""
+"""Masks on the devices of the matrices: new ones overwrite the old ones, and returned copies do not change."""
 
 from __future__ import annotations
 

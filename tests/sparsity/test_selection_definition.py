@@ -1,4 +1,4 @@
-"""The choice of blocks against its definition, written down in the slowest way."""
+"""The selection of blocks against its definition, written in the simplest way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = st.integers(0, 3)
 
 
 def defined(scores: list[torch.Tensor], budget: int, costs: list[int], one_each: bool) -> list[torch.Tensor]:
-    """Down the list from the best block, the earlier of two equals first, each that the rest of the budget pays for."""
+    """Takes blocks from the best down, the earlier of two equal ones first, while the budget allows."""
     blocks = [(n, place) for n, score in enumerate(scores) for place in range(score.numel())]
     value = {(n, place): scores[n].flatten()[place].item() for n, place in blocks}
     best = {min((b for b in blocks if b[0] == n), key=lambda b: (-value[b], b)) for n in range(len(scores))}

@@ -1,4 +1,4 @@
-"""What a step of the sparsifier asks of the device: counted, since on a GPU each operation costs a launch."""
+"""Counts the torch operations of a sparsifier step; on a GPU each of them costs a launch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.sparsifier import Sparsifier
 
-# Each of these would wait for a GPU, or makes what is as long as only the GPU knows.
+# Each of these waits for a GPU, directly or because the size of its result is known on the GPU only.
 WAITS = ("_local_scalar_dense", "nonzero", "aten.equal", "masked_select", "repeat_interleave")
 EVERY = 4
 

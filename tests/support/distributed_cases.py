@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of training on several of them."""
+"""The work of each of two processes in the tests of distributed training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def trained(rank: int, way: str, wrapped: bool = False, averaged: bool = True) -> dict:
-    """A run on the data of a rank."""
+    """A run on the data of one rank."""
     model = nano("gpt2-nano")
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     whole = nn.parallel.DistributedDataParallel(model) if wrapped else model
@@ -53,7 +53,7 @@ def trained(rank: int, way: str, wrapped: bool = False, averaged: bool = True) -
 
 
 def refusal(case) -> str:
-    """The sentence with which a case is refused; empty if it is not."""
+    """The error message of a case; empty without an error."""
     try:
         case()
     except BlastError as error:

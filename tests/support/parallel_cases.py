@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of the loop on several of them."""
+"""The work of each of two processes in the tests of the training loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class KilledError(Exception):
 
 
 def work(rank: int, folder: str) -> None:
-    """Trains in every way, undisturbed and in two pieces, in one of two processes and saves what came out."""
+    """Trains in every way, whole and killed and resumed, in one of two processes, and saves the results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     out = {}
@@ -40,7 +40,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def trained(way: str, state_file: Path | None = None, stop_at: int | None = None) -> dict:
-    """A run of the loop, with the share that this process has of each batch."""
+    """A run of the loop, on the part of each batch that belongs to this process."""
 
     def batch_at(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         if step == stop_at:
@@ -56,7 +56,7 @@ def trained(way: str, state_file: Path | None = None, stop_at: int | None = None
         TrainingSettings(steps=STEPS, batch=4, learning_rate=2e-3, checkpoint_seconds=0, evaluate_every=4),
         batch_at=batch_at,
         loss_of=lambda model, batch: model(input_ids=batch[0], labels=batch[1], use_cache=False).loss,
-        # A model in parts is evaluated by all.
+        # All processes evaluate a fully sharded model.
         evaluate=lambda model: unwrapped(model)(input_ids=torch.arange(24)[None]).logits.square().mean().item(),
         optimizer=optimizer,
         sparsifier=sparsifier,

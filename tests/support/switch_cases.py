@@ -1,4 +1,4 @@
-"""Short runs of the nano models in each way of execution, for the tests of the switch from masked-dense to sparse."""
+"""Short runs of the nano models in each execution state, for the tests of the switch from masked-dense to sparse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def nano(name: str) -> nn.Module:
 
 
 def nano_loss(model: nn.Module, seed: int) -> Tensor:
-    """A loss on tokens that depend on the seed alone; there is something to learn, since many never occur."""
+    """A loss on tokens that depend on the seed only. The model can learn that most tokens never occur."""
     tokens = torch.randint(VOCABULARY // 8, (2, 24), generator=torch.Generator().manual_seed(seed))
     tokens = tokens.to(next(model.parameters()).device)
     return model(input_ids=tokens, labels=tokens).loss

@@ -1,4 +1,4 @@
-"""A training that has gone wrong stops with one sentence that names its last good state."""
+"""A training that diverges stops with one sentence that names its last good state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which steps are launched, captured and replayed, with graphs that compute on a CPU what they would on a GPU."""
+"""Which steps run eagerly, are captured, or are replayed; the graphs are fakes that compute on the CPU."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Memory:
                 rest()
                 self.counted = True
             else:
-                # What a capture holds of the sparsifier's step: the host has counted it already.
+                # What a capture holds of the sparsifier's step: the CPU has counted it already.
                 stepped = sparsifier._accumulation._stepped
                 sparsifier._clear_dead()
                 self.one._norm = self.one._clip_gradients()

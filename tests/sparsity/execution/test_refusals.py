@@ -1,4 +1,4 @@
-"""What cannot be trained in the sparse state is refused in one sentence, or trained masked-dense."""
+"""Training that the sparse state does not support is refused in one sentence, or stays masked-dense."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_loss_curves_agree_across_the_ways_of_execution(name, way):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_dense_gradients_of_whole_mlps_are_those_of_their_layers(name, autocast):
-    """At a mask update: also of hidden blocks that nobody reads, which an MLP leaves out in other steps."""
+    """Also for hidden blocks that no live block reads; an MLP skips these in other steps."""
     ours = sparsify(name, execution="sparse", sparsity=0.9, schedule="constant", hold=0.0)
     mlps = [module for module in ours.model.modules() if isinstance(module, TrainingMlp)]
     found = []
@@ -201,20 +201,20 @@ def test_grown_blocks_start_with_empty_moments_and_their_gradient_of_the_step():
 def test_the_dense_gradient_is_made_at_mask_updates_alone():
     ours = sparsify("llama-nano", execution="sparse", update_every=3)
     for step in range(STEPS):
-        watched = [m.dense_gradient is not None for m in ours.model.modules() if isinstance(m, BlockLinear)]
-        assert all(watched) == any(watched) == (step % 3 == 0 and step < 9)
+        accumulating = [m.dense_gradient is not None for m in ours.model.modules() if isinstance(m, BlockLinear)]
+        assert all(accumulating) == any(accumulating) == (step % 3 == 0 and step < 9)
         steps(ours, step + 1)
 
 
-@pytest.mark.parametrize(("settings", "settled"), [({}, False), ({"schedule": "constant", "grow": "none"}, True)])
-def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_update(settings, settled):
+@pytest.mark.parametrize(("settings", "fixed"), [({}, False), ({"schedule": "constant", "grow": "none"}, True)])
+def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_update(settings, fixed):
     masked = sparsify("llama-nano", execution="masked", **settings)
     expected = steps(masked)
     torch._dynamo.reset()
     ours = sparsify("llama-nano", execution="sparse", **settings)
     module = ours.model
     layers = [layer for layer in module.modules() if isinstance(layer, BlockLinear)]
-    assert all(layer.masks_fixed == settled for layer in layers)
+    assert all(layer.masks_fixed == fixed for layer in layers)
     graphs = []
 
     def count(graph, inputs):
@@ -228,7 +228,7 @@ def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_upda
     assert len(graphs) == compiled
     ours.model = module
     same(ours, masked, losses, expected)
-    assert any("block_sparse_mlp_training" in graph.print_readable(False) for graph in graphs) == settled
+    assert any("block_sparse_mlp_training" in graph.print_readable(False) for graph in graphs) == fixed
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
