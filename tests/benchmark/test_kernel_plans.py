@@ -1,4 +1,4 @@
-"""The suite `kernel_plans` without a GPU: all but the clock runs here, on the twin; no time in it was measured."""
+"""The suite `kernel_plans` without a GPU: all but the clock runs here, on the reference; no time in it was measured."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SMALL = {
 }
 
 
-def through_the_twin(x, values, records, bias, y, activation, gate, plan, scales=None, chain=None):
+def by_the_reference(x, values, records, bias, y, activation, gate, config, scales=None, chain=None):
     y.copy_(reference.product(x, values, records, bias, y.shape[1], activation, gate))
 
 
 @pytest.fixture
 def imaginary_gpu(monkeypatch):
-    """The CPU in the place of a GPU, with an invented clock: a millisecond for each 16 tokens of a plan's tile."""
+    """The CPU in the place of a GPU, with an invented clock: a millisecond for each 16 tokens of a config's tile."""
 
     def clock(rounds, repeats, seconds):
         tiles = {name: int(name.split(", ")[1]) / 16 for name in rounds}
@@ -50,7 +50,7 @@ def imaginary_gpu(monkeypatch):
         "mlp_size",
         lambda name, block, dtype, down: SMALL["llama" in name]._replace(block=block, transposed_down=down != "same"),
     )
-    monkeypatch.setattr(products.fast, "product", through_the_twin)
+    monkeypatch.setattr(products.fast, "product", by_the_reference)
 
 
 def measure(architecture="llama-nano", sparsity=0.5, **more):
@@ -86,8 +86,8 @@ def test_every_plan_of_both_products_is_timed_and_the_pick_is_marked(imaginary_g
     for part in ("front", "down"):
         for tokens in (16, 300):
             timed = of(metrics, "latency", part, tokens)
-            plans = [(tuple(entry["setting"]["plan"]), entry.get("tied")) for entry in timed]
-            assert len(plans) == len(set(plans)) > 3
+            configs = [(tuple(entry["setting"]["plan"]), entry.get("tied")) for entry in timed]
+            assert len(configs) == len(set(configs)) > 3
             ways = 2 if part == "front" and gated else 1
             assert len(of(metrics, "latency", part, tokens, picked=True)) == ways
             assert len(of(metrics, "latency", part, tokens, rules=True)) == ways
@@ -108,26 +108,26 @@ def test_the_cost_of_a_pick_is_its_time_over_the_best(imaginary_gpu):
 
 
 def test_a_plan_that_is_wrong_breaks_or_does_not_compile_has_an_entry_that_says_so(imaginary_gpu, monkeypatch):
-    def odd(x, values, records, bias, y, activation, gate, plan, scales=None, chain=None):
-        if plan.stages == 6:
+    def odd(x, values, records, bias, y, activation, gate, config, scales=None, chain=None):
+        if config.stages == 6:
             raise ValueError("it does not fit\nand more")
-        through_the_twin(x, values, records, bias, y, activation, gate, plan)
-        if plan.stages == 3:
+        by_the_reference(x, values, records, bias, y, activation, gate, config)
+        if config.stages == 3:
             y[:, -1] = float("nan")
 
     def compiled(jobs):
-        return {job: "OutOfResources: too much" if job.plan.k == 128 else None for job in jobs}
+        return {job: "OutOfResources: too much" if job.config.k == 128 else None for job in jobs}
 
     monkeypatch.setattr(products.fast, "product", odd)
     monkeypatch.setattr(kernel_plans, "compile_all", compiled)
     metrics = measure("gpt2-nano", tokens=[16])
     causes = {3: set(), 4: set(), 6: set()}
     for entry in of(metrics, "latency", k=None):
-        plan = KernelConfig(*entry["setting"]["plan"])
-        if plan.k == 128:
+        config = KernelConfig(*entry["setting"]["plan"])
+        if config.k == 128:
             assert entry["setting"]["cause"] == "OutOfResources: too much"
         else:
-            causes[plan.stages].add(entry["setting"].get("cause"))
+            causes[config.stages].add(entry["setting"].get("cause"))
         assert (entry["value"] is None) == (entry.get("status") == "failed") == ("cause" in entry["setting"])
     assert causes[6] == {"ValueError: it does not fit"}
     assert causes[3] == {"its output is off by inf from the float32 reference (bound 2e-03)"}
@@ -177,7 +177,7 @@ def test_the_reference_of_a_product_agrees_with_its_blocks(gated, tied):
 def test_a_split_down_projection_has_counters_that_are_zeroed_once_a_round(imaginary_gpu, monkeypatch):
     seen = []
 
-    def counting(x, values, records, bias, y, activation, gate, plan, scales=None, chain=None):
+    def counting(x, values, records, bias, y, activation, gate, config, scales=None, chain=None):
         assert (chain.counters == 0).all()
         chain.counters.add_(1)
         seen.append(chain.counters.data_ptr())
@@ -228,7 +228,7 @@ def test_a_point_of_the_suite_becomes_rows(imaginary_gpu):
 def test_the_points_for_the_tuned_table_are_planned(request):
     config = request.config.rootpath / "config" / "h100.yaml"
     points = expand(read_config(config), config).points.values()
-    plans = [point for point in points if (point.benchmark or {}).get("suite") == "kernel_plans"]
-    assert len(plans) == 66
+    configs = [point for point in points if (point.benchmark or {}).get("suite") == "kernel_plans"]
+    assert len(configs) == 66
     square, other = {(128, 128), (64, 64), (32, 32)}, {(32, 128), (64, 128), (128, 32), (128, 64)}
-    assert {tuple(point.block) for point in plans} == square | other
+    assert {tuple(point.block) for point in configs} == square | other

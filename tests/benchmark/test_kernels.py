@@ -1,4 +1,4 @@
-"""The suite `kernels` without a GPU: everything but the clock runs here, on the twins; no time in it was measured."""
+"""The suite `kernels` without a GPU: all but the clock runs here, on the references; no time was measured."""
 
 from __future__ import annotations
 

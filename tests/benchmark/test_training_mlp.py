@@ -1,4 +1,4 @@
-"""The suite `training_mlp` without a GPU: everything but the clock runs here, on the twins; no time was measured."""
+"""The suite `training_mlp` without a GPU: all but the clock runs here, on the references; no time was measured."""
 
 from __future__ import annotations
 

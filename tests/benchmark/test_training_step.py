@@ -113,13 +113,13 @@ def test_a_model_that_fits_not_at_all_is_one_entry_with_the_reason(imaginary_gpu
 def test_the_largest_batch_is_searched_within_bounds(imaginary_gpu, monkeypatch):
     tried = []
 
-    def step(trainee):
-        tried.append(len(trainee.inputs))
-        if len(trainee.inputs) > 21:
+    def step(setup):
+        tried.append(len(setup.inputs))
+        if len(setup.inputs) > 21:
             raise torch.OutOfMemoryError("no room")
         return torch.zeros(())
 
-    monkeypatch.setattr(training_setup.Trainee, "step", step)
+    monkeypatch.setattr(training_setup.TrainingSetup, "step", step)
     metrics = measure(largest_batch=True)
     assert tried[: len(tried) // 2] == [4, 8, 16, 32, 24, 20]
     assert values(metrics, "largest_batch") == {"dense_compiled": 20.0, "ours": 20.0}
@@ -131,9 +131,9 @@ def test_a_step_changes_live_blocks_and_no_mask(imaginary_gpu):
     work = training_setup.workload_of("llama-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
     model = training_setup.fresh_model(work, 0)
     masks = training_setup.random_model_masks(model, 0.5, (16, 16), 0, "uniform")
-    trainee = training_setup.Trainee(work, training_setup.sparse_state(model, masks, True))
+    setup = training_setup.TrainingSetup(work, training_setup.sparse_state(model, masks, True))
     before = {name: layer.values.clone() for name, layer in sparse_layers(model).items()}
-    trainee.step()
+    setup.step()
     assert all(torch.equal(masks[name], mask) for name, mask in masks_of(model).items())
     assert all(not torch.equal(before[name], layer.values) for name, layer in sparse_layers(model).items())
 
@@ -144,7 +144,7 @@ def test_gradients_reach_every_block_of_a_fresh_model(imaginary_gpu, architectur
     work = training_setup.workload_of(architecture, 64, 16, "bfloat16", torch.device("cpu"), False)
     model = training_setup.fresh_model(work, 0)
     masks = training_setup.random_model_masks(model, 0.5, (16, 16), 0, "uniform")
-    gradients = training_setup.live_gradients(training_setup.Trainee(work, model), masks)
+    gradients = training_setup.live_gradients(training_setup.TrainingSetup(work, model), masks)
     assert all(gradient.abs().amax(dim=(1, 2)).min() > 0 for gradient in gradients)
 
 
@@ -179,8 +179,8 @@ def test_a_mask_update_is_timed_on_steps_that_update(imaginary_gpu, monkeypatch,
 
 def test_parts_are_those_of_the_model_and_their_gradients_reach_the_weights(imaginary_gpu):
     work = training_setup.workload_of("vit-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
-    trainee = training_setup.Trainee(work, training_setup.fresh_model(work, 0))
-    calls = breakdown.part_calls(trainee)
+    setup = training_setup.TrainingSetup(work, training_setup.fresh_model(work, 0))
+    calls = breakdown.part_calls(setup)
     assert {name: count for name, (_, count) in calls.items()} == {"attention": 2, "mlp": 2, "optimizer": 1}
     for play, _ in calls.values():
         play()

@@ -1,7 +1,7 @@
-"""The `kernel_plans` suite: every plausible plan of the front and of the down projection of an MLP, on a GPU.
+"""The `kernel_plans` suite: every plausible config of the front and of the down projection of an MLP, on a GPU.
 
-It shows what a pick costs against the best plan, and `blast tuned-plans` makes the table of the GPU from it. Uniform
-random masks; each plan is compared with a float32 reference before it is timed, and one that fails has an entry that
+It shows what a pick costs against the best config; `blast tuned-plans` makes the table of the GPU from it. Uniform
+random masks; each config is compared with a float32 reference before it is timed, and one that fails has an entry that
 says so. It refuses a machine without a GPU.
 """
 
@@ -34,7 +34,7 @@ from blast.benchmark.timing.cuda_graphs import time_in_turn as time_rounds
 from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError, unknown_name
 
-# Tokens that are compared with the reference, and seconds of timing of all plans of one product at most.
+# Tokens that are compared with the reference, and seconds of timing of all configs of one product at most.
 CHECKED_TOKENS = 64
 SHARE = 1.5
 
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """What came of a plan: its time and error, or why there is none."""
+    """What came of a config: its time and error, or why there is none."""
 
     timing: Timing | None = None
     error: float | None = None
@@ -62,7 +62,7 @@ class Tried(NamedTuple):
 def measure(
     architecture: str, sparsity: float, block: tuple[int, int], seed: int, settings: dict[str, Any]
 ) -> list[Entry]:
-    """Times the plans of the two products of an MLP.
+    """Times the configs of the two products of an MLP.
 
     Args:
         architecture: Whose MLP.
@@ -73,14 +73,14 @@ def measure(
             `blast.benchmark.settings.KernelPlansSettings`.
 
     Returns:
-        For each product and number of tokens the `latency` of each plan in ms, with 20 % and 80 % quantiles; its
-        `setting` says which plan (`plan`), of what (`part`, `gate`, `block`, `records`, `row_blocks`), whether the
-        kernels run it (`picked`) and whether the rules alone would (`rules`). A plan that does not run has no value,
-        and status and cause say why. `pick_cost` is how much slower the pick is than the best plan, by `rules` and by
+        For each product and number of tokens the `latency` of each config in ms, with 20 % and 80 % quantiles; its
+        `setting` says which config (`plan`), of what (`part`, `gate`, `block`, `records`, `row_blocks`), whether the
+        kernels run it (`picked`) and whether the rules alone would (`rules`). A config that does not run has no value,
+        and status and cause say why. `pick_cost` is how much slower the pick is than the best config, by `rules` and by
         `table`.
 
     Raises:
-        BlastError: without a GPU, for an unknown dtype, or if a plan left the GPU unusable.
+        BlastError: without a GPU, for an unknown dtype, or if a config left the GPU unusable.
     """
     if settings["dtype"] not in ERROR_BOUND:
         raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)
@@ -126,16 +126,19 @@ def this_gpu() -> tuple[torch.device, int]:
 
 
 def _jobs(asked: Asked) -> dict[KernelConfig, Job]:
-    """What has to be compiled for each plan that is tried; the picks come first."""
+    """What has to be compiled for each config that is tried; the picks come first."""
     product, block, dtype = asked.product, asked.product.block, asked.size.dtype
     item = torch.empty(0, dtype=dtype).element_size()
     tried = candidates(asked.tokens, product.records, *block, product.gate, product.row_blocks, item, item)
-    plans = dict.fromkeys([*_picks(asked).values(), *tried])
-    return {plan: Job(plan, product.gate, product.activation, product.bias is not None, block, dtype) for plan in plans}
+    configs = dict.fromkeys([*_picks(asked).values(), *tried])
+    return {
+        config: Job(config, product.gate, product.activation, product.bias is not None, block, dtype)
+        for config in configs
+    }
 
 
 def _picks(asked: Asked) -> dict[str, KernelConfig]:
-    """The plan that the kernels run, `table`, and the one they would run without a table, `rules`."""
+    """The config that the kernels run, `table`, and the one they would run without a table, `rules`."""
     product, block = asked.product, asked.product.block
     place = (asked.tokens, product.records)
     values = product.sets[0][0]
@@ -158,27 +161,27 @@ def _measure_product(
     rows = sampled_rows(asked.tokens, CHECKED_TOKENS, x.device)
     expected = product.expected(x[rows])
     tried, rounds = {}, {}
-    for plan, job in _jobs(asked).items():
+    for config, job in _jobs(asked).items():
         if found[job] is not None:
-            tried[plan] = Tried(cause=found[job])
+            tried[config] = Tried(cause=found[job])
             continue
-        tried[plan], play = _prepared(plan, product, x, y, expected, rows, ERROR_BOUND[settings["dtype"]])
+        tried[config], play = _prepared(config, product, x, y, expected, rows, ERROR_BOUND[settings["dtype"]])
         if play is not None:
-            rounds[str(tuple(plan))] = plan, (play, len(product.sets))
+            rounds[str(tuple(config))] = config, (play, len(product.sets))
     share = max(0.2, min(SHARE, left))
     timings = time_rounds({name: play for name, (_, play) in rounds.items()}, settings["repeats"], share)
     for name, timing in timings.items():
-        plan = rounds[name][0]
-        tried[plan] = tried[plan]._replace(timing=timing)
+        config = rounds[name][0]
+        tried[config] = tried[config]._replace(timing=timing)
     return _entries(asked, tried)
 
 
 def _prepared(
-    plan: KernelConfig, product: Product, x: Tensor, y: Tensor, expected: Tensor, rows: Tensor, bound: float
+    config: KernelConfig, product: Product, x: Tensor, y: Tensor, expected: Tensor, rows: Tensor, bound: float
 ) -> tuple[Tried, Callable[[], None] | None]:
-    """The error of a plan and one round of its calls, or why it cannot be timed."""
+    """The error of a config and one round of its calls, or why it cannot be timed."""
     try:
-        call = product.call(plan, x, y)
+        call = product.call(config, x, y)
 
         def poisoned(number: int) -> Tensor:
             y.fill_(float("nan"))
@@ -188,18 +191,18 @@ def _prepared(
         if not error <= bound:
             return Tried(cause=f"its output is off by {error:.1e} from the float32 reference (bound {bound:.0e})"), None
         return Tried(error=error), capture(Candidate(call, len(product.sets)))
-    except Exception as fault:  # a plan may fail in any way
+    except Exception as fault:  # a config may fail in any way
         try:
             torch.cuda.synchronize() if y.is_cuda else None
         except Exception as lost:
-            raise BlastError(f"{plan} left the GPU unusable: {first_line(lost)}.") from lost
+            raise BlastError(f"{config} left the GPU unusable: {first_line(lost)}.") from lost
         return Tried(cause=first_line(fault)), None
 
 
 def _entries(asked: Asked, tried: dict[KernelConfig, Tried]) -> list[Entry]:
     picks, entries = _picks(asked), []
-    for plan, result in tried.items():
-        facts = {"plan": list(plan), "picked": plan == picks["table"], "rules": plan == picks["rules"]}
+    for config, result in tried.items():
+        facts = {"plan": list(config), "picked": config == picks["table"], "rules": config == picks["rules"]}
         if result.timing is None:
             facts |= {"cause": result.cause or "it was not timed"}
             entries.append(_entry(asked, "latency", "ms", None, facts, status="failed"))
@@ -207,16 +210,16 @@ def _entries(asked: Asked, tried: dict[KernelConfig, Tried]) -> list[Entry]:
         low, high, n = result.timing.low, result.timing.high, result.timing.n
         spread = {"low": low, "high": high, "spread": "q20-80", "n": n}
         entries.append(_entry(asked, "latency", "ms", result.timing.median, facts | {"error": result.error}, **spread))
-    times = {plan: result.timing.median for plan, result in tried.items() if result.timing is not None}
+    times = {config: result.timing.median for config, result in tried.items() if result.timing is not None}
     if not times:
         return entries
-    best = min(times, key=lambda plan: times[plan])
-    for by, plan in picks.items():
-        facts = {"by": by, "plan": list(plan), "best": list(best)}
-        if plan in times:
-            entries.append(_entry(asked, "pick_cost", "fraction", times[plan] / times[best] - 1, facts))
+    best = min(times, key=lambda config: times[config])
+    for by, config in picks.items():
+        facts = {"by": by, "plan": list(config), "best": list(best)}
+        if config in times:
+            entries.append(_entry(asked, "pick_cost", "fraction", times[config] / times[best] - 1, facts))
         else:
-            facts["cause"] = tried[plan].cause
+            facts["cause"] = tried[config].cause
             entries.append(_entry(asked, "pick_cost", "fraction", None, facts, status="failed"))
     return entries
 

@@ -16,7 +16,7 @@ import torch
 from blast.benchmark.step.breakdown import UPDATES, Meter, largest_batch, part_calls, update_cost
 from blast.benchmark.step.entries import DENSE, MASKED, OURS, Entry, StepRows
 from blast.benchmark.step.training_setup import (
-    Trainee,
+    TrainingSetup,
     Workload,
     fresh_model,
     live_gradients,
@@ -95,7 +95,7 @@ class StepRun(StepRows):
     ) -> None:
         super().__init__(work, settings, started, Meter(work.device))
         self.sparsity, self.block, self.seed = sparsity, BlockShape(*block), seed
-        self.resident: dict[str, Trainee] = {}
+        self.resident: dict[str, TrainingSetup] = {}
         # After eight models the compiler would give up on the loss and run it eagerly.
         torch.compiler.reset()
 
@@ -120,13 +120,13 @@ class StepRun(StepRows):
             if self.late(name, "largest_batch", "sequences"):
                 continue
             self.meter.restart()
-            trainee = self._make(name)
-            trainee.step()
-            found, whole = largest_batch(trainee, BATCH_TRIALS, self.left)
+            setup = self._make(name)
+            setup.step()
+            found, whole = largest_batch(setup, BATCH_TRIALS, self.left)
             unit = "images" if self.work.vision else "sequences"
             entry = self.entry(name, "largest_batch", unit, float(found), "higher", searched=whole)
             self.metrics.append(entry | {"batch": found, "tokens": found * self.work.length})
-            del trainee
+            del setup
         return self.metrics
 
     def check_gradients(self) -> None:
@@ -139,10 +139,10 @@ class StepRun(StepRows):
         model = fresh_model(one, self.seed)
         masks = self._masks(model)
         apply_masks_(model, masks, self.block)
-        exact = live_gradients(Trainee(one._replace(dtype=torch.float32), model), masks)
-        allowed = 2 * _distance(live_gradients(Trainee(one, model), masks), exact) + LEAST_BOUND
+        exact = live_gradients(TrainingSetup(one._replace(dtype=torch.float32), model), masks)
+        allowed = 2 * _distance(live_gradients(TrainingSetup(one, model), masks), exact) + LEAST_BOUND
         sparse = sparse_state(model, masks, self.settings["fused"])
-        self.error = _distance(live_gradients(Trainee(one, sparse), masks), exact)
+        self.error = _distance(live_gradients(TrainingSetup(one, sparse), masks), exact)
         if not self.error <= allowed:
             raise BlastError(
                 f"the gradients of the sparse '{one.architecture}' are off by {self.error:.1e} from those of the "
@@ -165,35 +165,35 @@ class StepRun(StepRows):
         self.resident.clear()
         self._hold(name)
 
-    def _bring_up(self, name: str) -> Trainee:
+    def _bring_up(self, name: str) -> TrainingSetup:
         self.meter.restart()
         before = self.meter.allocated()
-        trainee = self._make(name)
+        setup = self._make(name)
         for _ in range(2):
-            trainee.step()
-        self.add_memory(name, trainee, before)
+            setup.step()
+        self.add_memory(name, setup, before)
         if self.settings["parts"]:
-            calls = part_calls(trainee)
+            calls = part_calls(setup)
             rounds = {key: (replay_of(play), 1) for key, (play, _) in calls.items()}
             timings = time_in_turn(rounds, 20, 1.0)
             self.parts[name] = {key: timing.median * calls[key][1] for key, timing in timings.items()}
             del rounds, calls
-        trainee.clear()
+        setup.clear()
         self.meter.restart()
-        trainee.replay = replay_of(trainee.step)
-        return trainee
+        setup.replay = replay_of(setup.step)
+        return setup
 
-    def _make(self, name: str) -> Trainee:
+    def _make(self, name: str) -> TrainingSetup:
         model = fresh_model(self.work, self.seed)
         if name == OURS:
             model = sparse_state(model, self._masks(model), self.settings["fused"])
-        return Trainee(self.work, model)
+        return TrainingSetup(self.work, model)
 
     def _masks(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         return random_model_masks(model, self.sparsity, tuple(self.block), self.seed, self.settings["mask"])
 
     def _time_resident(self) -> None:
-        rounds = {name: (trainee.replay, 1) for name, trainee in self.resident.items()}
+        rounds = {name: (setup.replay, 1) for name, setup in self.resident.items()}
         if not rounds:
             return
         share = max(1.0, min(20.0, 0.3 * self.left()))
@@ -202,26 +202,26 @@ class StepRun(StepRows):
 
     def _masked(self) -> None:
         """The dense model with the sparsifier as it prunes: every step clears what is dead."""
-        trainee = self.resident.pop(DENSE, None)
+        setup = self.resident.pop(DENSE, None)
         self.resident.clear()
         gc.collect()
-        if trainee is None:
-            trainee = self._make(DENSE)
+        if setup is None:
+            setup = self._make(DENSE)
         config = SparsifyConfig(
             sparsity=self.sparsity, block=self.block, steps=10**5, schedule="constant", hold=0.0, update_every=10**4,
             execution="masked",
         )  # fmt: skip
         # Only its first step updates the mask.
-        trainee.replay = None
-        trainee.between = Sparsifier(trainee.model, trainee.optimizer, config).step
+        setup.replay = None
+        setup.between = Sparsifier(setup.model, setup.optimizer, config).step
         for _ in range(2):
-            trainee.step()
-        self.add_memory(MASKED, trainee, 0)
+            setup.step()
+        self.add_memory(MASKED, setup, 0)
         share = max(1.0, min(8.0, 0.3 * self.left()))
-        trainee.clear()
+        setup.clear()
         self.meter.restart()
-        trainee.replay = replay_of(trainee.step)
-        timing = time_in_turn({MASKED: (trainee.replay, 1)}, self.settings["repeats"], share)[MASKED]
+        setup.replay = replay_of(setup.step)
+        timing = time_in_turn({MASKED: (setup.replay, 1)}, self.settings["repeats"], share)[MASKED]
         self.add_step(MASKED, timing, together=False)
 
     def _updates(self) -> None:

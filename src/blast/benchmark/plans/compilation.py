@@ -1,4 +1,4 @@
-"""Compiles the kernels of many plans at once: processes launch each on a tiny problem and so fill Triton's cache."""
+"""Compiles the kernels of many configs at once: processes launch each on a tiny problem and so fill Triton's cache."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SECONDS = 240.0
 
 
 class Job(NamedTuple):
-    """A kernel to compile: a plan and all else that it is specialised on."""
+    """A kernel to compile: a config and all else that it is specialised on."""
 
-    plan: KernelConfig
+    config: KernelConfig
     gate: str
     activation: str
     bias: bool
@@ -97,12 +97,12 @@ def _launch(job: Job) -> None:
     b_out, b_in = job.block
     device = torch.device("cuda", torch.cuda.current_device())
     rows = 2 * b_out if job.gate == "tied" else b_out
-    x = torch.zeros(job.plan.tile, 2 * b_in, device=device, dtype=job.dtype)
+    x = torch.zeros(job.config.tile, 2 * b_in, device=device, dtype=job.dtype)
     values = torch.zeros(4, rows, b_in, device=device, dtype=job.dtype)
     records = plain_records(torch.tensor([0, 2, 4], device=device), torch.tensor([0, 1, 0, 1], device=device))
     bias = torch.zeros(2 * b_out, device=device, dtype=job.dtype) if job.bias else None
-    y = torch.empty(job.plan.tile, 2 * b_out, device=device, dtype=job.dtype)
-    product(x, values, records, bias, y, job.activation, job.gate, job.plan)
+    y = torch.empty(job.config.tile, 2 * b_out, device=device, dtype=job.dtype)
+    product(x, values, records, bias, y, job.activation, job.gate, job.config)
 
 
 def _end_with_parent() -> None:

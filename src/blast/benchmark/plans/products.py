@@ -74,15 +74,15 @@ class Product(NamedTuple):
         out = apply_activation(products[0], self.activation)
         return out * products[1] if len(products) == 2 else out
 
-    def call(self, plan: KernelConfig, x: Tensor, y: Tensor) -> Callable[[int], Tensor]:
-        """Runs a set with a plan, into `y`.
+    def call(self, config: KernelConfig, x: Tensor, y: Tensor) -> Callable[[int], Tensor]:
+        """Runs a set with a config, into `y`.
 
         The counters of a split down projection are zeroed once a round, as in an MLP the front does that; those of a
         split front cost a launch, as they do there.
         """
         counters = None
-        if self.part == "down" and plan.split > 1:
-            needed = fast.counters_needed(plan, x.shape[0], self.records, self.block[0])
+        if self.part == "down" and config.split > 1:
+            needed = fast.counters_needed(config, x.shape[0], self.records, self.block[0])
             # Sets start at multiples of 128 bytes, as a tensor of their own would.
             counters = torch.zeros(len(self.sets), -(-needed // 32) * 32, dtype=torch.int32, device=x.device)
 
@@ -93,7 +93,7 @@ class Product(NamedTuple):
                 if number == 0:
                     counters.zero_()
                 chain = fast.Chain(counters=counters[number])
-            fast.product(x, values, records, self.bias, y, self.activation, self.gate, plan, chain=chain)
+            fast.product(x, values, records, self.bias, y, self.activation, self.gate, config, chain=chain)
             return y
 
         return run

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from blast.benchmark.step.training_setup import CLIP, Trainee, Workload, fresh_model
+from blast.benchmark.step.training_setup import CLIP, TrainingSetup, Workload, fresh_model
 from blast.block_sparse.blocks import BlockShape
 from blast.model.discovery import find_mlps
 from blast.sparsity.config import SparsifyConfig
@@ -57,36 +57,36 @@ class Meter:
         torch.cuda.reset_peak_memory_stats(self.device)
 
 
-def memory_of(trainee: Trainee, meter: Meter, before: int) -> Memory:
+def memory_of(setup: TrainingSetup, meter: Meter, before: int) -> Memory:
     """Bytes by phase of a step.
 
     Args:
-        trainee: It has made a step, so that code is compiled and moments exist.
+        setup: It has made a step, so that code is compiled and moments exist.
         meter: Reads bytes.
         before: Bytes that were taken before the model was made; they are not counted.
     """
-    trainee.clear()
+    setup.clear()
     meter.restart()
     idle = meter.allocated()
-    loss = trainee.forward()
+    loss = setup.forward()
     held = meter.allocated() - idle
     loss.backward()
     del loss
-    if trainee.between is not None:
-        trainee.between()
-    trainee.update()
+    if setup.between is not None:
+        setup.between()
+    setup.update()
     peak = meter.peak() - before
-    state = [value for held in trainee.optimizer.state.values() for value in held.values()]
+    state = [value for held in setup.optimizer.state.values() for value in held.values()]
     return Memory(
-        parameters=_bytes(trainee.model.parameters()),
-        gradients=_bytes([p.grad for p in trainee.parameters if p.grad is not None]),
+        parameters=_bytes(setup.model.parameters()),
+        gradients=_bytes([p.grad for p in setup.parameters if p.grad is not None]),
         optimizer=_bytes([value for value in state if isinstance(value, Tensor)]),
         activations=held,
         peak=peak,
     )
 
 
-def part_calls(trainee: Trainee) -> dict[str, tuple[Callable[[], None], int]]:
+def part_calls(setup: TrainingSetup) -> dict[str, tuple[Callable[[], None], int]]:
     """What to time to know where a step goes: `attention` and `mlp` forward and backward, and `optimizer`.
 
     Attention (its projections with it) and MLP are those of one layer, run alone on what they get in the model and
@@ -94,13 +94,13 @@ def part_calls(trainee: Trainee) -> dict[str, tuple[Callable[[], None], int]]:
     embeddings, norms, the head, the loss. The optimizer goes with the clipping of gradients.
     """
     calls: dict[str, tuple[Callable[[], None], int]] = {}
-    attention = [module for module in trainee.model.modules() if type(module).__name__.endswith("Attention")]
-    mlps = [trainee.model.get_submodule(name) for name in mlp_names(trainee.model)]
+    attention = [module for module in setup.model.modules() if type(module).__name__.endswith("Attention")]
+    mlps = [setup.model.get_submodule(name) for name in mlp_names(setup.model)]
     for name, modules in (("attention", attention), ("mlp", mlps)):
         if modules:
-            calls[name] = (_alone(trainee, modules[0]), len(modules))
-    trainee.step()
-    calls["optimizer"] = (trainee.update, 1)
+            calls[name] = (_alone(setup, modules[0]), len(modules))
+    setup.step()
+    calls["optimizer"] = (setup.update, 1)
     return calls
 
 
@@ -114,20 +114,20 @@ def mlp_names(model: nn.Module) -> list[str]:
     return list(found)
 
 
-def _alone(trainee: Trainee, module: nn.Module) -> Callable[[], None]:
+def _alone(setup: TrainingSetup, module: nn.Module) -> Callable[[], None]:
     """Forward and backward of a module on what it gets in a step."""
     caught: list[tuple] = []
 
     def catch(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         caught.append((args, kwargs))
 
-    device, dtype = trainee.workload.device, trainee.workload.dtype
+    device, dtype = setup.workload.device, setup.workload.dtype
     handle = module.register_forward_pre_hook(catch, with_kwargs=True)
     try:
         # Compiled blocks do not call hooks.
         with torch.no_grad(), torch.autocast(device.type, dtype), torch.compiler.set_stance("force_eager"):
-            model = trainee.model
-            model(trainee.inputs) if trainee.workload.vision else token_logits(model, trainee.inputs)
+            model = setup.model
+            model(setup.inputs) if setup.workload.vision else token_logits(model, setup.inputs)
     finally:
         handle.remove()
     leaves: dict[int, Tensor] = {}
@@ -141,7 +141,7 @@ def _alone(trainee: Trainee, module: nn.Module) -> Callable[[], None]:
         return leaves[id(value)]
 
     args, kwargs = tree_map(as_leaf, caught[0])
-    run = torch.compile(module, dynamic=False) if trainee.workload.compiled else module
+    run = torch.compile(module, dynamic=False) if setup.workload.compiled else module
     wanted = [*leaves.values(), *(p for p in module.parameters() if p.requires_grad)]
     grads: list[Tensor] = []
 
@@ -155,22 +155,22 @@ def _alone(trainee: Trainee, module: nn.Module) -> Callable[[], None]:
     return both
 
 
-def largest_batch(trainee: Trainee, most_trials: int, left: Callable[[], float]) -> tuple[int, bool]:
+def largest_batch(setup: TrainingSetup, most_trials: int, left: Callable[[], float]) -> tuple[int, bool]:
     """The largest batch whose step fits the memory, to a quarter, and whether the search came to its end.
 
     Args:
-        trainee: Its own batch fits.
+        setup: Its own batch fits.
         most_trials: Steps of other sizes that are tried.
         left: Seconds that are left.
     """
-    good, bad = trainee.workload.batch, None
+    good, bad = setup.workload.batch, None
     for _ in range(most_trials):
         if bad is not None and bad - good <= max(1, good // 4):
             return good, True
         if left() <= 0:
             break
         tried = 2 * good if bad is None else (good + bad) // 2
-        if _fits(trainee, tried):
+        if _fits(setup, tried):
             good = tried
         else:
             bad = tried
@@ -210,14 +210,14 @@ def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, e
         seed: Seed of the weights.
         execution: `masked` or `sparse`.
     """
-    trainee = Trainee(work, fresh_model(work, seed))
+    setup = TrainingSetup(work, fresh_model(work, seed))
     config = SparsifyConfig(
         sparsity=sparsity, block=block, steps=10 * UPDATES * UPDATE_EVERY, schedule="constant", hold=0.0,
         update_every=UPDATE_EVERY, grow="swap", execution=execution,
     )  # fmt: skip
-    sparsifier = Sparsifier(trainee.model, trainee.optimizer, config)
-    one = OptimizationStep(trainee.model, trainee.optimizer, trainee.loss_of, CLIP, sparsifier, graphs=True)
-    batch = trainee.inputs, trainee.targets
+    sparsifier = Sparsifier(setup.model, setup.optimizer, config)
+    one = OptimizationStep(setup.model, setup.optimizer, setup.loss_of, CLIP, sparsifier, graphs=True)
+    batch = setup.inputs, setup.targets
     rounds = []
     for _ in range(UPDATES + 1):
         took = []
@@ -241,17 +241,17 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _fits(trainee: Trainee, batch: int) -> bool:
+def _fits(setup: TrainingSetup, batch: int) -> bool:
     try:
-        trainee.take(batch)
-        trainee.step()
+        setup.take(batch)
+        setup.step()
     except torch.OutOfMemoryError:
         fits = False
     else:
         fits = True
-    trainee.clear()
+    setup.clear()
     gc.collect()
-    wait(trainee.workload.device)
+    wait(setup.workload.device)
     torch.cuda.empty_cache()
     return fits
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from blast.benchmark.step.breakdown import Meter, memory_of
-from blast.benchmark.step.training_setup import Trainee, Workload
+from blast.benchmark.step.training_setup import TrainingSetup, Workload
 from blast.benchmark.timing.interleaved import Timing
 
 DENSE, OURS, MASKED = "dense_compiled", "ours", "masked_dense"
@@ -47,9 +47,9 @@ class StepRows:
             parts = parts | {"other": max(0.0, timing.median - sum(parts.values()))}
             self.metrics += [self.entry(name, f"time_{key}", "ms", value, "lower") for key, value in parts.items()]
 
-    def add_memory(self, name: str, trainee: Trainee, before: int) -> None:
+    def add_memory(self, name: str, setup: TrainingSetup, before: int) -> None:
         """Bytes by phase."""
-        memory = memory_of(trainee, self.meter, before)
+        memory = memory_of(setup, self.meter, before)
         for key, metric in (
             ("peak", "peak_bytes"), ("parameters", "parameter_bytes"), ("gradients", "gradient_bytes"),
             ("optimizer", "optimizer_bytes"), ("activations", "activation_bytes"),

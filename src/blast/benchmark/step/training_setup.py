@@ -91,7 +91,7 @@ def workload_of(
     return Workload(architecture, tokens // length, length, getattr(torch, dtype), device, compiled)
 
 
-class Trainee:
+class TrainingSetup:
     """A model with its optimizer and a batch.
 
     Args:
@@ -197,17 +197,17 @@ def sparse_state(model: nn.Module, masks: Mapping[str, Tensor], fused: bool) -> 
     return fuse_for_training(model) if fused else model
 
 
-def live_gradients(trainee: Trainee, masks: Mapping[str, Tensor]) -> list[Tensor]:
+def live_gradients(setup: TrainingSetup, masks: Mapping[str, Tensor]) -> list[Tensor]:
     """The gradients of the live blocks of each matrix `[nnz, b_out, b_in]`, of a model in its dense or sparse state."""
-    trainee.clear()
-    trainee.forward().backward()
+    setup.clear()
+    setup.forward().backward()
     found = []
     for name, mask in masks.items():
-        module = trainee.model.get_submodule(name)
+        module = setup.model.get_submodule(name)
         if isinstance(module, BlockLinear):
             found.append(module.values.grad)
         else:
             grad = module.weight.grad.t() if is_conv1d(module) else module.weight.grad
             found.append(BlockCSR.from_dense(grad, mask).values)
-    trainee.clear()
+    setup.clear()
     return found

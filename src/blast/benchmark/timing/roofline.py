@@ -57,7 +57,7 @@ def bound_of(work: Work, ceilings: Ceilings) -> Bound:
 
 
 def sparse_work(tokens: int, size: MlpSize, weights: Weights) -> Work:
-    """The work of the fused block-sparse MLP with the tiles that its plan chooses.
+    """The work of the fused block-sparse MLP with the tiles that its config chooses.
 
     Each of a block's slices is multiplied with each tile of tokens, and both operands come from the L2 cache. Weights
     in fp8 are a byte each, and four for the scale of a block.
@@ -83,10 +83,10 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights) -> Work:
         (front_blocks, weights.gate, weights.front_records.shape[0], size.block),
         (down_blocks, "none", weights.down_records.shape[0], size.down_block),
     ):
-        plan = kernel_config(tokens, count, blocks, b_out, b_in, gate, weights.front.dtype, weights.front.device)
+        config = kernel_config(tokens, count, blocks, b_out, b_in, gate, weights.front.dtype, weights.front.device)
         wide = 2 if gate == "tied" else 1
-        programs = -(-tokens // plan.tile) * (b_out // plan.slice)
-        column = item * min(plan.tile, tokens) + weight_item * plan.slice * wide
+        programs = -(-tokens // config.tile) * (b_out // config.slice)
+        column = item * min(config.tile, tokens) + weight_item * config.slice * wide
         l2 += blocks * programs * column * b_in
     return Work(2.0 * tokens * weight_elements, moved, l2, 2)
 
