@@ -73,7 +73,7 @@ def draw(table: pd.DataFrame) -> Figure:
     done = table[(table["status"] == "ok") & table["step"].notna()].drop_duplicates(["grid", "point"])
     untimed = sum((row.grid, row.point) not in left for row in done.itertuples(index=False))
     compiled = max(run.compiling[-1] for group in groups for run in group)
-    compiling = f"Compile time (up to {runs.time_label(compiled)} a run) is left out." if compiled else ""
+    compiling = f"Compile time (up to {runs.time_label(compiled)}) is left out." if compiled else ""
     note = "Wall times: runs of a grid may have shared their machine."
     if untimed:
         note += f" {untimed} runs without times, or of another machine, are left out."
