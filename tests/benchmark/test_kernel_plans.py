@@ -1,4 +1,4 @@
-"""The suite `kernel_plans` without a GPU: all but the clock runs here, on the reference; no time in it was measured."""
+"""The suite `kernel_plans` without a GPU: it runs on the reference implementation with a fake clock."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SMALL = {
 }
 
 
-def by_the_reference(x, values, records, bias, y, activation, gate, config, scales=None, chain=None):
-    y.copy_(reference.product(x, values, records, bias, y.shape[1], activation, gate))
+def by_the_reference(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None):
+    y.copy_(reference.product(x, values, row_list, bias, y.shape[1], activation, gate))
 
 
 @pytest.fixture
-def imaginary_gpu(monkeypatch):
-    """The CPU in the place of a GPU, with an invented clock: a millisecond for each 16 tokens of a config's tile."""
+def fake_gpu(monkeypatch):
+    """The CPU instead of a GPU, with a fake clock: 1 ms for each 16 tokens of a config's tile."""
 
     def clock(rounds, repeats, seconds):
         tiles = {name: int(name.split(", ")[1]) / 16 for name in rounds}
@@ -50,7 +50,7 @@ def imaginary_gpu(monkeypatch):
         "mlp_size",
         lambda name, block, dtype, down: SMALL["llama" in name]._replace(block=block, transposed_down=down != "same"),
     )
-    monkeypatch.setattr(products.fast, "product", by_the_reference)
+    monkeypatch.setattr(products.launch, "product", by_the_reference)
 
 
 def measure(architecture="llama-nano", sparsity=0.5, **more):
@@ -69,14 +69,14 @@ def of(metrics, metric, part=None, tokens=None, **setting):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_is_refused_in_one_sentence():
+def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
     with pytest.raises(BlastError, match=r"times GPU kernels and this machine has no CUDA GPU; .*blast job") as caught:
         measure("llama-3.2-1b")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
-def test_every_plan_of_both_products_is_timed_and_the_pick_is_marked(imaginary_gpu, architecture):
+def test_every_config_of_both_products_is_timed_and_the_chosen_one_is_marked(fake_gpu, architecture):
     metrics = measure(architecture, tied=[False, True])
     gated = architecture == "llama-nano"
     gates = {(entry["setting"]["part"], entry["setting"]["gate"]) for entry in metrics}
@@ -94,7 +94,7 @@ def test_every_plan_of_both_products_is_timed_and_the_pick_is_marked(imaginary_g
             assert all(0 <= entry["setting"]["error"] < 2e-3 for entry in timed)
 
 
-def test_the_cost_of_a_pick_is_its_time_over_the_best(imaginary_gpu):
+def test_pick_cost_is_the_time_of_the_chosen_config_over_the_best_minus_one(fake_gpu):
     metrics = measure()
     costs = of(metrics, "pick_cost")
     assert len(costs) == 2 * 2 * 2
@@ -107,18 +107,18 @@ def test_the_cost_of_a_pick_is_its_time_over_the_best(imaginary_gpu):
     assert {entry["setting"]["by"] for entry in costs} == {"rules", "table"}
 
 
-def test_a_plan_that_is_wrong_breaks_or_does_not_compile_has_an_entry_that_says_so(imaginary_gpu, monkeypatch):
-    def odd(x, values, records, bias, y, activation, gate, config, scales=None, chain=None):
+def test_a_config_that_is_wrong_raises_or_does_not_compile_has_an_entry_with_the_cause(fake_gpu, monkeypatch):
+    def odd(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None):
         if config.stages == 6:
             raise ValueError("it does not fit\nand more")
-        by_the_reference(x, values, records, bias, y, activation, gate, config)
+        by_the_reference(x, values, row_list, bias, y, activation, gate, config)
         if config.stages == 3:
             y[:, -1] = float("nan")
 
     def compiled(jobs):
         return {job: "OutOfResources: too much" if job.config.k == 128 else None for job in jobs}
 
-    monkeypatch.setattr(products.fast, "product", odd)
+    monkeypatch.setattr(products.launch, "product", odd)
     monkeypatch.setattr(kernel_plans, "compile_all", compiled)
     metrics = measure("gpt2-nano", tokens=[16])
     causes = {3: set(), 4: set(), 6: set()}
@@ -137,34 +137,34 @@ def test_a_plan_that_is_wrong_breaks_or_does_not_compile_has_an_entry_that_says_
     assert all(entry["status"] == "failed" and entry["value"] is None for entry in lost)
 
 
-def test_the_down_projection_may_have_its_blocks_turned(imaginary_gpu):
+def test_blocks_of_the_down_projection_can_be_transposed(fake_gpu):
     metrics = kernel_plans.measure("llama-nano", 0.5, (32, 64), 0, SETTINGS | {"down_block": "transposed"})
     blocks = {(entry["setting"]["part"], *entry["setting"]["block"]) for entry in metrics}
     assert blocks == {("front", 32, 64), ("down", 64, 32)}
     assert all(entry["setting"]["error"] < 2e-3 for entry in of(metrics, "latency"))
 
 
-def test_what_is_left_when_the_seconds_are_over_is_said(imaginary_gpu):
+def test_a_point_out_of_time_has_an_entry_for_each_product_left(fake_gpu):
     metrics = measure(seconds=0.0)
     assert [(entry["setting"]["part"], entry["tokens"], entry["status"]) for entry in metrics] == [
         (part, tokens, "not run") for part in ("front", "down") for tokens in (16, 300)
     ]
 
 
-def test_weights_in_rotation_are_more_than_the_cache_holds_and_lie_apart():
+def test_all_sets_together_exceed_the_cache_and_are_in_separate_memory():
     cache = 1_000_000
     generator = torch.Generator().manual_seed(0)
     for product in products.products_of(SMALL[True], 0.5, False, generator, cache):
         count = min(products.MOST_SETS, sets_needed(product.sets[0][0].nbytes, cache))
         assert len(product.sets) == count > products.MASKS
         assert len({values.data_ptr() for values, _ in product.sets}) == count
-        masks = {tuple(records.flatten().tolist()) for _, records in product.sets}
+        masks = {tuple(row_list.flatten().tolist()) for _, row_list in product.sets}
         assert len(masks) == products.MASKS
 
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_reference_of_a_product_agrees_with_its_blocks(gated, tied):
+def test_the_reference_of_a_product_agrees_with_the_kernel_reference(gated, tied):
     generator = torch.Generator().manual_seed(1)
     size = SMALL[gated]._replace(dtype=torch.float32)
     for product in products.products_of(size, 0.5, tied and gated, generator, 1):
@@ -174,15 +174,15 @@ def test_the_reference_of_a_product_agrees_with_its_blocks(gated, tied):
         torch.testing.assert_close(out, product.expected(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_split_down_projection_has_counters_that_are_zeroed_once_a_round(imaginary_gpu, monkeypatch):
+def test_the_counters_of_a_split_down_projection_are_zeroed_once_a_round(fake_gpu, monkeypatch):
     seen = []
 
-    def counting(x, values, records, bias, y, activation, gate, config, scales=None, chain=None):
+    def counting(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None):
         assert (chain.counters == 0).all()
         chain.counters.add_(1)
         seen.append(chain.counters.data_ptr())
 
-    monkeypatch.setattr(products.fast, "product", counting)
+    monkeypatch.setattr(products.launch, "product", counting)
     generator = torch.Generator().manual_seed(0)
     _front, down = products.products_of(SMALL[True], 0.5, False, generator, 200_000)
     x = down.input(16, generator)
@@ -194,7 +194,7 @@ def test_a_split_down_projection_has_counters_that_are_zeroed_once_a_round(imagi
     assert all(place % 16 == 0 for place in seen)
 
 
-def test_a_compiler_that_fails_gives_its_first_line_and_one_that_lost_its_device_no_verdict(monkeypatch):
+def test_a_compile_error_gives_its_first_line_and_a_process_without_device_gives_none(monkeypatch):
     job = Job(KernelConfig("tiles", 64, 32, 32, 4, 4), "none", "none", False, (32, 32), torch.float16)
 
     def launch(job):
@@ -213,7 +213,7 @@ def test_a_compiler_that_fails_gives_its_first_line_and_one_that_lost_its_device
     assert compilation.compile_one(job) is None
 
 
-def test_a_point_of_the_suite_becomes_rows(imaginary_gpu):
+def test_a_point_of_the_suite_becomes_rows(fake_gpu):
     point = Point(
         id="kernel_plans-llama-nano.float16.s50.b32.seed0", grid="invented", stage="benchmark",
         architecture="llama-nano", method="blast", sparsity=0.5, block=(32, 32),
@@ -225,7 +225,7 @@ def test_a_point_of_the_suite_becomes_rows(imaginary_gpu):
     assert {row["suite"] for row in rows} == {"kernel_plans"}
 
 
-def test_the_points_for_the_tuned_table_are_planned(request):
+def test_the_h100_config_has_the_points_for_the_tuned_table(request):
     config = request.config.rootpath / "config" / "h100.yaml"
     points = expand(read_config(config), config).points.values()
     configs = [point for point in points if (point.benchmark or {}).get("suite") == "kernel_plans"]

@@ -1,4 +1,4 @@
-"""The suite `kernels` without a GPU: all but the clock runs here, on the references; no time was measured."""
+"""The suite `kernels` without a GPU: it runs on the reference implementations with a fake clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kernel_suite_case import SETTINGS, imagine_gpu, latencies, measure
+from kernel_suite_case import SETTINGS, latencies, measure, use_fake_gpu
 
 from blast.benchmark import kernels
 from blast.benchmark.providers import mlp_inference
@@ -23,19 +23,19 @@ from blast.experiment.run.progress import headline
 
 
 @pytest.fixture
-def imaginary_gpu(monkeypatch):
-    imagine_gpu(monkeypatch)
+def fake_gpu(monkeypatch):
+    use_fake_gpu(monkeypatch)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_is_refused_in_one_sentence():
+def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
     with pytest.raises(BlastError, match=r"times GPU kernels and this machine has no CUDA GPU; .*blast job") as caught:
         measure("llama-3.2-1b")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
-def test_ours_and_dense_are_timed_at_every_number_of_tokens(imaginary_gpu, architecture):
+def test_ours_and_dense_are_timed_at_every_number_of_tokens(fake_gpu, architecture):
     metrics = measure(architecture, tied=[False, True], masks=["uniform", "skewed"])
     ours = [entry for entry in latencies(metrics) if entry["provider"] == "ours"]
     gated = architecture.startswith("llama")
@@ -48,14 +48,14 @@ def test_ours_and_dense_are_timed_at_every_number_of_tokens(imaginary_gpu, archi
     assert metrics[0]["provider"] == "ours"
 
 
-def test_a_wrong_output_of_ours_ends_the_point_without_a_timing(imaginary_gpu, monkeypatch):
+def test_a_wrong_output_of_ours_raises_before_timing(fake_gpu, monkeypatch):
     right = mlp_inference._fused_call
     monkeypatch.setattr(mlp_inference, "_fused_call", lambda *a: lambda number: 1.01 * right(*a)(number))
     with pytest.raises(BlastError, match=r"ours at 3 tokens: its output is off by 1.0e-02 from the float32 reference"):
         measure()
 
 
-def test_an_element_that_nobody_writes_is_an_infinite_error():
+def test_an_element_that_is_never_written_is_an_infinite_error():
     expected = torch.ones(2, 4)
 
     def call(number):
@@ -67,14 +67,14 @@ def test_an_element_that_nobody_writes_is_an_infinite_error():
     assert cuda_graphs.error_of(lambda number: expected.clone(), expected, torch.arange(2)) == 0
 
 
-def test_where_nothing_is_expected_but_zeros_only_zeros_are_right():
-    """Few blocks may leave none that anyone reads: SmolLM2's MLP in blocks of 64 at .95 is zero with one seed."""
+def test_if_all_expected_values_are_zero_only_zeros_are_correct():
+    """All hidden blocks may be dead: with one seed, SmolLM2's MLP in blocks of 64 at sparsity 0.95 is zero."""
     zeros = torch.zeros(2, 3)
     assert cuda_graphs.error_of(lambda number: zeros.clone(), zeros, torch.arange(2)) == 0
     assert cuda_graphs.error_of(lambda number: zeros + 1e-20, zeros, torch.arange(2)) > 1
 
 
-def test_timed_calls_fill_no_buffer_with_nan():
+def test_plain_memory_turns_off_deterministic_algorithms_within_its_body():
     torch.use_deterministic_algorithms(True)
     try:
         with cuda_graphs.plain_memory():
@@ -84,36 +84,36 @@ def test_timed_calls_fill_no_buffer_with_nan():
         torch.use_deterministic_algorithms(False)
 
 
-def test_dead_hidden_blocks_are_reported_on_their_own(imaginary_gpu):
+def test_ours_without_dead_hidden_blocks_is_a_separate_provider(fake_gpu):
     metrics = latencies(measure(sparsity=0.9))
     skipped = [entry for entry in metrics if entry["provider"] == "ours_skipped"]
     assert len(skipped) == 2
     assert all(0 < entry["setting"]["dead_hidden"] < 1 for entry in skipped)
 
 
-def test_the_dense_fallback_is_timed_where_the_table_calls_for_it(imaginary_gpu, monkeypatch):
-    asked = []
+def test_the_dense_fallback_is_timed_where_the_break_even_table_chooses_dense(fake_gpu, monkeypatch):
+    shapes = []
     monkeypatch.setattr(
-        mlp_inference, "dense_ranges", lambda *given: asked.append(given[3]) or ((10, True), (None, False))
+        mlp_inference, "dense_ranges", lambda *given: shapes.append(given[3]) or ((10, True), (None, False))
     )
     metrics = latencies(measure())
     assert {entry["tokens"] for entry in metrics if entry["provider"] == "ours_dense_fallback"} == {3}
-    assert set(asked) == {(entry["setting"]["ffn"], entry["setting"]["hidden"]) for entry in metrics}
+    assert set(shapes) == {(entry["setting"]["ffn"], entry["setting"]["hidden"]) for entry in metrics}
 
 
-def test_what_is_left_when_the_seconds_are_over_is_said(imaginary_gpu):
+def test_a_point_out_of_time_has_an_entry_for_each_number_of_tokens_left(fake_gpu):
     metrics = measure(seconds=0.0)
     assert [(entry["tokens"], entry["status"]) for entry in metrics] == [(3, "not run"), (40, "not run")]
 
 
-def test_without_trained_masks_their_row_says_not_run(imaginary_gpu, tmp_path):
+def test_without_trained_masks_their_row_is_not_run(fake_gpu, tmp_path):
     metrics = latencies(measure(masks=["uniform", "trained"], masks_folder=str(tmp_path)))
     lost = [entry for entry in metrics if entry.get("status") == "not run"]
     assert {entry["setting"]["mask"] for entry in lost} == {"trained"}
     assert "no masks of a trained llama-nano" in lost[0]["setting"]["cause"]
 
 
-def test_the_roofline_says_which_share_of_its_bound_was_reached(imaginary_gpu):
+def test_the_roofline_fraction_is_the_bound_over_the_latency(fake_gpu):
     metrics = measure()
     shares = [entry for entry in metrics if entry["metric"] == "roofline_fraction" and entry["provider"] == "ours"]
     assert len(shares) == 2
@@ -122,7 +122,7 @@ def test_the_roofline_says_which_share_of_its_bound_was_reached(imaginary_gpu):
         assert entry["value"] == pytest.approx(entry["setting"]["bound_ms"] / 1.0)
 
 
-def test_a_benchmark_point_becomes_rows_with_ties_masks_and_missing_providers(imaginary_gpu, monkeypatch):
+def test_a_benchmark_point_becomes_rows_with_ties_masks_and_missing_providers(fake_gpu, monkeypatch):
     point = Point(
         id="kernels-llama-nano.float32.s80.b16.seed0", grid="invented", stage="benchmark", architecture="llama-nano",
         method="blast", sparsity=0.8, block=(16, 16),
@@ -141,7 +141,7 @@ def test_a_benchmark_point_becomes_rows_with_ties_masks_and_missing_providers(im
     assert headline(record) == "1 ms"
 
 
-def test_a_point_that_ran_out_of_time_says_so_beside_what_it_measured(imaginary_gpu, monkeypatch):
+def test_a_point_out_of_time_keeps_its_entries_and_is_unfinished(fake_gpu, monkeypatch):
     ticks = iter([0.0, 1.0, 200.0])
     monkeypatch.setattr(kernels, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     point = Point(
@@ -156,8 +156,8 @@ def test_a_point_that_ran_out_of_time_says_so_beside_what_it_measured(imaginary_
 
 
 @pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
-def test_rectangles_are_measured_and_dead_hidden_blocks_left_out_where_both_matrices_cut_them_alike(
-    imaginary_gpu, architecture
+def test_rectangular_blocks_run_and_dead_hidden_blocks_are_removed_if_all_matrices_split_them_alike(
+    fake_gpu, architecture
 ):
     settings = SETTINGS | {"masks": ["uniform"], "tied": [False, True]}
     metrics = {
@@ -176,6 +176,6 @@ def test_rectangles_are_measured_and_dead_hidden_blocks_left_out_where_both_matr
     assert {entry["setting"].get("down_block") for entry in metrics["transposed"]} == {"transposed"}
 
 
-def test_an_unknown_form_of_the_down_block_names_the_nearest():
+def test_the_error_for_an_unknown_down_block_gives_the_nearest_name():
     with pytest.raises(BlastError, match="did you mean 'transposed'"):
         kernels.mlp_size("gpt2-xl", (128, 64), "bfloat16", "transpose")

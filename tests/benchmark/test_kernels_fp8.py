@@ -1,4 +1,4 @@
-"""`ours_fp8` of the suite `kernels` without a GPU: checked, counted and rotated as what it is; an invented clock."""
+"""`ours_fp8` of the suite `kernels` without a GPU, with a fake clock: its check, its work and its sets of weights."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SIZES = {
 
 
 @pytest.fixture
-def imaginary_gpu(monkeypatch):
-    """The CPU in the place of a GPU, with an invented clock: every call takes 1 ms."""
+def fake_gpu(monkeypatch):
+    """The CPU instead of a GPU, with a fake clock: every call takes 1 ms."""
     machine = mlp_inference.Machine(torch.device("cpu"), 1000, CEILINGS)
     monkeypatch.setattr(kernels, "this_machine", lambda dtype: machine)
     monkeypatch.setattr(kernels, "capture", lambda candidate: candidate.call(candidate.sets - 1))
@@ -59,14 +59,14 @@ def weights_of(kind, tied=False, block=(16, 16)):
 
 
 @pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
-def test_fp8_is_a_provider_of_its_own_that_states_its_error_and_stops_at_64_tokens(imaginary_gpu, architecture):
+def test_fp8_is_a_separate_provider_with_its_error_and_stops_at_64_tokens(fake_gpu, architecture):
     entries, metrics = measured(architecture, tied=[False, True], masks=["uniform", "skewed"])
     ties = 2 if architecture.startswith("llama") else 1
     timed = latencies(entries)
     assert len(timed) == 2 * ties * 2
     assert {entry["tokens"] for entry in timed} == {3, 40}
     for entry in timed:
-        # The kernel is right to its rounding, the weights are off by far more.
+        # The kernel's error is rounding only; the error of the quantized weights is much larger.
         assert entry["setting"]["error"] < ERROR_BOUND["bfloat16"]
         assert 0.02 < entry["setting"]["quantization_error"] < 0.07
     others = [entry for entry in metrics if entry["provider"] != "ours_fp8"]
@@ -75,22 +75,22 @@ def test_fp8_is_a_provider_of_its_own_that_states_its_error_and_stops_at_64_toke
     assert len(ours) == 3 * ties * 2
 
 
-def test_fp8_is_timed_only_where_it_is_asked_for(imaginary_gpu):
+def test_fp8_is_timed_only_if_requested(fake_gpu):
     assert measured(fp8=False)[0] == []
     assert {entry["tokens"] for entry in measured(fp8_tokens=70)[0]} == {3, 40, 70}
 
 
-def test_float32_has_a_row_that_says_why_it_was_not_run(imaginary_gpu):
+def test_float32_has_a_row_with_the_cause_why_it_did_not_run(fake_gpu):
     timed = latencies(measured(dtype="float32")[0])
     assert [(entry["tokens"], entry["status"]) for entry in timed] == [(3, "not run"), (40, "not run")]
     assert timed[0]["setting"]["cause"] == "fp8 weights are multiplied with float16 or bfloat16 only"
 
 
-def test_a_wrong_output_in_fp8_ends_the_point_without_a_timing(imaginary_gpu, monkeypatch):
+def test_a_wrong_fp8_output_raises_before_timing(fake_gpu, monkeypatch):
     right = mlp_inference._fused_call
 
     def wrong(x, sets, size):
-        factor = 1.02 if sets[0].front_scales is not None else 1.0
+        factor = 1.02 if sets[0].gate_up_scales is not None else 1.0
         return lambda number: factor * right(x, sets, size)(number)
 
     monkeypatch.setattr(mlp_inference, "_fused_call", wrong)
@@ -100,11 +100,11 @@ def test_a_wrong_output_in_fp8_ends_the_point_without_a_timing(imaginary_gpu, mo
 
 @pytest.mark.parametrize(("kind", "tied"), [("gated", False), ("gated", True), ("plain", False)])
 @pytest.mark.parametrize("block", [(16, 16), (16, 32)])
-def test_the_matrices_of_the_reference_are_those_the_kernels_read(kind, tied, block):
+def test_the_reference_uses_the_dequantized_weights_of_the_kernels(kind, tied, block):
     size, weights = weights_of(kind, tied, block)
     quantised = in_fp8(weights)
     restored = from_fp8(quantised)
-    assert quantised.front.dtype == quantised.down.dtype == FP8
+    assert quantised.gate_up.dtype == quantised.down.dtype == FP8
     x = torch.randn(9, size.hidden).to(size.dtype)
     out = mlp_inference._fused_call(x, [quantised], size)(0)
     assert torch.equal(out, mlp_inference._fused_call(x, [restored], size)(0))
@@ -116,24 +116,24 @@ def test_the_matrices_of_the_reference_are_those_the_kernels_read(kind, tied, bl
         assert 0.01 < off < 0.04
 
 
-def test_weights_of_half_the_size_rotate_in_twice_as_many_sets_all_in_their_own_memory():
+def test_fp8_weights_rotate_in_twice_as_many_sets_in_separate_memory():
     size = SIZES["gated"]
     machine = mlp_inference.Machine(torch.device("cpu"), 200_000, CEILINGS)
     case = mlp_inference.Case("llama-nano", size, 0.5, 0, machine, None)
     plain, quantised = case.sparse("uniform", False), case.fp8("uniform", False)
-    bytes_of = [sets[0].front.nbytes + sets[0].down.nbytes for sets in (plain, quantised)]
+    bytes_of = [sets[0].gate_up.nbytes + sets[0].down.nbytes for sets in (plain, quantised)]
     assert bytes_of[0] == 2 * bytes_of[1]
     assert len(quantised) == sets_needed(bytes_of[1], machine.l2_bytes)
     assert len(quantised) * bytes_of[1] >= 3 * machine.l2_bytes
-    for name in ("front", "down", "front_scales", "down_scales"):
+    for name in ("gate_up", "down", "gate_up_scales", "down_scales"):
         assert len({getattr(weights, name).data_ptr() for weights in quantised}) == len(quantised)
 
 
-def test_a_weight_counts_as_a_byte_and_a_scale_as_four():
+def test_an_fp8_weight_counts_as_one_byte_and_a_scale_as_four():
     size, weights = weights_of("gated")
     full, quantised = (roofline.sparse_work(4, size, form) for form in (weights, in_fp8(weights)))
     blocks = sum(matrix.values.shape[0] for matrix in weights.matrices)
     assert full.bytes - quantised.bytes == blocks * 16 * 16 - 4 * blocks
     assert quantised.flops == full.flops
-    # Of the traffic from the cache the activations' part stays.
+    # Only the weights' part of the L2 traffic halves.
     assert full.l2 / 2 < quantised.l2 < full.l2

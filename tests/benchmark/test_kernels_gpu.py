@@ -1,4 +1,4 @@
-"""The suite `kernels` and fused models on a real GPU; nothing here runs elsewhere."""
+"""The suite `kernels` and fused models on a real GPU; skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SETTINGS = {**settings_of("kernels"), "dtype": "bfloat16", "repeats": 10, "seconds": 60, "tuning_seconds": 6}
 
 
-def test_a_point_of_the_suite_is_measured_whole():
+def test_a_point_of_the_suite_is_measured_completely():
     settings = SETTINGS | {"tokens": [1, 64, 512], "tied": [False, True], "masks": ["uniform", "skewed"], "fp8": True}
     metrics = kernels.measure("llama-3.2-1b", 0.9, (128, 128), 0, settings | {"peers": ["torch_bsr"]})
     timed = [entry for entry in metrics if entry["metric"] == "latency" and entry["value"] is not None]
@@ -31,12 +31,12 @@ def test_a_point_of_the_suite_is_measured_whole():
     assert all(0 < entry["low"] <= entry["value"] <= entry["high"] for entry in timed)
     assert {"dense_eager", "dense_compiled"} <= {entry["provider"] for entry in timed}
     shares = [entry for entry in metrics if entry["metric"] == "roofline_fraction" and entry["provider"] == "ours"]
-    # A share far above one means a wrong model of the work, not a fast kernel; L2 alone may exceed its one measurement.
+    # A fraction far above one means a wrong model of the work. Only the L2 rate, measured once, may be exceeded.
     assert all(0.01 < entry["value"] < 1.5 for entry in shares), [(e["tokens"], e["value"]) for e in shares]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "vit-b-16", "smollm2-135m"])
-def test_every_kind_of_mlp_is_right_and_timed(architecture):
+def test_every_kind_of_mlp_is_correct_and_timed(architecture):
     settings = SETTINGS | {"tokens": [1, 200], "compiled": False}
     metrics = kernels.measure(architecture, 0.8, (64, 64), 0, settings)
     assert {entry["tokens"] for entry in metrics if entry["provider"] == "ours" and entry["value"]} == {1, 200}
@@ -54,7 +54,7 @@ def test_every_kind_of_mlp_is_right_and_timed(architecture):
         ("blksprs", "gpt2", (64, 64), "same"),
     ],
 )
-def test_every_peer_is_right_and_timed(name, architecture, block, down_block):
+def test_every_peer_is_correct_and_timed(name, architecture, block, down_block):
     size = kernels.mlp_size(architecture, block, "bfloat16", down_block)
     if cause := peers.peer_of(name).refusal(size):
         pytest.skip(cause)
@@ -62,7 +62,7 @@ def test_every_peer_is_right_and_timed(name, architecture, block, down_block):
     metrics = kernels.measure(architecture, 0.9, block, 0, settings)
     found = [entry for entry in metrics if entry["provider"] == name]
     assert [entry["setting"].get("cause") for entry in found] == [None, None]
-    # All of them can be held by a graph, so that none is timed with its launches.
+    # All of them can be captured in a CUDA graph.
     assert [entry["setting"].get("graph", True) for entry in found] == [True, True]
 
 

@@ -1,4 +1,4 @@
-"""The suites of training on a real GPU; nothing here runs elsewhere."""
+"""The suites `training_mlp` and `training_step` on a real GPU; skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEP = {**settings_of("training_step"), "dtype": "bfloat16", "repeats": 5, "toke
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("llama-3.2-1b", 128), ("gpt2-xl", 64), ("vit-b-16", 64)])
-def test_ours_is_right_and_timed_in_a_graph(architecture, block):
+def test_ours_is_correct_and_timed_in_a_graph(architecture, block):
     settings = MLP | {"tied": [False, True], "masks": ["uniform", "every_hidden_live"]}
     metrics = training_mlp.measure(architecture, 0.9, (block, block), 0, settings)
     ours = [entry for entry in metrics if entry["provider"] == "ours"]
@@ -26,7 +26,7 @@ def test_ours_is_right_and_timed_in_a_graph(architecture, block):
     assert all(entry["setting"].get("graph", True) for entry in timed)
 
 
-def test_the_gradients_of_stk_are_right_and_timed():
+def test_the_gradients_of_stk_are_correct_and_timed():
     if cause := missing_package("stk"):
         pytest.skip(cause)
     metrics = training_mlp.measure("llama-3.2-1b", 0.9, (128, 128), 0, MLP | {"peers": ["stk"]})
@@ -37,20 +37,20 @@ def test_the_gradients_of_stk_are_right_and_timed():
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("architecture", "block"), [("gpt2", 64), ("vit-b-16", 64), ("llama-3.2-1b", 128)])
-def test_whole_steps_are_timed_and_sparse_ones_take_less_memory(architecture, block):
+def test_whole_steps_are_timed_and_sparse_steps_take_less_memory(architecture, block):
     metrics = training_step.measure(architecture, 0.95, (block, block), 0, STEP)
     found = {(entry["provider"], entry["metric"]): entry["value"] for entry in metrics}
     for provider in ("dense_compiled", "ours", "masked_dense"):
         assert found[provider, "step_time"] > 0
-        held = ("parameter_bytes", "gradient_bytes", "optimizer_bytes")
-        assert found[provider, "peak_bytes"] > sum(found[provider, metric] for metric in held)
+        stored = ("parameter_bytes", "gradient_bytes", "optimizer_bytes")
+        assert found[provider, "peak_bytes"] > sum(found[provider, metric] for metric in stored)
     for metric in ("peak_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes"):
         assert found["ours", metric] < found["dense_compiled", metric]
     parts = sum(found["dense_compiled", f"time_{part}"] for part in ("attention", "mlp", "optimizer"))
     assert 0.3 < parts / found["dense_compiled", "step_time"] < 1.2
 
 
-def test_the_largest_batch_of_ours_is_no_smaller_than_that_of_dense():
+def test_the_largest_batch_of_ours_is_at_least_that_of_dense():
     metrics = training_step.measure("gpt2", 0.95, (64, 64), 0, STEP | {"largest_batch": True, "seconds": 200})
     found = {entry["provider"]: entry["value"] for entry in metrics}
     assert found["ours"] >= found["dense_compiled"] > 2

@@ -1,4 +1,4 @@
-"""The suite `training_mlp` without a GPU: all but the clock runs here, on the references; no time was measured."""
+"""The suite `training_mlp` without a GPU: it runs on the reference implementations with a fake clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 @pytest.fixture
-def imaginary_gpu(monkeypatch):
+def fake_gpu(monkeypatch):
     def clock(rounds, repeats, seconds):
         return {name: Timing(*[1.0 if name.startswith("ours") else 10.0] * 3, repeats) for name in rounds}
 
@@ -42,13 +42,13 @@ def measure(architecture="llama-nano", sparsity=0.8, **more):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_is_refused_in_one_sentence():
+def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
     with pytest.raises(BlastError, match=r"'training_mlp' times training on a GPU and .* no CUDA GPU; .*blast job"):
         training_mlp.measure("llama-3.2-1b", 0.9, (128, 128), 0, SETTINGS)
 
 
 @pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
-def test_ours_is_right_in_output_and_gradients_and_timed_beside_dense(imaginary_gpu, architecture):
+def test_ours_has_correct_output_and_gradients_and_is_timed_with_dense(fake_gpu, architecture):
     metrics = measure(architecture, tied=[False, True], tokens=[3, 40])
     ours = [entry for entry in metrics if entry["provider"] == "ours"]
     gated = architecture.startswith("llama")
@@ -59,8 +59,8 @@ def test_ours_is_right_in_output_and_gradients_and_timed_beside_dense(imaginary_
 
 
 @pytest.mark.parametrize("place", range(5))
-def test_a_wrong_output_or_gradient_ends_the_point_without_a_timing(imaginary_gpu, monkeypatch, place):
-    """Output, input, gate, up and down, one after the other."""
+def test_a_wrong_output_or_gradient_raises_before_timing(fake_gpu, monkeypatch, place):
+    """`place` selects the output or the gradient of input, gate, up or down."""
     right = mlp_training.expected_step
 
     def wrong(task, weights):
@@ -73,7 +73,7 @@ def test_a_wrong_output_or_gradient_ends_the_point_without_a_timing(imaginary_gp
         measure()
 
 
-def test_the_share_of_live_hidden_blocks_is_recorded(imaginary_gpu):
+def test_the_share_of_live_hidden_blocks_is_recorded(fake_gpu):
     by_mask = {
         entry["setting"]["mask"]: entry["setting"]["live_hidden"]
         for entry in measure(sparsity=0.7, masks=["uniform", "every_hidden_live"])
@@ -83,7 +83,7 @@ def test_the_share_of_live_hidden_blocks_is_recorded(imaginary_gpu):
     assert 0.2 < by_mask["uniform"] < 1
 
 
-def test_masks_without_dead_hidden_blocks_hold_the_budget_and_are_refused_where_it_is_too_small(imaginary_gpu):
+def test_masks_without_dead_hidden_blocks_keep_the_block_count_or_are_not_run_if_it_is_too_small(fake_gpu):
     size, generator = SMALL[True], torch.Generator().manual_seed(0)
     masks = training_masks("every_hidden_live", size, False, 0.7, generator)
     assert masks.up.sum() == masks.gate.sum() == masks.down.sum() == round(0.3 * 32)
@@ -93,7 +93,7 @@ def test_masks_without_dead_hidden_blocks_hold_the_budget_and_are_refused_where_
     assert "fewer live blocks than hidden blocks" in entry["setting"]["cause"]
 
 
-def test_a_dead_hidden_block_counts_as_dead_whichever_matrix_leaves_it_out():
+def test_a_hidden_block_is_dead_if_any_matrix_has_no_block_for_it():
     size, generator = SMALL[True], torch.Generator().manual_seed(0)
     masks = training_masks("every_hidden_live", size, False, 0.5, generator)
     masks.gate[0], masks.up[1], masks.down[:, 2] = False, False, False
@@ -104,13 +104,13 @@ def test_a_dead_hidden_block_counts_as_dead_whichever_matrix_leaves_it_out():
     assert [len(blocks) for blocks in expected[2:]] == [int(mask.sum()) for mask in (masks.gate, masks.up, masks.down)]
 
 
-def test_time_that_is_over_leaves_an_unfinished_entry(imaginary_gpu):
+def test_a_point_out_of_time_has_an_unfinished_entry(fake_gpu):
     (entry,) = measure(seconds=0)
     assert entry["unfinished"]
     assert entry["value"] is None
 
 
-def test_a_peer_that_is_not_installed_or_unknown_says_so(imaginary_gpu):
+def test_a_peer_that_cannot_run_has_a_cause_and_an_unknown_peer_raises(fake_gpu):
     entry = next(entry for entry in measure(peers=["stk"]) if entry["provider"] == "stk")
     assert entry["status"] == "not run"
     assert entry["setting"]["cause"] == "stk knows blocks of 128 only"
@@ -119,8 +119,8 @@ def test_a_peer_that_is_not_installed_or_unknown_says_so(imaginary_gpu):
 
 
 @pytest.mark.parametrize("architecture", ["llama-nano", "gpt2-nano"])
-def test_a_peer_with_gradients_of_its_own_is_held_to_the_same_reference(imaginary_gpu, monkeypatch, architecture):
-    """stk's place is taken by a dense product of its blocks; tokens are filled up to 128."""
+def test_the_gradients_of_a_peer_are_compared_with_the_same_reference(fake_gpu, monkeypatch, architecture):
+    """A dense product replaces stk; tokens are padded to 128."""
 
     def product(self, matrix, h, bias):
         _, b_out, b_in = matrix.values.shape

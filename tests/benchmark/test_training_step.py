@@ -1,10 +1,10 @@
-"""The suite `training_step` without a GPU: whole steps of tiny models; the clock and the bytes are invented."""
+"""The suite `training_step` without a GPU: whole steps of tiny models with a fake clock and fake bytes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from training_step_case import SETTINGS, imagine_gpu, measure, values
+from training_step_case import SETTINGS, measure, use_fake_gpu, values
 
 from blast.benchmark import training_step
 from blast.benchmark.inputs import batches
@@ -17,18 +17,18 @@ from blast.sparsity.sparsifier import Sparsifier
 
 
 @pytest.fixture
-def imaginary_gpu(monkeypatch):
-    imagine_gpu(monkeypatch)
+def fake_gpu(monkeypatch):
+    use_fake_gpu(monkeypatch)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_is_refused_in_one_sentence():
+def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
     with pytest.raises(BlastError, match=r"'training_step' times training on a GPU and .* no CUDA GPU; .*blast job"):
         training_step.measure("gpt2", 0.9, (64, 64), 0, SETTINGS)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2-tiny", "llama-tiny", "vit-tiny"])
-def test_dense_ours_and_masked_dense_are_timed_with_their_memory_and_parts(imaginary_gpu, architecture):
+def test_dense_ours_and_masked_dense_are_timed_with_their_memory_and_parts(fake_gpu, architecture):
     metrics = measure(architecture)
     assert values(metrics, "step_time") == {"dense_compiled": 10.0, "ours": 4.0, "masked_dense": 12.0}
     # Two layers: 2 of attention, 3 of MLP and half of the optimizer leave 4.5 of 10.
@@ -48,7 +48,7 @@ def test_dense_ours_and_masked_dense_are_timed_with_their_memory_and_parts(imagi
     assert rate == 1000 * entry["batch"] * (1 if architecture == "vit-tiny" else 16) / 4
 
 
-def test_sparse_training_holds_values_gradients_and_moments_of_live_blocks_alone(imaginary_gpu):
+def test_sparse_training_stores_values_gradients_and_moments_of_live_blocks_only(fake_gpu):
     metrics = measure(sparsity=0.5)
     parameters, gradients = values(metrics, "parameter_bytes"), values(metrics, "gradient_bytes")
     # Two layers with two matrices of 32 x 64, half of them gone.
@@ -59,7 +59,7 @@ def test_sparse_training_holds_values_gradients_and_moments_of_live_blocks_alone
     assert moments["dense_compiled"] - moments["ours"] == 2 * (parameters["dense_compiled"] - parameters["ours"])
 
 
-def test_a_wrong_sparse_model_ends_the_point_before_anything_is_timed(imaginary_gpu, monkeypatch):
+def test_a_wrong_sparse_model_raises_before_timing(fake_gpu, monkeypatch):
     right = training_setup.sparse_state
 
     def wrong(model, masks, fused):
@@ -74,8 +74,8 @@ def test_a_wrong_sparse_model_ends_the_point_before_anything_is_timed(imaginary_
         measure()
 
 
-def test_models_that_do_not_fit_beside_each_other_are_timed_one_after_the_other(imaginary_gpu, monkeypatch):
-    right, seen = training_step.StepRun._bring_up, []
+def test_models_that_do_not_fit_together_are_timed_one_after_the_other(fake_gpu, monkeypatch):
+    right, seen = training_step.StepRun._prepare, []
 
     def full(run, name):
         made = right(run, name)
@@ -84,10 +84,10 @@ def test_models_that_do_not_fit_beside_each_other_are_timed_one_after_the_other(
         seen.append(name)
         return made
 
-    monkeypatch.setattr(training_step.StepRun, "_bring_up", full)
+    monkeypatch.setattr(training_step.StepRun, "_prepare", full)
     metrics = measure(masked=False, updates=False)
     assert seen == ["dense_compiled", "ours"]
-    # What was found before the memory ran out is not told twice.
+    # Entries from before the out-of-memory error are not repeated.
     named = [(entry["provider"], entry["metric"]) for entry in metrics]
     assert len(set(named)) == len(named)
     steps = [entry for entry in metrics if entry["metric"] == "step_time"]
@@ -97,11 +97,11 @@ def test_models_that_do_not_fit_beside_each_other_are_timed_one_after_the_other(
     }
 
 
-def test_a_model_that_fits_not_at_all_is_one_entry_with_the_reason(imaginary_gpu, monkeypatch):
+def test_a_model_that_does_not_fit_has_one_entry_with_the_cause(fake_gpu, monkeypatch):
     def full(run, name):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(training_step.StepRun, "_bring_up", full)
+    monkeypatch.setattr(training_step.StepRun, "_prepare", full)
     metrics = measure(masked=False, updates=False)
     assert [(entry["provider"], entry["status"], entry["value"]) for entry in metrics] == [
         ("dense_compiled", "not run", None),
@@ -110,7 +110,7 @@ def test_a_model_that_fits_not_at_all_is_one_entry_with_the_reason(imaginary_gpu
     assert "not even one step fits" in metrics[0]["setting"]["cause"]
 
 
-def test_the_largest_batch_is_searched_within_bounds(imaginary_gpu, monkeypatch):
+def test_the_largest_batch_is_found_by_bisection(fake_gpu, monkeypatch):
     tried = []
 
     def step(setup):
@@ -127,7 +127,7 @@ def test_the_largest_batch_is_searched_within_bounds(imaginary_gpu, monkeypatch)
     assert metrics[0]["tokens"] == 20 * 16
 
 
-def test_a_step_changes_live_blocks_and_no_mask(imaginary_gpu):
+def test_a_step_changes_live_blocks_but_no_mask(fake_gpu):
     work = training_setup.workload_of("llama-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
     model = training_setup.fresh_model(work, 0)
     masks = training_setup.random_model_masks(model, 0.5, (16, 16), 0, "uniform")
@@ -139,8 +139,8 @@ def test_a_step_changes_live_blocks_and_no_mask(imaginary_gpu):
 
 
 @pytest.mark.parametrize("architecture", ["vit-tiny", "gpt2-tiny"])
-def test_gradients_reach_every_block_of_a_fresh_model(imaginary_gpu, architecture):
-    """Of a ViT whose head is zero, as torchvision makes it, all gradients of blocks are zero, and any are right."""
+def test_gradients_reach_every_block_of_a_fresh_model(fake_gpu, architecture):
+    """torchvision's ViT head starts at zero; without new weights all gradients of blocks would be zero."""
     work = training_setup.workload_of(architecture, 64, 16, "bfloat16", torch.device("cpu"), False)
     model = training_setup.fresh_model(work, 0)
     masks = training_setup.random_model_masks(model, 0.5, (16, 16), 0, "uniform")
@@ -148,15 +148,15 @@ def test_gradients_reach_every_block_of_a_fresh_model(imaginary_gpu, architectur
     assert all(gradient.abs().amax(dim=(1, 2)).min() > 0 for gradient in gradients)
 
 
-def test_gradients_that_are_all_zero_are_compared_with_nothing():
+def test_gradients_that_are_all_zero_raise():
     zeros = [torch.zeros(2, 2)]
-    with pytest.raises(BlastError, match="all gradients of the dense model are zero"):
+    with pytest.raises(BlastError, match="all gradients of the dense model are zero and cannot be compared"):
         training_step._distance([torch.ones(2, 2)], zeros)
 
 
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
-def test_a_mask_update_is_timed_on_steps_that_update(imaginary_gpu, monkeypatch, execution):
-    """Each reading of the clock is a second later, and more if the mask was updated in between: by 10, then 20, ..."""
+def test_a_mask_update_is_timed_on_steps_that_update(fake_gpu, monkeypatch, execution):
+    """Each clock reading adds 1 second; the n-th mask update adds 10 n seconds."""
     seconds, updated, updates = [0.0], Sparsifier._update, []
 
     def update(sparsifier, step):
@@ -172,12 +172,12 @@ def test_a_mask_update_is_timed_on_steps_that_update(imaginary_gpu, monkeypatch,
     monkeypatch.setattr(breakdown.time, "perf_counter", clock)
     work = training_setup.workload_of("gpt2-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
     cost = breakdown.update_cost(work, 0.5, BlockShape(16, 16), 0, execution)
-    # Of all but the first: 20 to 130 seconds.
+    # The first update is dropped; the others take 20 to 130 seconds.
     assert len(updates) == 1 + breakdown.UPDATES == 13
     assert cost == (75_000, 76_000, 1_000, 1_000, pytest.approx(42_000), pytest.approx(108_000))
 
 
-def test_parts_are_those_of_the_model_and_their_gradients_reach_the_weights(imaginary_gpu):
+def test_every_part_of_the_model_is_found_and_runs(fake_gpu):
     work = training_setup.workload_of("vit-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
     setup = training_setup.TrainingSetup(work, training_setup.fresh_model(work, 0))
     calls = breakdown.part_calls(setup)
@@ -186,7 +186,7 @@ def test_parts_are_those_of_the_model_and_their_gradients_reach_the_weights(imag
         play()
 
 
-def test_tokens_are_words_of_real_text_within_the_vocabulary():
+def test_token_ids_come_from_text_and_stay_within_the_vocabulary():
     inputs, targets = batches.token_batch(3, 50, 20, torch.device("cpu"))
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert inputs.max() == 19
@@ -194,7 +194,7 @@ def test_tokens_are_words_of_real_text_within_the_vocabulary():
     assert counts[0] > 10 * counts[counts > 0].median()
 
 
-def test_time_that_is_over_leaves_unfinished_entries(imaginary_gpu):
+def test_a_point_out_of_time_has_unfinished_entries(fake_gpu):
     late = [entry for entry in measure(seconds=0) if entry.get("unfinished")]
     assert [entry["provider"] for entry in late if entry["metric"] == "step_time"] == [
         "dense_compiled",
@@ -204,6 +204,6 @@ def test_time_that_is_over_leaves_unfinished_entries(imaginary_gpu):
     assert {entry["provider"] for entry in late if entry["metric"] == "time_mask_update"} == {"masked_dense", "ours"}
 
 
-def test_fewer_tokens_than_a_sequence_are_refused(imaginary_gpu):
+def test_fewer_tokens_than_one_sequence_raise(fake_gpu):
     with pytest.raises(BlastError, match="8 tokens are less than one sequence of 16 of 'gpt2-tiny'"):
         measure(tokens=[8])

@@ -1,4 +1,4 @@
-"""The suite `kernels` with a CPU in the place of the GPU and an invented clock; no time in it was measured."""
+"""The suite `kernels` on the CPU instead of a GPU, with a fake clock."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SMALL = {
 }
 
 
-def imagine_gpu(monkeypatch):
-    """Puts the CPU in the place of a GPU, with an invented clock: a call of `ours` takes 1 ms, any other 10."""
+def use_fake_gpu(monkeypatch):
+    """Makes the suite use the CPU instead of a GPU, with a fake clock: a call of `ours` takes 1 ms, any other 10 ms."""
     machine = mlp_inference.Machine(torch.device("cpu"), 1000, CEILINGS)
 
     def clock(rounds, repeats, seconds):

@@ -1,4 +1,4 @@
-"""The suite `training_step` on tiny models with a CPU in the place of the GPU; no time and no byte was measured."""
+"""The suite `training_step` on tiny models, on the CPU instead of a GPU, with a fake clock and fake bytes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MILLISECONDS = {"dense_compiled": 10.0, "ours": 4.0, "masked_dense": 12.0,
                 "attention": 1.0, "mlp": 1.5, "optimizer": 0.5}  # fmt: skip
 
 
-class ImaginaryMeter:
-    """Each reading is one byte more."""
+class FakeMeter:
+    """Each reading is one byte larger."""
 
     def __init__(self, device):
         self.read = 0
@@ -39,8 +39,8 @@ class ImaginaryMeter:
         pass
 
 
-def imagine_gpu(monkeypatch):
-    """Puts the CPU in the place of a GPU, with an invented clock, and adds `gpt2-tiny`, `llama-tiny`, `vit-tiny`."""
+def use_fake_gpu(monkeypatch):
+    """Makes the suite use the CPU with a fake clock, and adds `gpt2-tiny`, `llama-tiny` and `vit-tiny`."""
     known = dict(architectures._found())
     for family in ("gpt2", "llama"):
         nano = known[f"{family}-nano"]
@@ -57,7 +57,7 @@ def imagine_gpu(monkeypatch):
         return {name: Timing(*[MILLISECONDS[name]] * 3, repeats) for name in rounds}
 
     monkeypatch.setattr(training_step, "gpu_for", lambda suite: torch.device("cpu"))
-    monkeypatch.setattr(training_step, "Meter", ImaginaryMeter)
+    monkeypatch.setattr(training_step, "Meter", FakeMeter)
     monkeypatch.setattr(training_step, "time_in_turn", clock)
 
 
@@ -66,5 +66,5 @@ def measure(architecture="gpt2-tiny", sparsity=0.5, **more):
 
 
 def values(metrics, metric):
-    """By provider."""
+    """The values of a metric, by provider."""
     return {entry["provider"]: entry["value"] for entry in metrics if entry["metric"] == metric}

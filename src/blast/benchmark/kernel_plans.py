@@ -1,8 +1,8 @@
-"""The `kernel_plans` suite: every plausible config of the front and of the down projection of an MLP, on a GPU.
+"""The `kernel_plans` suite: times every candidate config of the two products of an MLP on a GPU.
 
-It shows what a pick costs against the best config; `blast tuned-plans` makes the table of the GPU from it. Uniform
-random masks; each config is compared with a float32 reference before it is timed, and one that fails has an entry that
-says so. It refuses a machine without a GPU.
+It shows how much slower the chosen config is than the best one. `blast tuned-plans` makes the table of the GPU from it.
+Masks are uniform. Each config is compared with a float32 reference before it is timed; a config that fails has an entry
+with the cause. The suite needs a GPU.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from blast.benchmark.timing.cuda_graphs import time_in_turn as time_rounds
 from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError, unknown_name
 
-# Tokens that are compared with the reference, and seconds of timing of all configs of one product at most.
+# Tokens compared with the reference, and the most seconds for timing all configs of one product.
 CHECKED_TOKENS = 64
 SHARE = 1.5
 
 Entry = dict[str, Any]
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """One product at one number of tokens."""
 
     size: MlpSize
@@ -51,8 +51,8 @@ class Asked(NamedTuple):
     tied: bool | None
 
 
-class Tried(NamedTuple):
-    """What came of a config: its time and error, or why there is none."""
+class Outcome(NamedTuple):
+    """The result of a config: its time and error, or the cause of its failure."""
 
     timing: Timing | None = None
     error: float | None = None
@@ -65,7 +65,7 @@ def measure(
     """Times the configs of the two products of an MLP.
 
     Args:
-        architecture: Whose MLP.
+        architecture: Name of the architecture.
         sparsity: Share of empty blocks.
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
@@ -73,11 +73,11 @@ def measure(
             `blast.benchmark.settings.KernelPlansSettings`.
 
     Returns:
-        For each product and number of tokens the `latency` of each config in ms, with 20 % and 80 % quantiles; its
-        `setting` says which config (`plan`), of what (`part`, `gate`, `block`, `records`, `row_blocks`), whether the
-        kernels run it (`picked`) and whether the rules alone would (`rules`). A config that does not run has no value,
-        and status and cause say why. `pick_cost` is how much slower the pick is than the best config, by `rules` and by
-        `table`.
+        For each product and number of tokens the `latency` of each config in ms, with 20 % and 80 % quantiles. Its
+        `setting` names the config (`plan`) and the product (`part`, `gate`, `block`, `records`, `row_blocks`). `picked`
+        is whether the kernels run this config, `rules` whether the heuristic alone would. A config that does not run
+        has no value; status and cause say why. `pick_cost` is how much slower the chosen config is than the best one,
+        for the choice of the heuristic (`rules`) and of the tuned table (`table`).
 
     Raises:
         BlastError: without a GPU, for an unknown dtype, or if a config left the GPU unusable.
@@ -93,54 +93,54 @@ def measure(
         spent = 0.0
         for tied in ties:
             made = products_of(size, sparsity, tied, generator, cache)
-            # The down projection is the same with and without a tie.
+            # The down projection is the same whether gate and up share a mask or not.
             made = made if tied == ties[0] else made[:1]
             flags = [None if product.gate == "none" else tied for product in made]
-            asked = [
-                Asked(size, product, tokens, settings["dtype"], flag)
+            requests = [
+                Request(size, product, tokens, settings["dtype"], flag)
                 for product, flag in zip(made, flags, strict=True)
                 for tokens in settings["tokens"]
             ]
-            found = compile_all(job for one in asked for job in _jobs(one).values())
+            found = compile_all(job for request in requests for job in _jobs(request).values())
             started = time.monotonic()
-            for one in asked:
+            for request in requests:
                 left = settings["seconds"] - spent - (time.monotonic() - started)
-                metrics += _measure_product(one, found, generator, left, settings)
+                metrics += _measure_product(request, found, generator, left, settings)
             spent += time.monotonic() - started
     return metrics
 
 
 def this_gpu() -> tuple[torch.device, int]:
-    """The GPU and the bytes of its cache.
+    """The GPU and the size of its L2 cache in bytes.
 
     Raises:
-        BlastError: if there is none.
+        BlastError: if there is no GPU.
     """
     if not torch.cuda.is_available():
         raise BlastError(
             "the suite 'kernel_plans' times GPU kernels and this machine has no CUDA GPU; "
-            "run the point on one with `python -m blast job` and take its records in with `blast import`."
+            "run the point on one with `python -m blast job` and import its records with `blast import`."
         )
     device = torch.device("cuda", torch.cuda.current_device())
     return device, torch.cuda.get_device_properties(device).L2_cache_size
 
 
-def _jobs(asked: Asked) -> dict[KernelConfig, Job]:
-    """What has to be compiled for each config that is tried; the picks come first."""
-    product, block, dtype = asked.product, asked.product.block, asked.size.dtype
+def _jobs(request: Request) -> dict[KernelConfig, Job]:
+    """The compile job of each config to try; the chosen configs come first."""
+    product, block, dtype = request.product, request.product.block, request.size.dtype
     item = torch.empty(0, dtype=dtype).element_size()
-    tried = candidates(asked.tokens, product.records, *block, product.gate, product.row_blocks, item, item)
-    configs = dict.fromkeys([*_picks(asked).values(), *tried])
+    tried = candidates(request.tokens, product.rows, *block, product.gate, product.row_blocks, item, item)
+    configs = dict.fromkeys([*_picks(request).values(), *tried])
     return {
         config: Job(config, product.gate, product.activation, product.bias is not None, block, dtype)
         for config in configs
     }
 
 
-def _picks(asked: Asked) -> dict[str, KernelConfig]:
-    """The config that the kernels run, `table`, and the one they would run without a table, `rules`."""
-    product, block = asked.product, asked.product.block
-    place = (asked.tokens, product.records)
+def _picks(request: Request) -> dict[str, KernelConfig]:
+    """The config that the kernels run (`table`) and the one they would run without a tuned table (`rules`)."""
+    product, block = request.product, request.product.block
+    place = (request.tokens, product.rows)
     values = product.sets[0][0]
     wide = values.dtype == torch.float32
     return {
@@ -150,20 +150,20 @@ def _picks(asked: Asked) -> dict[str, KernelConfig]:
 
 
 def _measure_product(
-    asked: Asked, found: dict[Job, str | None], generator: torch.Generator, left: float, settings: dict[str, Any]
+    request: Request, found: dict[Job, str | None], generator: torch.Generator, left: float, settings: dict[str, Any]
 ) -> list[Entry]:
     if left <= 0:
-        cause = "the seconds of this point were over; raise 'seconds' or split the point"
-        return [_entry(asked, "latency", "ms", None, {"cause": cause}, status="not run", unfinished=True)]
-    product = asked.product
-    x = product.input(asked.tokens, generator)
-    y = x.new_empty(asked.tokens, product.out_features)
-    rows = sampled_rows(asked.tokens, CHECKED_TOKENS, x.device)
+        cause = "the point ran out of time; raise 'seconds' or split the point"
+        return [_entry(request, "latency", "ms", None, {"cause": cause}, status="not run", unfinished=True)]
+    product = request.product
+    x = product.input(request.tokens, generator)
+    y = x.new_empty(request.tokens, product.out_features)
+    rows = sampled_rows(request.tokens, CHECKED_TOKENS, x.device)
     expected = product.expected(x[rows])
     tried, rounds = {}, {}
-    for config, job in _jobs(asked).items():
+    for config, job in _jobs(request).items():
         if found[job] is not None:
-            tried[config] = Tried(cause=found[job])
+            tried[config] = Outcome(cause=found[job])
             continue
         tried[config], play = _prepared(config, product, x, y, expected, rows, ERROR_BOUND[settings["dtype"]])
         if play is not None:
@@ -173,13 +173,13 @@ def _measure_product(
     for name, timing in timings.items():
         config = rounds[name][0]
         tried[config] = tried[config]._replace(timing=timing)
-    return _entries(asked, tried)
+    return _entries(request, tried)
 
 
 def _prepared(
     config: KernelConfig, product: Product, x: Tensor, y: Tensor, expected: Tensor, rows: Tensor, bound: float
-) -> tuple[Tried, Callable[[], None] | None]:
-    """The error of a config and one round of its calls, or why it cannot be timed."""
+) -> tuple[Outcome, Callable[[], None] | None]:
+    """The error of a config and one round of its calls, or the cause of its failure."""
     try:
         call = product.call(config, x, y)
 
@@ -189,27 +189,31 @@ def _prepared(
 
         error = error_of(poisoned, expected, rows)
         if not error <= bound:
-            return Tried(cause=f"its output is off by {error:.1e} from the float32 reference (bound {bound:.0e})"), None
-        return Tried(error=error), capture(Candidate(call, len(product.sets)))
+            return Outcome(
+                cause=f"its output is off by {error:.1e} from the float32 reference (bound {bound:.0e})"
+            ), None
+        return Outcome(error=error), capture(Candidate(call, len(product.sets)))
     except Exception as fault:  # a config may fail in any way
         try:
             torch.cuda.synchronize() if y.is_cuda else None
         except Exception as lost:
             raise BlastError(f"{config} left the GPU unusable: {first_line(lost)}.") from lost
-        return Tried(cause=first_line(fault)), None
+        return Outcome(cause=first_line(fault)), None
 
 
-def _entries(asked: Asked, tried: dict[KernelConfig, Tried]) -> list[Entry]:
-    picks, entries = _picks(asked), []
+def _entries(request: Request, tried: dict[KernelConfig, Outcome]) -> list[Entry]:
+    picks, entries = _picks(request), []
     for config, result in tried.items():
         facts = {"plan": list(config), "picked": config == picks["table"], "rules": config == picks["rules"]}
         if result.timing is None:
             facts |= {"cause": result.cause or "it was not timed"}
-            entries.append(_entry(asked, "latency", "ms", None, facts, status="failed"))
+            entries.append(_entry(request, "latency", "ms", None, facts, status="failed"))
             continue
         low, high, n = result.timing.low, result.timing.high, result.timing.n
         spread = {"low": low, "high": high, "spread": "q20-80", "n": n}
-        entries.append(_entry(asked, "latency", "ms", result.timing.median, facts | {"error": result.error}, **spread))
+        entries.append(
+            _entry(request, "latency", "ms", result.timing.median, facts | {"error": result.error}, **spread)
+        )
     times = {config: result.timing.median for config, result in tried.items() if result.timing is not None}
     if not times:
         return entries
@@ -217,23 +221,23 @@ def _entries(asked: Asked, tried: dict[KernelConfig, Tried]) -> list[Entry]:
     for by, config in picks.items():
         facts = {"by": by, "plan": list(config), "best": list(best)}
         if config in times:
-            entries.append(_entry(asked, "pick_cost", "fraction", times[config] / times[best] - 1, facts))
+            entries.append(_entry(request, "pick_cost", "fraction", times[config] / times[best] - 1, facts))
         else:
             facts["cause"] = tried[config].cause
-            entries.append(_entry(asked, "pick_cost", "fraction", None, facts, status="failed"))
+            entries.append(_entry(request, "pick_cost", "fraction", None, facts, status="failed"))
     return entries
 
 
-def _entry(asked: Asked, metric: str, unit: str, value: float | None, facts: dict[str, Any], **more: Any) -> Entry:
-    size, product = asked.size, asked.product
+def _entry(request: Request, metric: str, unit: str, value: float | None, facts: dict[str, Any], **more: Any) -> Entry:
+    size, product = request.size, request.product
     setting = {
         "hidden": size.hidden, "ffn": size.ffn, "gated": size.gated, "mask": "uniform", "part": product.part,
-        "gate": product.gate, "block": list(product.block), "records": product.records,
+        "gate": product.gate, "block": list(product.block), "records": product.rows,
         "row_blocks": round(product.row_blocks, 4),
     }  # fmt: skip
     entry = {"metric": metric, "task": None, "unit": unit, "value": value, "low": None, "high": None, "spread": None,
-             "n": None, "better": "lower", "provider": "ours", "tokens": asked.tokens,
-             "dtype": asked.dtype}  # fmt: skip
-    if asked.tied is not None:
-        entry["tied"] = asked.tied
+             "n": None, "better": "lower", "provider": "ours", "tokens": request.tokens,
+             "dtype": request.dtype}  # fmt: skip
+    if request.tied is not None:
+        entry["tied"] = request.tied
     return entry | more | {"setting": setting | facts}

@@ -1,7 +1,7 @@
-"""The `kernels` suite: the fused block-sparse MLP of a real shape on a GPU, against dense and against its peers.
+"""The `kernels` suite: the fused block-sparse MLP of a real shape on a GPU, compared with dense and with peers.
 
-Everything of one number of tokens is timed in turn in one run. Dense has random weights, not masked ones. No provider
-is timed before its output agreed with a float32 reference. It refuses a machine without a GPU.
+All providers of one number of tokens are timed in turn in one run. Dense has random weights without masks. The output
+of a provider must agree with a float32 reference before it is timed. The suite needs a GPU.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from blast import architectures
-from blast.benchmark.inference.entries import Asked, latency_entry, missing_entry, work_entries
 from blast.benchmark.inputs.masks import masks_folder
 from blast.benchmark.inputs.mlp import MlpSize
+from blast.benchmark.providers.entries import Request, latency_entry, missing_entry, work_entries
 from blast.benchmark.providers.mlp_inference import Case, Machine, Provider, dense_providers, first_line, our_providers
 from blast.benchmark.providers.peers import peer_providers
 from blast.benchmark.timing.cuda_graphs import ERROR_BOUND, capture, plain_memory, time_in_turn
@@ -31,7 +31,7 @@ def measure(
     """Times the MLP of an architecture.
 
     Args:
-        architecture: Whose MLP.
+        architecture: Name of the architecture.
         sparsity: Share of empty blocks.
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
@@ -39,9 +39,9 @@ def measure(
             `blast.benchmark.settings.KernelsSettings`.
 
     Returns:
-        By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and what the roofline says
+        By provider and number of tokens: `latency` in ms with 20 % and 80 % quantiles, and the roofline model
         (`flops`, `bytes`, `l2_traffic`, `launches`, `roofline_fraction`). A provider that cannot run has an entry
-        without value whose `status` and `cause` say so.
+        without a value; its `status` and `cause` say why.
 
     Raises:
         BlastError: without a GPU, for an unknown name, or if our own output does not match the reference.
@@ -61,8 +61,9 @@ def measure(
 
 
 def mlp_size(architecture: str, block: tuple[int, int], dtype: str, down_block: str = "same") -> MlpSize:
-    """The MLP of an architecture: gated ones with SiLU and no bias, plain ones with GELU (its tanh form in language
-    models) and biases.
+    """The MLP of an architecture.
+
+    A gated MLP has SiLU and no biases. A plain MLP has biases and GELU, in language models its tanh form.
 
     Raises:
         BlastError: if `down_block` is neither `same` nor `transposed`.
@@ -78,15 +79,15 @@ def mlp_size(architecture: str, block: tuple[int, int], dtype: str, down_block: 
 
 
 def this_machine(dtype: torch.dtype) -> Machine:
-    """The GPU and its ceilings.
+    """The GPU and its measured ceilings.
 
     Raises:
-        BlastError: if there is none.
+        BlastError: if there is no GPU.
     """
     if not torch.cuda.is_available():
         raise BlastError(
             "the suite 'kernels' times GPU kernels and this machine has no CUDA GPU; "
-            "run the point on one with `python -m blast job` and take its records in with `blast import`."
+            "run the point on one with `python -m blast job` and import its records with `blast import`."
         )
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
@@ -96,11 +97,11 @@ def this_machine(dtype: torch.dtype) -> Machine:
 
 
 def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries of one number of tokens, ours first."""
-    asked = Asked(case, tokens, settings["dtype"])
+    """The entries of one number of tokens, ours first."""
+    request = Request(case, tokens, settings["dtype"])
     if left <= 0:
-        cause = "the seconds of this point were over; raise 'seconds' or split the point"
-        return [missing_entry(asked, "ours", cause) | {"unfinished": True}]
+        cause = "the point ran out of time; raise 'seconds' or split the point"
+        return [missing_entry(request, "ours", cause) | {"unfinished": True}]
     fp8 = settings["fp8"] and tokens <= settings["fp8_tokens"]
     made = our_providers(case, tokens, settings["masks"], settings["tied"], fp8)
     made += dense_providers(case, tokens, settings["compiled"])
@@ -117,17 +118,17 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
         if provider.cause is not None:
             if provider.name.startswith("ours") and provider.status == "failed":
                 raise BlastError(f"{provider.name} at {tokens} tokens: {provider.cause}.")
-            lost.append(missing_entry(asked, provider.name, provider.cause, provider.status, provider))
+            lost.append(missing_entry(request, provider.name, provider.cause, provider.status, provider))
     share = max(0.2, min(2.0, 0.5 * left / len(settings["tokens"])))
     timings = time_in_turn(rounds, settings["repeats"], share)
-    entries = [latency_entry(asked, runnable[name], timing) for name, timing in timings.items()]
+    entries = [latency_entry(request, runnable[name], timing) for name, timing in timings.items()]
     for name, timing in timings.items():
-        entries += work_entries(asked, runnable[name], timing)
+        entries += work_entries(request, runnable[name], timing)
     return entries + lost
 
 
 def _captured(provider: Provider) -> tuple[Provider, Callable[[], None] | None]:
-    """The provider and its round of calls; a peer that no graph can hold is timed with its launches, and says so."""
+    """The provider and one round of its calls. A peer that cannot be captured in a CUDA graph runs without one."""
     try:
         return provider, capture(provider.candidate)
     except torch.OutOfMemoryError:
@@ -140,7 +141,7 @@ def _captured(provider: Provider) -> tuple[Provider, Callable[[], None] | None]:
 
 
 def _checked(provider: Provider, dtype: str) -> Provider:
-    """The provider with its error; as failed if it is wrong or cannot run."""
+    """The provider with its error; marked as failed if its output is wrong or it cannot run."""
     try:
         error = provider.check() if provider.check else None
     except Exception as fault:  # a peer may raise anything

@@ -1,4 +1,4 @@
-"""The `mlp` suite: one MLP of a real shape, block-sparse against dense, in the same run."""
+"""The `mlp` suite: one MLP of a real shape, block-sparse and dense, timed in the same run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blast.errors import BlastError, unknown_name
 from blast.model.convert import to_sparse
 from blast.sparsity.one_shot import apply_masks_
 
-# Largest ‖out − ref‖ / ‖ref‖ against the float64 reference; no timing is recorded above it.
+# Largest ‖out − ref‖ / ‖ref‖ against the float64 reference; above it no timing is recorded.
 ERROR_BOUND = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2}
 
 
@@ -59,12 +59,12 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Times the MLP of an architecture.
 
-    The dense baseline has random weights (not masked ones), and both run in turn in the same process. Each output is
+    The dense baseline has random weights without masks; both run in turn in the same process. The sparse output is
     first compared with a float64 reference on fresh random inputs.
 
     Args:
-        architecture: Whose MLP.
-        sparsity: Share of empty blocks, uniform at random.
+        architecture: Name of the architecture.
+        sparsity: Share of empty blocks; masks are uniformly random.
         block: Block shape `[out, in]`.
         seed: Seed of weights, masks and inputs.
         settings: `tokens` (list), `dtype`, `repeats`.
@@ -73,7 +73,7 @@ def measure(
         `latency` entries in ms, by provider and number of tokens, with 20 % and 80 % quantiles.
 
     Raises:
-        BlastError: if an output does not match the reference; then there is no timing.
+        BlastError: if the sparse output does not match the reference; then nothing is timed.
     """
     if settings["dtype"] not in ERROR_BOUND:
         raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)

@@ -1,8 +1,8 @@
-"""The `training_mlp` suite: forward and backward of the block-sparse MLP of a real shape, against dense and stk.
+"""The `training_mlp` suite: forward and backward of the block-sparse MLP of a real shape, compared with dense and stk.
 
-Everything of one number of tokens is timed in turn in one run, as CUDA graphs where a provider can be one. Dense has
-random weights, not masked ones. No provider is timed before its output and all its gradients agreed with float32.
-There is one set of weights: 8192 tokens of activations alone are past the cache.
+All providers of one number of tokens are timed in turn in one run, as CUDA graphs if they can be captured. Dense has
+random weights without masks. Output and gradients must agree with a float32 reference before a provider is timed. There
+is one set of weights: the activations of 8192 tokens alone exceed the cache.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from blast.benchmark.inference.entries import Asked, latency_entry, missing_entry
 from blast.benchmark.inputs.masks import live_share, training_masks
 from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.inputs.weights import sparse_weights
 from blast.benchmark.kernels import mlp_size
+from blast.benchmark.providers.entries import Request, latency_entry, missing_entry
 from blast.benchmark.providers.mlp_inference import Provider, first_line
 from blast.benchmark.providers.mlp_training import Task, dense_providers, expected_step, our_provider, stk_provider
 from blast.benchmark.timing.cuda_graphs import ERROR_BOUND, capture, plain_memory, time_in_turn
@@ -41,7 +41,7 @@ def measure(
     """Times a forward and backward pass of the MLP of an architecture.
 
     Args:
-        architecture: Whose MLP.
+        architecture: Name of the architecture.
         sparsity: Share of empty blocks.
         block: Block shape `[out, in]`; square.
         seed: Seed of weights, masks and inputs.
@@ -49,9 +49,9 @@ def measure(
             `blast.benchmark.settings.TrainingMlpSettings`.
 
     Returns:
-        By provider and number of tokens: `latency` of forward and backward in ms with 20 % and 80 % quantiles; those
-        of ours say which share of the hidden blocks is live (`live_hidden`). A provider that cannot run has an entry
-        without value whose `status` and `cause` say so.
+        By provider and number of tokens: `latency` of forward and backward in ms with 20 % and 80 % quantiles. Entries
+        of ours have the share of live hidden blocks (`live_hidden`). A provider that cannot run has an entry without
+        a value; its `status` and `cause` say why.
 
     Raises:
         BlastError: without a GPU, for an unknown name, or if our own output or a gradient does not match.
@@ -62,7 +62,7 @@ def measure(
         if peer not in PEERS:
             raise unknown_name("peer", peer, PEERS)
     if block[0] != block[1]:
-        raise BlastError(f"the suite 'training_mlp' knows square blocks, not {block[0]}x{block[1]}; give one side.")
+        raise BlastError(f"the suite 'training_mlp' needs square blocks, not {block[0]}x{block[1]}; give one side.")
     started = time.monotonic()
     size = mlp_size(architecture, block, settings["dtype"])
     case = Case(size, sparsity, seed, gpu_for("training_mlp"))
@@ -75,10 +75,10 @@ def measure(
 
 
 def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    asked = Asked(case, tokens, settings["dtype"])
+    request = Request(case, tokens, settings["dtype"])
     if left <= 0:
-        cause = "the seconds of this point were over; raise 'seconds' or split the point"
-        return [missing_entry(asked, "ours", cause) | {"unfinished": True}]
+        cause = "the point ran out of time; raise 'seconds' or split the point"
+        return [missing_entry(request, "ours", cause) | {"unfinished": True}]
     rounds, runnable, lost = {}, {}, []
     for provider in _providers(case, tokens, settings):
         provider = _checked(provider, settings["dtype"])
@@ -89,14 +89,14 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
         if provider.cause is not None:
             if provider.name == "ours" and provider.status == "failed":
                 raise BlastError(f"{provider.name} at {tokens} tokens: {provider.cause}.")
-            lost.append(missing_entry(asked, provider.name, provider.cause, provider.status, provider))
+            lost.append(missing_entry(request, provider.name, provider.cause, provider.status, provider))
     share = max(0.5, min(4.0, 0.5 * left / len(settings["tokens"])))
     timings = time_in_turn(rounds, settings["repeats"], share)
-    return [latency_entry(asked, runnable[name], timing) for name, timing in timings.items()] + lost
+    return [latency_entry(request, runnable[name], timing) for name, timing in timings.items()] + lost
 
 
 def _providers(case: Case, tokens: int, settings: dict[str, Any]) -> list[Provider]:
-    """Everyone who is asked for, ours first."""
+    """The requested providers, ours first."""
     size, generator = case.size, torch.Generator(case.device).manual_seed(10_000 * case.seed + tokens)
     shape = (tokens, size.hidden)
     x, grad = (torch.randn(shape, generator=generator, device=case.device).to(size.dtype) for _ in range(2))
@@ -119,7 +119,7 @@ def _providers(case: Case, tokens: int, settings: dict[str, Any]) -> list[Provid
 
 
 def _captured(provider: Provider) -> tuple[Provider, Any]:
-    """The provider and its round of calls; what no graph can hold is timed with its launches, and says so."""
+    """The provider and one round of its calls. If it cannot be captured in a CUDA graph, it runs without one."""
     try:
         return provider, capture(provider.candidate)
     except torch.OutOfMemoryError:
@@ -132,7 +132,7 @@ def _captured(provider: Provider) -> tuple[Provider, Any]:
 
 
 def _checked(provider: Provider, dtype: str) -> Provider:
-    """The provider with its worst error; as failed if it is wrong or cannot run."""
+    """The provider with its largest error; marked as failed if a result is wrong or it cannot run."""
     if provider.cause is not None or provider.check is None:
         return provider
     try:

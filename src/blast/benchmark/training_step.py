@@ -1,8 +1,8 @@
 """The `training_step` suite: a whole optimisation step of a real architecture, dense, masked-dense and block-sparse.
 
-Random weights in float32, autocast, flash attention through torch's own call, gradients clipped, fused AdamW, blocks
-and loss under `torch.compile`, whole steps replayed as CUDA graphs, dense and ours alike. Dense and ours are timed in
-turn in one run. No point is timed before the gradients of ours agree with those of masked-dense on the same weights.
+All variants have random float32 weights, autocast, torch's flash attention, clipped gradients, fused AdamW, blocks and
+loss under `torch.compile`, and whole steps replayed as CUDA graphs. Dense and ours are timed in turn in one run. Our
+gradients must agree with those of masked-dense on the same weights before a point is timed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from blast.benchmark.step.breakdown import UPDATES, Meter, largest_batch, part_calls, update_cost
-from blast.benchmark.step.entries import DENSE, MASKED, OURS, Entry, StepRows
+from blast.benchmark.step.entries import DENSE, MASKED, OURS, Entry, StepEntries
 from blast.benchmark.step.training_setup import (
     TrainingSetup,
     Workload,
@@ -32,7 +32,7 @@ from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_
 from blast.sparsity.sparsifier import Sparsifier
 
-# What gradients may be off by even where masked-dense happens to be exact.
+# Gradients may be off by this even if masked-dense is exact.
 LEAST_BOUND = 1e-3
 BATCH_TRIALS = 8
 
@@ -43,21 +43,20 @@ def measure(
     """Times optimisation steps of an architecture.
 
     Args:
-        architecture: Whose model.
+        architecture: Name of the architecture.
         sparsity: Share of empty blocks of its MLPs.
         block: Block shape `[out, in]`.
         seed: Seed of weights and masks.
-        settings: `tokens` (list; a batch holds as many sequences or images as they carry), `dtype` (of autocast),
-            `repeats`, and the fields of
-            `blast.benchmark.settings.TrainingStepSettings`.
+        settings: `tokens` (list; a batch has as many sequences or images as fit into them), `dtype` (of autocast),
+            `repeats`, and the fields of `blast.benchmark.settings.TrainingStepSettings`.
 
     Returns:
-        By provider: `step_time` and `throughput`; `time_attention`, `time_mlp`, `time_optimizer` and `time_other`, what
-        they leave of a step; `time_mask_update`; `peak_bytes`, `parameter_bytes`, `gradient_bytes`, `optimizer_bytes`,
+        By provider: `step_time` and `throughput`; `time_attention`, `time_mlp`, `time_optimizer`, and `time_other` for
+        the rest of the step; `time_mask_update`; `peak_bytes`, `parameter_bytes`, `gradient_bytes`, `optimizer_bytes`,
         `activation_bytes`; or `largest_batch`.
 
     Raises:
-        BlastError: without a GPU, for an unknown mask, or if a gradient of ours is off.
+        BlastError: without a GPU, for an unknown mask, or if our gradients are wrong.
     """
     device = gpu_for("training_step")
     started = time.monotonic()
@@ -72,16 +71,16 @@ def measure(
     return metrics
 
 
-class StepRun(StepRows):
-    """All that is measured of one workload.
+class StepRun(StepEntries):
+    """Measures one workload.
 
     Args:
-        work: What a step is of.
+        work: Model, batch and dtype of a step.
         sparsity: Share of empty blocks.
         block: Block shape.
         seed: Seed of weights and masks.
-        settings: As `measure`.
-        started: When the point began, on the monotonic clock.
+        settings: Settings of `measure`.
+        started: Start of the point on the monotonic clock.
     """
 
     def __init__(
@@ -96,18 +95,18 @@ class StepRun(StepRows):
         super().__init__(work, settings, started, Meter(work.device))
         self.sparsity, self.block, self.seed = sparsity, BlockShape(*block), seed
         self.resident: dict[str, TrainingSetup] = {}
-        # After eight models the compiler would give up on the loss and run it eagerly.
+        # Without a reset, torch.compile runs the loss eagerly after eight models.
         torch.compiler.reset()
 
     def all(self) -> list[Entry]:
-        """Dense and ours in turn, then masked-dense."""
+        """Measures dense and ours in turn, then masked-dense and mask updates."""
         self.check_gradients()
         for name in (DENSE, OURS):
-            if self.late(name):
+            if self.out_of_time(name):
                 continue
-            self._hold(name)
+            self._add_resident(name)
         self._time_resident()
-        if self.settings["masked"] and not self.late(MASKED):
+        if self.settings["masked"] and not self.out_of_time(MASKED):
             self._masked()
         if self.settings["updates"]:
             self._updates()
@@ -115,14 +114,14 @@ class StepRun(StepRows):
         return self.metrics
 
     def largest(self) -> list[Entry]:
-        """The largest batch of dense and of ours, one after the other and nothing beside them."""
+        """Measures the largest batch of dense, then of ours, each alone on the GPU."""
         for name in (DENSE, OURS):
-            if self.late(name, "largest_batch", "sequences"):
+            if self.out_of_time(name, "largest_batch", "sequences"):
                 continue
             self.meter.restart()
             setup = self._make(name)
             setup.step()
-            found, whole = largest_batch(setup, BATCH_TRIALS, self.left)
+            found, whole = largest_batch(setup, BATCH_TRIALS, self.seconds_left)
             unit = "images" if self.work.vision else "sequences"
             entry = self.entry(name, "largest_batch", unit, float(found), "higher", searched=whole)
             self.metrics.append(entry | {"batch": found, "tokens": found * self.work.length})
@@ -130,10 +129,10 @@ class StepRun(StepRows):
         return self.metrics
 
     def check_gradients(self) -> None:
-        """Compares gradients of the live blocks, of one sequence and eagerly, with masked-dense in float32.
+        """Compares our gradients of live blocks with masked-dense in float32, on one sequence and without compilation.
 
         Raises:
-            BlastError: if those of ours are further off than twice those of masked-dense in the same dtype.
+            BlastError: if our error is more than twice that of masked-dense in the same dtype.
         """
         one = self.work._replace(batch=1, compiled=False)
         model = fresh_model(one, self.seed)
@@ -149,23 +148,23 @@ class StepRun(StepRows):
                 f"masked model in float32 (bound {allowed:.1e}); nothing was timed."
             )
 
-    def _hold(self, name: str) -> None:
-        """Makes a model and keeps it; where both do not fit at once, what is there is timed and given up first."""
+    def _add_resident(self, name: str) -> None:
+        """Prepares a model and keeps it. If it does not fit beside the others, those are timed and freed first."""
         known = len(self.metrics)
         try:
-            self.resident[name] = self._bring_up(name)
+            self.resident[name] = self._prepare(name)
             return
         except torch.OutOfMemoryError:
-            # Handled below: up to here the error holds what was made already.
+            # Retried below, since the exception keeps the tensors alive until this block ends.
             del self.metrics[known:]
         if not self.resident:
-            self.missing(name, "not even one step fits the memory of this GPU; give fewer tokens")
+            self.add_missing(name, "not even one step fits the memory of this GPU; give fewer tokens")
             return
         self._time_resident()
         self.resident.clear()
-        self._hold(name)
+        self._add_resident(name)
 
-    def _bring_up(self, name: str) -> TrainingSetup:
+    def _prepare(self, name: str) -> TrainingSetup:
         self.meter.restart()
         before = self.meter.allocated()
         setup = self._make(name)
@@ -196,12 +195,12 @@ class StepRun(StepRows):
         rounds = {name: (setup.replay, 1) for name, setup in self.resident.items()}
         if not rounds:
             return
-        share = max(1.0, min(20.0, 0.3 * self.left()))
+        share = max(1.0, min(20.0, 0.3 * self.seconds_left()))
         for name, timing in time_in_turn(rounds, self.settings["repeats"], share).items():
             self.add_step(name, timing, together=len(rounds) > 1)
 
     def _masked(self) -> None:
-        """The dense model with the sparsifier as it prunes: every step clears what is dead."""
+        """Times the dense model with the sparsifier, which zeroes dead blocks in every step."""
         setup = self.resident.pop(DENSE, None)
         self.resident.clear()
         gc.collect()
@@ -213,11 +212,11 @@ class StepRun(StepRows):
         )  # fmt: skip
         # Only its first step updates the mask.
         setup.replay = None
-        setup.between = Sparsifier(setup.model, setup.optimizer, config).step
+        setup.before_clipping = Sparsifier(setup.model, setup.optimizer, config).step
         for _ in range(2):
             setup.step()
         self.add_memory(MASKED, setup, 0)
-        share = max(1.0, min(8.0, 0.3 * self.left()))
+        share = max(1.0, min(8.0, 0.3 * self.seconds_left()))
         setup.clear()
         self.meter.restart()
         setup.replay = replay_of(setup.step)
@@ -225,14 +224,14 @@ class StepRun(StepRows):
         self.add_step(MASKED, timing, together=False)
 
     def _updates(self) -> None:
-        """What a mask update costs in either state, nothing beside it on the GPU."""
+        """Times mask updates in the masked and in the sparse state, with nothing else on the GPU."""
         self.resident.clear()
         for name, execution in ((MASKED, "masked"), (OURS, "sparse")):
-            if self.late(name, "time_mask_update"):
+            if self.out_of_time(name, "time_mask_update"):
                 continue
             self.meter.restart()
             cost = update_cost(self.work, self.sparsity, self.block, self.seed, execution)
-            # Of a round: its first two steps, and the others.
+            # The first two steps of a round, and the other ones.
             steps = {f"{key}_step": getattr(cost, key) for key in ("update", "capture", "usual")}
             entry = self.entry(name, "time_mask_update", "ms", cost.total, "lower", **steps)
             self.metrics.append(entry | {"low": cost.low, "high": cost.high, "spread": "q20-80", "n": UPDATES})
@@ -242,11 +241,11 @@ def _distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
     """`‖found − exact‖ / ‖exact‖` over all matrices together; infinite if an element is NaN.
 
     Raises:
-        BlastError: if all of `exact` is zero: nothing is that far from it, or everything.
+        BlastError: if `exact` is all zero, since the ratio is then undefined.
     """
     off = sum((a.float() - b.float()).square().sum() for a, b in zip(found, exact, strict=True))
     norm = sum(b.float().square().sum() for b in exact)
     if norm == 0:
-        raise BlastError("all gradients of the dense model are zero, so that none can be compared; nothing was timed.")
+        raise BlastError("all gradients of the dense model are zero and cannot be compared; nothing was timed.")
     distance = (off / norm).sqrt().item()
     return distance if distance == distance else float("inf")

@@ -1,4 +1,4 @@
-"""Masks of trained models as files of indices: written, read again, found by the kernel suite, refused when damaged."""
+"""Mask files of trained models: writing, reading, search by the suite `kernels`, errors for damaged files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from kernel_suite_case import SMALL, imagine_gpu, latencies, masks_of, measure
+from kernel_suite_case import SMALL, latencies, masks_of, measure, use_fake_gpu
 from safetensors.numpy import load_file, save_file
 
 from blast import architectures
@@ -35,7 +35,7 @@ MASKS = st.dictionaries(
 
 
 def write(folder, name="p", seed=0, **facts):
-    """A file with the masks of two layers of the small MLP; gives them back."""
+    """Writes a file with two layers of masks of the small MLP and returns the masks of one layer."""
     masks, _ = masks_of(SMALL[True], seed=seed)
     by_name = {"gate_proj": masks.gate, "up_proj": masks.up, "down_proj": masks.down}
     named = {f"model.layers.{n}.mlp.{key}": mask.numpy() for n in (0, 1) for key, mask in by_name.items()}
@@ -49,7 +49,7 @@ def found_in(folder, sparsity=0.7, block=(16, 16), model="llama-nano"):
 
 @given(masks=MASKS, sparsity=st.floats(0, 0.99))
 @settings(deadline=None, max_examples=60)
-def test_masks_and_facts_survive_the_file_exactly_and_give_the_same_bytes(tmp_path_factory, masks, sparsity):
+def test_masks_and_facts_are_read_back_exactly_and_give_equal_bytes(tmp_path_factory, masks, sparsity):
     file = tmp_path_factory.mktemp("masks") / "deep" / "a.safetensors"
     write_mask_file(file, masks, RUN | {"sparsity": sparsity})
     found = read_mask_file(file)
@@ -63,7 +63,7 @@ def test_masks_and_facts_survive_the_file_exactly_and_give_the_same_bytes(tmp_pa
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(deadline=None, max_examples=150)
-def test_a_changed_bit_is_refused_or_changes_nothing(tmp_path_factory, place, bit):
+def test_a_changed_bit_raises_or_changes_nothing(tmp_path_factory, place, bit):
     file = tmp_path_factory.mktemp("masks") / "p.safetensors"
     write(file.parent)
     good, data = read_mask_file(file), bytearray(file.read_bytes())
@@ -76,20 +76,20 @@ def test_a_changed_bit_is_refused_or_changes_nothing(tmp_path_factory, place, bi
 
 
 @pytest.mark.parametrize("data", [b"", b"half", b"\xff" * 200])
-def test_a_damaged_file_is_one_sentence_with_its_name_and_what_to_do(tmp_path, data):
+def test_the_error_for_a_damaged_file_gives_its_name_and_what_to_do(tmp_path, data):
     (tmp_path / "p.safetensors").write_bytes(data)
     for read in (read_mask_file, read_facts, lambda file: found_in(file.parent)):
         with pytest.raises(BlastError, match=r"p\.safetensors: these masks are damaged .*; restore the file from git"):
             read(tmp_path / "p.safetensors")
 
 
-def test_masks_of_the_format_of_training_are_told_apart(tmp_path):
+def test_masks_in_the_format_of_training_raise(tmp_path):
     save_file({"step000001/a": np.ones((2, 2), np.uint8)}, tmp_path / "p.safetensors")
     with pytest.raises(BlastError, match="another format"):
         read_mask_file(tmp_path / "p.safetensors")
 
 
-def test_many_blocks_take_wide_offsets_and_narrow_indices(tmp_path):
+def test_many_blocks_use_int32_offsets_and_int16_indices(tmp_path):
     masks = {"m": np.ones((300, 300), bool)}
     write_mask_file(tmp_path / "a.safetensors", masks, RUN)
     stored = load_file(tmp_path / "a.safetensors")
@@ -98,7 +98,7 @@ def test_many_blocks_take_wide_offsets_and_narrow_indices(tmp_path):
 
 
 @pytest.mark.parametrize("lost", FACTS)
-def test_masks_without_a_fact_of_their_run_are_not_written(tmp_path, lost):
+def test_a_missing_fact_raises_and_writes_no_file(tmp_path, lost):
     facts = {key: value for key, value in RUN.items() if key != lost}
     with pytest.raises(BlastError, match=lost):
         write_mask_file(tmp_path / "a.safetensors", {"m": np.ones((2, 2), bool)}, facts)
@@ -125,7 +125,7 @@ def test_trained_masks_are_found_by_model_sparsity_and_block_at_any_depth(tmp_pa
     [("gpt2-nano", {"vocab_size": 64, "context": 16}), ("llama-nano", {"vocab_size": 64, "context": 16}),
      ("vit-nano", {"num_classes": 10, "image_size": 8, "channels": 1})],
 )  # fmt: skip
-def test_masks_of_every_family_are_replayed_with_their_roles(tmp_path, name, sizes):
+def test_masks_of_every_family_are_assigned_to_up_down_and_gate(tmp_path, name, sizes):
     model = architectures.build(name, **sizes)
     masks = one_shot_masks(model, SparsifyConfig(sparsity=0.7, block=(16, 16), steps=1))
     write_mask_file(
@@ -140,7 +140,7 @@ def test_masks_of_every_family_are_replayed_with_their_roles(tmp_path, name, siz
         assert (layer.gate is not None) == shape.gated
 
 
-def test_of_several_models_those_of_blast_go_first_and_then_the_newest(tmp_path):
+def test_among_several_models_blast_comes_first_and_then_the_newest(tmp_path):
     write(tmp_path, "old")
     write(tmp_path, "swap", method="rigl_swap", date="2026-11-26T00:00:00+00:00")
     assert found_in(tmp_path).facts["masks_of"] == "old"
@@ -148,7 +148,7 @@ def test_of_several_models_those_of_blast_go_first_and_then_the_newest(tmp_path)
     assert found_in(tmp_path).facts["masks_of"] == "a-newer-one"
 
 
-def test_masks_of_something_else_than_an_mlp_are_refused(tmp_path):
+def test_masks_that_are_not_of_an_mlp_raise(tmp_path):
     write_mask_file(tmp_path / "a.safetensors", {"attention.q_proj": np.ones((2, 2), bool)}, RUN)
     with pytest.raises(BlastError, match=r"a\.safetensors.*masks_folder"):
         found_in(tmp_path)
@@ -162,8 +162,8 @@ def test_recorded_masks_are_found_from_any_folder(tmp_path, monkeypatch):
     assert masks_folder("results/recorded").resolve() == tmp_path / "results" / "recorded"
 
 
-def test_rows_of_the_kernel_suite_say_which_masks_were_replayed(tmp_path, monkeypatch):
-    imagine_gpu(monkeypatch)
+def test_rows_of_the_kernel_suite_have_the_digest_of_trained_masks(tmp_path, monkeypatch):
+    use_fake_gpu(monkeypatch)
     write(tmp_path / "masks", sparsity=0.8)
     metrics = measure(masks=["uniform", "trained"], masks_folder=str(tmp_path))
     digests = {}

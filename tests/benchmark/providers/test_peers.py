@@ -1,4 +1,4 @@
-"""Other people's kernels in the suite `kernels`: what is asked of them, and what becomes of those that fail."""
+"""Peers in the suite `kernels`: their inputs, their tuning and their failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_suite_case import SETTINGS, SMALL, imagine_gpu, latencies, masks_of, measure
+from kernel_suite_case import SETTINGS, SMALL, latencies, masks_of, measure, use_fake_gpu
 
 from blast.benchmark import kernels
 from blast.benchmark.inputs.weights import sparse_weights
@@ -46,11 +46,11 @@ class Plain:
 
 
 @pytest.fixture
-def imaginary_gpu(monkeypatch):
-    imagine_gpu(monkeypatch)
+def fake_gpu(monkeypatch):
+    use_fake_gpu(monkeypatch)
 
 
-def test_a_peer_that_is_not_installed_has_a_row_that_says_so(imaginary_gpu, monkeypatch):
+def test_a_peer_that_is_not_installed_has_a_row_with_the_cause(fake_gpu, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     metrics = kernels.measure("llama-nano", 0.5, (16, 16), 0, SETTINGS | {"peers": ["stk", "blksprs"]})
     lost = {(entry["provider"], entry["tokens"]): entry for entry in metrics if entry.get("status") == "not run"}
@@ -60,7 +60,7 @@ def test_a_peer_that_is_not_installed_has_a_row_that_says_so(imaginary_gpu, monk
     assert all(entry["value"] is None for entry in lost.values())
 
 
-def test_a_peer_that_is_wrong_or_breaks_has_a_row_that_says_so(imaginary_gpu, monkeypatch):
+def test_a_peer_that_is_wrong_or_raises_has_a_row_with_the_cause(fake_gpu, monkeypatch):
     class Wrong(Plain):
         def product(self, matrix, h, bias):
             return super().product(matrix, h, bias).roll(1, 0)
@@ -90,18 +90,18 @@ def test_a_peer_that_is_wrong_or_breaks_has_a_row_that_says_so(imaginary_gpu, mo
     assert at["padding"]["value"] == at["own_bias"]["value"] == 10.0
 
 
-def test_an_unknown_peer_names_the_nearest(imaginary_gpu):
+def test_the_error_for_an_unknown_peer_gives_the_nearest_name(fake_gpu):
     with pytest.raises(BlastError, match="did you mean 'torch_bsr'"):
         measure(peers=["torch_bsp"])
 
 
-def test_a_tuner_that_takes_too_long_is_stopped_and_its_best_try_is_taken(monkeypatch):
+def test_a_slow_tuner_is_stopped_and_its_best_parameters_are_used(monkeypatch):
     from torch.sparse import _triton_ops_meta as tuner
 
     def slow(target, initial, reference, step, max_step, verbose, all_values=None):
         all_values |= {(1, 2, 1, 4): 3.0, (1, 4, 2, 8): 1.0, (1, 8, 1, 4): None}
         while True:
-            # The tuner itself swallows every Exception of a try.
+            # The tuner catches every Exception of a try.
             with contextlib.suppress(Exception):
                 time.sleep(0.01)
 
@@ -113,27 +113,27 @@ def test_a_tuner_that_takes_too_long_is_stopped_and_its_best_try_is_taken(monkey
     assert tuner.minimize is slow
 
 
-def test_tries_of_the_tuner_are_short_and_one_that_finds_nothing_gives_none(monkeypatch):
+def test_tries_of_the_tuner_are_short_and_a_tuner_without_result_gives_none(monkeypatch):
     import triton.testing
     from torch.sparse import _triton_ops_meta as tuner
 
-    asked = []
+    given_options = []
 
     def bench(function, **options):
-        asked.append(options)
+        given_options.append(options)
         raise RuntimeError("no GPU here")
 
     monkeypatch.setattr(triton.testing, "do_bench", bench)
     monkeypatch.setattr(tuner, "get_meta", lambda *a, **k: None)
     matrix, bias = torch.eye(32).to_sparse_bsr((16, 16)), torch.zeros(32, 1).expand(-1, 16)
     assert bsr_tuning.tuned_parameters(matrix, torch.ones(32, 16), bias, 5) == (None, True)
-    assert asked
-    assert all(options == {"warmup": bsr_tuning.WARM_UP, "rep": bsr_tuning.TIMED} for options in asked)
+    assert given_options
+    assert all(options == {"warmup": bsr_tuning.WARM_UP, "rep": bsr_tuning.TIMED} for options in given_options)
     assert triton.testing.do_bench is bench
 
 
 @given(st.integers(1, 9000), st.sampled_from([16, 32, 64, 128]), st.sampled_from([16, 32, 64, 128]), st.booleans())
-def test_torch_bsr_is_given_tokens_that_its_first_tiles_divide(tokens, b_out, b_in, transposed):
+def test_torch_bsr_pads_tokens_to_a_multiple_of_its_first_tiles(tokens, b_out, b_in, transposed):
     size = SMALL[True]._replace(block=(b_out, b_in), transposed_down=transposed)
     padded = peers.TorchBsr(size, tokens, 1.0).padded
     assert tokens <= padded < max(16, 2 * tokens, tokens + 128)
@@ -146,7 +146,7 @@ def test_torch_bsr_is_given_tokens_that_its_first_tiles_divide(tokens, b_out, b_
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_torch_bsr_holds_the_same_matrices_rectangles_included(transposed):
+def test_torch_bsr_converts_matrices_without_change_rectangular_blocks_too(transposed):
     size = SMALL[False]._replace(block=(32, 16), transposed_down=transposed)
     masks, generator = masks_of(size)
     peer = peers.TorchBsr(size, 5, 1.0)
@@ -162,13 +162,13 @@ def test_torch_bsr_holds_the_same_matrices_rectangles_included(transposed):
         ((128, 64), True, {"torch_bsr"}),
     ],
 )
-def test_a_peer_refuses_blocks_that_it_does_not_know(block, transposed, able, monkeypatch):
+def test_a_peer_refuses_blocks_that_it_does_not_support(block, transposed, able, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: True)
     size = SMALL[True]._replace(block=block, dtype=torch.bfloat16, transposed_down=transposed)
     assert {name for name, peer in peers.PEERS.items() if peer.refusal(size) is None} == able
 
 
-def test_a_bias_in_compressed_form_is_added_to_its_own_rows():
+def test_the_compressed_bias_of_blksprs_is_added_to_the_right_rows():
     size = SMALL[False]
     peer = object.__new__(peers.Blksprs)
     peer.side, peer.padded = 16, 48
@@ -178,7 +178,7 @@ def test_a_bias_in_compressed_form_is_added_to_its_own_rows():
     assert torch.equal(rows, bias[:, None].expand(-1, 48))
 
 
-def test_a_peer_that_no_graph_can_hold_is_timed_with_its_launches_and_says_so(imaginary_gpu, monkeypatch):
+def test_a_peer_that_cannot_be_captured_is_timed_without_a_graph(fake_gpu, monkeypatch):
     def capture(candidate):
         if candidate.graph and getattr(candidate.call, "__self__", None):
             raise RuntimeError("operation not permitted when stream is capturing")

@@ -1,1 +1,1 @@
-"""What is timed: masks, weights, batches."""
+"""Inputs of the suites: masks, weights and batches."""

@@ -1,4 +1,4 @@
-"""Batches to time optimisation steps with, on any machine and without a network."""
+"""Batches for timing optimisation steps; they need no network and no data set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PIXELS = "random pixels"
 
 
 def token_batch(batch: int, length: int, vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and the ids that follow them, `[batch, length]` each, of real text.
+    """Token ids of real text and the ids that follow them, `[batch, length]` each.
 
-    The words (and single other characters) of the running interpreter's own library, numbered by how frequent they
-    are and cut off at the vocabulary: as uneven as real tokens, which scattered gradients of embeddings depend on.
+    The text is the standard library of the running Python. Words and other single characters are numbered by frequency,
+    and numbers beyond the vocabulary are clamped. The time of an embedding's gradient depends on such uneven counts.
 
     Args:
         batch: Sequences.
-        length: Ids of a sequence.
+        length: Ids in a sequence.
         vocab: Ids are below this number.
-        device: Where to put them.
+        device: Device of the result.
     """
     needed = batch * (length + 1)
     ids = torch.tensor(_word_numbers(needed)[:needed]).clamp_max(vocab - 1)
@@ -34,7 +34,7 @@ def token_batch(batch: int, length: int, vocab: int, device: torch.device) -> tu
 
 
 def image_batch(batch: int, side: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normally distributed images `[batch, 3, side, side]` and random labels; times do not depend on pixels."""
+    """Normally distributed images `[batch, 3, side, side]` and random labels; pixel values do not affect the time."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, side, side, generator=generator)
     return images.to(device), torch.randint(classes, (batch,), generator=generator).to(device)

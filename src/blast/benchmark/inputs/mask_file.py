@@ -1,8 +1,8 @@
-"""Masks of a trained model as a small file: which blocks are live, and of which run they are.
+"""The masks of a trained model as a small file, with the facts of its run.
 
-A safetensors file with `<matrix>.offsets` and `<matrix>.indices` for each matrix, as in block-CSR: block row `r` has
-its live blocks in the block columns `indices[offsets[r]:offsets[r + 1]]`, ascending. Each is int16 where that is wide
-enough, else int32. All else is one JSON text in the header, with a digest of everything.
+A safetensors file holds `<matrix>.offsets` and `<matrix>.indices` for each matrix, as in block-CSR: the live blocks of
+block row `r` are in the block columns `indices[offsets[r]:offsets[r + 1]]`, ascending. Each tensor is int16 if its
+values fit, else int32. The header has one JSON text with the facts and a digest of masks and facts.
 """
 
 from __future__ import annotations
@@ -21,59 +21,61 @@ from blast.errors import BlastError
 from blast.files import write_atomically
 
 FORMAT = 1
-# What a file has to say of its run: the point and its settings, the step of the masks, the record they belong to.
+# Facts that a file must have: the point and its settings, the step of the masks, the record they belong to.
 FACTS = ("grid", "point", "model", "dataset", "method", "sparsity", "block", "step", "record", "date")
 
 
 class MaskFile(NamedTuple):
-    """Masks by name of their matrix, bool `[out / b_out, in / b_in]`, and the `FACTS` of the run."""
+    """Masks by matrix name, bool `[out / b_out, in / b_in]`, and the `FACTS` of the run."""
 
     masks: dict[str, np.ndarray]
     facts: dict[str, Any]
 
 
 def write_mask_file(file: Path, masks: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Writes masks as indices, atomically; the same masks and facts give the same bytes.
+    """Writes masks as indices, atomically. Equal masks and facts give equal bytes.
 
     Args:
-        file: Where to; its folder is made.
-        masks: By name of the matrix, bool `[out / b_out, in / b_in]`.
+        file: The file to write; its folder is created.
+        masks: By matrix name, bool `[out / b_out, in / b_in]`.
         facts: At least `FACTS`, as JSON values.
 
     Raises:
-        BlastError: if a fact is missing, a mask has not two sides, or the file cannot be written.
+        BlastError: if a fact is missing, a mask does not have two dimensions, or the file cannot be written.
     """
-    if lost := [name for name in FACTS if name not in facts]:
-        raise BlastError(f"{file}: the masks come without {', '.join(lost)}; give what is needed of their run.")
+    if missing := [name for name in FACTS if name not in facts]:
+        raise BlastError(f"{file}: these facts of the run are missing: {', '.join(missing)}; pass them in `facts`.")
     tensors = {}
     for name, mask in masks.items():
         if mask.ndim != 2:
-            raise BlastError(f"{file}: the mask of '{name}' has {mask.ndim} sides; give one with rows and columns.")
+            raise BlastError(
+                f"{file}: the mask of '{name}' has {mask.ndim} dimensions; give one with rows and columns."
+            )
         live = mask.astype(bool)
         offsets = np.concatenate([[0], live.sum(axis=1).cumsum()])
         tensors[f"{name}.offsets"] = _narrow(offsets)
         tensors[f"{name}.indices"] = _narrow(live.nonzero()[1])
     columns = {name: mask.shape[1] for name, mask in masks.items()}
     header = {"format": FORMAT, "facts": dict(facts), "columns": columns, "digest": _digest(masks, facts)}
-    # One entry alone: several would be written in an order of their own each time.
+    # One metadata entry only: safetensors writes several in a varying order.
     written = save(tensors, {"blast_masks": json.dumps(header, sort_keys=True)})
     write_atomically(file, written, remedy="export again")
 
 
 def read_facts(file: Path) -> dict[str, Any]:
-    """The facts of a file alone.
+    """Reads the facts of a file without its masks.
 
     Raises:
-        BlastError: if the file is damaged or holds something else.
+        BlastError: if the file is damaged or is not a mask file.
     """
     return _read(Path(file), with_masks=False).facts
 
 
 def read_mask_file(file: Path) -> MaskFile:
-    """Reads what `write_mask_file` wrote.
+    """Reads a file that `write_mask_file` wrote.
 
     Raises:
-        BlastError: if the file is damaged or holds something else.
+        BlastError: if the file is damaged or is not a mask file.
     """
     return _read(Path(file), with_masks=True)
 

@@ -1,4 +1,4 @@
-"""Block masks to time kernels with: uniform at random, skewed, and those of trained models."""
+"""Block masks for timing kernels: uniform, skewed, without dead hidden blocks, or of trained models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from blast.files import file_digest
 
 # A row's share of the live blocks falls with its rank to this power: the longest of 128 rows is 11 times the median.
 SKEW = 0.6
-KINDS = ("uniform", "skewed", "trained")
+INFERENCE_KINDS = ("uniform", "skewed", "trained")
+TRAINING_KINDS = ("uniform", "every_hidden_live")
 
 
 def random_masks(
@@ -30,18 +31,18 @@ def random_masks(
     generator: torch.Generator,
     down_block: tuple[int, int] | None = None,
 ) -> MlpMasks:
-    """Masks of one MLP with exactly the budget of each matrix, drawn on the device of the generator.
+    """Random masks of one MLP, drawn on the generator's device; each matrix keeps exactly its number of blocks.
 
     Args:
         kind: `uniform` or `skewed` (rows of very different lengths).
         hidden: Width of the model.
         ffn: Inner width of the MLP.
-        gated: Whether there is a gate.
+        gated: Whether the MLP has a gate.
         tied: Whether gate and up share a mask.
         sparsity: Share of empty blocks.
         block: `[out, in]` of up and gate.
         generator: Its state decides the masks.
-        down_block: `[out, in]` of the down projection; None: as the others.
+        down_block: `[out, in]` of the down projection; None means `block`.
     """
 
     def draw(out: int, into: int, sides: tuple[int, int]) -> Tensor:
@@ -54,11 +55,11 @@ def random_masks(
 
 def _draw(kind: str, rows: int, cols: int, sparsity: float, generator: torch.Generator) -> Tensor:
     if kind not in ("uniform", "skewed"):
-        raise unknown_name("mask", kind, KINDS)
+        raise unknown_name("mask", kind, INFERENCE_KINDS)
     chance = torch.rand(rows, cols, generator=generator, device=generator.device)
     if kind == "skewed":
         rank = torch.randperm(rows, generator=generator, device=generator.device) + 1
-        # The largest of u^(1/w) are a draw without replacement with weights w.
+        # Taking the largest u^(1/w) draws without replacement with weights w.
         chance = chance.log() * (rank.float() ** SKEW)[:, None]
     mask = torch.zeros(rows * cols, dtype=torch.bool, device=generator.device)
     mask[chance.flatten().topk(keep_count(rows * cols, sparsity)).indices] = True
@@ -66,14 +67,14 @@ def _draw(kind: str, rows: int, cols: int, sparsity: float, generator: torch.Gen
 
 
 class TrainedMasks(NamedTuple):
-    """Masks that training left, one entry a layer, and which they are: facts for the rows of a record."""
+    """Masks of a trained model, one entry a layer, and facts that identify them in a record."""
 
     layers: list[MlpMasks]
     facts: dict[str, Any]
 
 
 def masks_folder(name: str) -> Path:
-    """The folder of recorded masks: from here, or else from the checkout that this code is in."""
+    """The folder of recorded masks, relative to the current folder, or else to the checkout of this code."""
     here = Path(name)
     return here if here.is_dir() else Path(__file__).resolve().parents[4] / here
 
@@ -81,23 +82,23 @@ def masks_folder(name: str) -> Path:
 def trained_masks(
     folder: Path, architecture: str, sparsity: float, block: tuple[int, int], tied: bool, device: Any
 ) -> TrainedMasks | None:
-    """Masks that training left, from the files that `blast records export` wrote.
+    """Masks of a trained model, from the files that `blast records export` wrote.
 
-    Of several trained models those of the method `blast` go before others, and then the newest.
+    If several models match, models of the method `blast` come first, and then the newest.
 
     Args:
-        folder: Where the files are, at any depth.
+        folder: Folder with the files, at any depth.
         architecture: Name of the model.
         sparsity: Share of empty blocks.
         block: `[out, in]`.
-        tied: Whether gate and up are to share a mask; then those of the up projection are taken for both.
-        device: Where to put them.
+        tied: Whether gate and up share a mask; then both get the mask of the up projection.
+        device: Device of the masks.
 
     Returns:
-        The masks; None if there are none of that model, sparsity and block.
+        The masks; None if no file has that model, sparsity and block.
 
     Raises:
-        BlastError: if a file is damaged, or holds something else than the masks of MLPs.
+        BlastError: if a file is damaged, or a mask in it is not of an MLP.
     """
     found = []
     for file in sorted(Path(folder).rglob("*.safetensors")):
@@ -117,7 +118,7 @@ def trained_masks(
         roles = [_roles(matrices, tied) for matrices in layers.values()]
     except ValueError as error:
         raise BlastError(
-            f"{file}: holds other masks than those of MLPs ({error}); give a 'masks_folder' without it."
+            f"{file}: it has masks that are not of an MLP ({error}); give a 'masks_folder' without this file."
         ) from error
     return TrainedMasks(roles, {"masks_of": facts["point"], "masks_digest": file_digest(file)})
 
@@ -133,45 +134,43 @@ def _roles(matrices: dict[str, Tensor], tied: bool) -> MlpMasks:
     return MlpMasks(up, down, (up if tied else gates[0]) if gates else None)
 
 
-KINDS = ("uniform", "every_hidden_live")
-
-
 def training_masks(
     kind: str, size: MlpSize, tied: bool, sparsity: float, generator: torch.Generator
 ) -> MlpMasks | None:
-    """Masks of one MLP with exactly the budget of each matrix, drawn on the device of the generator.
+    """Random masks of one MLP, drawn on the generator's device; each matrix keeps exactly its number of blocks.
 
     Args:
-        kind: `uniform`, or `every_hidden_live`: each row of gate and up and each column of the down projection has a
-            block, the rest are uniform. Uniform masks alone leave hidden blocks dead, which the kernels skip.
+        kind: `uniform`, or `every_hidden_live`. The latter gives each row of gate and up and each column of the down
+            projection a block; the other blocks are uniform. Uniform masks leave dead hidden blocks, which the kernels
+            skip.
         size: The MLP.
         tied: Whether gate and up share a mask.
         sparsity: Share of empty blocks.
         generator: Its state decides the masks.
 
     Returns:
-        The masks; None if the budget has fewer blocks than there are hidden blocks, so that some must be dead.
+        The masks; None if fewer blocks are live than there are hidden blocks, so that some must be dead.
 
     Raises:
         BlastError: for an unknown kind.
     """
-    if kind not in KINDS:
-        raise unknown_name("mask", kind, KINDS)
+    if kind not in TRAINING_KINDS:
+        raise unknown_name("mask", kind, TRAINING_KINDS)
     if kind == "uniform":
         shape = (size.hidden, size.ffn, size.gated, tied, sparsity, size.block)
         return random_masks(kind, *shape, generator, size.down_block)
     (b_out, b_in), (d_out, d_in) = size.block, size.down_block
-    front = (size.ffn // b_out, size.hidden // b_in)
-    down = (size.ffn // d_in, size.hidden // d_out)  # transposed: a row for each hidden block
-    if any(keep_count(rows * cols, sparsity) < rows for rows, cols in (front, down)):
+    up_grid = (size.ffn // b_out, size.hidden // b_in)
+    down_grid = (size.ffn // d_in, size.hidden // d_out)  # transposed: one row per hidden block
+    if any(keep_count(rows * cols, sparsity) < rows for rows, cols in (up_grid, down_grid)):
         return None
-    up = _no_empty_row(*front, sparsity, generator)
-    gate = (up if tied else _no_empty_row(*front, sparsity, generator)) if size.gated else None
-    return MlpMasks(up, _no_empty_row(*down, sparsity, generator).t().contiguous(), gate)
+    up = _no_empty_row(*up_grid, sparsity, generator)
+    gate = (up if tied else _no_empty_row(*up_grid, sparsity, generator)) if size.gated else None
+    return MlpMasks(up, _no_empty_row(*down_grid, sparsity, generator).t().contiguous(), gate)
 
 
 def live_share(masks: MlpMasks) -> float:
-    """Share of the hidden blocks that are neither provably zero nor unread."""
+    """Share of the hidden blocks that can be non-zero and that the down projection reads."""
     live = masks.down.any(0)
     if masks.gate is not None:
         live = live & masks.up.any(1) & masks.gate.any(1)
@@ -180,7 +179,7 @@ def live_share(masks: MlpMasks) -> float:
 
 def _no_empty_row(rows: int, cols: int, sparsity: float, generator: torch.Generator) -> Tensor:
     chance = torch.rand(rows, cols, generator=generator, device=generator.device)
-    # The best of each row goes before all others.
+    # The best block of each row ranks above all others.
     chance[torch.arange(rows, device=chance.device), chance.argmax(1)] += 1
     mask = torch.zeros(rows * cols, dtype=torch.bool, device=chance.device)
     mask[chance.flatten().topk(keep_count(rows * cols, sparsity)).indices] = True

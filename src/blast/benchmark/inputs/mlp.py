@@ -1,4 +1,4 @@
-"""What a timed MLP is: its size and its masks."""
+"""Size and masks of a timed MLP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class MlpSize(NamedTuple):
-    """What is timed: an MLP of a real shape.
+    """Size of a timed MLP.
 
     Attributes:
         hidden: Width of the model.
@@ -17,10 +17,10 @@ class MlpSize(NamedTuple):
         gated: Whether it has a gate.
         activation: `silu`, `gelu` or `gelu_tanh`.
         bias: Whether both layers have a bias.
-        block: `[out, in]` of a block of the front, and of the down projection unless `transposed_down`.
+        block: `[out, in]` of a block of gate and up, and of the down projection unless `transposed_down`.
         dtype: Of weights and activations.
-        transposed_down: Whether blocks of the down projection are `[in, out]`, so that the hidden activations are cut
-            alike by both.
+        transposed_down: Whether blocks of the down projection are `[in, out]`. Then all matrices split the hidden
+            activations alike.
     """
 
     hidden: int
@@ -39,7 +39,7 @@ class MlpSize(NamedTuple):
 
 
 class MlpMasks(NamedTuple):
-    """Masks of one MLP, bool `[out / b_out, in / b_in]`; `gate` is None without one."""
+    """Masks of one MLP, bool `[out / b_out, in / b_in]`; `gate` is None if the MLP has no gate."""
 
     up: Tensor
     down: Tensor

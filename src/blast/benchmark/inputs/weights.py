@@ -1,4 +1,4 @@
-"""Weights to time kernels with: enough sets that each call finds its weights outside the cache."""
+"""Weights for timing kernels, in enough sets that no call finds its weights in the cache."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from blast.benchmark.inputs.mlp import MlpMasks, MlpSize
 
-# Weights in rotation hold at least this many times the cache, and no more sets than this.
+# All sets together are at least this many times as large as the cache; there are at most so many sets.
 PAST_CACHE = 3
 MOST_SETS = 512
 
 
 class Csr(NamedTuple):
-    """One matrix: live blocks, offsets and indices (see `blast_kernels.linear.reference`), block columns."""
+    """A block-CSR matrix (see `blast_kernels.linear.reference`); `cols` is its number of block columns."""
 
     values: Tensor
     offsets: Tensor
@@ -36,107 +36,120 @@ class Csr(NamedTuple):
     cols: int
 
     def dense(self) -> Tensor:
-        """`[out, in]` with zeros where no block is live."""
+        """The dense matrix `[out, in]`; blocks that are not live are zero."""
         return to_dense(self.values, self.offsets, self.indices, self.cols)
 
 
 class Weights(NamedTuple):
-    """One set of sparse weights: the matrices, and what the fused kernels read of them; scales are those of fp8."""
+    """One set of sparse weights.
 
-    matrices: tuple[Csr, ...]  # gate (if any), up, down
+    Attributes:
+        matrices: Gate (if any), up and down.
+        biases: Of up and of down; None without biases.
+        gate_up: Blocks of gate (if any) and up in the order that the fused kernels read.
+        gate_up_row_list: Their row list, int32.
+        down: Blocks of the down projection.
+        down_row_list: Their row list, int32.
+        gate: `none`, `untied` or `tied` (gate and up share a mask).
+        gate_up_scales: A scale for each fp8 block; None without fp8.
+        down_scales: Likewise for the down projection.
+    """
+
+    matrices: tuple[Csr, ...]
     biases: tuple[Tensor | None, Tensor | None]
-    front: Tensor
-    front_records: Tensor
+    gate_up: Tensor
+    gate_up_row_list: Tensor
     down: Tensor
-    down_records: Tensor
+    down_row_list: Tensor
     gate: str
-    front_scales: Tensor | None = None
+    gate_up_scales: Tensor | None = None
     down_scales: Tensor | None = None
 
 
 def sets_needed(bytes_of_one: float, cache: int) -> int:
-    """How many sets of weights it takes that the next call of one finds none of it in a cache of so many bytes."""
+    """How many sets to rotate so that a call finds none of its weights in a cache of `cache` bytes."""
     return min(MOST_SETS, max(1, math.ceil(PAST_CACHE * cache / max(1.0, bytes_of_one))))
 
 
 def sparse_weights(size: MlpSize, masks: MlpMasks, tied: bool, generator: torch.Generator) -> Weights:
-    """Random values on the live blocks of masks, scaled so that outputs stay near one."""
+    """Random values for the live blocks of masks, scaled so that outputs stay near one."""
     parts = [masks.up, masks.down] if masks.gate is None else [masks.gate, masks.up, masks.down]
     blocks = [size.block] * (len(parts) - 1) + [size.down_block]
     matrices = tuple(_matrix(*pair, size.dtype, generator) for pair in zip(parts, blocks, strict=True))
     biases = _biases(size, generator)
     gate = "none" if masks.gate is None else "tied" if tied else "untied"
     *parts, down = matrices
-    records, order = _front_records(parts, gate)
-    front = torch.cat([matrix.values for matrix in parts]) if gate == "untied" else parts[0].values
+    row_list, order = _gate_up_row_list(parts, gate)
+    gate_up = torch.cat([matrix.values for matrix in parts]) if gate == "untied" else parts[0].values
     if gate == "tied":
-        front = pack_tied(parts[0].values, parts[1].values)
+        gate_up = pack_tied(parts[0].values, parts[1].values)
     elif order is not None:
-        front = front[order].contiguous()
-    return Weights(matrices, biases, front, records, down.values, plain_records(down.offsets, down.indices), gate)
+        gate_up = gate_up[order].contiguous()
+    return Weights(matrices, biases, gate_up, row_list, down.values, plain_records(down.offsets, down.indices), gate)
 
 
 def without_dead(weights: Weights) -> tuple[Weights, float]:
-    """The same MLP without hidden blocks that are provably zero or that nobody reads, and which share of them that is.
+    """The same MLP without dead hidden blocks, and the share of hidden blocks that were dead.
 
-    Where front and down projection cut the hidden activations differently, nothing is left out.
+    A hidden block is dead if it is always zero or if the down projection does not read it. If the matrices split the
+    hidden activations differently, nothing is removed.
     """
-    *front, down = weights.matrices
-    if front[0].values.shape[1] != down.values.shape[2]:
+    *gate_up, down = weights.matrices
+    if gate_up[0].values.shape[1] != down.values.shape[2]:
         return weights, 0.0
     if weights.gate == "none":
-        live = torch.zeros(front[0].offsets.numel() - 1, dtype=torch.bool, device=down.values.device)
+        live = torch.zeros(gate_up[0].offsets.numel() - 1, dtype=torch.bool, device=down.values.device)
         live[down.indices.long()] = True
     else:
-        live = live_hidden_rows(front[0].offsets, front[-1].offsets, down.indices)
+        live = live_hidden_rows(gate_up[0].offsets, gate_up[-1].offsets, down.indices)
     offsets, indices, kept = drop_columns(down.offsets, down.indices, live)
     small = weights._replace(
-        front_records=_front_records(front, weights.gate, live)[0],
+        gate_up_row_list=_gate_up_row_list(gate_up, weights.gate, live)[0],
         down=down.values[kept].contiguous(),
-        down_records=plain_records(offsets, indices),
+        down_row_list=plain_records(offsets, indices),
     )
     return small, 1 - live.float().mean().item()
 
 
 def in_fp8(weights: Weights) -> Weights:
-    """The same MLP as the fused kernels read it in fp8; its matrices stay the ones that were quantised."""
-    front, front_scales = quantize_blocks(weights.front)
+    """The same MLP with fp8 weights for the fused kernels; `matrices` keeps the unquantised values."""
+    gate_up, gate_up_scales = quantize_blocks(weights.gate_up)
     down, down_scales = quantize_blocks(weights.down)
-    return weights._replace(front=front, down=down, front_scales=front_scales, down_scales=down_scales)
+    return weights._replace(gate_up=gate_up, down=down, gate_up_scales=gate_up_scales, down_scales=down_scales)
 
 
 def from_fp8(weights: Weights) -> Weights:
-    """What fp8 weights stand for, in the dtype they were made from (exact); its matrices are what is computed with."""
+    """Dequantizes fp8 weights, exactly, to the dtype they were made from; `matrices` gets the same values."""
     dtype = weights.matrices[0].values.dtype
-    front = dequantize(weights.front, weights.front_scales, dtype)
+    gate_up = dequantize(weights.gate_up, weights.gate_up_scales, dtype)
     down = dequantize(weights.down, weights.down_scales, dtype)
-    parts = [front]
+    parts = [gate_up]
     if weights.gate == "tied":
-        parts = list(unpack_tied(front))
+        parts = list(unpack_tied(gate_up))
     elif weights.gate == "untied":
-        order = _front_records(weights.matrices[:2], "untied")[1]
-        stored = torch.empty_like(front)
-        stored[order] = front
+        order = _gate_up_row_list(weights.matrices[:2], "untied")[1]
+        stored = torch.empty_like(gate_up)
+        stored[order] = gate_up
         parts = list(stored.split([matrix.values.shape[0] for matrix in weights.matrices[:2]]))
     matrices = zip(weights.matrices, [*parts, down], strict=True)
     return weights._replace(
         matrices=tuple(matrix._replace(values=values) for matrix, values in matrices),
-        front=front, down=down, front_scales=None, down_scales=None,
+        gate_up=gate_up, down=down, gate_up_scales=None, down_scales=None,
     )  # fmt: skip
 
 
 def elsewhere(weights: Weights) -> Weights:
-    """A copy of what the kernels read, in other memory: to a cache these are other weights."""
+    """The same weights copied to other memory, so that the cache does not hold them."""
     return weights._replace(
-        front=weights.front.clone(), front_records=weights.front_records.clone(),
-        down=weights.down.clone(), down_records=weights.down_records.clone(),
-        front_scales=None if weights.front_scales is None else weights.front_scales.clone(),
+        gate_up=weights.gate_up.clone(), gate_up_row_list=weights.gate_up_row_list.clone(),
+        down=weights.down.clone(), down_row_list=weights.down_row_list.clone(),
+        gate_up_scales=None if weights.gate_up_scales is None else weights.gate_up_scales.clone(),
         down_scales=None if weights.down_scales is None else weights.down_scales.clone(),
     )  # fmt: skip
 
 
 def dense_weights(size: MlpSize, generator: torch.Generator) -> tuple[list[Tensor], tuple]:
-    """Random dense matrices (gate, up, down), not masked ones, and biases: what dense is timed with."""
+    """Random dense matrices (gate if any, up, down) without masks, and biases, for the dense baseline."""
     shapes = [(size.ffn, size.hidden)] * (2 if size.gated else 1) + [(size.hidden, size.ffn)]
     matrices = []
     for out, into in shapes:
@@ -156,11 +169,11 @@ def dense_mlp(x: Tensor, matrices: Sequence[Tensor], biases: tuple, activation: 
 
 
 def expected_output(x: Tensor, weights: Weights, activation: str) -> Tensor:
-    """What the MLP computes, in float32 throughout; one matrix at a time is made dense."""
+    """The output of the MLP, computed in float32 throughout; only one matrix at a time is dense."""
     x = x.float()
-    *front, down = weights.matrices
+    *gate_up, down = weights.matrices
     first, second = (None if bias is None else bias.float() for bias in weights.biases)
-    products = [x @ matrix.dense().float().t() for matrix in front]
+    products = [x @ matrix.dense().float().t() for matrix in gate_up]
     if first is not None:
         products[-1] += first
     hidden = apply_activation(products[0], activation)
@@ -190,8 +203,8 @@ def _matrix(mask: Tensor, block: tuple[int, int], dtype: torch.dtype, generator:
     return Csr(values.normal_(0, spread, generator=generator), offsets, indices, mask.shape[1])
 
 
-def _front_records(matrices: Sequence[Csr], gate: str, live: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Records of the front, and the order its blocks are stored in where that is another one."""
+def _gate_up_row_list(matrices: Sequence[Csr], gate: str, live: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Row list of gate and up, and the order in which the kernels store their blocks (None if unchanged)."""
     first, last = matrices[0], matrices[-1]
     if gate == "untied":
         return gated_records(first.offsets, first.indices, last.offsets, last.indices, live)

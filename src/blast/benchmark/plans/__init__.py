@@ -1,1 +1,1 @@
-"""What the suite `kernel_plans` is made of."""
+"""Products and compilation of the suite `kernel_plans`."""

@@ -1,4 +1,4 @@
-"""Compiles the kernels of many configs at once: processes launch each on a tiny problem and so fill Triton's cache."""
+"""Compiles the kernels of many configs in parallel: processes run each on a tiny problem to fill Triton's cache."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from blast_kernels.mlp_inference.heuristics import KernelConfig
 
-# One kernel takes one to three seconds; this many for all of them means that one hangs.
+# One kernel takes one to three seconds. If all together take longer than this, one hangs.
 SECONDS = 240.0
 
 
 class Job(NamedTuple):
-    """A kernel to compile: a config and all else that it is specialised on."""
+    """A kernel to compile: a config and everything else that the kernel is specialised on."""
 
     config: KernelConfig
     gate: str
@@ -36,9 +36,9 @@ _lost = False
 
 
 def compile_all(jobs: Iterable[Job]) -> dict[Job, str | None]:
-    """What is wrong with each job, None if nothing is known to be; those of earlier calls are remembered.
+    """Compiles all jobs; gives the error of each, or None if none is known. Results of earlier calls are reused.
 
-    The processes stay for the next call. On a machine with two processors or fewer nothing is done in advance.
+    The processes stay for the next call. On a machine with two processors or fewer, nothing is compiled here.
     """
     jobs = list(dict.fromkeys(jobs))
     waiting = [job for job in jobs if job not in _known]
@@ -63,7 +63,7 @@ def _compiled(jobs: list[Job], processes: int) -> dict[Job, str | None]:
             except TimeoutError:
                 found[job] = f"it was not compiled and run within {SECONDS:.0f} s"
     except BrokenProcessPool:
-        # One of them ended a process. Which, the parent finds out: what has no finding yet is left to it.
+        # One job ended its process. The parent runs all jobs that have no result yet.
         _pool = None
     if time.monotonic() >= end:
         for process in multiprocessing.active_children():
@@ -73,7 +73,7 @@ def _compiled(jobs: list[Job], processes: int) -> dict[Job, str | None]:
 
 
 def compile_one(job: Job) -> str | None:
-    """Compiles a job and runs it on two block rows; what is wrong with it, in a line, or None."""
+    """Compiles a job and runs it on two block rows; gives its error in one line, or None."""
     global _lost
     if _lost:
         return None
@@ -84,7 +84,7 @@ def compile_one(job: Job) -> str | None:
         try:
             torch.cuda.synchronize()
         except Exception:
-            # This process has lost its device and cannot judge the jobs to come.
+            # This process has lost its device and cannot test later jobs.
             _lost = True
         return f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"[:300]
     return None
@@ -99,14 +99,14 @@ def _launch(job: Job) -> None:
     rows = 2 * b_out if job.gate == "tied" else b_out
     x = torch.zeros(job.config.tile, 2 * b_in, device=device, dtype=job.dtype)
     values = torch.zeros(4, rows, b_in, device=device, dtype=job.dtype)
-    records = plain_records(torch.tensor([0, 2, 4], device=device), torch.tensor([0, 1, 0, 1], device=device))
+    row_list = plain_records(torch.tensor([0, 2, 4], device=device), torch.tensor([0, 1, 0, 1], device=device))
     bias = torch.zeros(2 * b_out, device=device, dtype=job.dtype) if job.bias else None
     y = torch.empty(job.config.tile, 2 * b_out, device=device, dtype=job.dtype)
-    product(x, values, records, bias, y, job.activation, job.gate, job.config)
+    product(x, values, row_list, bias, y, job.activation, job.gate, job.config)
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is gone, even if that was killed."""
+    """Ends this process when its parent has ended, even if the parent was killed."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

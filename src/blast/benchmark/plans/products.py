@@ -1,4 +1,4 @@
-"""The two products of an MLP, each on its own, with enough weights that none is found in the cache."""
+"""The two products of an MLP, each alone, with enough sets of weights that no call finds its own in the cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from blast_kernels.common.dense import apply_activation
-from blast_kernels.mlp_inference import launch as fast
+from blast_kernels.mlp_inference import launch
 from blast_kernels.mlp_inference.heuristics import KernelConfig
 from torch import Tensor
 
@@ -15,20 +15,20 @@ from blast.benchmark.inputs.masks import random_masks
 from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.inputs.weights import Csr, sets_needed, sparse_weights
 
-# Different masks in rotation: the longest row of one mask alone would decide.
+# Several masks, since the time of one mask depends on its longest row.
 MASKS = 4
-# More sets of the weights of a small model would take longer to launch than they tell; those stay in the cache.
+# More sets of a small model would take too long to launch; its weights then stay in the cache.
 MOST_SETS = 128
 
 
 class Product(NamedTuple):
-    """One product of an MLP.
+    """One product of an MLP: gate-up or down.
 
     Attributes:
-        part: `front` or `down`.
+        part: `front` (gate and up, or up alone) or `down`; records store these words.
         gate: `none`, `untied` or `tied`.
         activation: Of the product; `none` for the down projection.
-        sets: Stored blocks and records, one pair a set.
+        sets: Stored blocks and row list, one pair a set.
         bias: `[out_features]` or None.
         matrices: The matrices of the first set: gate (if any) and up, or down.
         in_features: Columns.
@@ -51,14 +51,14 @@ class Product(NamedTuple):
         return b_out, b_in
 
     @property
-    def records(self) -> int:
+    def rows(self) -> int:
         """Block rows that are computed."""
         return self.sets[0][1].shape[0]
 
     @property
     def row_blocks(self) -> float:
         """Mean stored blocks of a block row."""
-        return self.sets[0][0].shape[0] / self.records
+        return self.sets[0][0].shape[0] / self.rows
 
     def input(self, tokens: int, generator: torch.Generator) -> Tensor:
         """Random activations `[tokens, in_features]`."""
@@ -67,7 +67,7 @@ class Product(NamedTuple):
         return x.normal_(generator=generator)
 
     def expected(self, x: Tensor) -> Tensor:
-        """What the first set gives for `x [rows, in_features]`, in float32 throughout."""
+        """The output of the first set for `x [rows, in_features]`, computed in float32 throughout."""
         products = [x.float() @ matrix.dense().float().t() for matrix in self.matrices]
         if self.bias is not None:
             products[-1] += self.bias.float()
@@ -75,39 +75,39 @@ class Product(NamedTuple):
         return out * products[1] if len(products) == 2 else out
 
     def call(self, config: KernelConfig, x: Tensor, y: Tensor) -> Callable[[int], Tensor]:
-        """Runs a set with a config, into `y`.
+        """Gives a function that runs the set of a number with a config and writes `y`.
 
-        The counters of a split down projection are zeroed once a round, as in an MLP the front does that; those of a
-        split front cost a launch, as they do there.
+        The counters of a split down projection are zeroed once a round, since in an MLP the gate-up kernel does it.
+        The counters of a split gate-up product cost a launch, as in an MLP.
         """
         counters = None
         if self.part == "down" and config.split > 1:
-            needed = fast.counters_needed(config, x.shape[0], self.records, self.block[0])
-            # Sets start at multiples of 128 bytes, as a tensor of their own would.
+            needed = launch.counters_needed(config, x.shape[0], self.rows, self.block[0])
+            # The counters of each set start at a multiple of 128 bytes, as a separate tensor would.
             counters = torch.zeros(len(self.sets), -(-needed // 32) * 32, dtype=torch.int32, device=x.device)
 
         def run(number: int) -> Tensor:
-            values, records = self.sets[number]
-            chain = fast.Chain()
+            values, row_list = self.sets[number]
+            chain = launch.Chain()
             if counters is not None:
                 if number == 0:
                     counters.zero_()
-                chain = fast.Chain(counters=counters[number])
-            fast.product(x, values, records, self.bias, y, self.activation, self.gate, config, chain=chain)
+                chain = launch.Chain(counters=counters[number])
+            launch.product(x, values, row_list, self.bias, y, self.activation, self.gate, config, chain=chain)
             return y
 
         return run
 
 
 def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Generator, cache: int) -> list[Product]:
-    """The front and the down projection of an MLP with uniform random masks.
+    """The gate-up product and the down projection of an MLP with uniform random masks.
 
     Args:
         size: The MLP.
         sparsity: Share of empty blocks.
         tied: Whether gate and up share a mask.
-        generator: Its state decides masks and weights; they are made on its device.
-        cache: Bytes of the cache that weights have to be rotated past.
+        generator: Its state decides masks and weights; they are on its device.
+        cache: Size of the cache in bytes.
     """
     arguments = ("uniform", size.hidden, size.ffn, size.gated, tied, sparsity)
     drawn = [
@@ -116,25 +116,25 @@ def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Gen
     ]
     first, made = drawn[0], []
     for part in ("front", "down"):
-        is_front = part == "front"
-        sets = [(w.front, w.front_records) if is_front else (w.down, w.down_records) for w in drawn]
+        is_gate_up = part == "front"
+        sets = [(w.gate_up, w.gate_up_row_list) if is_gate_up else (w.down, w.down_row_list) for w in drawn]
         made.append(
             Product(
                 part,
-                first.gate if is_front else "none",
-                size.activation if is_front else "none",
+                first.gate if is_gate_up else "none",
+                size.activation if is_gate_up else "none",
                 _rotated(sets, cache),
-                first.biases[0 if is_front else 1],
-                first.matrices[:-1] if is_front else first.matrices[-1:],
-                size.hidden if is_front else size.ffn,
-                size.ffn if is_front else size.hidden,
+                first.biases[0 if is_gate_up else 1],
+                first.matrices[:-1] if is_gate_up else first.matrices[-1:],
+                size.hidden if is_gate_up else size.ffn,
+                size.ffn if is_gate_up else size.hidden,
             )
         )
     return made
 
 
 def _rotated(sets: list[tuple[Tensor, Tensor]], cache: int) -> list[tuple[Tensor, Tensor]]:
-    """As many sets as the cache calls for; what is the same again lies elsewhere in memory."""
+    """As many sets as the cache requires; repeated sets are copies in other memory."""
     count = min(MOST_SETS, sets_needed(sets[0][0].nbytes, cache))
     copies = [tuple(tensor.clone() for tensor in sets[number % len(sets)]) for number in range(len(sets), count)]
     return [*sets[:count], *copies]

@@ -1,1 +1,1 @@
-"""The implementations that are timed side by side: ours, dense, and other people's."""
+"""The implementations that are timed in one run: ours, dense, and peers from other projects."""

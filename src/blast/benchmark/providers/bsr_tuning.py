@@ -1,4 +1,4 @@
-"""torch's own tuner of its BSR kernel, held to a time: when that is over, the best that it tried so far is taken."""
+"""torch's own tuner of its BSR kernel with a time limit; at the limit the best parameters so far are used."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 
 from torch import Tensor
 
-# What the tuner keys its tries with, in its order.
+# The parameters in the keys of the tuner's results, in its order.
 NAMES = ("GROUP_SIZE_ROW", "SPLIT_N", "num_stages", "num_warps")
-# Milliseconds that a try is warmed up and timed. The tuner's own warm-up of 500 leaves room for few tries.
+# Milliseconds of warm-up and of timing for a try. The tuner's own warm-up of 500 ms leaves time for few tries.
 WARM_UP, TIMED = 50, 50
 
 
 class TimeUp(BaseException):
-    """The time is over; no Exception, as the tuner takes those for parameters that do not work."""
+    """The time limit is reached. It is no Exception: the tuner catches those as parameters that do not work."""
 
 
 def tuned_parameters(
     matrix: Tensor, operand: Tensor, bias: Tensor | None, seconds: float
 ) -> tuple[dict[str, int] | None, bool]:
-    """What torch's tuner finds best for `bsr_dense_addmm`, and whether it came to its end in the time.
+    """The best parameters of torch's tuner for `bsr_dense_addmm`, and whether it finished within the limit.
 
     Args:
         matrix: BSR `[out, in]`.
         operand: `[in, tokens]`.
         bias: `[out, tokens]`, which may be a view of one column, or None.
-        seconds: When to stop it; the best until then is taken (None if none worked).
+        seconds: Time limit; the best parameters until then are returned (None if none worked).
     """
     import triton.testing
     from torch.sparse import _triton_ops_meta as tuner
@@ -46,7 +46,7 @@ def tuned_parameters(
     whole_search, bench = tuner.minimize, triton.testing.do_bench
     out = operand.new_empty(matrix.shape[0], operand.shape[1])
     tune = partial(tuner.tune_bsr_dense_addmm, out if bias is None else bias, matrix, operand, force=True)
-    # The tuner keeps what it tried to itself, so that one stopped early would count as not tuned at all.
+    # The tuner does not return its tries, so this collects them: a stopped tuner would otherwise give nothing.
     with replaced(tuner, "minimize", search), replaced(triton.testing, "do_bench", shorter):
         try:
             with time_limit(seconds):
@@ -59,13 +59,13 @@ def tuned_parameters(
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeUp within after so many seconds; works in the main thread, between two calls of Python."""
+    """Raises TimeUp in the body after `seconds`. It works in the main thread only, between Python instructions."""
 
     def stop(*_: object) -> None:
         raise TimeUp
 
     before = signal.signal(signal.SIGALRM, stop)
-    # Once more each second, should the first be lost in a callback that no exception can leave.
+    # It repeats each second, since a callback that swallows exceptions may lose the first one.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
@@ -76,7 +76,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Within, a name of a module means something else."""
+    """Replaces an attribute of a module within the body."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:

@@ -1,4 +1,4 @@
-"""Who runs the MLP in the suite `kernels`: ours in its variants, dense, peers; each with weights, check and work."""
+"""Providers of the suite `kernels`: our variants and dense, each with weights, check and work."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from blast.benchmark.inputs.weights import (
 from blast.benchmark.timing.cuda_graphs import Candidate, error_of, sampled_rows
 from blast.benchmark.timing.roofline import Ceilings, Work, dense_work, sparse_work
 
-# Tokens that are compared with the float32 reference.
+# How many tokens are compared with the float32 reference.
 CHECKED_TOKENS = 128
 
 
 class Machine(NamedTuple):
-    """The GPU: its cache in bytes, and what it reaches."""
+    """The GPU, its L2 cache in bytes and its measured ceilings."""
 
     device: torch.device
     l2_bytes: int
@@ -46,16 +46,16 @@ class Provider(NamedTuple):
 
     Attributes:
         name: Its name in the rows.
-        key: Tells it from the others of one run.
+        key: Unique name within one run.
         candidate: What is timed; None if it cannot run.
-        check: Gives the error against the reference; None where there is nothing to compare with.
-        work: What it has to do, or None if not modelled.
-        tied: Whether gate and up share a mask; None where that means nothing.
+        check: Gives the error against the reference; None if there is nothing to compare with.
+        work: Its work for the roofline; None if it is not modelled.
+        tied: Whether gate and up share a mask; None if the MLP has no gate or the provider has no masks.
         setting: Further facts for the rows.
         cause: Why it cannot run.
-        status: `not run` or `failed`, with a cause.
-        error: What `check` gave.
-        peer: Whether it is somebody else's.
+        status: `ok`, or `not run` or `failed` with a cause.
+        error: The result of `check`.
+        peer: Whether it comes from another project.
     """
 
     name: str
@@ -71,20 +71,20 @@ class Provider(NamedTuple):
     peer: bool = False
 
     def without(self, cause: str, status: str = "not run") -> Provider:
-        """The same as one that cannot run."""
+        """The same provider, marked as one that cannot run."""
         return self._replace(candidate=None, cause=cause, status=status)
 
 
 class Case:
-    """The MLP of a point with its weights, made when first asked for and kept for all numbers of tokens."""
+    """The MLP of a point with its weights; these are made on first use and kept for all numbers of tokens."""
 
     def __init__(
         self, architecture: str, size: MlpSize, sparsity: float, seed: int, machine: Machine, masks_folder: Path
     ) -> None:
         self.architecture, self.size, self.sparsity = architecture, size, sparsity
         self.seed, self.machine, self.masks_folder = seed, machine, masks_folder
-        # Which trained masks were replayed; empty until they are asked for.
-        self.replayed: dict[str, Any] = {}
+        # Facts that identify the trained masks; empty until those are loaded.
+        self.trained_facts: dict[str, Any] = {}
         self._sparse: dict[tuple[str, bool], list[Weights]] = {}
         self._skipped: dict[tuple[str, bool], tuple[list[Weights], float]] = {}
         self._fp8: dict[tuple[str, bool], list[Weights]] = {}
@@ -97,7 +97,7 @@ class Case:
         return torch.randn(shape, generator=generator, device=self.machine.device).to(self.size.dtype)
 
     def sparse(self, kind: str, tied: bool) -> list[Weights]:
-        """Sets of sparse weights with masks of a kind; none if there are no trained masks."""
+        """Sets of sparse weights with masks of a kind; empty if there are no trained masks."""
         if (kind, tied) not in self._sparse:
             generator = self._generator(2 * (kind == "skewed") + tied)
             count = sets_needed(self._dense_bytes * (1 - self.sparsity), self.machine.l2_bytes)
@@ -106,17 +106,17 @@ class Case:
         return self._sparse[kind, tied]
 
     def skipped(self, kind: str, tied: bool) -> tuple[list[Weights], float]:
-        """The same without dead hidden blocks, and the mean share of these."""
+        """The sets of `sparse` without dead hidden blocks, and the mean share of dead ones."""
         if (kind, tied) not in self._skipped:
             made = [without_dead(weights) for weights in self.sparse(kind, tied)]
             self._skipped[kind, tied] = [weights for weights, _ in made], sum(dead for _, dead in made) / len(made)
         return self._skipped[kind, tied]
 
     def fp8(self, kind: str, tied: bool) -> list[Weights]:
-        """The same in fp8; more sets, as each is half as large."""
+        """The sets of `sparse` in fp8, and more of them, since each is half as large."""
         if (kind, tied) not in self._fp8:
             made = [in_fp8(weights) for weights in self.sparse(kind, tied)]
-            size = made[0].front.nbytes + made[0].down.nbytes
+            size = made[0].gate_up.nbytes + made[0].down.nbytes
             more = sets_needed(size, self.machine.l2_bytes) - len(made)
             copies = [elsewhere(made[number % len(made)]) for number in range(more)]
             self._fp8[kind, tied] = made + copies
@@ -140,13 +140,13 @@ class Case:
         size, block = self.size, self.size.block
         if kind == "trained":
             device = self.machine.device
-            # Training has one block for all matrices.
+            # Training uses one block shape for all matrices.
             if size.transposed_down and block[0] != block[1]:
                 return []
             found = trained_masks(self.masks_folder, self.architecture, self.sparsity, block, tied, device)
             if found is None:
                 return []
-            self.replayed = found.facts
+            self.trained_facts = found.facts
             return [found.layers[number % len(found.layers)] for number in range(count)]
         arguments = (kind, size.hidden, size.ffn, size.gated, tied, self.sparsity, block, generator, size.down_block)
         return [random_masks(*arguments) for _ in range(count)]
@@ -156,8 +156,11 @@ class Case:
 
 
 def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], fp8: bool = False) -> list[Provider]:
-    """`ours`; `ours_skipped` where hidden blocks are dead; `ours_fp8` if asked for; `ours_dense_fallback` where the
-    table calls for dense."""
+    """Our providers for one number of tokens.
+
+    These are `ours`; `ours_skipped` if hidden blocks are dead; `ours_fp8` if `fp8` is set; and `ours_dense_fallback` if
+    the break-even table chooses dense.
+    """
     x, made = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
     for kind in kinds:
@@ -172,7 +175,7 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
                 made.append(Provider("ours", key, tied=flag, setting=facts).without(cause))
                 continue
             if kind == "trained":
-                facts |= case.replayed
+                facts |= case.trained_facts
             expected = expected_output(x[rows], weights[0], case.size.activation)
 
             def provider(
@@ -205,7 +208,7 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
     reference = dense_mlp(x, *sets[0], size.activation)
     ways = {"dense_eager": dense_mlp}
     if compiled:
-        # After eight shapes the compiler would give up on this function and run it eagerly.
+        # Without a reset, torch.compile falls back to eager after eight shapes.
         torch.compiler.reset()
         ways["dense_compiled"] = torch.compile(dense_mlp, dynamic=False, fullgraph=True)
     made = []
@@ -221,7 +224,7 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
 
 
 def first_line(fault: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The type and the first line of an exception."""
     return f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
 
 
@@ -229,15 +232,15 @@ def _fused_call(x: Tensor, sets: list[Weights], size: MlpSize) -> Callable[[int]
     def call(number: int) -> Tensor:
         w = sets[number]
         return torch.ops.blast.block_sparse_mlp(
-            x, w.front, w.front_records, w.biases[0], w.down, w.down_records, w.biases[1],
-            size.ffn, size.hidden, size.activation, w.gate, w.front_scales, w.down_scales,
+            x, w.gate_up, w.gate_up_row_list, w.biases[0], w.down, w.down_row_list, w.biases[1],
+            size.ffn, size.hidden, size.activation, w.gate, w.gate_up_scales, w.down_scales,
         )  # fmt: skip
 
     return call
 
 
 def _fp8_provider(case: Case, x: Tensor, rows: Tensor, which: tuple[str, bool], full: Tensor, facts: dict) -> Provider:
-    """Weights in fp8: checked against what these stand for, and off from the full weights as its row says."""
+    """Ours with fp8 weights: checked against the dequantized weights; its row has the error against the full ones."""
     name, (kind, tied) = "ours_fp8", which
     flag = tied if case.size.gated else None
     provider = Provider(name, f"{name} {kind} {'tied' if tied else 'untied'}", tied=flag, setting=facts)
@@ -265,7 +268,7 @@ def _fallback(
     tied: bool | None,
     facts: dict,
 ) -> Provider:
-    """Dense products with the masked weights: what our layer runs where sparse cannot win."""
+    """Dense products with the masked weights, which our layer runs where sparse is slower."""
     count = min(len(weights), len(case.dense))
     sets = [([matrix.dense() for matrix in w.matrices], w.biases) for w in weights[:count]]
 
@@ -278,5 +281,5 @@ def _fallback(
 
 
 def check_of(call: Callable[[int], Tensor], expected: Tensor, rows: Tensor, poison: bool = True) -> Callable[[], float]:
-    """What gives the error of a call against the reference on some rows."""
+    """Gives a function that returns the error of a call against the reference on some rows."""
     return lambda: error_of(call, expected, rows, poison)

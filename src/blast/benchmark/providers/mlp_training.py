@@ -1,4 +1,4 @@
-"""Who runs an MLP forward and backward in the suite `training_mlp`: ours, dense, and stanford-stk."""
+"""Providers of the suite `training_mlp`, which run an MLP forward and backward: ours, dense and stanford-stk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Step = Callable[[int], list[Tensor]]
 
 
 class Task(NamedTuple):
-    """What is asked of a provider: an MLP, activations `[tokens, hidden]` and the gradient of its output."""
+    """The inputs of a provider: size of the MLP, activations `[tokens, hidden]` and gradient of the output."""
 
     size: MlpSize
     x: Tensor
@@ -29,8 +29,8 @@ class Task(NamedTuple):
 
 
 def our_provider(task: Task, weights: Weights, expected: list[Tensor], facts: dict[str, Any]) -> Provider:
-    """`blast::block_sparse_mlp_training` and its backward pass on weights with masks; `facts` go into the rows."""
-    *front, down = [matrix.values.detach().requires_grad_() for matrix in weights.matrices]
+    """Ours: `blast::block_sparse_mlp_training` and its backward pass. `facts` go into the rows."""
+    *gate_up, down = [matrix.values.detach().requires_grad_() for matrix in weights.matrices]
     biases = [bias.detach().requires_grad_() for bias in weights.biases if bias is not None]
     indices = [(matrix.offsets, matrix.indices) for matrix in weights.matrices]
     side = task.size.block[0]
@@ -39,16 +39,16 @@ def our_provider(task: Task, weights: Weights, expected: list[Tensor], facts: di
         indices[-1],
         weights.matrices[0].cols,
         weights.gate == "tied",
-        lambda in_front, in_down: group_members(side, in_front, in_down),
+        lambda in_up, in_down: group_members(side, in_up, in_down),
     )
     x = task.x.detach().requires_grad_()
 
     def step(number: int) -> list[Tensor]:
         both = biases or (None, None)
         y, _ = torch.ops.blast.block_sparse_mlp_training(
-            x, front, down, both[0], both[1], list(lists), task.size.activation, weights.gate
+            x, gate_up, down, both[0], both[1], list(lists), task.size.activation, weights.gate
         )
-        return [y, *torch.autograd.grad(y, [x, *front, down, *biases], task.grad)]
+        return [y, *torch.autograd.grad(y, [x, *gate_up, down, *biases], task.grad)]
 
     tied = weights.gate == "tied" if task.size.gated else None
     key = f"ours {facts['mask']} {'tied' if tied else 'untied'}"
@@ -72,12 +72,12 @@ def dense_providers(task: Task, generator: torch.Generator, compiled: bool) -> l
 
     made = [Provider("dense_eager", "dense_eager", Candidate(stepping(dense_mlp), 1))]
     if compiled:
-        # After eight shapes the compiler would give up on this function and run it eagerly.
+        # Without a reset, torch.compile falls back to eager after eight shapes.
         torch.compiler.reset()
         step = stepping(torch.compile(dense_mlp, dynamic=False, fullgraph=True))
 
         def check() -> float:
-            # Compiled code is not run on poisoned memory: it would be compiled again for that.
+            # Compiled code does not run on poisoned memory, since that would compile it again.
             return worst_error(step(0), made[0].candidate.call(0))
 
         made.append(Provider("dense_compiled", "dense_compiled", Candidate(step, 1), check))
@@ -85,7 +85,7 @@ def dense_providers(task: Task, generator: torch.Generator, compiled: bool) -> l
 
 
 def stk_provider(task: Task, weights: Weights, expected: list[Tensor]) -> Provider:
-    """stk's products with its own gradients; activations stay transposed as it likes them best."""
+    """stk's products with its own gradients; activations stay transposed, as stk is fastest with them."""
     facts = {"mask": "uniform"}
     provider = Provider("stk", "stk", tied=False if task.size.gated else None, setting=facts, peer=True)
     cause = Stk.refusal(task.size)
@@ -120,9 +120,9 @@ def _stk_step(task: Task, weights: Weights) -> Step:
 
 
 def expected_step(task: Task, weights: Weights) -> list[Tensor]:
-    """Output and gradients in float32 throughout: of the input, of the live blocks of each matrix, of the biases.
+    """The reference in float32: output, then gradients of the input, of the live blocks and of the biases.
 
-    Plain PyTorch on dense weights; the gradient of a block of a hidden block that is dead comes out as zero.
+    It uses plain PyTorch on dense weights. Gradients in dead hidden blocks are zero.
     """
     x = task.x.float().requires_grad_()
     matrices = [matrix.dense().float().requires_grad_() for matrix in weights.matrices]
@@ -141,7 +141,7 @@ def _at_live_blocks(dense: Tensor, matrix: Csr) -> Tensor:
 
 
 def check_of(step: Step, expected: list[Tensor]) -> Callable[[], float]:
-    """What gives the worst error of a step, every buffer poisoned first."""
+    """Gives a function that returns the largest error of a step whose buffers start as NaN."""
 
     def check() -> float:
         with poisoned_memory():
@@ -152,7 +152,7 @@ def check_of(step: Step, expected: list[Tensor]) -> Callable[[], float]:
 
 
 def worst_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest `‖out − expected‖ / ‖expected‖` of output and gradients; infinite if any element is NaN."""
+    """The largest `‖out − expected‖ / ‖expected‖` of output and gradients; infinite if an element is NaN."""
     errors = []
     for out, reference in zip(found, expected, strict=True):
         if out.isnan().any():

@@ -1,8 +1,8 @@
-"""Other people's block-sparse products, run as an MLP: torch's BSR kernel, stanford-stk, blksprs.
+"""Block-sparse products of other projects, run as an MLP: torch's BSR kernel, stanford-stk, blksprs.
 
-Each is imported only when asked for, keeps activations in the form it likes best (conversions are not timed), and has
-its output checked like ours. What lies between the products is one compiled kernel, so that a peer pays for no more
-passes over the hidden activations than it must.
+A peer is imported only if it is requested. It keeps activations in its fastest form; conversions are not timed. Its
+output is checked like ours. Bias, activation and gate between the products are one compiled kernel, so that a peer
+makes no unneeded passes over the hidden activations.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from blast.errors import unknown_name
 
 
 class Peer(Protocol):
-    """A product `W · h` of somebody else's, with activations kept transposed.
+    """A product `W · h` of another project, with transposed activations.
 
     Attributes:
         ADDS_BIAS: Whether the product adds a bias itself.
-        padded: Tokens that it computes: as many as asked for, filled up with zeros to what it can divide.
-        tuned: Whether its tuner came to its end; None where it has none that could be stopped.
+        padded: Tokens that it computes: the requested ones, padded with zeros to a number it supports.
+        tuned: Whether its tuner finished; None if it has no tuner with a time limit.
     """
 
     ADDS_BIAS: ClassVar[bool]
@@ -38,35 +38,35 @@ class Peer(Protocol):
     tuned: bool | None
 
     def __init__(self, size: MlpSize, tokens: int, seconds: float) -> None:
-        """For so many tokens; tuning may take about so many seconds."""
+        """Prepares the peer for `tokens` tokens; tuning takes about `seconds` at most."""
 
     @staticmethod
     def refusal(size: MlpSize) -> str | None:
-        """Why it cannot run such an MLP here, in one sentence; None if it can."""
+        """The reason, in one sentence, why it cannot run an MLP of this size here; None if it can."""
 
     def matrix(self, matrix: Csr) -> Any:
-        """A matrix in its own form."""
+        """Converts a matrix to the peer's form."""
 
     def bias(self, bias: Tensor) -> Tensor:
-        """A bias `[features]` in a form that can be added to activations."""
+        """Converts a bias `[features]` to a form that can be added to activations."""
 
     def activations(self, x: Tensor) -> Any:
-        """`[features, padded]` in its own form."""
+        """Converts `[features, padded]` to the peer's form."""
 
     def product(self, matrix: Any, h: Any, bias: Tensor | None) -> Any:
-        """`W · h`, and the bias if it is one to add; tunes at the first call of a shape."""
+        """`W · h`, plus the bias if there is one; the first call of a shape may tune."""
 
     def dense(self, h: Any) -> Tensor:
-        """Activations in its own form as `[features, padded]`."""
+        """Converts activations from the peer's form to `[features, padded]`."""
 
 
 class PeerMlp:
-    """An MLP out of a peer's products.
+    """An MLP built from a peer's products.
 
     Args:
-        peer: Made for this size and so many tokens.
-        size: The MLP.
-        sets: Its weights.
+        peer: Created for this size and the number of tokens of `x`.
+        size: Size of the MLP.
+        sets: Its sets of weights.
         x: `[tokens, hidden]`.
     """
 
@@ -76,26 +76,26 @@ class PeerMlp:
         self.x = peer.activations(padded.t().contiguous())
         self.sets = [[peer.matrix(matrix) for matrix in weights.matrices] for weights in sets]
         self.biases = [[None if b is None else peer.bias(b) for b in weights.biases] for weights in sets]
-        self.between = torch.compile(held, dynamic=False) if x.is_cuda else held
+        self.activate = torch.compile(activate, dynamic=False) if x.is_cuda else activate
         self.run(0)
 
     def run(self, number: int) -> Any:
-        """The MLP with the weight set of that number, its output in the peer's own form; this is what is timed."""
-        *front, down = self.sets[number]
+        """Runs the MLP with the weight set of that number; the output is in the peer's form. This call is timed."""
+        *gate_up, down = self.sets[number]
         inside, outside = (
             (self.biases[number], (None, None)) if self.peer.ADDS_BIAS else ((None, None), self.biases[number])
         )
-        products = [self.peer.product(matrix, self.x, inside[0]) for matrix in front]
-        out = self.peer.product(down, self.between(products, outside[0], self.activation), inside[1])
+        products = [self.peer.product(matrix, self.x, inside[0]) for matrix in gate_up]
+        out = self.peer.product(down, self.activate(products, outside[0], self.activation), inside[1])
         return out if outside[1] is None else out + outside[1]
 
     def output(self, number: int) -> Tensor:
-        """The output as `[tokens, hidden]`, to be checked."""
+        """The output as `[tokens, hidden]`, for the check."""
         return self.peer.dense(self.run(number)).t()[: self.tokens]
 
 
-def held(products: list[Tensor], bias: Tensor | None, activation: str) -> Tensor:
-    """What lies between the products: bias, activation and gate."""
+def activate(products: list[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+    """Bias, activation and gate between the products."""
     *gate, up = products
     up = up if bias is None else up + bias
     return apply_activation(gate[0], activation) * up if gate else apply_activation(up, activation)
@@ -107,11 +107,11 @@ class TorchBsr:
     ADDS_BIAS = True
 
     def __init__(self, size: MlpSize, tokens: int, seconds: float) -> None:
-        # Its tiles are `tokens // split` wide, a power of two; it begins with a split of `tokens // rows of a block`.
+        # Its tiles are `tokens // split` wide, a power of two. The first split is `tokens // rows of a block`.
         most = max(size.block[0], size.down_block[0])
         self.padded = round_up(tokens, most) if tokens >= most else max(16, 1 << (tokens - 1).bit_length())
         self.tuned: bool | None = True
-        # Front and down each have a shape of their own.
+        # Gate-up and down have different shapes, and each is tuned.
         self._seconds = seconds / 2
         self._parameters: dict[tuple[int, ...], dict[str, int] | None] = {}
 
@@ -135,8 +135,8 @@ class TorchBsr:
 
         shape = tuple(matrix.shape)
         if shape not in self._parameters:
-            self._parameters[shape], whole = tuned_parameters(matrix, h, bias, self._seconds)
-            self.tuned = self.tuned and whole
+            self._parameters[shape], finished = tuned_parameters(matrix, h, bias, self._seconds)
+            self.tuned = self.tuned and finished
         out = h.new_empty(matrix.shape[0], h.shape[1])
         meta = self._parameters[shape]
         # With beta 0 the first operand is not read.
@@ -149,7 +149,7 @@ class TorchBsr:
 
 
 class Stk:
-    """`stk.ops.dsd` of stanford-stk; blocks of 128, nothing to tune."""
+    """`stk.ops.dsd` of stanford-stk; it supports blocks of 128 and has no tuner."""
 
     ADDS_BIAS = False
 
@@ -168,7 +168,7 @@ class Stk:
         import stk
 
         rows, shape = block_rows(matrix), ((matrix.offsets.numel() - 1) * 128, matrix.cols * 128)
-        # Its indices are of 16 bits, its offsets of 32.
+        # stk takes indices of 16 bits and offsets of 32.
         return stk.Matrix(shape, matrix.values, rows.short(), matrix.indices.short(), matrix.offsets.int())
 
     def bias(self, bias: Tensor) -> Tensor:
@@ -187,10 +187,11 @@ class Stk:
 
 
 class Blksprs:
-    """`blksprs.ops.matmul`: activations stay in its compressed form, in which every block is there.
+    """`blksprs.ops.matmul`; activations stay in its compressed form with all blocks present.
 
-    What depends on layouts alone is made once and kept, as its documentation says, and its checks, which wait for the
-    GPU in each call, are off. Its autotuner runs at the first product, whose choice it keeps for a side of blocks.
+    Data that depends on layouts only is made once and cached, as its documentation recommends. Its argument checks are
+    off, since they wait for the GPU in each call. Its autotuner runs at the first product and keeps one choice for each
+    block side.
     """
 
     ADDS_BIAS = False
@@ -201,7 +202,7 @@ class Blksprs:
         self.side = size.block[0]
         self.padded, self.tuned = round_up(tokens, self.side), None
         self._layouts: dict[int, Tensor] = {}
-        # It would keep what was best for another shape.
+        # Otherwise it would reuse the choice of another shape.
         matmul_kernel.cache.clear()
 
     @staticmethod
@@ -251,10 +252,10 @@ PEERS: dict[str, type[Peer]] = {"torch_bsr": TorchBsr, "stk": Stk, "blksprs": Bl
 
 
 def peer_of(name: str) -> type[Peer]:
-    """The peer of that name.
+    """The peer class of a name.
 
     Raises:
-        BlastError: if there is none; the message gives the nearest.
+        BlastError: for an unknown name; the message gives the nearest.
     """
     if name not in PEERS:
         raise unknown_name("peer", name, PEERS)
@@ -262,12 +263,12 @@ def peer_of(name: str) -> type[Peer]:
 
 
 def missing_package(name: str) -> str | None:
-    """That a package is not installed; None if it is."""
+    """A sentence that a package is not installed; None if it is."""
     return f"the package {name} is not installed" if find_spec(name) is None else None
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The next multiple."""
+    """The smallest multiple of `multiple` that is not below `number`."""
     return -(-number // multiple) * multiple
 
 
@@ -279,7 +280,7 @@ def block_rows(matrix: Csr) -> Tensor:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Within, blksprs does not look at its arguments."""
+    """Turns off the argument checks of blksprs within the body."""
     import blksprs as bs
 
     bs.utils.disable_validation()
@@ -290,8 +291,8 @@ def unchecked() -> Iterator[None]:
 
 
 def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) -> list[Provider]:
-    """The peers asked for, on uniform masks without ties; those that cannot run with the reason."""
-    # What lies between their products is compiled, and the compiler gives up after eight shapes.
+    """The requested peers, on uniform masks with separate gate and up; those that cannot run have the cause."""
+    # `activate` is compiled. Without a reset, torch.compile falls back to eager after eight shapes.
     torch.compiler.reset()
     x, made = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)

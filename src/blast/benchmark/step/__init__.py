@@ -1,1 +1,1 @@
-"""What the suite `training_step` is made of."""
+"""Setup, time and memory breakdown, and entries of the suite `training_step`."""

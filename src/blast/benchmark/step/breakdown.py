@@ -1,4 +1,4 @@
-"""Where a step's time and memory go: parts of the model timed on their own, and bytes by phase."""
+"""Breakdown of a training step: time of its parts, bytes by phase, largest batch and cost of a mask update."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from blast.sparsity.sparsifier import Sparsifier
 from blast.training.language_loss import token_logits
 from blast.training.step import OptimizationStep
 
-# Mask updates that are timed, and the steps between two of them.
+# How many mask updates are timed, and how many steps lie between two of them.
 UPDATES, UPDATE_EVERY = 12, 4
 
 
 class Memory(NamedTuple):
-    """Bytes of one model in training; `activations` is what the forward pass leaves for the backward pass."""
+    """Bytes of one model in training; `activations` are the tensors saved for the backward pass."""
 
     parameters: int
     gradients: int
@@ -35,23 +35,23 @@ class Memory(NamedTuple):
 
 
 class Meter:
-    """Bytes that tensors on a GPU take, by torch's own allocator."""
+    """Bytes of tensors on a GPU, read from torch's allocator."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def allocated(self) -> int:
-        """Bytes taken now."""
+        """Bytes allocated now."""
         torch.cuda.synchronize(self.device)
         return torch.cuda.memory_allocated(self.device)
 
     def peak(self) -> int:
-        """Most bytes taken since `restart`."""
+        """Most bytes allocated since `restart`."""
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device)
 
     def restart(self) -> None:
-        """Begins a new peak, with what nobody holds any more given back."""
+        """Frees unused memory and resets the peak."""
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -61,37 +61,37 @@ def memory_of(setup: TrainingSetup, meter: Meter, before: int) -> Memory:
     """Bytes by phase of a step.
 
     Args:
-        setup: It has made a step, so that code is compiled and moments exist.
-        meter: Reads bytes.
-        before: Bytes that were taken before the model was made; they are not counted.
+        setup: Setup that has run a step, so that code is compiled and moments exist.
+        meter: Reads the bytes.
+        before: Bytes allocated before the model was built; they are not counted.
     """
     setup.clear()
     meter.restart()
     idle = meter.allocated()
     loss = setup.forward()
-    held = meter.allocated() - idle
+    activations = meter.allocated() - idle
     loss.backward()
     del loss
-    if setup.between is not None:
-        setup.between()
+    if setup.before_clipping is not None:
+        setup.before_clipping()
     setup.update()
     peak = meter.peak() - before
-    state = [value for held in setup.optimizer.state.values() for value in held.values()]
+    state = [value for values in setup.optimizer.state.values() for value in values.values()]
     return Memory(
         parameters=_bytes(setup.model.parameters()),
         gradients=_bytes([p.grad for p in setup.parameters if p.grad is not None]),
         optimizer=_bytes([value for value in state if isinstance(value, Tensor)]),
-        activations=held,
+        activations=activations,
         peak=peak,
     )
 
 
 def part_calls(setup: TrainingSetup) -> dict[str, tuple[Callable[[], None], int]]:
-    """What to time to know where a step goes: `attention` and `mlp` forward and backward, and `optimizer`.
+    """Calls that time the parts of a step: `attention` and `mlp` forward and backward, and `optimizer`.
 
-    Attention (its projections with it) and MLP are those of one layer, run alone on what they get in the model and
-    compiled as the model is; the number says how many layers there are. What is left of a step is everything else:
-    embeddings, norms, the head, the loss. The optimizer goes with the clipping of gradients.
+    Attention (with its projections) and MLP are those of one layer. Each runs alone on its inputs in the model and is
+    compiled like the model. The number beside a call is how many layers have the part. `optimizer` includes gradient
+    clipping. The rest of a step is embeddings, norms, head and loss.
     """
     calls: dict[str, tuple[Callable[[], None], int]] = {}
     attention = [module for module in setup.model.modules() if type(module).__name__.endswith("Attention")]
@@ -105,7 +105,7 @@ def part_calls(setup: TrainingSetup) -> dict[str, tuple[Callable[[], None], int]
 
 
 def mlp_names(model: nn.Module) -> list[str]:
-    """Names of the MLPs of a model, dense or in its sparse state."""
+    """Names of the MLPs of a model in its dense or sparse state."""
     from blast.model.module_replacement import sparse_layers
 
     found = dict.fromkeys(mlp.name for mlp in find_mlps(model))
@@ -115,7 +115,7 @@ def mlp_names(model: nn.Module) -> list[str]:
 
 
 def _alone(setup: TrainingSetup, module: nn.Module) -> Callable[[], None]:
-    """Forward and backward of a module on what it gets in a step."""
+    """Forward and backward of a module alone, on its inputs in a step."""
     caught: list[tuple] = []
 
     def catch(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def _alone(setup: TrainingSetup, module: nn.Module) -> Callable[[], None]:
     def as_leaf(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        # One tensor may come as query, key and value: it stays one.
+        # One tensor may be query, key and value: it becomes one leaf.
         if id(value) not in leaves:
             leaves[id(value)] = value.detach().clone().requires_grad_()
         return leaves[id(value)]
@@ -156,12 +156,12 @@ def _alone(setup: TrainingSetup, module: nn.Module) -> Callable[[], None]:
 
 
 def largest_batch(setup: TrainingSetup, most_trials: int, left: Callable[[], float]) -> tuple[int, bool]:
-    """The largest batch whose step fits the memory, to a quarter, and whether the search came to its end.
+    """The largest batch whose step fits the memory, to within a quarter, and whether the search finished.
 
     Args:
-        setup: Its own batch fits.
-        most_trials: Steps of other sizes that are tried.
-        left: Seconds that are left.
+        setup: Setup whose own batch fits.
+        most_trials: Most batch sizes to try.
+        left: Gives the seconds that are left.
     """
     good, bad = setup.workload.batch, None
     for _ in range(most_trials):
@@ -178,15 +178,15 @@ def largest_batch(setup: TrainingSetup, most_trials: int, left: Callable[[], flo
 
 
 class UpdateCost(NamedTuple):
-    """What a mask update costs a run, in ms; `total` is what the others, steps of a round, take beyond steps as usual.
+    """Cost of a mask update in ms: the update step and the next one, each minus an ordinary step.
 
     Attributes:
-        total: Of a round of steps from one update to the next, less as many steps as usual.
-        update: The step with the update.
-        capture: The step after it, captured anew in the sparse state, and replayed.
-        usual: Any other.
-        low: Of a fifth of the rounds `total` is below this.
-        high: Of a fifth of them above this. The work is the host's, whose speed is its neighbours' affair too.
+        total: Median of that cost over all rounds; a round is the steps from one update to the next.
+        update: Time of the step with the update.
+        capture: Time of the step after it; in the sparse state it captures new CUDA graphs and replays them.
+        usual: Time of an ordinary step.
+        low: 20 % quantile of the cost over rounds.
+        high: 80 % quantile. The work is on the CPU, so other processes on the machine change it.
     """
 
     total: float
@@ -198,13 +198,13 @@ class UpdateCost(NamedTuple):
 
 
 def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, execution: str) -> UpdateCost:
-    """What a mask update costs as the training loop makes it with CUDA graphs; `swap`, which holds the budget.
+    """Times mask updates of the training loop with CUDA graphs; `swap` growth keeps the number of live blocks.
 
-    The choice; in the sparse state dense gradient and re-packing too, that clipping and optimizer are launched by
-    themselves instead of replayed, and that new graphs are captured. Medians over rounds.
+    The cost includes the choice of blocks. In the sparse state it also includes the dense gradient, the new layout, the
+    capture of new graphs, and launches of clipping and optimizer outside of a graph. Times are medians over rounds.
 
     Args:
-        work: What a step is of.
+        work: Model, batch and dtype of a step.
         sparsity: From the first step on.
         block: Block shape.
         seed: Seed of the weights.
@@ -216,18 +216,18 @@ def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, e
         update_every=UPDATE_EVERY, grow="swap", execution=execution,
     )  # fmt: skip
     sparsifier = Sparsifier(setup.model, setup.optimizer, config)
-    one = OptimizationStep(setup.model, setup.optimizer, setup.loss_of, CLIP, sparsifier, graphs=True)
+    step = OptimizationStep(setup.model, setup.optimizer, setup.loss_of, CLIP, sparsifier, graphs=True)
     batch = setup.inputs, setup.targets
     rounds = []
     for _ in range(UPDATES + 1):
         took = []
         for _ in range(UPDATE_EVERY):
             started = time.perf_counter()
-            one.run(batch)
-            wait(work.device)
+            step.run(batch)
+            synchronize(work.device)
             took.append(1000 * (time.perf_counter() - started))
         rounds.append(took)
-    # The first round compiles kernels and fills the allocator.
+    # The first round compiles kernels and fills the allocator, so it is dropped.
     steps = [statistics.median(took) for took in zip(*rounds[1:], strict=True)]
     usual = statistics.median(steps[2:])
     costs = [max(0.0, sum(took[:2]) - 2 * usual) for took in rounds[1:]]
@@ -235,15 +235,15 @@ def update_cost(work: Workload, sparsity: float, block: BlockShape, seed: int, e
     return UpdateCost(statistics.median(costs), *steps[:2], usual, low, high)
 
 
-def wait(device: torch.device) -> None:
-    """Until the GPU has done all it was told to."""
+def synchronize(device: torch.device) -> None:
+    """Waits until the GPU has finished all launched work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _fits(setup: TrainingSetup, batch: int) -> bool:
     try:
-        setup.take(batch)
+        setup.set_batch(batch)
         setup.step()
     except torch.OutOfMemoryError:
         fits = False
@@ -251,11 +251,11 @@ def _fits(setup: TrainingSetup, batch: int) -> bool:
         fits = True
     setup.clear()
     gc.collect()
-    wait(setup.workload.device)
+    synchronize(setup.workload.device)
     torch.cuda.empty_cache()
     return fits
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of tensors, each counted once."""
+    """Bytes of tensors; each tensor is counted once."""
     return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())

@@ -1,4 +1,4 @@
-"""What the `training_step` suite writes down of a workload: one entry a provider and metric."""
+"""Record entries of the suite `training_step`: one for each provider and metric of a workload."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ DENSE, OURS, MASKED = "dense_compiled", "ours", "masked_dense"
 Entry = dict[str, Any]
 
 
-class StepRows:
+class StepEntries:
     """Collects the entries of one workload.
 
     Args:
-        work: What a step is of.
-        settings: As `training_step.measure`.
-        started: When the point began, on the monotonic clock.
-        meter: Reads bytes.
+        work: Model, batch and dtype of a step.
+        settings: Settings of `training_step.measure`.
+        started: Start of the point on the monotonic clock.
+        meter: Reads the bytes.
 
     Attributes:
         metrics: The entries.
-        parts: By provider, the milliseconds of parts of a step.
-        error: Of the gradients of ours.
+        parts: Milliseconds of the parts of a step, by provider.
+        error: Error of our gradients.
     """
 
     def __init__(self, work: Workload, settings: dict[str, Any], started: float, meter: Meter) -> None:
@@ -36,7 +36,7 @@ class StepRows:
         self.error = 0.0
 
     def add_step(self, name: str, timing: Timing, together: bool) -> None:
-        """Time of a step, what it gets through, and the parts of it that were timed."""
+        """Adds step time, throughput and the parts that were timed."""
         entry = self.entry(name, "step_time", "ms", timing.median, "lower", interleaved=together)
         self.metrics.append(entry | {"low": timing.low, "high": timing.high, "spread": "q20-80", "n": timing.n})
         count, unit = (1, "images/s") if self.work.vision else (self.work.length, "tokens/s")
@@ -48,7 +48,7 @@ class StepRows:
             self.metrics += [self.entry(name, f"time_{key}", "ms", value, "lower") for key, value in parts.items()]
 
     def add_memory(self, name: str, setup: TrainingSetup, before: int) -> None:
-        """Bytes by phase."""
+        """Adds the bytes by phase."""
         memory = memory_of(setup, self.meter, before)
         for key, metric in (
             ("peak", "peak_bytes"), ("parameters", "parameter_bytes"), ("gradients", "gradient_bytes"),
@@ -56,25 +56,25 @@ class StepRows:
         ):  # fmt: skip
             self.metrics.append(self.entry(name, metric, "bytes", float(getattr(memory, key)), "lower"))
 
-    def late(self, name: str, metric: str = "step_time", unit: str = "ms") -> bool:
-        """Whether the time is over; then the provider has an entry that says so, and the point is tried again."""
-        if self.left() > 0:
+    def out_of_time(self, name: str, metric: str = "step_time", unit: str = "ms") -> bool:
+        """Whether the point is out of time; then an unfinished entry is added, and the next run tries it again."""
+        if self.seconds_left() > 0:
             return False
-        cause = "the seconds of this point were over; raise 'seconds'"
-        self.missing(name, cause, metric, unit)
+        cause = "the point ran out of time; raise 'seconds'"
+        self.add_missing(name, cause, metric, unit)
         self.metrics[-1]["unfinished"] = True
         return True
 
-    def left(self) -> float:
-        """Seconds that are left of those of the point."""
+    def seconds_left(self) -> float:
+        """Seconds left for this point."""
         return self.settings["seconds"] - (time.monotonic() - self.started)
 
-    def missing(self, name: str, cause: str, metric: str = "step_time", unit: str = "ms") -> None:
-        """Says why something was not measured."""
+    def add_missing(self, name: str, cause: str, metric: str = "step_time", unit: str = "ms") -> None:
+        """Adds an entry for a value that was not measured, with the cause."""
         self.metrics.append(self.entry(name, metric, unit, None, "lower", cause=cause) | {"status": "not run"})
 
     def entry(self, name: str, metric: str, unit: str, value: float | None, better: str, **facts: Any) -> Entry:
-        """One entry; `facts` go into its setting."""
+        """Makes one entry; `facts` go into its setting."""
         facts = {"mask": self.settings["mask"], "length": self.work.length, "data": self.work.data, **facts}
         if name == OURS:
             facts |= {"fused": self.settings["fused"], "gradient_error": self.error}

@@ -1,4 +1,4 @@
-"""A model in training as the suite `training_step` times it: fresh weights, bf16 autocast, fused AdamW, one batch."""
+"""A model in training for the suite `training_step`: random weights, autocast, fused AdamW, one batch."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from blast.training.loop import make_optimizer
 from blast.training.settings import TrainingSettings
 
 CLIP = 1.0
-# Standard deviation of weights that an architecture leaves at zero; GPT-2's for all of its own.
+# Standard deviation for weights that an architecture initialises to zero; GPT-2 uses it for all of its weights.
 FIRST_SPREAD = 0.02
 
 
 class Workload(NamedTuple):
-    """What a step is of.
+    """Model, batch and dtype of a step.
 
     Attributes:
-        architecture: Whose model.
-        batch: Sequences or images.
-        length: Tokens a sequence; patches and the class token of an image.
-        dtype: Of autocast; master weights, gradients and moments are float32.
-        device: Where.
+        architecture: Name of the architecture.
+        batch: Number of sequences or images.
+        length: Tokens a sequence; for an image its patches and the class token.
+        dtype: Dtype of autocast; master weights, gradients and moments are float32.
+        device: Device of model and batch.
         compiled: Whether blocks and loss are compiled.
     """
 
@@ -50,12 +50,12 @@ class Workload(NamedTuple):
 
     @property
     def vision(self) -> bool:
-        """Whether it is of images."""
+        """Whether the inputs are images."""
         return architectures.get(self.architecture).modality == "vision"
 
     @property
     def data(self) -> str:
-        """What the batch is made of."""
+        """A description of the data in the batch."""
         return PIXELS if self.vision else WORDS
 
     def inputs(self) -> tuple[Tensor, Tensor]:
@@ -69,18 +69,18 @@ class Workload(NamedTuple):
 def workload_of(
     architecture: str, tokens: int, length: int, dtype: str, device: torch.device, compiled: bool
 ) -> Workload:
-    """As many sequences or images as `tokens` carry.
+    """The workload with as many sequences or images as fit into `tokens`.
 
     Args:
-        architecture: Whose model.
-        tokens: About how many tokens a step takes; an image is its patches and one more.
-        length: Tokens a sequence, at most the model's context; images have their own.
-        dtype: Of autocast.
-        device: Where.
+        architecture: Name of the architecture.
+        tokens: Most tokens of a step; an image has one token more than patches.
+        length: Tokens a sequence, cut to the model's context; ignored for images.
+        dtype: Dtype of autocast.
+        device: Device of model and batch.
         compiled: Whether blocks and loss are compiled.
 
     Raises:
-        BlastError: if the tokens are fewer than one sequence.
+        BlastError: if `tokens` is less than one sequence.
     """
     shape = architectures.get(architecture).shape
     if architectures.get(architecture).modality == "vision":
@@ -95,16 +95,16 @@ class TrainingSetup:
     """A model with its optimizer and a batch.
 
     Args:
-        workload: What a step is of.
+        workload: Model, batch and dtype of a step.
         model: In training mode, on its device.
     """
 
     def __init__(self, workload: Workload, model: nn.Module) -> None:
         self.workload, self.model = workload, model
-        # As the training loop makes it; rate and steps do not matter for what is measured.
+        # The same optimizer as in the training loop; learning rate and steps do not affect the time.
         settings = TrainingSettings(steps=1, batch=1, learning_rate=1e-5, clip=CLIP, cuda_graphs=True)
         self.optimizer = make_optimizer(model, settings)
-        self.between: Callable[[], None] | None = None
+        self.before_clipping: Callable[[], None] | None = None
         self.replay: Callable[[], None] | None = None
         self.inputs, self.targets = workload.inputs()
         self._cross_entropy = cross_entropy_of(workload.compiled)
@@ -114,7 +114,7 @@ class TrainingSetup:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained; taken anew each time, as a mask update in the sparse state replaces parameters."""
+        """The trained parameters, read anew each time: a mask update in the sparse state replaces them."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def forward(self) -> Tensor:
@@ -130,12 +130,12 @@ class TrainingSetup:
             return self._token_loss(model, *batch)
 
     def step(self) -> Tensor:
-        """A whole optimisation step, `between` (if any) before clipping; gives the loss."""
+        """Runs a whole optimisation step, with `before_clipping` if set; gives the loss."""
         self.clear()
         loss = self.forward()
         loss.backward()
-        if self.between is not None:
-            self.between()
+        if self.before_clipping is not None:
+            self.before_clipping()
         self.update()
         return loss.detach()
 
@@ -148,16 +148,16 @@ class TrainingSetup:
         """Drops the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def take(self, batch: int) -> None:
-        """Goes on with a batch of another size."""
+    def set_batch(self, batch: int) -> None:
+        """Changes the batch size."""
         self.inputs, self.targets = self.workload._replace(batch=batch).inputs()
 
 
 def fresh_model(workload: Workload, seed: int) -> nn.Module:
-    """The architecture with random weights in float32, made on its device.
+    """The architecture with random float32 weights on the device of the workload.
 
-    No linear layer is all zero, as torchvision's head of a ViT is at first: it would let no gradient through, and all
-    that is compared or timed in the backward pass would be zeros.
+    A linear layer that is all zero gets random weights. torchvision's ViT head starts at zero; then all gradients
+    before it would be zero, and the comparison of gradients would mean nothing.
     """
     torch.manual_seed(seed)
     with torch.device(workload.device):
@@ -171,10 +171,10 @@ def fresh_model(workload: Workload, seed: int) -> nn.Module:
 def random_model_masks(
     model: nn.Module, sparsity: float, block: tuple[int, int], seed: int, kind: str
 ) -> dict[str, Tensor]:
-    """Masks of all MLPs by module name; of one kind of `training_masks`.
+    """Random masks of all MLPs, by module name. `kind` is a kind of `training_masks`.
 
     Raises:
-        BlastError: if masks of that kind do not exist at this sparsity.
+        BlastError: if no masks of that kind exist at this sparsity.
     """
     masks: dict[str, Tensor] = {}
     for mlp in find_mlps(model):
@@ -184,7 +184,7 @@ def random_model_masks(
         made = training_masks(kind, size, False, sparsity, generator)
         if made is None:
             raise BlastError(
-                f"at sparsity {sparsity:g} some hidden blocks of '{mlp.name}' must be dead; take 'uniform'."
+                f"at sparsity {sparsity:g} some hidden blocks of '{mlp.name}' must be dead; set 'mask' to 'uniform'."
             )
         parts: Mapping = {mlp.up.name: made.up, mlp.down.name: made.down}
         masks |= parts if mlp.gate is None else {mlp.gate.name: made.gate, **parts}
@@ -192,13 +192,13 @@ def random_model_masks(
 
 
 def sparse_state(model: nn.Module, masks: Mapping[str, Tensor], fused: bool) -> nn.Module:
-    """The model as it is trained sparse: values of live blocks alone; whole MLPs in one operator if `fused`."""
+    """The model in its sparse state with values of live blocks only. If `fused`, a whole MLP is one operator."""
     blast.to_sparse(model, masks, drop=True)
     return fuse_for_training(model) if fused else model
 
 
 def live_gradients(setup: TrainingSetup, masks: Mapping[str, Tensor]) -> list[Tensor]:
-    """The gradients of the live blocks of each matrix `[nnz, b_out, b_in]`, of a model in its dense or sparse state."""
+    """Gradients of the live blocks of each matrix, `[nnz, b_out, b_in]`; the model may be dense or sparse."""
     setup.clear()
     setup.forward().backward()
     found = []

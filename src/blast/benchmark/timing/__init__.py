@@ -1,1 +1,1 @@
-"""Clocks: interleaved timing, CUDA graphs, the roofline model, the device."""
+"""Interleaved timing, CUDA graphs, the roofline model and the choice of the device."""

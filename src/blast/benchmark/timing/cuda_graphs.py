@@ -1,4 +1,4 @@
-"""Timing on a GPU that can be trusted: CUDA graphs, replayed in turn, medians with quantiles, correct outputs first."""
+"""Reliable timing on a GPU: CUDA graphs replayed in turn, medians with quantiles, and a check of outputs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from blast.benchmark.timing.interleaved import Timing
 from blast.training.determinism import deterministic_algorithms
 
-# Largest ‖out − reference‖ / ‖reference‖ of a whole MLP against float32: each dtype rounds weights' products twice
-# (hidden and output), bfloat16 to 3 digits (measured 3e-3), float16 to 4 (4e-4); float32 sums in another order.
+# Largest ‖out − reference‖ / ‖reference‖ of a whole MLP against float32. Products are rounded twice (hidden and
+# output): bfloat16 to 3 digits (measured 3e-3), float16 to 4 (4e-4). float32 only sums in another order.
 ERROR_BOUND = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.2e-2}
 LEAST_ROUNDS = 5
 
@@ -26,9 +26,9 @@ class Candidate(NamedTuple):
     """A way to run an MLP.
 
     Attributes:
-        call: Runs it with the weight set of that number; returns its output.
+        call: Runs it with the weight set of a number; returns its output.
         sets: How many weight sets there are.
-        graph: Whether it is timed in a CUDA graph; else between events, launches included.
+        graph: Whether it is timed in a CUDA graph; else the time includes its launches.
     """
 
     call: Call
@@ -38,7 +38,7 @@ class Candidate(NamedTuple):
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Within, every fresh buffer starts as NaN, so that an element nobody writes is seen."""
+    """Fills every new buffer with NaN within the body, so that an element that is never written is seen."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -52,21 +52,21 @@ def poisoned_memory() -> Iterator[None]:
 
 @contextmanager
 def plain_memory() -> Iterator[None]:
-    """Within, buffers are not filled: deterministic algorithms fill each of them, and that would be timed."""
+    """Turns off the filling of new buffers within the body: deterministic algorithms fill them, which takes time."""
     with deterministic_algorithms(False):
         yield
 
 
 def error_of(call: Call, expected: Tensor, rows: Tensor, poison: bool = True) -> float:
-    """`‖out − expected‖ / ‖expected‖` on some rows of a run; infinite if any element of the output is NaN.
+    """`‖out − expected‖ / ‖expected‖` on some rows of a run; infinite if an element of the output is NaN.
 
-    Where all that is expected is zero, as of an MLP without a block that anyone reads, only zeros are right.
+    If all expected values are zero, as in an MLP whose hidden blocks are all dead, only zeros are correct.
 
     Args:
         call: Gives `[tokens, hidden]`.
         expected: `[rows, hidden]`, float32.
-        rows: Which tokens `expected` is of.
-        poison: Whether fresh buffers start as NaN; not for compiled code, which would be compiled again for that.
+        rows: The tokens that `expected` is for.
+        poison: Whether new buffers start as NaN. Use False for compiled code, which would be compiled again.
     """
     with poisoned_memory() if poison else nullcontext():
         out = call(0)
@@ -78,18 +78,18 @@ def error_of(call: Call, expected: Tensor, rows: Tensor, poison: bool = True) ->
 
 
 def sampled_rows(tokens: int, most: int, device: torch.device) -> Tensor:
-    """Up to `most` tokens, spread evenly, the first and the last among them."""
+    """Indices of up to `most` tokens, spread evenly from the first to the last."""
     return torch.linspace(0, tokens - 1, min(tokens, most), device=device).round().long()
 
 
 def capture(candidate: Candidate) -> Callable[[], None]:
-    """One round of a candidate through all of its weight sets, as a graph if it can be one."""
+    """Gives one round of a candidate through all of its weight sets, as a CUDA graph unless `graph` is False."""
 
     def through_all() -> None:
         for number in range(candidate.sets):
             candidate.call(number)
 
-    # All of them: a set may call for another variant of a kernel, and none may be compiled during the capture.
+    # Warm up all sets: a set may use another variant of a kernel, and nothing may compile during the capture.
     through_all()
     torch.cuda.synchronize()
     if not candidate.graph:
@@ -101,19 +101,19 @@ def capture(candidate: Candidate) -> Callable[[], None]:
 
 
 def replay_of(play: Callable[[], Any]) -> Callable[[], Any]:
-    """The same work on the GPU as one graph, however long launching it takes; on a processor the call itself."""
+    """The same work as one CUDA graph, so that launches cost no time; without a GPU the call itself."""
     return capture(Candidate(lambda _: play(), 1)) if torch.cuda.is_available() else play
 
 
 def time_in_turn(
     rounds: Mapping[str, tuple[Callable[[], None], int]], repeats: int, seconds: float
 ) -> dict[str, Timing]:
-    """Times rounds in turn (A B C A B C …), so that a drift of clocks hits all alike.
+    """Times rounds in turn (A B C A B C …), so that clock drift affects all of them alike.
 
     Args:
-        rounds: By provider: what `capture` gave, and how many calls it makes.
+        rounds: By provider: the result of `capture`, and how many calls it makes.
         repeats: Most rounds of each.
-        seconds: About how long to go on; at least `LEAST_ROUNDS` rounds are made.
+        seconds: About how long to time; at least `LEAST_ROUNDS` rounds are run.
 
     Returns:
         Milliseconds of one call, by provider.

@@ -1,4 +1,4 @@
-"""The GPU that a suite of training runs on, or the sentence that says there is none."""
+"""The GPU for the suites that time training, or an error if there is none."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def gpu_for(suite: str) -> torch.device:
     """The current GPU.
 
     Args:
-        suite: Which suite asks, for the sentence.
+        suite: Name of the suite, for the error message.
 
     Raises:
-        BlastError: if there is none.
+        BlastError: if there is no GPU.
     """
     if not torch.cuda.is_available():
         raise BlastError(
             f"the suite '{suite}' times training on a GPU and this machine has no CUDA GPU; "
-            "run the point on one with `python -m blast job` and take its records in with `blast import`."
+            "run the point on one with `python -m blast job` and import its records with `blast import`."
         )
     return torch.device("cuda", torch.cuda.current_device())

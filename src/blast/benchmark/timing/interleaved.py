@@ -1,4 +1,4 @@
-"""Timing that can be trusted: warmed up, interleaved, medians with quantiles."""
+"""Reliable timing: warm-up, interleaved calls, medians with quantiles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Timing(NamedTuple):
-    """Milliseconds of one call: median, 20 % and 80 % quantile, and how many calls were timed."""
+    """Milliseconds of one call: median, 20 % and 80 % quantile; `n` calls were timed."""
 
     median: float
     low: float
@@ -36,12 +36,16 @@ def _once(call: Callable[[], object], device: torch.device) -> float:
 def time_interleaved(
     calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int = 3
 ) -> dict[str, Timing]:
-    """Times several ways to do the same thing in turn (A B C A B C …), so that a drift of the machine hits all alike.
+    """Times several calls in turn (A B C A B C …), so that drift of the machine affects all of them alike.
 
     Args:
         calls: What to time, by provider.
-        device: Where it runs.
-        repeats: Timed calls of each, after `warmup` calls that are not counted.
+        device: Device that the calls run on.
+        repeats: Timed calls of each.
+        warmup: Calls of each before that, which are not timed.
+
+    Returns:
+        The timing of one call, by provider.
     """
     for call in calls.values():
         for _ in range(warmup):

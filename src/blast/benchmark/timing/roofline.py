@@ -1,4 +1,4 @@
-"""What an MLP has to move and compute, and how fast a machine could: which bound binds, and what share was reached."""
+"""Roofline model of an MLP: its work, the ceilings of the machine, and the bound that follows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from blast_kernels.mlp_inference.tuned_configs import kernel_config
 from blast.benchmark.inputs.mlp import MlpSize
 from blast.benchmark.inputs.weights import Weights
 
-# Re-reading the L2 cache, bytes a second by compute capability: measured on an H100 through a matrix product's
-# operands. Elsewhere this many times the memory's rate is assumed.
+# Read rate of the L2 cache in bytes a second, by compute capability: measured on an H100 through a matrix product's
+# operands. On other GPUs, `L2_OVER_MEMORY` times the memory rate is assumed.
 L2_RATE = {9: 7.2e12}
 L2_OVER_MEMORY = 2.4
 # Seconds between two dependent kernels of a CUDA graph, measured on an H100.
@@ -20,7 +20,7 @@ LAUNCH = 1.09e-6
 
 
 class Ceilings(NamedTuple):
-    """What a machine reaches: bytes a second from memory and from L2, flops a second, seconds a launch."""
+    """Limits of a machine: bytes a second from memory and from L2, flops a second, seconds a launch."""
 
     memory: float
     l2: float
@@ -29,7 +29,7 @@ class Ceilings(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one call has to do: flops, bytes of memory, bytes from the L2 cache (0: not modelled), kernels."""
+    """Work of one call: flops, bytes from memory, bytes from the L2 cache (0: not modelled), kernel launches."""
 
     flops: float
     bytes: float
@@ -38,14 +38,14 @@ class Work(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """The bound that binds (`memory`, `L2`, `arithmetic` or `launches`) and the milliseconds it allows."""
+    """The limiting resource (`memory`, `L2`, `arithmetic` or `launches`) and its least time in milliseconds."""
 
     name: str
     milliseconds: float
 
 
 def bound_of(work: Work, ceilings: Ceilings) -> Bound:
-    """The largest of the times that memory, cache, arithmetic and launches take at least."""
+    """The longest of the least times for memory, L2 cache, arithmetic and launches."""
     seconds = {
         "memory": work.bytes / ceilings.memory,
         "L2": work.l2 / ceilings.l2,
@@ -57,33 +57,33 @@ def bound_of(work: Work, ceilings: Ceilings) -> Bound:
 
 
 def sparse_work(tokens: int, size: MlpSize, weights: Weights) -> Work:
-    """The work of the fused block-sparse MLP with the tiles that its config chooses.
+    """Work of the fused block-sparse MLP with the tiles of its kernel configs.
 
-    Each of a block's slices is multiplied with each tile of tokens, and both operands come from the L2 cache. Weights
-    in fp8 are a byte each, and four for the scale of a block.
+    Each slice of a block is multiplied with each tile of tokens, and both operands come from the L2 cache. An fp8
+    weight is one byte, and each block has a scale of four bytes.
 
     Args:
         tokens: Rows of the activations.
         size: The MLP.
-        weights: What is live; hidden blocks left out do not count.
+        weights: The weights; hidden blocks that were removed do not count.
     """
-    item, weight_item = torch.empty(0, dtype=size.dtype).element_size(), weights.front.element_size()
-    front_rows = 2 * size.block[0] if weights.gate == "tied" else size.block[0]
-    front_blocks, down_blocks = _blocks(weights.front_records), _blocks(weights.down_records)
+    item, weight_item = torch.empty(0, dtype=size.dtype).element_size(), weights.gate_up.element_size()
+    gate_up_rows = 2 * size.block[0] if weights.gate == "tied" else size.block[0]
+    gate_up_blocks, down_blocks = _blocks(weights.gate_up_row_list), _blocks(weights.down_row_list)
     down_elements = down_blocks * size.down_block[0] * size.down_block[1]
-    weight_elements = front_blocks * front_rows * size.block[1] + down_elements
-    index = 4.0 * (weights.front_records.numel() + weights.down_records.numel())
-    if weights.front_scales is not None:
-        index += 4.0 * (front_blocks + down_blocks)
-    computed = weights.front_records.shape[0] * size.block[0]
-    # The hidden activations are written and read, the outer ones touched once.
+    weight_elements = gate_up_blocks * gate_up_rows * size.block[1] + down_elements
+    index = 4.0 * (weights.gate_up_row_list.numel() + weights.down_row_list.numel())
+    if weights.gate_up_scales is not None:
+        index += 4.0 * (gate_up_blocks + down_blocks)
+    computed = weights.gate_up_row_list.shape[0] * size.block[0]
+    # Hidden activations are written and read; inputs are read once and outputs written once.
     moved = weight_item * weight_elements + item * tokens * (2 * size.hidden + 2 * computed) + index
     l2 = 0.0
     for blocks, gate, count, (b_out, b_in) in (
-        (front_blocks, weights.gate, weights.front_records.shape[0], size.block),
-        (down_blocks, "none", weights.down_records.shape[0], size.down_block),
+        (gate_up_blocks, weights.gate, weights.gate_up_row_list.shape[0], size.block),
+        (down_blocks, "none", weights.down_row_list.shape[0], size.down_block),
     ):
-        config = kernel_config(tokens, count, blocks, b_out, b_in, gate, weights.front.dtype, weights.front.device)
+        config = kernel_config(tokens, count, blocks, b_out, b_in, gate, weights.gate_up.dtype, weights.gate_up.device)
         wide = 2 if gate == "tied" else 1
         programs = -(-tokens // config.tile) * (b_out // config.slice)
         column = item * min(config.tile, tokens) + weight_item * config.slice * wide
@@ -92,7 +92,7 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights) -> Work:
 
 
 def dense_work(tokens: int, size: MlpSize) -> Work:
-    """The work of the dense MLP; the cache traffic of cuBLAS is not known."""
+    """Work of the dense MLP; the L2 traffic of cuBLAS is not modelled."""
     item = torch.empty(0, dtype=size.dtype).element_size()
     matrices = 3 if size.gated else 2
     weight_elements = matrices * size.hidden * size.ffn
@@ -102,7 +102,7 @@ def dense_work(tokens: int, size: MlpSize) -> Work:
 
 @cache
 def measured_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Ceilings of this machine, measured now: a copy of 1 GiB and a large dense product (a second in all)."""
+    """Measures the ceilings of this machine with a copy of 1 GiB and a large dense product (a second in all)."""
     source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
     memory = 2 * source.nbytes / _fastest(lambda: target.copy_(source))
@@ -114,7 +114,7 @@ def measured_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _fastest(call, rounds: int = 20) -> float:
-    """Seconds of the fastest of some calls: a ceiling, not a typical time."""
+    """Seconds of the fastest call, since a ceiling is wanted and not a typical time."""
     taken = []
     for _ in range(rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -126,6 +126,6 @@ def _fastest(call, rounds: int = 20) -> float:
     return min(taken)
 
 
-def _blocks(records: torch.Tensor) -> int:
-    """Blocks that some records name."""
-    return int((records[:, 3] - records[:, 1]).sum()) if records.numel() else 0
+def _blocks(row_list: torch.Tensor) -> int:
+    """How many blocks a row list has."""
+    return int((row_list[:, 3] - row_list[:, 1]).sum()) if row_list.numel() else 0

@@ -1,1 +1,0 @@
-"""What the inference suites share."""
