@@ -43,7 +43,7 @@ def fake_gpu(monkeypatch):
 
     monkeypatch.setattr(kernel_plans, "this_gpu", lambda: (torch.device("cpu"), 10_000))
     monkeypatch.setattr(kernel_plans, "capture", lambda candidate: candidate.call(candidate.sets - 1))
-    monkeypatch.setattr(kernel_plans, "time_rounds", clock)
+    monkeypatch.setattr(kernel_plans, "time_in_turn", clock)
     monkeypatch.setattr(kernel_plans, "compile_all", lambda jobs: dict.fromkeys(jobs))
     monkeypatch.setattr(
         kernel_plans,
@@ -70,7 +70,9 @@ def of(metrics, metric, part=None, tokens=None, **setting):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
-    with pytest.raises(BlastError, match=r"times GPU kernels and this machine has no CUDA GPU; .*blast job") as caught:
+    with pytest.raises(
+        BlastError, match=r"'kernel_plans' needs a GPU and this machine has no CUDA GPU; .*blast job"
+    ) as caught:
         measure("llama-3.2-1b")
     assert "\n" not in str(caught.value)
 

@@ -29,7 +29,9 @@ def fake_gpu(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
-    with pytest.raises(BlastError, match=r"times GPU kernels and this machine has no CUDA GPU; .*blast job") as caught:
+    with pytest.raises(
+        BlastError, match=r"'kernels' needs a GPU and this machine has no CUDA GPU; .*blast job"
+    ) as caught:
         measure("llama-3.2-1b")
     assert "\n" not in str(caught.value)
 

@@ -43,7 +43,7 @@ def measure(architecture="llama-nano", sparsity=0.8, **more):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
-    with pytest.raises(BlastError, match=r"'training_mlp' times training on a GPU and .* no CUDA GPU; .*blast job"):
+    with pytest.raises(BlastError, match=r"'training_mlp' needs a GPU and .* no CUDA GPU; .*blast job"):
         training_mlp.measure("llama-3.2-1b", 0.9, (128, 128), 0, SETTINGS)
 
 

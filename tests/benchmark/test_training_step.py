@@ -23,7 +23,7 @@ def fake_gpu(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
-    with pytest.raises(BlastError, match=r"'training_step' times training on a GPU and .* no CUDA GPU; .*blast job"):
+    with pytest.raises(BlastError, match=r"'training_step' needs a GPU and .* no CUDA GPU; .*blast job"):
         training_step.measure("gpt2", 0.9, (64, 64), 0, SETTINGS)
 
 

@@ -29,8 +29,9 @@ from blast.benchmark.timing.cuda_graphs import (
     error_of,
     plain_memory,
     sampled_rows,
+    time_in_turn,
 )
-from blast.benchmark.timing.cuda_graphs import time_in_turn as time_rounds
+from blast.benchmark.timing.device import gpu_for
 from blast.benchmark.timing.interleaved import Timing
 from blast.errors import BlastError, unknown_name
 
@@ -92,13 +93,13 @@ def measure(
     with torch.inference_mode(), plain_memory():
         spent = 0.0
         for tied in ties:
-            made = products_of(size, sparsity, tied, generator, cache)
+            products = products_of(size, sparsity, tied, generator, cache)
             # The down projection is the same whether gate and up share a mask or not.
-            made = made if tied == ties[0] else made[:1]
-            flags = [None if product.gate == "none" else tied for product in made]
+            products = products if tied == ties[0] else products[:1]
+            flags = [None if product.gate == "none" else tied for product in products]
             requests = [
                 Request(size, product, tokens, settings["dtype"], flag)
-                for product, flag in zip(made, flags, strict=True)
+                for product, flag in zip(products, flags, strict=True)
                 for tokens in settings["tokens"]
             ]
             found = compile_all(job for request in requests for job in _jobs(request).values())
@@ -116,12 +117,7 @@ def this_gpu() -> tuple[torch.device, int]:
     Raises:
         BlastError: if there is no GPU.
     """
-    if not torch.cuda.is_available():
-        raise BlastError(
-            "the suite 'kernel_plans' times GPU kernels and this machine has no CUDA GPU; "
-            "run the point on one with `python -m blast job` and import its records with `blast import`."
-        )
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = gpu_for("kernel_plans")
     return device, torch.cuda.get_device_properties(device).L2_cache_size
 
 
@@ -165,11 +161,11 @@ def _measure_product(
         if found[job] is not None:
             tried[config] = Outcome(cause=found[job])
             continue
-        tried[config], play = _prepared(config, product, x, y, expected, rows, ERROR_BOUND[settings["dtype"]])
-        if play is not None:
-            rounds[str(tuple(config))] = config, (play, len(product.sets))
+        tried[config], run_round = _prepared(config, product, x, y, expected, rows, ERROR_BOUND[settings["dtype"]])
+        if run_round is not None:
+            rounds[str(tuple(config))] = config, (run_round, len(product.sets))
     share = max(0.2, min(SHARE, left))
-    timings = time_rounds({name: play for name, (_, play) in rounds.items()}, settings["repeats"], share)
+    timings = time_in_turn({name: run_round for name, (_, run_round) in rounds.items()}, settings["repeats"], share)
     for name, timing in timings.items():
         config = rounds[name][0]
         tried[config] = tried[config]._replace(timing=timing)
@@ -196,8 +192,8 @@ def _prepared(
     except Exception as fault:  # a config may fail in any way
         try:
             torch.cuda.synchronize() if y.is_cuda else None
-        except Exception as lost:
-            raise BlastError(f"{config} left the GPU unusable: {first_line(lost)}.") from lost
+        except Exception as gpu_fault:
+            raise BlastError(f"{config} left the GPU unusable: {first_line(gpu_fault)}.") from gpu_fault
         return Outcome(cause=first_line(fault)), None
 
 

@@ -19,6 +19,7 @@ from blast.benchmark.providers.entries import Request, latency_entry, missing_en
 from blast.benchmark.providers.mlp_inference import Case, Machine, Provider, dense_providers, first_line, our_providers
 from blast.benchmark.providers.peers import peer_providers
 from blast.benchmark.timing.cuda_graphs import ERROR_BOUND, capture, plain_memory, time_in_turn
+from blast.benchmark.timing.device import gpu_for
 from blast.benchmark.timing.roofline import measured_ceilings
 from blast.errors import BlastError, unknown_name
 
@@ -84,12 +85,7 @@ def this_machine(dtype: torch.dtype) -> Machine:
     Raises:
         BlastError: if there is no GPU.
     """
-    if not torch.cuda.is_available():
-        raise BlastError(
-            "the suite 'kernels' times GPU kernels and this machine has no CUDA GPU; "
-            "run the point on one with `python -m blast job` and import its records with `blast import`."
-        )
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = gpu_for("kernels")
     properties = torch.cuda.get_device_properties(device)
     with torch.inference_mode(), plain_memory():
         ceilings = measured_ceilings(device, dtype)
@@ -103,28 +99,28 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
         cause = "the point ran out of time; raise 'seconds' or split the point"
         return [missing_entry(request, "ours", cause) | {"unfinished": True}]
     fp8 = settings["fp8"] and tokens <= settings["fp8_tokens"]
-    made = our_providers(case, tokens, settings["masks"], settings["tied"], fp8)
-    made += dense_providers(case, tokens, settings["compiled"])
-    made += peer_providers(case, tokens, settings["peers"], settings["tuning_seconds"])
-    rounds, runnable, lost = {}, {}, []
-    for provider in made:
+    providers = our_providers(case, tokens, settings["masks"], settings["tied"], fp8)
+    providers += dense_providers(case, tokens, settings["compiled"])
+    providers += peer_providers(case, tokens, settings["peers"], settings["tuning_seconds"])
+    rounds, runnable, missing = {}, {}, []
+    for provider in providers:
         name = provider.key
         if provider.cause is None:
             provider = _checked(provider, settings["dtype"])
         if provider.cause is None:
-            provider, play = _captured(provider)
-            if play is not None:
-                rounds[name], runnable[name] = (play, provider.candidate.sets), provider
+            provider, run_round = _captured(provider)
+            if run_round is not None:
+                rounds[name], runnable[name] = (run_round, provider.candidate.sets), provider
         if provider.cause is not None:
             if provider.name.startswith("ours") and provider.status == "failed":
                 raise BlastError(f"{provider.name} at {tokens} tokens: {provider.cause}.")
-            lost.append(missing_entry(request, provider.name, provider.cause, provider.status, provider))
+            missing.append(missing_entry(request, provider.name, provider.cause, provider.status, provider))
     share = max(0.2, min(2.0, 0.5 * left / len(settings["tokens"])))
     timings = time_in_turn(rounds, settings["repeats"], share)
     entries = [latency_entry(request, runnable[name], timing) for name, timing in timings.items()]
     for name, timing in timings.items():
         entries += work_entries(request, runnable[name], timing)
-    return entries + lost
+    return entries + missing
 
 
 def _captured(provider: Provider) -> tuple[Provider, Callable[[], None] | None]:

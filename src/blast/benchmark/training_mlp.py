@@ -79,20 +79,20 @@ def _measure_tokens(case: Case, tokens: int, left: float, settings: dict[str, An
     if left <= 0:
         cause = "the point ran out of time; raise 'seconds' or split the point"
         return [missing_entry(request, "ours", cause) | {"unfinished": True}]
-    rounds, runnable, lost = {}, {}, []
+    rounds, runnable, missing = {}, {}, []
     for provider in _providers(case, tokens, settings):
         provider = _checked(provider, settings["dtype"])
         if provider.cause is None:
-            provider, play = _captured(provider)
-            if play is not None:
-                rounds[provider.key], runnable[provider.key] = (play, 1), provider
+            provider, run_round = _captured(provider)
+            if run_round is not None:
+                rounds[provider.key], runnable[provider.key] = (run_round, 1), provider
         if provider.cause is not None:
             if provider.name == "ours" and provider.status == "failed":
                 raise BlastError(f"{provider.name} at {tokens} tokens: {provider.cause}.")
-            lost.append(missing_entry(request, provider.name, provider.cause, provider.status, provider))
+            missing.append(missing_entry(request, provider.name, provider.cause, provider.status, provider))
     share = max(0.5, min(4.0, 0.5 * left / len(settings["tokens"])))
     timings = time_in_turn(rounds, settings["repeats"], share)
-    return [latency_entry(request, runnable[name], timing) for name, timing in timings.items()] + lost
+    return [latency_entry(request, runnable[name], timing) for name, timing in timings.items()] + missing
 
 
 def _providers(case: Case, tokens: int, settings: dict[str, Any]) -> list[Provider]:
@@ -100,22 +100,24 @@ def _providers(case: Case, tokens: int, settings: dict[str, Any]) -> list[Provid
     size, generator = case.size, torch.Generator(case.device).manual_seed(10_000 * case.seed + tokens)
     shape = (tokens, size.hidden)
     x, grad = (torch.randn(shape, generator=generator, device=case.device).to(size.dtype) for _ in range(2))
-    task, made, for_peers = Task(size, x, grad), [], []
+    task, providers, for_peers = Task(size, x, grad), [], []
     for kind in settings["masks"]:
         for tied in sorted({tied and size.gated for tied in settings["tied"]}):
             masks = training_masks(kind, size, tied, case.sparsity, generator)
             if masks is None:
                 flag = tied if size.gated else None
                 cause = "at this sparsity there are fewer live blocks than hidden blocks, so that some are dead"
-                made.append(Provider("ours", f"ours {kind} {tied}", tied=flag, setting={"mask": kind}).without(cause))
+                providers.append(
+                    Provider("ours", f"ours {kind} {tied}", tied=flag, setting={"mask": kind}).without(cause)
+                )
                 continue
             weights = sparse_weights(size, masks, tied, generator)
             expected = expected_step(task, weights)
             facts = {"mask": kind, "live_hidden": round(live_share(masks), 6)}
-            made.append(our_provider(task, weights, expected, facts))
+            providers.append(our_provider(task, weights, expected, facts))
             if kind == "uniform" and not tied:
                 for_peers = [stk_provider(task, weights, expected) for _ in settings["peers"]]
-    return made + dense_providers(task, generator, settings["compiled"]) + for_peers
+    return providers + dense_providers(task, generator, settings["compiled"]) + for_peers
 
 
 def _captured(provider: Provider) -> tuple[Provider, Any]:

@@ -121,9 +121,9 @@ class StepRun(StepEntries):
             self.meter.restart()
             setup = self._make(name)
             setup.step()
-            found, whole = largest_batch(setup, BATCH_TRIALS, self.seconds_left)
+            found, finished = largest_batch(setup, BATCH_TRIALS, self.seconds_left)
             unit = "images" if self.work.vision else "sequences"
-            entry = self.entry(name, "largest_batch", unit, float(found), "higher", searched=whole)
+            entry = self.entry(name, "largest_batch", unit, float(found), "higher", searched=finished)
             self.metrics.append(entry | {"batch": found, "tokens": found * self.work.length})
             del setup
         return self.metrics
@@ -173,7 +173,7 @@ class StepRun(StepEntries):
         self.add_memory(name, setup, before)
         if self.settings["parts"]:
             calls = part_calls(setup)
-            rounds = {key: (replay_of(play), 1) for key, (play, _) in calls.items()}
+            rounds = {key: (replay_of(call), 1) for key, (call, _) in calls.items()}
             timings = time_in_turn(rounds, 20, 1.0)
             self.parts[name] = {key: timing.median * calls[key][1] for key, timing in timings.items()}
             del rounds, calls

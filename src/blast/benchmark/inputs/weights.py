@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from blast.benchmark.inputs.mlp import MlpMasks, MlpSize
 
-# All sets together are at least this many times as large as the cache; there are at most so many sets.
+# All sets together are at least `PAST_CACHE` times as large as the cache, but there are at most `MOST_SETS`.
 PAST_CACHE = 3
 MOST_SETS = 512
 
@@ -138,7 +138,7 @@ def from_fp8(weights: Weights) -> Weights:
     )  # fmt: skip
 
 
-def elsewhere(weights: Weights) -> Weights:
+def copied(weights: Weights) -> Weights:
     """The same weights copied to other memory, so that the cache does not hold them."""
     return weights._replace(
         gate_up=weights.gate_up.clone(), gate_up_row_list=weights.gate_up_row_list.clone(),

@@ -114,11 +114,11 @@ def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Gen
         sparse_weights(size, random_masks(*arguments, size.block, generator, size.down_block), tied, generator)
         for _ in range(MASKS)
     ]
-    first, made = drawn[0], []
+    first, products = drawn[0], []
     for part in ("front", "down"):
         is_gate_up = part == "front"
         sets = [(w.gate_up, w.gate_up_row_list) if is_gate_up else (w.down, w.down_row_list) for w in drawn]
-        made.append(
+        products.append(
             Product(
                 part,
                 first.gate if is_gate_up else "none",
@@ -130,7 +130,7 @@ def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Gen
                 size.ffn if is_gate_up else size.hidden,
             )
         )
-    return made
+    return products
 
 
 def _rotated(sets: list[tuple[Tensor, Tensor]], cache: int) -> list[tuple[Tensor, Tensor]]:

@@ -16,9 +16,9 @@ from blast.benchmark.inputs.masks import random_masks, trained_masks
 from blast.benchmark.inputs.mlp import MlpMasks, MlpSize
 from blast.benchmark.inputs.weights import (
     Weights,
+    copied,
     dense_mlp,
     dense_weights,
-    elsewhere,
     expected_output,
     from_fp8,
     in_fp8,
@@ -118,7 +118,7 @@ class Case:
             made = [in_fp8(weights) for weights in self.sparse(kind, tied)]
             size = made[0].gate_up.nbytes + made[0].down.nbytes
             more = sets_needed(size, self.machine.l2_bytes) - len(made)
-            copies = [elsewhere(made[number % len(made)]) for number in range(more)]
+            copies = [copied(made[number % len(made)]) for number in range(more)]
             self._fp8[kind, tied] = made + copies
         return self._fp8[kind, tied]
 
@@ -161,7 +161,7 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
     These are `ours`; `ours_skipped` if hidden blocks are dead; `ours_fp8` if `fp8` is set; and `ours_dense_fallback` if
     the break-even table chooses dense.
     """
-    x, made = case.input(tokens), []
+    x, providers = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
     for kind in kinds:
         for tied in sorted({tied and case.size.gated for tied in ties}):
@@ -172,7 +172,7 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
             if not weights:
                 folder = case.masks_folder
                 cause = f"there are no masks of a trained {case.architecture} of this sparsity and block in {folder}"
-                made.append(Provider("ours", key, tied=flag, setting=facts).without(cause))
+                providers.append(Provider("ours", key, tied=flag, setting=facts).without(cause))
                 continue
             if kind == "trained":
                 facts |= case.trained_facts
@@ -186,19 +186,19 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
                 check = check_of(call, expected, rows)
                 return Provider(name, f"{name} {key}", Candidate(call, len(sets)), check, work, flag, facts)
 
-            made.append(provider("ours", weights, facts))
+            providers.append(provider("ours", weights, facts))
             smaller, dead = case.skipped(kind, tied)
             if dead > 0:
-                made.append(provider("ours_skipped", smaller, facts | {"dead_hidden": round(dead, 6)}))
+                providers.append(provider("ours_skipped", smaller, facts | {"dead_hidden": round(dead, 6)}))
             if fp8:
-                made.append(_fp8_provider(case, x, rows, (kind, tied), expected, facts))
+                providers.append(_fp8_provider(case, x, rows, (kind, tied), expected, facts))
             gpu = gpu_name(case.machine.device)
             ranges = dense_ranges(
                 case.sparsity, case.size.block, weights[0].gate, (case.size.ffn, case.size.hidden), case.size.dtype, gpu
             )
             if dense_wins(tokens, ranges):
-                made.append(_fallback(case, x, rows, weights, expected, key, flag, facts))
-    return made
+                providers.append(_fallback(case, x, rows, weights, expected, key, flag, facts))
+    return providers
 
 
 def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
@@ -211,7 +211,7 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
         # Without a reset, torch.compile falls back to eager after eight shapes.
         torch.compiler.reset()
         ways["dense_compiled"] = torch.compile(dense_mlp, dynamic=False, fullgraph=True)
-    made = []
+    providers = []
     for name, function in ways.items():
 
         def call(number: int, function=function) -> Tensor:
@@ -219,8 +219,8 @@ def dense_providers(case: Case, tokens: int, compiled: bool) -> list[Provider]:
 
         rows = torch.arange(tokens, device=x.device)
         check = check_of(call, reference.float(), rows, poison=False) if name == "dense_compiled" else None
-        made.append(Provider(name, name, Candidate(call, len(sets)), check, work))
-    return made
+        providers.append(Provider(name, name, Candidate(call, len(sets)), check, work))
+    return providers
 
 
 def first_line(fault: BaseException) -> str:

@@ -70,7 +70,7 @@ def dense_providers(task: Task, generator: torch.Generator, compiled: bool) -> l
 
         return step
 
-    made = [Provider("dense_eager", "dense_eager", Candidate(stepping(dense_mlp), 1))]
+    providers = [Provider("dense_eager", "dense_eager", Candidate(stepping(dense_mlp), 1))]
     if compiled:
         # Without a reset, torch.compile falls back to eager after eight shapes.
         torch.compiler.reset()
@@ -78,10 +78,10 @@ def dense_providers(task: Task, generator: torch.Generator, compiled: bool) -> l
 
         def check() -> float:
             # Compiled code does not run on poisoned memory, since that would compile it again.
-            return worst_error(step(0), made[0].candidate.call(0))
+            return worst_error(step(0), providers[0].candidate.call(0))
 
-        made.append(Provider("dense_compiled", "dense_compiled", Candidate(step, 1), check))
-    return made
+        providers.append(Provider("dense_compiled", "dense_compiled", Candidate(step, 1), check))
+    return providers
 
 
 def stk_provider(task: Task, weights: Weights, expected: list[Tensor]) -> Provider:

@@ -294,7 +294,7 @@ def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) ->
     """The requested peers, on uniform masks with separate gate and up; those that cannot run have the cause."""
     # `activate` is compiled. Without a reset, torch.compile falls back to eager after eight shapes.
     torch.compiler.reset()
-    x, made = case.input(tokens), []
+    x, providers = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
     for name in names:
         kind = peer_of(name)
@@ -302,7 +302,7 @@ def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) ->
         provider = Provider(name, name, tied=False if case.size.gated else None, setting=facts, peer=True)
         cause = kind.refusal(case.size)
         if cause is not None:
-            made.append(provider.without(cause))
+            providers.append(provider.without(cause))
             continue
         weights = case.sparse("uniform", False)
         try:
@@ -311,11 +311,13 @@ def peer_providers(case: Case, tokens: int, names: list[str], seconds: float) ->
         except torch.OutOfMemoryError:
             raise
         except Exception as fault:  # a peer may raise anything
-            made.append(provider.without(first_line(fault), "failed"))
+            providers.append(provider.without(first_line(fault), "failed"))
             continue
         if peer.tuned is not None:
             facts = facts | {"tuned": peer.tuned}
         expected = expected_output(x[rows], weights[0], case.size.activation)
         candidate = Candidate(mlp.run, len(weights))
-        made.append(provider._replace(candidate=candidate, check=check_of(mlp.output, expected, rows), setting=facts))
-    return made
+        providers.append(
+            provider._replace(candidate=candidate, check=check_of(mlp.output, expected, rows), setting=facts)
+        )
+    return providers

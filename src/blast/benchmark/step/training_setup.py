@@ -181,13 +181,13 @@ def random_model_masks(
         ffn, hidden = mlp.up.shape
         size = MlpSize(hidden, ffn, mlp.gate is not None, "none", False, block, torch.float32)
         generator = torch.Generator(mlp.up.weight.device).manual_seed(1000 * seed + len(masks))
-        made = training_masks(kind, size, False, sparsity, generator)
-        if made is None:
+        drawn = training_masks(kind, size, False, sparsity, generator)
+        if drawn is None:
             raise BlastError(
                 f"at sparsity {sparsity:g} some hidden blocks of '{mlp.name}' must be dead; set 'mask' to 'uniform'."
             )
-        parts: Mapping = {mlp.up.name: made.up, mlp.down.name: made.down}
-        masks |= parts if mlp.gate is None else {mlp.gate.name: made.gate, **parts}
+        parts: Mapping = {mlp.up.name: drawn.up, mlp.down.name: drawn.down}
+        masks |= parts if mlp.gate is None else {mlp.gate.name: drawn.gate, **parts}
     return masks
 
 

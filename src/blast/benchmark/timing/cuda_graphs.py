@@ -100,9 +100,9 @@ def capture(candidate: Candidate) -> Callable[[], None]:
     return graph.replay
 
 
-def replay_of(play: Callable[[], Any]) -> Callable[[], Any]:
+def replay_of(call: Callable[[], Any]) -> Callable[[], Any]:
     """The same work as one CUDA graph, so that launches cost no time; without a GPU the call itself."""
-    return capture(Candidate(lambda _: play(), 1)) if torch.cuda.is_available() else play
+    return capture(Candidate(lambda _: call(), 1)) if torch.cuda.is_available() else call
 
 
 def time_in_turn(
@@ -118,20 +118,20 @@ def time_in_turn(
     Returns:
         Milliseconds of one call, by provider.
     """
-    for play, _ in rounds.values():
-        play()
+    for run_round, _ in rounds.values():
+        run_round()
     torch.cuda.synchronize()
     clock = time.perf_counter()
-    for play, _ in rounds.values():
-        play()
+    for run_round, _ in rounds.values():
+        run_round()
     torch.cuda.synchronize()
     wanted = int(max(LEAST_ROUNDS, min(repeats, seconds / max(1e-6, time.perf_counter() - clock))))
     events: dict[str, list] = {name: [] for name in rounds}
     for _ in range(wanted):
-        for name, (play, _) in rounds.items():
+        for name, (run_round, _) in rounds.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            play()
+            run_round()
             end.record()
             events[name].append((start, end))
     torch.cuda.synchronize()

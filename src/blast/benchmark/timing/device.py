@@ -1,4 +1,4 @@
-"""The GPU for the suites that time training, or an error if there is none."""
+"""The GPU of the suites that need one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def gpu_for(suite: str) -> torch.device:
     """
     if not torch.cuda.is_available():
         raise BlastError(
-            f"the suite '{suite}' times training on a GPU and this machine has no CUDA GPU; "
+            f"the suite '{suite}' needs a GPU and this machine has no CUDA GPU; "
             "run the point on one with `python -m blast job` and import its records with `blast import`."
         )
     return torch.device("cuda", torch.cuda.current_device())
