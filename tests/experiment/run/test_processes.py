@@ -53,8 +53,8 @@ def _alive(pid: int) -> bool:
 
 def test_two_processes_give_the_result_of_one_except_for_rounding(tmp_path):
     folder = GridFolder(tmp_path)
-    # DDP, and masked-dense with averaged gradients, differ by a line; tests/unit/test_training_parallel.py has them.
-    points = [short("one", 1), short("two", 2, execution="sparse"), short("two, in parts", 2, "fully_shard")]
+    # DDP, and masked-dense with averaged gradients, differ by a line; tests/training/test_parallel.py has them.
+    points = [short("one", 1), short("two", 2, execution="sparse"), short("two-in-parts", 2, "fully_shard")]
     assert run_points(points, folder, tmp_path / "log", total=3) == 0
     one, *others = (read_record(folder.record(p.id))["result"] for p in points)
     for two in others:
