@@ -38,14 +38,14 @@ def check_product(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: T
 
 
 def check_row_lists(
-    x: Tensor, values: Tensor, records: Tensor, out_features: int, b_out: int, scales: Tensor | None = None
+    x: Tensor, values: Tensor, row_list: Tensor, out_features: int, b_out: int, scales: Tensor | None = None
 ) -> None:
     """Checks the operands of a product that is described by row lists.
 
     Args:
         x: Activations `[…, in]`.
         values: Live blocks.
-        records: The row lists, int32 `[rows, width]`.
+        row_list: int32 `[entries, width]`.
         out_features: Columns of the result.
         b_out: Rows of a block of the weights.
         scales: float32 `[nnz]` if the values are fp8, else None.
@@ -54,17 +54,17 @@ def check_row_lists(
         ValueError: if an operand does not fit; one sentence with what was found.
     """
     _check_values(x, values, scales)
-    if records.dtype != torch.int32 or records.dim() != 2 or not records.is_contiguous():
+    if row_list.dtype != torch.int32 or row_list.dim() != 2 or not row_list.is_contiguous():
         raise ValueError(
-            f"records must be a contiguous int32 matrix made by blast_kernels.mlp_inference.row_lists, "
-            f"not {records.dtype} {list(records.shape)}"
+            f"row_list must be a contiguous int32 matrix made by blast_kernels.mlp_inference.row_lists, "
+            f"not {row_list.dtype} {list(row_list.shape)}"
         )
-    if records.device != values.device:
-        raise ValueError(f"records are on {records.device} and values are on {values.device}; move one of them")
+    if row_list.device != values.device:
+        raise ValueError(f"row_list is on {row_list.device} and values are on {values.device}; move one of them")
     if x.dim() == 0 or x.shape[-1] % values.shape[2]:
         raise ValueError(f"x is {list(x.shape)}, but its last dimension must be a multiple of {values.shape[2]}")
-    if out_features % b_out or records.shape[0] * b_out > out_features:
-        raise ValueError(f"{records.shape[0]} records of {b_out} rows do not fit {out_features} output features")
+    if out_features % b_out or row_list.shape[0] * b_out > out_features:
+        raise ValueError(f"{row_list.shape[0]} entries of {b_out} rows do not fit {out_features} output features")
 
 
 def _check_values(x: Tensor, values: Tensor, scales: Tensor | None = None) -> None:

@@ -85,7 +85,7 @@ def shared_memory(config: KernelConfig, gate: str, x_item: int = 2, w_item: int 
 
 def heuristic_config(
     tokens: int,
-    records: int,
+    row_count: int,
     b_out: int,
     b_in: int,
     gate: str,
@@ -99,13 +99,13 @@ def heuristic_config(
 
     Args:
         tokens: Rows of the activations.
-        records: Number of row lists: block rows that are computed.
+        row_count: Number of row lists: block rows that are computed.
         b_out: Rows of a block.
         b_in: Columns of a block.
         gate: One of `GATES`.
         wide_float: Whether the operands are float32 (IEEE dots: no tensor cores).
         has_tma: Whether the device has a tensor memory accelerator (compute capability 9).
-        row_blocks: Mean number of blocks of a row: stored blocks divided by `records`.
+        row_blocks: Mean number of blocks of a row: stored blocks divided by `row_count`.
         float8: Whether the weights are float8.
         has_gluon: Whether kernels written in Gluon can run; Triton's interpreter cannot run them.
 
@@ -120,22 +120,22 @@ def heuristic_config(
     few = tokens <= 16 or (tokens <= 32 and not weights_first)
     bytewise = float8 and min(b_out, b_in) >= 32
     if (few and not bytewise) or not has_tma or max(b_out, b_in) < 32:
-        return _streamed(tokens, records, b_out, b_in, gate, row_blocks, has_tma)
-    programs = records * (b_out // half)
+        return _streamed(tokens, row_count, b_out, b_in, gate, row_blocks, has_tma)
+    programs = row_count * (b_out // half)
     if bytewise and tokens <= 64:
-        return _float8(tokens, records, b_out, b_in, gate)
+        return _float8(tokens, row_count, b_out, b_in, gate)
     if tokens <= 32:
         # With a shared mask, packed weights have twice the rows. A step of 64 columns keeps the pipeline deep.
         return KernelConfig("tiles", 32, half, min(64 if gate == "tied" else 128, b_in), 4, 4)
     if tokens <= 256:
         return _middling(tokens, programs, half, b_in, gate, weights_first, row_blocks * b_in)
     k = min(64, b_in)
-    many_tiles = records * -(-tokens // PERSISTENT_TOKENS) >= MANY_TILES * MULTIPROCESSORS
+    many_tiles = row_count * -(-tokens // PERSISTENT_TOKENS) >= MANY_TILES * MULTIPROCESSORS
     if many_tiles and has_gluon and not float8 and _fills_persistent(b_out, b_in, gate, row_blocks):
         held = gate == "untied" and b_out == 128
         rows = half if gate == "tied" else b_out
         # Few rows mean a narrow model (1B): more tiles of its activations stay in the cache.
-        group = 2 if b_out < 128 else 8 if records <= 64 else 4
+        group = 2 if b_out < 128 else 8 if row_count <= 64 else 4
         return KernelConfig("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
     if b_out == 32 and row_blocks * b_in >= WIDE_ROW:
         # 405B: up to 2.5 times as fast as tiles of 128 tokens with eight side by side.
@@ -148,11 +148,11 @@ def heuristic_config(
     if b_out < 128:
         return KernelConfig("tiles", 128, b_out, k, 3, 4, False, 8)
     # A tile of few blocks is mostly start and end. Smaller tiles, three a multiprocessor, hide these from each other.
-    if (gate == "untied" and row_blocks < 5) or records <= 16:
+    if (gate == "untied" and row_blocks < 5) or row_count <= 16:
         return KernelConfig("tiles", 128, 64, k, 3, 4, False, 16)
     if gate == "untied":
         return KernelConfig("tiles", 128, 128, k, 3, 4, True, 8)
-    return KernelConfig("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if records <= 32 else 4)
+    return KernelConfig("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if row_count <= 32 else 4)
 
 
 def _fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bool:
@@ -163,14 +163,14 @@ def _fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bo
 
 
 def _streamed(
-    tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool
+    tokens: int, row_count: int, b_out: int, b_in: int, gate: str, row_blocks: float, has_tma: bool
 ) -> KernelConfig:
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
-    wide = gate == "none" and min(b_out, b_in) == 128 and records >= 100 and row_blocks >= 16
+    wide = gate == "none" and min(b_out, b_in) == 128 and row_count >= 100 and row_blocks >= 16
     if tile == 16 and has_tma and wide:
         # The tensor memory accelerator loads very wide activations faster (405B: 37 µs, not 46).
         return KernelConfig("tiles", 16, 64, 128, 3, 4)
-    halves = records * max(1, b_out // 64)
+    halves = row_count * max(1, b_out // 64)
     narrow = gate == "tied" or (gate == "untied" and halves < MULTIPROCESSORS)
     rows = min(32 if narrow else 64, b_out)
     if not has_tma or b_in < 32:
@@ -178,19 +178,19 @@ def _streamed(
     # If rows are few and long, four programs share each.
     least = min(32 if b_in < 128 else 64, b_out)
     long = row_blocks * b_in >= LONG_ROW * (1 if b_in < 128 else 2)
-    if gate == "none" and long and records * b_out <= 32 * MULTIPROCESSORS:
+    if gate == "none" and long and row_count * b_out <= 32 * MULTIPROCESSORS:
         return KernelConfig("stream", tile, least, b_in, 4, 4, split=4)
     # A step takes several blocks of 32 columns, or one larger block.
     return KernelConfig("stream", tile, rows, 128 if b_in == 32 else b_in, 4 if b_in == 128 else 6, 4)
 
 
-def _float8(tokens: int, records: int, b_out: int, b_in: int, gate: str) -> KernelConfig:
+def _float8(tokens: int, row_count: int, b_out: int, b_in: int, gate: str) -> KernelConfig:
     """Slices of 32 rows: mma reads the bytes as stored, wgmma needs them rearranged (1B: 10 µs, not 20)."""
     if tokens > 32 and gate != "none" and b_out >= 64:
         return KernelConfig("tiles", 64, 64, min(128, b_in), 3, 4)
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     # Many programs hide the rearranging, and larger ones load faster.
-    large = gate != "none" and records * (b_out // 32) >= 8 * MULTIPROCESSORS
+    large = gate != "none" and row_count * (b_out // 32) >= 8 * MULTIPROCESSORS
     return KernelConfig("stream", tile, min(64 if large else 32, b_out), max(128, b_in), 3, 4)
 
 

@@ -31,7 +31,7 @@ class Chain(NamedTuple):
     Attributes:
         leads: Lets the next kernel start before this one ends (that one must be launched with `waits`).
         waits: Whether it is launched before the kernel before it has ended, and when it waits for that: `never`, it is
-            not; `first`, before it reads anything; `late`, before it reads `x`: weights and records have to be older.
+            not; `first`, before it reads anything; `late`, before it reads `x`: weights and row list must be older.
         counters: int32, `counters_needed(…)` zeros, if the config splits block lists. `product` makes them
             if they are left out, which costs a launch.
         clears: Counters of a kernel that comes later, zeroed by this one.
@@ -44,31 +44,31 @@ class Chain(NamedTuple):
 
 
 def supports(values: Tensor, gate: str) -> bool:
-    """Whether the kernels take this dtype and block shape; the twin takes all."""
+    """Whether the kernels take this dtype and block shape; the reference takes all."""
     b_out = _rows_of_a_block(values, gate)
     sides_fit = b_out in BLOCK_SIDES and values.shape[2] in BLOCK_SIDES
     return sides_fit and values.dtype in (*FLOATS, torch.float8_e4m3fn)
 
 
-def choose(x: Tensor, values: Tensor, records: Tensor, gate: str) -> KernelConfig:
+def choose(x: Tensor, values: Tensor, row_list: Tensor, gate: str) -> KernelConfig:
     """The config for a product of this shape on this device."""
     b_out, b_in = _rows_of_a_block(values, gate), values.shape[2]
     if values.shape[0] == 0:
         # A descriptor cannot describe nothing; what is left to do is the epilogue.
-        return heuristic_config(1, records.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
+        return heuristic_config(1, row_list.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
     blocks = values.shape[0]
-    return kernel_config(x.shape[0], records.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
+    return kernel_config(x.shape[0], row_list.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
 
 
-def counters_needed(config: KernelConfig, tokens: int, records: int, b_out: int) -> int:
+def counters_needed(config: KernelConfig, tokens: int, rows: int, b_out: int) -> int:
     """How many counters a split product wants; none without a split."""
-    return 0 if config.split == 1 else records * (b_out // config.slice) * triton.cdiv(tokens, config.tile)
+    return 0 if config.split == 1 else rows * (b_out // config.slice) * triton.cdiv(tokens, config.tile)
 
 
 def product(
     x: Tensor,
     values: Tensor,
-    records: Tensor,
+    row_list: Tensor,
     bias: Tensor | None,
     y: Tensor,
     activation: str,
@@ -77,14 +77,14 @@ def product(
     scales: Tensor | None = None,
     chain: Chain = Chain(),  # noqa: B008  (never written to)
 ) -> None:
-    """Writes the block rows that have a record into `y`; arguments as `reference.product`, contiguous.
+    """Writes the block rows that have an entry into `y`; arguments as `reference.product`, contiguous.
 
     Args:
         x: `[tokens, in]`.
         values: `[nnz, b_out, b_in]`, or `[nnz, 2 · b_out, b_in]` if `gate` is `tied`.
-        records: See `records`.
+        row_list: See `row_lists`.
         bias: `[out]` or None; None with a gate.
-        y: `[tokens, out]`, written at the block rows that have a record, all else left as it is.
+        y: `[tokens, out]`, written at the block rows that have an entry, all else left as it is.
         activation: `none`, `silu`, `gelu` or `gelu_tanh`.
         gate: `none`, `untied` or `tied`.
         config: How to run it; chosen by shape if left out.
@@ -94,21 +94,21 @@ def product(
     Raises:
         ValueError: if the config wants more shared memory or registers than the device has.
     """
-    if x.shape[0] == 0 or records.shape[0] == 0:
+    if x.shape[0] == 0 or row_list.shape[0] == 0:
         return
     if INTERPRETED and x.dtype == torch.bfloat16:
         # The interpreter multiplies the raw bits of bfloat16.
         wide = None if bias is None else bias.float()
         out = y.float()
         blocks = values.float() if scales is None else values.float() * scales[:, None, None]
-        product(x.float(), blocks, records, wide, out, activation, gate, config, None, chain)
+        product(x.float(), blocks, row_list, wide, out, activation, gate, config, None, chain)
         y.copy_(out)
         return
-    config = config or choose(x, values, records, gate)
+    config = config or choose(x, values, row_list, gate)
     b_out = _rows_of_a_block(values, gate)
-    partials = counters = records
+    partials = counters = row_list
     if config.split > 1:
-        needed = counters_needed(config, x.shape[0], records.shape[0], b_out)
+        needed = counters_needed(config, x.shape[0], row_list.shape[0], b_out)
         counters = chain.counters
         if counters is None:
             counters = torch.zeros(needed, dtype=torch.int32, device=x.device)
@@ -145,20 +145,20 @@ def product(
     # The launch goes to the current device, which need not be that of the tensors.
     with torch.cuda.device_of(x):
         try:
-            launch(x, values, scales, records, bias, y, partials, counters, chain.clears, gate, config, common)
+            launch(x, values, scales, row_list, bias, y, partials, counters, chain.clears, gate, config, common)
         except OutOfResources as error:
             raise ValueError(f"{config} does not fit this device: {error}; pass another config or none") from None
 
 
-def _launch_stream(x, values, scales, records, bias, y, partials, counters, clears, gate, config, common) -> None:
+def _launch_stream(x, values, scales, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
-    grid = (records.shape[0] * (b_out // config.slice), triton.cdiv(x.shape[0], config.tile), config.split)
-    to_clear, clear_count, cleared = _clearing(clears, grid[0] * grid[1] * grid[2], records)
+    grid = (row_list.shape[0] * (b_out // config.slice), triton.cdiv(x.shape[0], config.tile), config.split)
+    to_clear, clear_count, cleared = _clearing(clears, grid[0] * grid[1] * grid[2], row_list)
     stream[grid](
         x,
         values,
         scales,
-        records,
+        row_list,
         bias,
         y,
         partials,
@@ -167,7 +167,7 @@ def _launch_stream(x, values, scales, records, bias, y, partials, counters, clea
         x.shape[0],
         x.shape[1],
         y.shape[1],
-        records.shape[1],
+        row_list.shape[1],
         clear_count,
         CLEARS=cleared,
         BLOCKS=max(1, config.k // b_in),
@@ -177,29 +177,29 @@ def _launch_stream(x, values, scales, records, bias, y, partials, counters, clea
     )
 
 
-def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clears, gate, config, common) -> None:
+def _launch_tiles(x, values, scales, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
     if x.data_ptr() % 16:
         # A view into another tensor may start anywhere; the tensor memory accelerator wants 16 bytes.
         x = x.clone()
     token_tiles = triton.cdiv(x.shape[0], config.tile)
     w_rows = config.slice * (2 if gate == "tied" else 1)
-    programs = records.shape[0] * token_tiles * (b_out // config.slice) * config.split
-    to_clear, clear_count, cleared = _clearing(clears, programs, records)
+    programs = row_list.shape[0] * token_tiles * (b_out // config.slice) * config.split
+    to_clear, clear_count, cleared = _clearing(clears, programs, row_list)
     tiles[(programs,)](
         TensorDescriptor.from_tensor(x, [config.tile, config.k]),
         TensorDescriptor.from_tensor(values.view(-1, b_in), [w_rows, config.k]),
         TensorDescriptor.from_tensor(y, [config.tile, config.slice]),
         scales,
-        records,
+        row_list,
         bias,
         partials,
         counters,
         to_clear,
-        records.shape[0],
+        row_list.shape[0],
         token_tiles,
         min(config.group, token_tiles),
-        records.shape[1],
+        row_list.shape[1],
         clear_count,
         CLEARS=cleared,
         K=config.k,
@@ -209,26 +209,26 @@ def _launch_tiles(x, values, scales, records, bias, y, partials, counters, clear
     )
 
 
-def _launch_persistent(x, values, scales, records, bias, y, partials, counters, clears, gate, config, common) -> None:
+def _launch_persistent(x, values, scales, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
     if x.data_ptr() % 16:
         x = x.clone()
-    _clearing(clears, 0, records)
+    _clearing(clears, 0, row_list)
     rows = config.slice * (2 if gate == "tied" else 1)
     token_tiles = triton.cdiv(x.shape[0], config.tile)
     programs = torch.cuda.get_device_properties(x.device).multi_processor_count
-    tiles_in_all = records.shape[0] * token_tiles * (b_out // config.slice)
+    tiles_in_all = row_list.shape[0] * token_tiles * (b_out // config.slice)
     persistent[(min(programs, tiles_in_all),)](
         _gluon_descriptor(x, [config.tile // 2, config.k]),
         _gluon_descriptor(values.view(-1, b_in), [rows, config.k]),
-        # A front with two masks holds its gate in the buffer of the result.
+        # A gate-up product with two masks holds its gate in the buffer of the result.
         _gluon_descriptor(y, [config.tile // 2, config.slice if gate == "untied" else min(64, config.slice)]),
-        records,
+        row_list,
         bias,
-        records.shape[0],
+        row_list.shape[0],
         token_tiles,
         min(config.group, token_tiles),
-        records.shape[1],
+        row_list.shape[1],
         K=config.k,
         # Twelve warps share the registers of a multiprocessor.
         maxnreg=168,

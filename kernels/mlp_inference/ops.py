@@ -1,14 +1,14 @@
 """Custom operators of the fast inference kernels: one product with its epilogue, and a whole MLP.
 
-    h = torch.ops.blast.block_sparse_product(x, values, records, bias, out_features, activation, gate, scales)
-    y = torch.ops.blast.block_sparse_mlp(x, front, front_records, front_bias, down, down_records, down_bias,
-                                         hidden_features, out_features, activation, gate, front_scales, down_scales)
+    h = torch.ops.blast.block_sparse_product(x, values, row_list, bias, out_features, activation, gate, scales)
+    y = torch.ops.blast.block_sparse_mlp(x, gate_up, gate_up_row_list, gate_up_bias, down, down_row_list, down_bias,
+                                         hidden_features, out_features, activation, gate, gate_up_scales, down_scales)
 
-`records` come from `blast_kernels.mlp_inference.row_lists`, built once with the matrix. `gate` is `none` (GPT-2, ViT:
-the front is `act(x · Wᵀ + bias)`), `untied` (`act(x · Gᵀ) · (x · Uᵀ)`, blocks stored in the order `gated_records`
-returns) or `tied` (gate and up share a mask: blocks stored by `pack_tied`). Values are of the dtype of `x`, or fp8
-with the scales that `quantize.quantize_blocks` gave for the blocks as they are stored (`x` in float16 or bfloat16).
-For inference: no gradients; train through `torch.ops.blast.block_sparse_linear`.
+`row_list` comes from `blast_kernels.mlp_inference.row_lists`, built once with the matrix. `gate` is `none` (GPT-2,
+ViT: the gate-up product is `act(x · Wᵀ + bias)`), `untied` (`act(x · Gᵀ) · (x · Uᵀ)`, blocks stored in the order
+`gated_row_list` returns) or `tied` (gate and up share a mask: blocks stored by `pack_tied`). Values are of the dtype
+of `x`, or fp8 with the scales that `quantize.quantize_blocks` gave for the blocks as they are stored (`x` in float16
+or bfloat16). For inference: no gradients; train through `torch.ops.blast.block_sparse_linear`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 try:
     from blast_kernels.mlp_inference import launch as triton_product
-except ImportError:  # Triton exists for Linux alone; the twins run everywhere.
+except ImportError:  # Triton exists for Linux alone; the references run everywhere.
     triton_product = None
 
 # Up to here both kernels of an MLP are launched to overlap the end of the one before: 0.4-1.1 µs gained of 8-70;
@@ -34,68 +34,68 @@ OVERLAP_TOKENS = 64
 def block_sparse_product(
     x: Tensor,
     values: Tensor,
-    records: Tensor,
+    row_list: Tensor,
     bias: Tensor | None,
     out_features: int,
     activation: str,
     gate: str,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """`act(x · Wᵀ + bias)` or a gated front; arguments as `reference.product`, `x [..., in]`.
+    """`act(x · Wᵀ + bias)` or a gated product; arguments as `reference.product`, `x [..., in]`.
 
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
-    _check(x, values, records, bias, out_features, activation, gate, scales)
+    _check(x, values, row_list, bias, out_features, activation, gate, scales)
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     values, scales = _readable(flat, values, scales)
     if _runs_on_triton(flat, values, gate):
-        # Block rows without a record are zero; with all of them recorded nothing is written twice.
-        complete = records.shape[0] * _block_rows(values, gate) == out_features
+        # Block rows without an entry are zero; with an entry for each, nothing is written twice.
+        complete = row_list.shape[0] * _block_rows(values, gate) == out_features
         make = torch.empty if complete else torch.zeros
         out = make(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
-        triton_product.product(flat, values, records, bias, out, activation, gate, scales=scales)
+        triton_product.product(flat, values, row_list, bias, out, activation, gate, scales=scales)
     else:
-        out = reference.product(flat, values, records, bias, out_features, activation, gate, scales)
+        out = reference.product(flat, values, row_list, bias, out_features, activation, gate, scales)
     return out.view(*x.shape[:-1], out_features)
 
 
 @block_sparse_product.register_fake
-def _(x, values, records, bias, out_features, activation, gate, scales=None):
+def _(x, values, row_list, bias, out_features, activation, gate, scales=None):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.custom_op("blast::block_sparse_mlp", mutates_args=())
 def block_sparse_mlp(
     x: Tensor,
-    front: Tensor,
-    front_records: Tensor,
-    front_bias: Tensor | None,
+    gate_up: Tensor,
+    gate_up_row_list: Tensor,
+    gate_up_bias: Tensor | None,
     down: Tensor,
-    down_records: Tensor,
+    down_row_list: Tensor,
     down_bias: Tensor | None,
     hidden_features: int,
     out_features: int,
     activation: str,
     gate: str,
-    front_scales: Tensor | None = None,
+    gate_up_scales: Tensor | None = None,
     down_scales: Tensor | None = None,
 ) -> Tensor:
-    """A whole MLP in two kernels; hidden blocks without a record are neither written nor may `down` read them.
+    """A whole MLP in two kernels; hidden blocks without an entry are neither written nor may `down` read them.
 
     Args:
         x: `[..., in]`.
-        front: Blocks of the front, as `block_sparse_product` takes them.
-        front_records: Records of the front.
-        front_bias: `[hidden_features]` or None.
+        gate_up: Blocks of gate and up, as `block_sparse_product` takes them.
+        gate_up_row_list: Row list of the gate-up product.
+        gate_up_bias: `[hidden_features]` or None.
         down: Blocks of the down projection `[nnz, b_out, b_in]`.
-        down_records: Records of the down projection: all of its block rows, and no column without a front record.
+        down_row_list: Row list of the down projection: all its block rows, and no column without a gate-up entry.
         down_bias: `[out_features]` or None.
         hidden_features: Width between the two.
         out_features: Width of the result.
         activation: `silu`, `gelu`, `gelu_tanh` or `none`.
         gate: `none`, `untied` or `tied`.
-        front_scales: One for each block of `front` if that is fp8, else None.
+        gate_up_scales: One for each block of `gate_up` if that is fp8, else None.
         down_scales: One for each block of `down` if that is fp8, else None.
 
     Returns:
@@ -104,44 +104,44 @@ def block_sparse_mlp(
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
-    _check(x, front, front_records, front_bias, hidden_features, activation, gate, front_scales)
-    _check(x.new_empty(0, hidden_features), down, down_records, down_bias, out_features, "none", "none", down_scales)
-    if down_records.shape[0] * down.shape[1] != out_features:
+    _check(x, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, gate_up_scales)
+    _check(x.new_empty(0, hidden_features), down, down_row_list, down_bias, out_features, "none", "none", down_scales)
+    if down_row_list.shape[0] * down.shape[1] != out_features:
         raise ValueError(
-            f"down_records hold {down_records.shape[0]} of {out_features // down.shape[1]} block rows; "
+            f"down_row_list holds {down_row_list.shape[0]} of {out_features // down.shape[1]} block rows; "
             f"build them without live_rows"
         )
     flat = x.reshape(-1, x.shape[-1]).contiguous()
-    front, front_scales = _readable(flat, front, front_scales)
+    gate_up, gate_up_scales = _readable(flat, gate_up, gate_up_scales)
     down, down_scales = _readable(flat, down, down_scales)
-    if not (_runs_on_triton(flat, front, gate) and _runs_on_triton(flat, down, "none")):
+    if not (_runs_on_triton(flat, gate_up, gate) and _runs_on_triton(flat, down, "none")):
         hidden = reference.product(
-            flat, front, front_records, front_bias, hidden_features, activation, gate, front_scales
+            flat, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, gate_up_scales
         )
-        out = reference.product(hidden, down, down_records, down_bias, out_features, "none", "none", down_scales)
+        out = reference.product(hidden, down, down_row_list, down_bias, out_features, "none", "none", down_scales)
         return out.view(*x.shape[:-1], out_features)
     hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
     out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
     hopper = torch.cuda.get_device_capability(x.device)[0] >= 9
     # Float8 with two masks took twice as long when its second kernel was launched early (1B: 20.1 µs, not 9.5).
-    one_by_one = front_scales is not None and gate == "untied"
-    overlap = hopper and not one_by_one and 0 < flat.shape[0] <= OVERLAP_TOKENS and front_records.shape[0] > 0
-    config = triton_product.choose(hidden, down, down_records, "none")
-    needed = triton_product.counters_needed(config, flat.shape[0], down_records.shape[0], down.shape[1])
-    if front_records.shape[0] == 0 or not needed:
+    one_by_one = gate_up_scales is not None and gate == "untied"
+    overlap = hopper and not one_by_one and 0 < flat.shape[0] <= OVERLAP_TOKENS and gate_up_row_list.shape[0] > 0
+    config = triton_product.choose(hidden, down, down_row_list, "none")
+    needed = triton_product.counters_needed(config, flat.shape[0], down_row_list.shape[0], down.shape[1])
+    if gate_up_row_list.shape[0] == 0 or not needed:
         counters = None
     else:
-        # The front clears them: no launch of their own.
+        # The gate-up kernel clears them: no launch of their own.
         counters = torch.empty(needed, dtype=torch.int32, device=x.device)
-    # The front too is launched ahead. The kernel before it may have packed the weights: it waits before it reads them,
+    # The gate-up kernel is launched ahead too. The kernel before it may have packed the weights: it waits for that,
     # and lets the second kernel start only then, so that this one finds them written.
     leads = triton_product.Chain(leads=overlap, waits="first" if overlap else "never", clears=counters)
     triton_product.product(
-        flat, front, front_records, front_bias, hidden, activation, gate, scales=front_scales, chain=leads
+        flat, gate_up, gate_up_row_list, gate_up_bias, hidden, activation, gate, scales=gate_up_scales, chain=leads
     )
     follows = triton_product.Chain(waits="late" if overlap else "never", counters=counters)
     triton_product.product(
-        hidden, down, down_records, down_bias, out, "none", "none", config, scales=down_scales, chain=follows
+        hidden, down, down_row_list, down_bias, out, "none", "none", config, scales=down_scales, chain=follows
     )
     return out.view(*x.shape[:-1], out_features)
 
@@ -149,30 +149,30 @@ def block_sparse_mlp(
 @block_sparse_mlp.register_fake
 def _(
     x,
-    front,
-    front_records,
-    front_bias,
+    gate_up,
+    gate_up_row_list,
+    gate_up_bias,
     down,
-    down_records,
+    down_row_list,
     down_bias,
     hidden_features,
     out_features,
     activation,
     gate,
-    front_scales=None,
+    gate_up_scales=None,
     down_scales=None,
 ):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-def _check(x, values, records, bias, out_features, activation, gate, scales) -> None:
+def _check(x, values, row_list, bias, out_features, activation, gate, scales) -> None:
     if gate not in GATES:
         raise ValueError(f"gate {gate!r} is unknown; use one of {', '.join(GATES)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
     if gate != "none" and bias is not None:
-        raise ValueError("a gated front takes no bias; pass None")
-    check_row_lists(x, values, records, out_features, _block_rows(values, gate), scales)
+        raise ValueError("a gated product takes no bias; pass None")
+    check_row_lists(x, values, row_list, out_features, _block_rows(values, gate), scales)
     check_bias(bias, out_features, x)
 
 

@@ -1,10 +1,10 @@
 """Many tokens, one program a multiprocessor: a warp that fetches, two warpgroups that multiply (written in Gluon).
 
-A tile is 256 tokens times the rows of one record (128 of weights: a block row, or 64 rows each of a gate and an up
+A tile is 256 tokens times the rows of one entry (128 of weights: a block row, or 64 rows each of a gate and an up
 projection that share a mask). Each warpgroup takes 128 of the tokens; both read the same weights from shared memory,
 85 flop a byte of the L2 cache instead of 64. The fetching warp runs ahead over the borders of tiles, so that neither
 the start of a tile nor its epilogue leaves the memory idle; and since the warpgroups do not wait for each other, one
-multiplies while the other is in its epilogue. Needs compute capability 9. Twin: `reference.product`.
+multiplies while the other is in its epilogue. Needs compute capability 9. Reference: `reference.product`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _rounds(tiles):
 
 @gluon.jit
 def _nth(n):
-    # The n-th tile of this program. Records come longest first: going back and forth over the programs gives none of
+    # The n-th tile of this program. Row list come longest first: going back and forth over the programs gives none of
     # them the longest of every round.
     program = gl.program_id(0)
     programs = gl.num_programs(0)
@@ -44,26 +44,26 @@ def _nth(n):
 
 
 @gluon.jit
-def _locate(tile, records, token_tiles, GROUP, SLICES: gl.constexpr):
-    # As in `tiles`: GROUP token tiles of one record side by side.
+def _locate(tile, row_list, token_tiles, GROUP, SLICES: gl.constexpr):
+    # As in `tiles`: GROUP token tiles of one entry side by side.
     piece = tile % SLICES
     item = tile // SLICES
-    span = GROUP * records
+    span = GROUP * row_list
     group = item // span
     inside = item - group * span
     size = gl.minimum(GROUP, token_tiles - group * GROUP)
-    record = inside // size
-    return record, (group * GROUP + inside - record * size) * (2 * HALF), piece
+    entry = inside // size
+    return entry, (group * GROUP + inside - entry * size) * (2 * HALF), piece
 
 
 @gluon.jit
-def _header(record):
-    return gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3)
+def _header(entry):
+    return gl.load(entry), gl.load(entry + 1), gl.load(entry + 2), gl.load(entry + 3)
 
 
 @gluon.jit
 def _fetch(
-    x_descriptor, w_descriptor, x_first, x_second, w_ring, full, empty, records, count, token_tiles, GROUP, width,
+    x_descriptor, w_descriptor, x_first, x_second, w_ring, full, empty, row_list, count, token_tiles, GROUP, width,
     SLICES: gl.constexpr, STRIDE: gl.constexpr, ROWS: gl.constexpr, B_IN: gl.constexpr, K: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -72,24 +72,24 @@ def _fetch(
     total = count * token_tiles * SLICES
     rounds = _rounds(total)
     rank, token, piece = _locate(_nth(0), count, token_tiles, GROUP, SLICES)
-    record = records + rank * width
-    start = gl.load(record + 1)
-    end = gl.load(record + 3)
-    column = gl.load(record + 4)
+    entry = row_list + rank * width
+    start = gl.load(entry + 1)
+    end = gl.load(entry + 3)
+    column = gl.load(entry + 4)
     for n in range(rounds):
-        # The record of the next tile is asked for while this one is fetched.
+        # The entry of the next tile is asked for while this one is fetched.
         ahead = gl.minimum(_nth(n + 1), total - 1)
         next_rank, next_token, next_piece = _locate(ahead, count, token_tiles, GROUP, SLICES)
-        next_record = records + next_rank * width
-        next_start = gl.load(next_record + 1)
-        next_end = gl.load(next_record + 3)
-        next_column = gl.load(next_record + 4)
+        next_entry = row_list + next_rank * width
+        next_start = gl.load(next_entry + 1)
+        next_end = gl.load(next_entry + 3)
+        next_column = gl.load(next_entry + 4)
         # `blocks` also counts the steps below: Triton 3.6 drops a value carried by this loop that serves as the bound
         # of the inner one alone, and takes that of the first tile throughout.
         blocks = end - start
         w_row = start * STRIDE + piece * ROWS
         for block in range(blocks):
-            following = gl.load(record + 5 + block)
+            following = gl.load(entry + 5 + block)
             for chunk in gl.static_range(CHUNKS):
                 at = step + block * CHUNKS + chunk
                 stage = at % STAGES
@@ -102,7 +102,7 @@ def _fetch(
                 _copy_in(w_descriptor, [w_row + block * STRIDE, chunk * K], ready, w_ring.index(stage))
             column = following
         step += blocks * CHUNKS
-        record = next_record
+        entry = next_entry
         token = next_token
         piece = next_piece
         start = next_start
@@ -179,7 +179,7 @@ def _split_columns(x, ROWS: gl.constexpr, COLS: gl.constexpr):
 
 @gluon.jit
 def _consume(
-    y_descriptor, x_ring, w_ring, y_buffer, full, empty, records, bias, count, token_tiles, GROUP, width,
+    y_descriptor, x_ring, w_ring, y_buffer, full, empty, row_list, bias, count, token_tiles, GROUP, width,
     WHICH: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, ROWS: gl.constexpr, B_OUT: gl.constexpr,
     CHUNKS: gl.constexpr, STAGES: gl.constexpr, GATE: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
 ):  # fmt: skip
@@ -189,11 +189,11 @@ def _consume(
     total = count * token_tiles * SLICES
     rounds = _rounds(total)
     rank, token, piece = _locate(_nth(0), count, token_tiles, GROUP, SLICES)
-    row, start, middle, end = _header(records + rank * width)
+    row, start, middle, end = _header(row_list + rank * width)
     for n in range(rounds):
         ahead = gl.minimum(_nth(n + 1), total - 1)
         rank, next_token, next_piece = _locate(ahead, count, token_tiles, GROUP, SLICES)
-        next_row, next_start, next_middle, next_end = _header(records + rank * width)
+        next_row, next_start, next_middle, next_end = _header(row_list + rank * width)
         out_column = row * B_OUT + piece * SLICE
         if GATE == "untied":
             gates = (middle - start) * CHUNKS
@@ -240,7 +240,7 @@ def persistent(
     x_descriptor,
     w_descriptor,
     y_descriptor,
-    records,
+    row_list,
     bias,
     count,
     token_tiles,
@@ -273,21 +273,21 @@ def persistent(
             (
                 _consume,
                 (
-                    y_descriptor, x_first, w_ring, y_first, full, empty, records, bias, count, token_tiles, GROUP,
+                    y_descriptor, x_first, w_ring, y_first, full, empty, row_list, bias, count, token_tiles, GROUP,
                     width, 0, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
                 ),
             ),
             (
                 _consume,
                 (
-                    y_descriptor, x_second, w_ring, y_second, full, empty, records, bias, count, token_tiles, GROUP,
+                    y_descriptor, x_second, w_ring, y_second, full, empty, row_list, bias, count, token_tiles, GROUP,
                     width, 1, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
                 ),
             ),
             (
                 _fetch,
                 (
-                    x_descriptor, w_descriptor, x_first, x_second, w_ring, full, empty, records, count, token_tiles,
+                    x_descriptor, w_descriptor, x_first, x_second, w_ring, full, empty, row_list, count, token_tiles,
                     GROUP, width, SLICES, WIDE * B_OUT, ROWS, B_IN, K, STAGES,
                 ),
             ),

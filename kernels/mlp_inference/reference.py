@@ -12,19 +12,19 @@ from torch import Tensor
 def product(
     x: Tensor,
     values: Tensor,
-    records: Tensor,
+    row_list: Tensor,
     bias: Tensor | None,
     out_features: int,
     activation: str,
     gate: str,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """One product with its epilogue, from the records the fast kernels read (see `records`).
+    """One product with its epilogue, from the row_list the fast kernels read (see `row_list`).
 
     Args:
         x: Activations `[tokens, in]`.
         values: Live blocks `[nnz, b_out, b_in]`; with `gate="tied"` gate and up packed, `[nnz, 2 · b_out, b_in]`.
-        records: int32 `[records, width]`.
+        row_list: int32 `[entries, width]`.
         bias: `[out_features]` or None; None with a gate.
         out_features: Columns of the result.
         activation: `none`, `silu`, `gelu` or `gelu_tanh`.
@@ -32,7 +32,7 @@ def product(
         scales: `[nnz]`, one for each block of `values` in fp8 (see `quantize`); None for values in the dtype of `x`.
 
     Returns:
-        `[tokens, out_features]` in the dtype of `x`; zero at block rows without a record.
+        `[tokens, out_features]` in the dtype of `x`; zero at block rows without an entry.
     """
     compute = compute_dtype(x.dtype)
     if scales is not None:
@@ -50,7 +50,7 @@ def product(
             target.addmm_(inputs[column], block)
         return target
 
-    for row, start, middle, end, *columns in records.tolist():
+    for row, start, middle, end, *columns in row_list.tolist():
         if biases is not None:
             outputs[row].add_(biases[row])
         total = add(outputs[row], gate_blocks, start, middle, columns)

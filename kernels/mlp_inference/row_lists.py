@@ -1,11 +1,12 @@
-"""The index as the fast kernels read it: one record a block row, longest rows first, with its block columns inline.
+"""The index as the fast kernels read it: one entry a block row, longest rows first, with its block columns inline.
 
-A record is `[row, start, middle, end, column, column, …]`, int32, padded to a multiple of 32 entries (128 bytes):
+An entry is `[row, start, middle, end, column, column, …]`, int32, padded to a multiple of 32 entries (128 bytes):
 blocks `start … end` of `values` belong to block row `row`, and the columns of those blocks follow in the same order.
-In the front of a gated MLP the blocks `start … middle` are the gate's and `middle … end` the up projection's; elsewhere
-`middle` equals `end`. One read of memory then brings all that a program needs to start fetching weights, where offsets
-and column indices would be two dependent reads; and the last wave of programs holds the shortest rows.
-A block row without a record is not computed.
+In the gate-up product of a gated MLP the blocks `start … middle` are the gate's and `middle … end` the up
+projection's; elsewhere `middle` equals `end`. One read of memory then brings all that a program needs to start
+fetching weights, where offsets and column indices would be two dependent reads; and the last wave of programs holds
+the shortest rows.
+A block row without an entry is not computed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ HEADER = 4
 ALIGNMENT = 32
 
 
-def plain_records(row_offsets: Tensor, col_indices: Tensor, live_rows: Tensor | None = None) -> Tensor:
-    """Records of one matrix.
+def plain_row_list(row_offsets: Tensor, col_indices: Tensor, live_rows: Tensor | None = None) -> Tensor:
+    """Row list of one matrix.
 
     Args:
         row_offsets: `[rows + 1]`.
@@ -26,16 +27,16 @@ def plain_records(row_offsets: Tensor, col_indices: Tensor, live_rows: Tensor | 
         live_rows: Bool `[rows]`, the rows that somebody reads; all if left out.
 
     Returns:
-        int32 `[records, width]`. Empty rows have a record too: their output is the activation of the bias.
+        int32 `[entries, width]`. Empty rows have an entry too: their output is the activation of the bias.
     """
     lengths = row_offsets.diff().long()
     return _records(lengths, torch.zeros_like(lengths), col_indices, live_rows)
 
 
-def gated_records(
+def gated_row_list(
     gate_offsets: Tensor, gate_indices: Tensor, up_offsets: Tensor, up_indices: Tensor, live_rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Records of a gate and an up projection with masks of their own, and the order in which their blocks are stored.
+    """Row list of a gate and an up projection with masks of their own, and the order in which their blocks are stored.
 
     Args:
         gate_offsets: `[rows + 1]`.
@@ -45,7 +46,7 @@ def gated_records(
         live_rows: Bool `[rows]`, see `live_hidden_rows`; all if left out.
 
     Returns:
-        Records int32 `[records, width]` and `order [nnz_gate + nnz_up]`, int64: the kernels want
+        Row list int32 `[entries, width]` and `order [nnz_gate + nnz_up]`, int64: the kernels want
         `torch.cat([gate_values, up_values])[order]`, row by row, gate blocks before up blocks.
     """
     gates, ups = gate_offsets.diff().long(), up_offsets.diff().long()
@@ -116,12 +117,12 @@ def _records(first: Tensor, second: Tensor, columns: Tensor, live_rows: Tensor |
     longest = int(total.max()) if total.numel() else 0
     # One entry more than the longest row: the kernels fetch one column ahead.
     width = -(-(HEADER + longest + 1) // ALIGNMENT) * ALIGNMENT
-    records = torch.zeros(total.numel(), width, dtype=torch.int32, device=total.device)
-    records[:, :HEADER] = torch.stack([rows, start, start + first, end], dim=1).int()
+    row_list = torch.zeros(total.numel(), width, dtype=torch.int32, device=total.device)
+    row_list[:, :HEADER] = torch.stack([rows, start, start + first, end], dim=1).int()
     owner = torch.repeat_interleave(rows, total)
     position = torch.arange(columns.numel(), device=total.device) - start[owner]
-    records[owner, HEADER + position] = columns.int()
+    row_list[owner, HEADER + position] = columns.int()
     order = torch.argsort(total, descending=True, stable=True)
     if live_rows is not None:
         order = order[live_rows[order]]
-    return records[order].contiguous()
+    return row_list[order].contiguous()

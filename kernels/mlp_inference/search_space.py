@@ -58,13 +58,13 @@ def fits(config: KernelConfig, b_out: int, b_in: int, gate: str, x_item: int = 2
 
 
 def candidates(
-    tokens: int, records: int, b_out: int, b_in: int, gate: str, row_blocks: float, x_item: int = 2, w_item: int = 2
+    tokens: int, row_count: int, b_out: int, b_in: int, gate: str, row_blocks: float, x_item: int = 2, w_item: int = 2
 ) -> list[KernelConfig]:
     """Configs to try for a product on a device with a tensor memory accelerator; the one of the rules first.
 
     Args:
         tokens: Rows of the activations.
-        records: Block rows that are computed.
+        row_count: Block rows that are computed.
         b_out: Rows of a block.
         b_in: Columns of a block.
         gate: `none`, `untied` or `tied`.
@@ -75,7 +75,7 @@ def candidates(
     Returns:
         Distinct configs that fit the block and the device.
     """
-    plain = [heuristic_config(tokens, records, b_out, b_in, gate, x_item == 4, row_blocks=row_blocks)]
+    plain = [heuristic_config(tokens, row_count, b_out, b_in, gate, x_item == 4, row_blocks=row_blocks)]
     if x_item == 4:
         plain += [
             KernelConfig("stream", tile, min(32, b_out), b_in, stages, 4) for tile in (16, 32) for stages in (2, 3)
@@ -94,14 +94,16 @@ def candidates(
     elif tokens <= 64:
         # The depth matters little there; the kernel and the slice matter.
         parts = [config for config in parts if config.stages == 4 or config.kernel == "tiles"]
-    lacking = [config for config in parts if _lacks_programs(config, tokens, records, b_out, b_in, row_blocks)]
+    lacking = [config for config in parts if _lacks_programs(config, tokens, row_count, b_out, b_in, row_blocks)]
     found |= dict.fromkeys(config for config in lacking if fits(config, b_out, b_in, gate, x_item, w_item))
     return list(found)
 
 
-def _lacks_programs(config: KernelConfig, tokens: int, records: int, b_out: int, b_in: int, row_blocks: float) -> bool:
+def _lacks_programs(
+    config: KernelConfig, tokens: int, row_count: int, b_out: int, b_in: int, row_blocks: float
+) -> bool:
     """Whether there are too few programs without a split, and a list is long enough for it."""
-    programs = records * (b_out // config.slice) * math.ceil(tokens / config.tile)
+    programs = row_count * (b_out // config.slice) * math.ceil(tokens / config.tile)
     # Whole blocks are dealt out, or groups of them where a step spans several.
     pieces = row_blocks / max(1, config.k // b_in)
     return programs * config.split <= 4 * MULTIPROCESSORS and programs < 2 * MULTIPROCESSORS and pieces >= config.split

@@ -3,7 +3,7 @@
 Where there are fewer block rows than multiprocessors, or one row is much longer than the others, `split` programs
 share a list. Each leaves its float32 tile in `partials` and counts itself in; whoever counts last sums all parts in
 their order, so that the result does not depend on who that was, and does the epilogue. `counters` have to be zero
-before: the kernel in front clears them (see `fused_ops`), so that no launch is spent on it.
+before: the gate-up kernel clears them (see `ops`), so that no launch is spent on it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Counters that one program of the kernel in front clears.
+# Counters that one program of the gate-up kernel clears.
 CLEARED_BY_ONE = 128
 
 

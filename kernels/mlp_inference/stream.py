@@ -2,7 +2,7 @@
 
 Bound by memory: the weights are the M side of a small matrix product, tokens the N side (at least 16). Also the kernel
 for float32 and for devices without the tensor memory accelerator. Weights may be float8 with a scale a block; long
-block lists may be split over programs (see `combine`). Twin: `reference.product`.
+block lists may be split over programs (see `split_k`). Reference: `reference.product`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def stream(
     x,
     values,
     scales,
-    records,
+    row_list,
     bias,
     y,
     partials,
@@ -56,12 +56,12 @@ def stream(
     item = tl.program_id(0)
     part = tl.program_id(2)
     piece = item % SLICES
-    record = records + (item // SLICES) * width
-    row = tl.load(record)
-    start = tl.load(record + 1)
-    middle = tl.load(record + 2)
-    end = tl.load(record + 3)
-    columns = record + 4
+    entry = row_list + (item // SLICES) * width
+    row = tl.load(entry)
+    start = tl.load(entry + 1)
+    middle = tl.load(entry + 2)
+    end = tl.load(entry + 3)
+    columns = entry + 4
 
     k = tl.arange(0, K)
     k_block = k // B_IN
@@ -90,7 +90,7 @@ def stream(
     # The scale of a block is fetched as a vector of equal numbers: those are pipelined, single numbers are not.
     scale_pointers = scales + start + first + tl.zeros((K,), dtype=tl.int32)
     if WAITS == "late":
-        # Everything above reads the records alone: it overlaps the kernel that is still writing `x`.
+        # Everything above reads the row_list alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()
     if CLEARS:
         clear(to_clear, clear_count, CLEARS)

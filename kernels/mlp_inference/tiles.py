@@ -3,8 +3,8 @@
 Bound by what the L2 cache delivers and by how many programs a multiprocessor holds to hide each other's start and end:
 two or three small programs a multiprocessor beat one with a wider tile and a better ratio of arithmetic to bytes, and
 beat a persistent loop over tiles (see NOTES.md). Weights may be float8 with a scale a block (then they have to be on
-the M side, whose operand may come from registers); block lists may be split over programs (see `combine`). Needs
-compute capability 9. Twin: `reference.product`.
+the M side, whose operand may come from registers); block lists may be split over programs (see `split_k`). Needs
+compute capability 9. Reference: `reference.product`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _accumulate(
         k = (step % CHUNKS) * K
         w = w_descriptor.load([block * STRIDE + w_row + (step // CHUNKS) * STRIDE, k])
         x = x_descriptor.load([token, column * B_IN + k])
-        # A scalar load inside the loop is not pipelined: fetched one step ahead; the record is one entry longer.
+        # A scalar load inside the loop is not pipelined: fetched one step ahead; the entry is one entry longer.
         column = tl.load(columns + (step + 1) // CHUNKS)
         if HAS_SCALES:
             w = widen(w, tl.load(scale_pointers + step // CHUNKS)[None, :], x.dtype, OPAQUE)
@@ -79,7 +79,7 @@ def tiles(
     w_descriptor,
     y_descriptor,
     scales,
-    records,
+    row_list,
     bias,
     partials,
     counters,
@@ -120,11 +120,11 @@ def tiles(
     rank, token = swizzled_tile(place // SLICES, count, token_tiles, GROUP)
     token *= TILE
     piece = place % SLICES
-    record = records + rank * width
-    row = tl.load(record)
-    start = tl.load(record + 1)
-    middle = tl.load(record + 2)
-    end = tl.load(record + 3)
+    entry = row_list + rank * width
+    row = tl.load(entry)
+    start = tl.load(entry + 1)
+    middle = tl.load(entry + 2)
+    end = tl.load(entry + 3)
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
     if WAITS == "late":
@@ -133,14 +133,14 @@ def tiles(
         clear(to_clear, clear_count, CLEARS)
     w_row = piece * SLICE * WIDE
     out_column = row * B_OUT + piece * SLICE
-    columns = record + 4
+    columns = entry + 4
     first = start
     last = end
     if SPLIT > 1:
         share = tl.cdiv(end - start, SPLIT)
         first = tl.minimum(start + part * share, end)
         last = tl.minimum(first + share, end)
-    # In a gated front with masks of their own, the part of the list before `border` is the gate's.
+    # In a gate-up product with separate masks, the part of the list before `border` is the gate's.
     border = tl.minimum(tl.maximum(middle, first), last) if GATE == "untied" else last
     total = tl.zeros((ROWS, COLS), dtype=tl.float32)
     total = _accumulate(

@@ -25,7 +25,7 @@ from blast_kernels.mlp_inference.heuristics import KERNELS, KernelConfig, heuris
 from blast_kernels.tables.break_even import TUNED, gpu_name
 
 KEYS = ("block", "gate", "dtype", "tokens", "records", "row_blocks", "plan")
-# Largest distance of a row: the root of the squared distances in tokens, records and row length, in powers of two. Rows
+# Largest distance of a row: the root of the squared distances in tokens, rows and row length, in powers of two. Rows
 # of a sweep are factors of two to four apart, so products between them find a row. Twice as far is a different product.
 LIMIT = 1.6
 # Above MANY_TOKENS, the number of tokens does not matter. Up to FEW_TOKENS, the tile that holds all tokens decides.
@@ -38,19 +38,19 @@ class Tuned(NamedTuple):
     """A row of the table: where it was measured, as powers of two, and the config that was fastest."""
 
     tokens: float
-    records: float
+    row_count: float
     row_blocks: float
     config: KernelConfig
 
 
 def kernel_config(
-    tokens: int, records: int, blocks: int, b_out: int, b_in: int, gate: str, dtype: torch.dtype, device: torch.device
+    tokens: int, row_count: int, blocks: int, b_out: int, b_in: int, gate: str, dtype: torch.dtype, device: torch.device
 ) -> KernelConfig:
     """The config of a product on a device: from the GPU's table, else by the rules. Reads no device memory.
 
     Args:
         tokens: Rows of the activations.
-        records: Block rows that are computed, at least one.
+        row_count: Block rows that are computed, at least one.
         blocks: Stored blocks of the matrix; a packed pair of gate and up counts once.
         b_out: Rows of a block.
         b_in: Columns of a block.
@@ -61,24 +61,24 @@ def kernel_config(
     Raises:
         ValueError: if the table of this GPU is damaged.
     """
-    return _kernel_config(tokens, records, blocks, b_out, b_in, gate, dtype, device)
+    return _kernel_config(tokens, row_count, blocks, b_out, b_in, gate, dtype, device)
 
 
 # A decode step asks for the same few configs again and again. A prefill of a new length adds two entries.
 @lru_cache(maxsize=4096)
-def _kernel_config(tokens, records, blocks, b_out, b_in, gate, dtype, device) -> KernelConfig:
-    row_blocks = blocks / max(1, records)
+def _kernel_config(tokens, row_count, blocks, b_out, b_in, gate, dtype, device) -> KernelConfig:
+    row_blocks = blocks / max(1, row_count)
     has_tma = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
     gpu = gpu_name(device)
-    found = tuned_config(tokens, records, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
+    found = tuned_config(tokens, row_count, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
     wide, float8 = dtype == torch.float32, dtype == torch.float8_e4m3fn
     on_gpu = device.type == "cuda"
-    return found or heuristic_config(tokens, records, b_out, b_in, gate, wide, has_tma, row_blocks, float8, on_gpu)
+    return found or heuristic_config(tokens, row_count, b_out, b_in, gate, wide, has_tma, row_blocks, float8, on_gpu)
 
 
 def tuned_config(
     tokens: int,
-    records: int,
+    row_count: int,
     row_blocks: float,
     b_out: int,
     b_in: int,
@@ -92,7 +92,7 @@ def tuned_config(
 
     Args:
         tokens: Rows of the activations.
-        records: Block rows that are computed.
+        row_count: Block rows that are computed.
         row_blocks: Mean number of blocks of a row, gate and up together.
         b_out: Rows of a block.
         b_in: Columns of a block.
@@ -114,7 +114,7 @@ def tuned_config(
     # Both half-precision dtypes take the same time.
     dtypes = (dtype, torch.bfloat16) if dtype == torch.float16 else (dtype,)
     rows = next((rows for name in dtypes if (rows := index.get((b_out, b_in, gate, str(name))))), ())
-    place = _place(tokens, records, row_blocks)
+    place = _place(tokens, row_count, row_blocks)
     near = min(rows, key=lambda row: (math.dist(row[:3], place), -row.tokens), default=None)
     return near.config if near is not None and math.dist(near[:3], place) <= LIMIT else None
 
@@ -196,8 +196,8 @@ def _version(name: str) -> tuple[int, int]:
     return int(major), int(least)
 
 
-def _place(tokens: int, records: int, row_blocks: float) -> tuple[float, float, float]:
+def _place(tokens: int, row_count: int, row_blocks: float) -> tuple[float, float, float]:
     tokens = min(max(tokens, SMALLEST_TILE), MANY_TOKENS)
     # 33 tokens need the tile of 64, which costs what it costs with 64.
     log_tokens = math.ceil(math.log2(tokens)) if tokens <= FEW_TOKENS else math.log2(tokens)
-    return float(log_tokens), math.log2(max(1, records)), math.log2(row_blocks)
+    return float(log_tokens), math.log2(max(1, row_count)), math.log2(row_blocks)

@@ -72,7 +72,7 @@ def test_skipping_dead_hidden_blocks_does_not_change_the_result(kind) -> None:
             masks[name][:, 1] = False  # no block reads this hidden block
     sparse = to_sparse(dense, masks, drop=True)
     whole, skipped = blast.fuse(copy.deepcopy(sparse), skip_dead=False), blast.fuse(copy.deepcopy(sparse))
-    assert len(fused_of(skipped)[0].packed.gate_up_records) < len(fused_of(whole)[0].packed.gate_up_records)
+    assert len(fused_of(skipped)[0].packed.gate_up_row_list) < len(fused_of(whole)[0].packed.gate_up_row_list)
     close(whole, sparse, kind)
     close(skipped, sparse, kind)
 
@@ -172,8 +172,8 @@ def test_model_bytes_count_the_packed_weights() -> None:
     _, sparse, _ = pair("llama")
     before = blast.model_bytes(sparse)
     after = blast.model_bytes(blast.fuse(sparse))
-    front = sum(mlp.packed.gate_up.numel() * 4 for mlp in fused_of(sparse))
-    assert after.weights - before.weights >= front
+    gate_up = sum(mlp.packed.gate_up.numel() * 4 for mlp in fused_of(sparse))
+    assert after.weights - before.weights >= gate_up
     assert after.mlp - before.mlp == after.weights - before.weights
 
 

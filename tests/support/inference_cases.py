@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from blast_kernels.mlp_inference.row_lists import gated_records, pack_tied, plain_records
+from blast_kernels.mlp_inference.row_lists import gated_row_list, pack_tied, plain_row_list
 from torch import Tensor
 
 PATTERNS = ("uniform", "skewed_rows", "banded", "empty_rows", "empty_columns", "full", "one_block")
@@ -85,15 +85,15 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return difference / norm if norm else difference
 
 
-class Front(NamedTuple):
+class GateUp(NamedTuple):
     """Operands of one product with epilogue, and the dense matrices it stands for (gate and up, or one)."""
 
     dense: list[Tensor]
     values: Tensor
-    records: Tensor
+    row_list: Tensor
 
 
-def front_of(
+def gate_up_of(
     gate: str,
     masks: list[Tensor],
     b_out: int,
@@ -101,22 +101,22 @@ def front_of(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     live_rows: Tensor | None = None,
-) -> Front:
+) -> GateUp:
     """A product in the layout of `gate`: one mask for `none` and `tied`, gate and up masks for `untied`."""
     if gate == "tied":
         masks = [masks[0], masks[0]]
     matrices = [matrix_of(mask, b_out, b_in, dtype, seed=seed) for seed, mask in enumerate(masks)]
     if gate == "untied":
-        records, order = gated_records(*matrices[0].index, *matrices[1].index, live_rows)
+        row_list, order = gated_row_list(*matrices[0].index, *matrices[1].index, live_rows)
         values = torch.cat([matrix.values for matrix in matrices])[order]
     else:
-        records = plain_records(*matrices[0].index, live_rows)
+        row_list = plain_row_list(*matrices[0].index, live_rows)
         values = pack_tied(*(matrix.values for matrix in matrices)) if gate == "tied" else matrices[0].values
     dense = [matrix.dense.to(device) for matrix in matrices]
-    return Front(dense, values.contiguous().to(device), records.to(device))
+    return GateUp(dense, values.contiguous().to(device), row_list.to(device))
 
 
-def dense_front(x: Tensor, dense: list[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+def dense_gate_up(x: Tensor, dense: list[Tensor], bias: Tensor | None, activation: str) -> Tensor:
     """The dense form of a product with epilogue, in float64."""
     functions = {
         "none": lambda t: t,

@@ -10,10 +10,10 @@ import torch
 from blast_kernels.common.quantize import HALVES, quantize_blocks
 from blast_kernels.mlp_inference.row_lists import (
     drop_columns,
-    gated_records,
+    gated_row_list,
     live_hidden_rows,
     pack_tied,
-    plain_records,
+    plain_row_list,
 )
 from blast_kernels.tables.break_even import Ranges, dense_ranges, dense_wins, gpu_name
 from torch import Tensor, nn
@@ -34,17 +34,17 @@ class Packed(NamedTuple):
 
     Attributes:
         gate_up: Blocks of the gate (if any) and up projections, in the order of the kernels.
-        gate_up_records: Their row records, int32.
+        gate_up_row_list: Their row row_list, int32.
         down: Blocks of the down projection.
-        down_records: Their row records, int32.
+        down_row_list: Their row row_list, int32.
         gate_up_scales: A scale for each fp8 block; None without fp8.
         down_scales: Likewise for the down projection.
     """
 
     gate_up: Tensor
-    gate_up_records: Tensor
+    gate_up_row_list: Tensor
     down: Tensor
-    down_records: Tensor
+    down_row_list: Tensor
     gate_up_scales: Tensor | None = None
     down_scales: Tensor | None = None
 
@@ -205,10 +205,10 @@ class SparseMlp(nn.Module):
         return torch.ops.blast.block_sparse_mlp(
             x,
             packed.gate_up,
-            packed.gate_up_records,
+            packed.gate_up_row_list,
             up.bias,
             packed.down,
-            packed.down_records,
+            packed.down_row_list,
             down.bias,
             up.out_features,
             down.out_features,
@@ -290,10 +290,10 @@ def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
         live = read if gate == "none" else live_hidden_rows(layers[0].row_offsets, up.row_offsets, down.col_indices)
     if gate == "untied":
         first = layers[0]
-        records, order = gated_records(first.row_offsets, first.col_indices, up.row_offsets, up.col_indices, live)
+        row_list, order = gated_row_list(first.row_offsets, first.col_indices, up.row_offsets, up.col_indices, live)
         gate_up = torch.cat([first.values, up.values])[order]
     else:
-        records = plain_records(up.row_offsets, up.col_indices, live)
+        row_list = plain_row_list(up.row_offsets, up.col_indices, live)
         gate_up = pack_tied(layers[0].values, up.values) if gate == "tied" else up.values
     offsets, columns = down.row_offsets, down.col_indices
     values: Tensor = down.values
@@ -301,4 +301,4 @@ def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
         offsets, columns, kept = drop_columns(offsets, columns, live)
         # If nothing was dropped, the values of the layer are used without a copy.
         values = values if kept.numel() == values.shape[0] else values[kept]
-    return Packed(gate_up.detach().contiguous(), records, values.detach(), plain_records(offsets, columns))
+    return Packed(gate_up.detach().contiguous(), row_list, values.detach(), plain_row_list(offsets, columns))

@@ -10,10 +10,10 @@ from blast_kernels.common.quantize import FP8, dequantize, quantize_blocks
 from blast_kernels.mlp_inference import ops, reference
 from blast_kernels.mlp_inference.heuristics import KernelConfig
 from blast_kernels.mlp_inference.launch import product
-from blast_kernels.mlp_inference.row_lists import plain_records, unpack_tied
+from blast_kernels.mlp_inference.row_lists import plain_row_list, unpack_tied
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_cases import dense_front, front_of, mask_of, matrix_of, relative_error
+from inference_cases import dense_gate_up, gate_up_of, mask_of, matrix_of, relative_error
 
 mlp = torch.ops.blast.block_sparse_mlp
 operator = torch.ops.blast.block_sparse_product
@@ -24,20 +24,20 @@ HALVES = (torch.float16, torch.bfloat16)
 LARGEST = {torch.float16: 65504.0, torch.bfloat16: 3.38e38, torch.float32: 3.4e38}
 
 
-def exact_product(x, q, scales, records, bias, out_features, activation, gate):
+def exact_product(x, q, scales, row_list, bias, out_features, activation, gate):
     """The same in float64 from float64 weights: every step but the sums is exact."""
     wide = None if bias is None else bias.double()
     values = q.double() * scales.double()[:, None, None]
-    return reference.product(x.double(), values, records, wide, out_features, activation, gate)
+    return reference.product(x.double(), values, row_list, wide, out_features, activation, gate)
 
 
-def dense_of_front(front, gate, q, scales):
-    """The dense matrices that a quantised front stands for, made block by block from its records, float64."""
+def dense_gate_up_of(gate_up, gate, q, scales):
+    """The dense matrices that quantised gate-up blocks stand for, made block by block from the row list, float64."""
     values = dequantize(q, scales).double()
     pieces = unpack_tied(values) if gate == "tied" else (values, values)
     b_out, b_in = pieces[0].shape[1:]
-    dense = [torch.zeros_like(matrix, dtype=torch.float64) for matrix in front.dense]
-    for row, start, middle, end, *columns in front.records.tolist():
+    dense = [torch.zeros_like(matrix, dtype=torch.float64) for matrix in gate_up.dense]
+    for row, start, middle, end, *columns in gate_up.row_list.tolist():
         for number in range(start, end):
             rows, column = slice(row * b_out, (row + 1) * b_out), columns[number - start]
             places = dense if gate == "tied" else [dense[int(gate == "untied" and number >= middle)]]
@@ -105,30 +105,30 @@ def test_what_cannot_be_quantised_is_said_in_one_sentence(values):
     assert "\n" not in str(caught.value)
 
 
-def fronts(gate, dtype, device, block=(32, 32), pattern="empty_rows"):
-    """A front with an empty row whose blocks are, in turn, ordinary, zero, tiny and huge; quantised."""
+def gate_up_cases(gate, dtype, device, block=(32, 32), pattern="empty_rows"):
+    """A gate-up product with an empty row whose blocks are, in turn, ordinary, zero, tiny and huge; quantised."""
     masks = [mask_of(pattern, 4, 5, seed, 0.5) for seed in (0, 1)]
     masks[0][0] = False
-    front = front_of(gate, masks[: 2 if gate == "untied" else 1], *block, dtype, device)
+    gate_up = gate_up_of(gate, masks[: 2 if gate == "untied" else 1], *block, dtype, device)
     # Gate times up has to stay a float16 as well.
     power = 40 if dtype == torch.bfloat16 else 7 if gate == "none" else 4
-    values = front.values.clone()
+    values = gate_up.values.clone()
     values[1::4] = 0
     values[2::4] *= 2.0**-power
     values[3::4] *= 2.0**power
-    return front._replace(values=values), *quantize_blocks(values)
+    return gate_up._replace(values=values), *quantize_blocks(values)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("gate", GATES)
 def test_twin_equals_dense_linear_algebra_with_the_dequantised_weights(gate, dtype):
-    front, q, scales = fronts(gate, dtype, "cpu")
+    gate_up, q, scales = gate_up_cases(gate, dtype, "cpu")
     x = torch.randn(7, 160).to(dtype)
     bias = torch.randn(128).to(dtype) if gate == "none" else None
-    expected = dense_front(x, dense_of_front(front, gate, q, scales), bias, "gelu")
-    out = operator(x, q, front.records, bias, 128, "gelu", gate, scales)
+    expected = dense_gate_up(x, dense_gate_up_of(gate_up, gate, q, scales), bias, "gelu")
+    out = operator(x, q, gate_up.row_list, bias, 128, "gelu", gate, scales)
     assert relative_error(out, expected) < BOUND[dtype]
-    exact = exact_product(x, q, scales, front.records, bias, 128, "gelu", gate)
+    exact = exact_product(x, q, scales, gate_up.row_list, bias, 128, "gelu", gate)
     assert relative_error(exact, expected) < 1e-13
 
 
@@ -137,12 +137,12 @@ def test_twin_equals_dense_linear_algebra_with_the_dequantised_weights(gate, dty
 @pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (128, 128), (32, 128), (128, 32)])
 @pytest.mark.parametrize("tokens", [1, 20, 70])
 def test_kernels_equal_the_dequantised_weights(tokens, block, gate, dtype, device):
-    front, q, scales = fronts(gate, dtype, device, block)
+    gate_up, q, scales = gate_up_cases(gate, dtype, device, block)
     x = torch.randn(tokens, 5 * block[1]).to(device, dtype)
     bias = torch.randn(4 * block[0]).to(device, dtype) if gate == "none" else None
     y = torch.full((tokens, 4 * block[0]), float("nan"), dtype=dtype, device=device)
-    product(x, q, front.records, bias, y, "silu", gate, scales=scales)
-    expected = exact_product(x, q, scales, front.records, bias, 4 * block[0], "silu", gate)
+    product(x, q, gate_up.row_list, bias, y, "silu", gate, scales=scales)
+    expected = exact_product(x, q, scales, gate_up.row_list, bias, 4 * block[0], "silu", gate)
     assert relative_error(y, expected) < BOUND[dtype]
 
 
@@ -151,16 +151,16 @@ def test_kernels_equal_the_dequantised_weights(tokens, block, gate, dtype, devic
 @pytest.mark.parametrize("tokens", [3, 70])
 def test_tiny_and_huge_blocks_are_as_right_as_others(tokens, gate, dtype, device):
     # A block row for each magnitude, each with a block of its own, so that none hides the error of another.
-    front = front_of(gate, [torch.eye(4, dtype=torch.bool)] * (2 if gate == "untied" else 1), 32, 32, dtype, device)
+    gate_up = gate_up_of(gate, [torch.eye(4, dtype=torch.bool)] * (2 if gate == "untied" else 1), 32, 32, dtype, device)
     power = 40 if dtype == torch.bfloat16 else 7 if gate == "none" else 3
-    owner = torch.arange(len(front.values), device=device) * 4 // len(front.values)
-    values = front.values * 2.0 ** (power * (owner - 1.5) / 1.5).round().to(dtype)[:, None, None]
+    owner = torch.arange(len(gate_up.values), device=device) * 4 // len(gate_up.values)
+    values = gate_up.values * 2.0 ** (power * (owner - 1.5) / 1.5).round().to(dtype)[:, None, None]
     q, scales = quantize_blocks(values)
     assert scales.max() >= 2.0 ** (power) * scales.min()
     x = torch.randn(tokens, 128).to(device, dtype)
     y = torch.full((tokens, 128), float("nan"), dtype=dtype, device=device)
-    product(x, q, front.records, None, y, "none", gate, scales=scales)
-    expected = exact_product(x, q, scales, front.records, None, 128, "none", gate)
+    product(x, q, gate_up.row_list, None, y, "none", gate, scales=scales)
+    expected = exact_product(x, q, scales, gate_up.row_list, None, 128, "none", gate)
     for row in range(4):
         assert relative_error(y[:, 32 * row : 32 * row + 32], expected[:, 32 * row : 32 * row + 32]) < BOUND[dtype]
 
@@ -176,36 +176,37 @@ def test_tiny_and_huge_blocks_are_as_right_as_others(tokens, gate, dtype, device
     ],
 )
 def test_every_kind_of_config_reads_fp8(config, gate, device):
-    front, q, scales = fronts(gate, torch.float16, device, (64, 64), "skewed_rows")
+    gate_up, q, scales = gate_up_cases(gate, torch.float16, device, (64, 64), "skewed_rows")
     x = torch.randn(37, 320).to(device, torch.float16)
     y = torch.full((37, 256), float("nan"), dtype=torch.float16, device=device)
-    product(x, q, front.records, None, y, "silu", gate, config, scales=scales)
-    assert relative_error(y, exact_product(x, q, scales, front.records, None, 256, "silu", gate)) < 1e-3
+    product(x, q, gate_up.row_list, None, y, "silu", gate, config, scales=scales)
+    assert relative_error(y, exact_product(x, q, scales, gate_up.row_list, None, 256, "silu", gate)) < 1e-3
 
 
 def test_a_matrix_without_any_block_gives_the_activation_of_the_bias(device):
-    front = front_of("none", [torch.zeros(2, 3, dtype=torch.bool)], 64, 64, torch.float16, device)
-    q, scales = quantize_blocks(front.values)
+    gate_up = gate_up_of("none", [torch.zeros(2, 3, dtype=torch.bool)], 64, 64, torch.float16, device)
+    q, scales = quantize_blocks(gate_up.values)
     bias = torch.randn(128).to(device, torch.float16)
     for tokens in (4, 70):
         y = torch.full((tokens, 128), float("nan"), dtype=torch.float16, device=device)
         x = torch.ones(tokens, 192, dtype=torch.float16, device=device)
-        product(x, q, front.records, bias, y, "gelu", "none", scales=scales)
+        product(x, q, gate_up.row_list, bias, y, "gelu", "none", scales=scales)
         assert relative_error(y, F.gelu(bias.double()).expand(tokens, -1)) < 1e-3
 
 
 def mlp_case(gate, dtype, device):
     """Operands of an MLP 96 → 128 → 64 in fp8, and the same with the weights that these stand for."""
     masks = [mask_of("uniform", 8, 6, seed, 0.4) for seed in (0, 1)]
-    front = front_of(gate, masks[: 2 if gate == "untied" else 1], 16, 16, dtype, device)
+    gate_up = gate_up_of(gate, masks[: 2 if gate == "untied" else 1], 16, 16, dtype, device)
     down = matrix_of(mask_of("uniform", 4, 8, 2, 0.4), 16, 16, dtype, device, seed=3)
-    records = plain_records(*down.index)
-    (q, scales), (down_q, down_scales) = quantize_blocks(front.values), quantize_blocks(down.values)
+    row_list = plain_row_list(*down.index)
+    (q, scales), (down_q, down_scales) = quantize_blocks(gate_up.values), quantize_blocks(down.values)
     more = (128, 64, "silu", gate)
     full = (
-        dequantize(q, scales, dtype), front.records, None, dequantize(down_q, down_scales, dtype), records, None, *more
+        dequantize(q, scales, dtype), gate_up.row_list, None,
+        dequantize(down_q, down_scales, dtype), row_list, None, *more
     )  # fmt: skip
-    return (q, front.records, None, down_q, records, None, *more, scales, down_scales), full
+    return (q, gate_up.row_list, None, down_q, row_list, None, *more, scales, down_scales), full
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -240,10 +241,10 @@ def test_operators_pass_torchs_own_check(gate, device):
     ],
 )
 def test_a_wrong_argument_is_named_in_one_sentence(changes, message):
-    front = front_of("none", [mask_of("full", 3, 2)], 16, 16)
-    q, scales = quantize_blocks(front.values)
+    gate_up = gate_up_of("none", [mask_of("full", 3, 2)], 16, 16)
+    q, scales = quantize_blocks(gate_up.values)
     arguments = {
-        "x": torch.randn(5, 32).half(), "values": q, "records": front.records, "bias": None, "out_features": 48,
+        "x": torch.randn(5, 32).half(), "values": q, "row_list": gate_up.row_list, "bias": None, "out_features": 48,
         "activation": "silu", "gate": "none", "scales": scales,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message) as caught:

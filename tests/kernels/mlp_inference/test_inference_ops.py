@@ -6,15 +6,15 @@ import blast_kernels.register  # noqa: F401
 import pytest
 import torch
 import torch.nn.functional as F
-from blast_kernels.mlp_inference.row_lists import drop_columns, live_hidden_rows, plain_records
-from inference_cases import dense_front, front_of, index_of, mask_of, matrix_of, relative_error
+from blast_kernels.mlp_inference.row_lists import drop_columns, live_hidden_rows, plain_row_list
+from inference_cases import dense_gate_up, gate_up_of, index_of, mask_of, matrix_of, relative_error
 
 mlp = torch.ops.blast.block_sparse_mlp
 product = torch.ops.blast.block_sparse_product
 
 
 def mlp_case(gate: str, device: str, dtype=torch.float32, prune: bool = False):
-    """Front 96 → 128, down 128 → 64, blocks of 16; returns the operands and the dense matrices."""
+    """GateUp 96 → 128, down 128 → 64, blocks of 16; returns the operands and the dense matrices."""
     masks = [mask_of("uniform", 8, 6, seed, 0.2) for seed in (0, 1)]
     down_mask = mask_of("uniform", 4, 8, 2, 0.3)
     if gate != "untied":
@@ -26,36 +26,36 @@ def mlp_case(gate: str, device: str, dtype=torch.float32, prune: bool = False):
         assert not live.all(), "the case is meant to have dead hidden blocks"
         offsets, indices, kept = drop_columns(offsets, indices, live.to(device))
         values = values[kept]
-    front = front_of(gate, masks, 16, 16, dtype, device, live)
-    operands = (front.values, front.records, None, values, plain_records(offsets, indices), None, 128, 64)
-    return operands, front.dense if gate != "none" else front.dense[:1], down.dense
+    gate_up = gate_up_of(gate, masks, 16, 16, dtype, device, live)
+    operands = (gate_up.values, gate_up.row_list, None, values, plain_row_list(offsets, indices), None, 128, 64)
+    return operands, gate_up.dense if gate != "none" else gate_up.dense[:1], down.dense
 
 
 @pytest.mark.parametrize("gate", ["none", "untied", "tied"])
 @pytest.mark.parametrize("prune", [False, True])
 @pytest.mark.parametrize("tokens", [2, 70, 150])
 def test_mlp_equals_the_dense_mlp(gate, prune, tokens, device):
-    operands, front, down = mlp_case(gate, device, torch.float32, prune and gate != "none")
+    operands, gate_up, down = mlp_case(gate, device, torch.float32, prune and gate != "none")
     x = torch.randn(2, tokens, 96, device=device)
     out = mlp(x, *operands, "silu", gate)
-    expected = F.linear(dense_front(x, front, None, "silu"), down.double())
+    expected = F.linear(dense_gate_up(x, gate_up, None, "silu"), down.double())
     assert out.shape == (2, tokens, 64)
     assert relative_error(out, expected) < 1e-6
 
 
 def test_biases_and_gelu_of_a_plain_mlp(device):
-    operands, front, down = mlp_case("none", device)
+    operands, gate_up, down = mlp_case("none", device)
     b1, b2 = torch.randn(128, device=device), torch.randn(64, device=device)
     operands = (*operands[:2], b1, *operands[3:5], b2, *operands[6:])
     x = torch.randn(9, 96, device=device)
-    expected = F.linear(dense_front(x, front, b1, "gelu_tanh"), down.double(), b2.double())
+    expected = F.linear(dense_gate_up(x, gate_up, b1, "gelu_tanh"), down.double(), b2.double())
     assert relative_error(mlp(x, *operands, "gelu_tanh", "none"), expected) < 1e-6
 
 
 def test_a_product_is_zero_where_no_record_is(device):
     live = torch.tensor([True, False, True])
-    front = front_of("none", [mask_of("full", 3, 2)], 16, 16, torch.float32, device, live)
-    out = product(torch.randn(5, 32, device=device), front.values, front.records, None, 48, "none", "none")
+    gate_up = gate_up_of("none", [mask_of("full", 3, 2)], 16, 16, torch.float32, device, live)
+    out = product(torch.randn(5, 32, device=device), gate_up.values, gate_up.row_list, None, 48, "none", "none")
     assert (out[:, 16:32] == 0).all()
     assert (out[:, :16] != 0).all()
 
@@ -81,18 +81,18 @@ def test_mlp_compiles_as_one_graph(device):
         ({"gate": "linked"}, "gate 'linked' is unknown; use one of none, untied, tied"),
         ({"activation": "relu"}, "activation 'relu' is unknown"),
         ({"bias": torch.zeros(48), "gate": "tied"}, "takes no bias"),
-        ({"records": torch.zeros(3, 32)}, "records must be a contiguous int32 matrix"),
-        ({"out_features": 40}, "3 records of 16 rows do not fit 40"),
+        ({"row_list": torch.zeros(3, 32)}, "row_list must be a contiguous int32 matrix"),
+        ({"out_features": 40}, "3 entries of 16 rows do not fit 40"),
         ({"x": torch.randn(5, 33)}, "must be a multiple of 16"),
         ({"x": torch.randn(5, 32).half()}, "x is torch.float16"),
     ],
 )
 def test_a_wrong_argument_is_named_in_one_sentence(changes, message):
-    front = front_of("none", [mask_of("full", 3, 2)], 16, 16)
+    gate_up = gate_up_of("none", [mask_of("full", 3, 2)], 16, 16)
     arguments = {
         "x": torch.randn(5, 32),
-        "values": front.values,
-        "records": front.records,
+        "values": gate_up.values,
+        "row_list": gate_up.row_list,
         "bias": None,
         "out_features": 48,
         "activation": "silu",
@@ -106,7 +106,7 @@ def test_a_wrong_argument_is_named_in_one_sentence(changes, message):
 def test_a_down_projection_with_rows_missing_is_refused():
     operands, *_ = mlp_case("tied", "cpu")
     short = (*operands[:4], operands[4][1:].contiguous(), *operands[5:])
-    with pytest.raises(ValueError, match="down_records hold 3 of 4 block rows"):
+    with pytest.raises(ValueError, match="down_row_list holds 3 of 4 block rows"):
         mlp(torch.randn(2, 96), *short, "silu", "tied")
 
 
@@ -114,7 +114,7 @@ def test_a_down_projection_with_rows_missing_is_refused():
 @pytest.mark.parametrize("gate", ["none", "untied", "tied"])
 @pytest.mark.parametrize("tokens", [1, 16, 128, 300])
 def test_mlp_replays_in_a_cuda_graph(gate, tokens, device):
-    operands, front, down = mlp_case(gate, device, torch.bfloat16)
+    operands, gate_up, down = mlp_case(gate, device, torch.bfloat16)
     x = torch.randn(tokens, 96, device=device, dtype=torch.bfloat16)
     mlp(x, *operands, "silu", gate)
     graph = torch.cuda.CUDAGraph()
@@ -124,5 +124,5 @@ def test_mlp_replays_in_a_cuda_graph(gate, tokens, device):
         x.normal_()
         out.fill_(float("nan"))
         graph.replay()
-        expected = F.linear(dense_front(x, front, None, "silu"), down.double())
+        expected = F.linear(dense_gate_up(x, gate_up, None, "silu"), down.double())
         assert relative_error(out, expected) < 1.5e-2

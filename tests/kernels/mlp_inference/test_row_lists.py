@@ -1,14 +1,14 @@
-"""The records the fast kernels read, and the packing of tied gates."""
+"""The row_list the fast kernels read, and the packing of tied gates."""
 
 from __future__ import annotations
 
 import torch
 from blast_kernels.mlp_inference.row_lists import (
     drop_columns,
-    gated_records,
+    gated_row_list,
     live_hidden_rows,
     pack_tied,
-    plain_records,
+    plain_row_list,
     unpack_tied,
 )
 from hypothesis import given, settings
@@ -28,13 +28,13 @@ masks = st.builds(
 @given(masks)
 def test_records_hold_every_block_once_longest_rows_first(mask):
     offsets, indices = index_of(mask)
-    records = plain_records(offsets, indices)
-    assert records.dtype == torch.int32
-    assert records.shape[0] == mask.shape[0]
-    assert records.shape[1] % 32 == 0
+    row_list = plain_row_list(offsets, indices)
+    assert row_list.dtype == torch.int32
+    assert row_list.shape[0] == mask.shape[0]
+    assert row_list.shape[1] % 32 == 0
     lengths = []
     seen = torch.zeros_like(mask)
-    for row, start, middle, end, *columns in records.tolist():
+    for row, start, middle, end, *columns in row_list.tolist():
         assert (start, end) == (offsets[row], offsets[row + 1])
         assert middle == end
         assert len(columns) > end - start, "kernels fetch one column ahead"
@@ -49,12 +49,12 @@ def test_records_hold_every_block_once_longest_rows_first(mask):
 def test_gated_records_store_each_rows_gate_before_its_up(gate, seed):
     up = mask_of("uniform", *gate.shape, seed, 0.4)
     (gate_offsets, gate_indices), (up_offsets, up_indices) = index_of(gate), index_of(up)
-    records, order = gated_records(gate_offsets, gate_indices, up_offsets, up_indices)
+    row_list, order = gated_row_list(gate_offsets, gate_indices, up_offsets, up_indices)
     assert order.sort().values.tolist() == list(range(len(gate_indices) + len(up_indices)))
     # A block is known by matrix, row and column.
     names = [(0, *at) for at in gate.nonzero().tolist()] + [(1, *at) for at in up.nonzero().tolist()]
     stored = [names[n] for n in order.tolist()]
-    for row, start, middle, end, *columns in records.tolist():
+    for row, start, middle, end, *columns in row_list.tolist():
         expected = [(0, row, column) for column in columns[: middle - start]]
         expected += [(1, row, column) for column in columns[middle - start : end - start]]
         assert stored[start:end] == expected
@@ -63,7 +63,7 @@ def test_gated_records_store_each_rows_gate_before_its_up(gate, seed):
 def test_rows_that_nobody_reads_get_no_record():
     mask = mask_of("full", 4, 3)
     live = torch.tensor([True, False, True, False])
-    assert sorted(plain_records(*index_of(mask), live)[:, 0].tolist()) == [0, 2]
+    assert sorted(plain_row_list(*index_of(mask), live)[:, 0].tolist()) == [0, 2]
 
 
 def test_hidden_blocks_that_are_zero_or_unread_are_dead():

@@ -11,7 +11,7 @@ from blast_kernels.mlp_inference.launch import product
 from blast_kernels.mlp_inference.search_space import candidates, fits
 from hypothesis import given
 from hypothesis import strategies as st
-from inference_cases import front_of, mask_of, relative_error
+from inference_cases import gate_up_of, mask_of, relative_error
 
 GATES = ("none", "untied", "tied")
 sides = st.sampled_from(BLOCK_SIDES)
@@ -65,8 +65,8 @@ def test_the_pick_of_the_rules_is_tried_first(place, row_blocks):
 
 
 def test_block_lists_are_split_where_programs_are_few_and_lists_long():
-    def splits(tokens: int, records: int, row_blocks: float) -> set[int]:
-        return {config.split for config in candidates(tokens, records, 128, 128, "none", row_blocks)}
+    def splits(tokens: int, row_list: int, row_blocks: float) -> set[int]:
+        return {config.split for config in candidates(tokens, row_list, 128, 128, "none", row_blocks)}
 
     assert splits(16, 16, 12) == splits(128, 64, 12) == {1, 2, 4}
     assert splits(16, 16, 1) == {1}
@@ -77,12 +77,12 @@ def test_block_lists_are_split_where_programs_are_few_and_lists_long():
 @pytest.mark.parametrize(("tokens", "block"), [(9, (128, 128)), (100, (64, 64)), (300, (128, 128)), (20, (32, 32))])
 def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
     masks = [mask_of("skewed_rows", 2, 5, seed) for seed in ((0, 1) if gate == "untied" else (0,))]
-    front = front_of(gate, masks, *block, torch.float16, device)
-    records = front.records.shape[0]
-    x = torch.randn(tokens, front.dense[0].shape[1]).to(device, torch.float16)
-    out_features = front.dense[0].shape[0]
-    expected = reference.product(x.float(), front.values.float(), front.records, None, out_features, "silu", gate)
-    found = candidates(tokens, records, *block, gate, front.values.shape[0] / records)
+    gate_up = gate_up_of(gate, masks, *block, torch.float16, device)
+    row_list = gate_up.row_list.shape[0]
+    x = torch.randn(tokens, gate_up.dense[0].shape[1]).to(device, torch.float16)
+    out_features = gate_up.dense[0].shape[0]
+    expected = reference.product(x.float(), gate_up.values.float(), gate_up.row_list, None, out_features, "silu", gate)
+    found = candidates(tokens, row_list, *block, gate, gate_up.values.shape[0] / row_list)
     if device == "cpu":
         # Gluon has no interpreter.
         found = [config for config in found if config.kernel != "persistent"]
@@ -91,7 +91,7 @@ def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
     assert len(kinds) >= 2
     for config in found if x.is_cuda else kinds.values():
         y = torch.full((tokens, out_features), float("nan"), dtype=torch.float16, device=device)
-        product(x, front.values, front.records, None, y, "silu", gate, config)
+        product(x, gate_up.values, gate_up.row_list, None, y, "silu", gate, config)
         assert relative_error(y, expected) < 1e-3, config
 
 

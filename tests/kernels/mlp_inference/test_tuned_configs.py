@@ -19,9 +19,9 @@ GPU = "imaginary-gpu"
 FIRST, SECOND = KernelConfig("tiles", 128, 64, 64, 3, 4), KernelConfig("stream", 16, 64, 128, 4, 4, split=2)
 
 
-def row(tokens, records, row_blocks, config, **more):
+def row(tokens, row_list, row_blocks, config, **more):
     fixed = {"block": [128, 128], "gate": "none", "dtype": "bfloat16"}
-    place = {"tokens": tokens, "records": records, "row_blocks": row_blocks}
+    place = {"tokens": tokens, "records": row_list, "row_blocks": row_blocks}
     return fixed | place | {"plan": list(config)} | more
 
 
@@ -33,8 +33,8 @@ def table(folder, rows, **others):
     tuned_configs._indexed.cache_clear()
 
 
-def look_up(folder, tokens, records, row_blocks, gate="none", dtype=torch.bfloat16, triton="3.6", block=(128, 128)):
-    return tuned_config(tokens, records, row_blocks, *block, gate, dtype, GPU, triton, folder)
+def look_up(folder, tokens, row_list, row_blocks, gate="none", dtype=torch.bfloat16, triton="3.6", block=(128, 128)):
+    return tuned_config(tokens, row_list, row_blocks, *block, gate, dtype, GPU, triton, folder)
 
 
 def test_the_nearest_row_counts_by_ratio(tmp_path):
@@ -47,10 +47,10 @@ def test_the_nearest_row_counts_by_ratio(tmp_path):
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3))
-def test_beyond_the_limit_the_rules_decide(tmp_path_factory, tokens, records, row_blocks):
+def test_beyond_the_limit_the_rules_decide(tmp_path_factory, tokens, row_list, row_blocks):
     folder = tmp_path_factory.getbasetemp()
     table(folder, [row(1024, 1024, 32.0, FIRST)])
-    place = round(1024 * 2**tokens), round(1024 * 2**records), 32.0 * 2**row_blocks
+    place = round(1024 * 2**tokens), round(1024 * 2**row_list), 32.0 * 2**row_blocks
     away = math.dist([math.log2(value) for value in place], (10, 10, 5))
     if place[0] <= 128 or abs(away - LIMIT) < 1e-6:
         return

@@ -11,10 +11,10 @@ from blast_kernels.common.dense import apply_activation, to_dense
 from blast_kernels.common.quantize import dequantize, quantize_blocks
 from blast_kernels.mlp_inference.row_lists import (
     drop_columns,
-    gated_records,
+    gated_row_list,
     live_hidden_rows,
     pack_tied,
-    plain_records,
+    plain_row_list,
     unpack_tied,
 )
 from torch import Tensor
@@ -85,7 +85,7 @@ def sparse_weights(size: MlpSize, masks: MlpMasks, tied: bool, generator: torch.
         gate_up = pack_tied(parts[0].values, parts[1].values)
     elif order is not None:
         gate_up = gate_up[order].contiguous()
-    return Weights(matrices, biases, gate_up, row_list, down.values, plain_records(down.offsets, down.indices), gate)
+    return Weights(matrices, biases, gate_up, row_list, down.values, plain_row_list(down.offsets, down.indices), gate)
 
 
 def without_dead(weights: Weights) -> tuple[Weights, float]:
@@ -106,7 +106,7 @@ def without_dead(weights: Weights) -> tuple[Weights, float]:
     small = weights._replace(
         gate_up_row_list=_gate_up_row_list(gate_up, weights.gate, live)[0],
         down=down.values[kept].contiguous(),
-        down_row_list=plain_records(offsets, indices),
+        down_row_list=plain_row_list(offsets, indices),
     )
     return small, 1 - live.float().mean().item()
 
@@ -207,5 +207,5 @@ def _gate_up_row_list(matrices: Sequence[Csr], gate: str, live: Tensor | None = 
     """Row list of gate and up, and the order in which the kernels store their blocks (None if unchanged)."""
     first, last = matrices[0], matrices[-1]
     if gate == "untied":
-        return gated_records(first.offsets, first.indices, last.offsets, last.indices, live)
-    return plain_records(first.offsets, first.indices, live), None
+        return gated_row_list(first.offsets, first.indices, last.offsets, last.indices, live)
+    return plain_row_list(first.offsets, first.indices, live), None

@@ -92,14 +92,14 @@ def compile_one(job: Job) -> str | None:
 
 def _launch(job: Job) -> None:
     from blast_kernels.mlp_inference.launch import product
-    from blast_kernels.mlp_inference.row_lists import plain_records
+    from blast_kernels.mlp_inference.row_lists import plain_row_list
 
     b_out, b_in = job.block
     device = torch.device("cuda", torch.cuda.current_device())
     rows = 2 * b_out if job.gate == "tied" else b_out
     x = torch.zeros(job.config.tile, 2 * b_in, device=device, dtype=job.dtype)
     values = torch.zeros(4, rows, b_in, device=device, dtype=job.dtype)
-    row_list = plain_records(torch.tensor([0, 2, 4], device=device), torch.tensor([0, 1, 0, 1], device=device))
+    row_list = plain_row_list(torch.tensor([0, 2, 4], device=device), torch.tensor([0, 1, 0, 1], device=device))
     bias = torch.zeros(2 * b_out, device=device, dtype=job.dtype) if job.bias else None
     y = torch.empty(job.config.tile, 2 * b_out, device=device, dtype=job.dtype)
     product(x, values, row_list, bias, y, job.activation, job.gate, job.config)
