@@ -28,7 +28,7 @@ FLOATS = {"scales", "partials"}
 INDICES = {
     "counters",
     "to_clear",
-    "records",
+    "row_list",
     "row_lists",
     "block_groups",
     "offsets",

@@ -65,6 +65,7 @@ def test_an_unknown_target_prints_one_sentence_with_the_nearest(place):
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_or_dataset_prints_one_sentence_and_the_records_stay(place, tmp_path):
     values = grid("offline")
     values["grid"] = [

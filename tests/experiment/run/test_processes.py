@@ -51,6 +51,7 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one_except_for_rounding(tmp_path):
     folder = GridFolder(tmp_path)
     # DDP, and masked-dense with averaged gradients, differ by a line; tests/training/test_parallel.py has them.

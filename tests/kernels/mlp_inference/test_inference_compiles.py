@@ -28,7 +28,7 @@ def test_plans_compile_without_spills_in_loops_and_with_wgmma():
     assert len(reports) > 20
     for report in reports:
         assert report["spills_in_loops"] == 0, report
-        # With separate masks and tiles of 128×128 a gate lies beside an accumulator: some registers move out, once a tile
+        # With separate masks and tiles of 128×128 a gate lies beside an accumulator: registers move out once a tile
         # between its two loops.
         assert report["spills"] <= (80 if "128x128 untied" in report["case"] else 0), report
         assert report["shared"] <= SHARED_MEMORY, report
