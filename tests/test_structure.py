@@ -60,7 +60,7 @@ EXPERIMENT = [
     "data",
     "gpu_tables",
     "tracking",
-    "catalogue",
+    "listing",
     "snakemake_hooks",
     "cli",
 ]

@@ -41,7 +41,7 @@ def list_names(options: argparse.Namespace) -> int:
 
     Example: blast list architectures datasets
     """
-    from blast.experiment.catalogue import KINDS, catalogue
+    from blast.experiment.listing import KINDS, catalogue
 
     for kind in options.kinds or KINDS:
         print(f"{kind}:")

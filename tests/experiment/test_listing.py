@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from blast import METHODS, architectures, datasets
-from blast.experiment.catalogue import KINDS, catalogue
 from blast.experiment.cli import main
+from blast.experiment.listing import KINDS, catalogue
 
 FIGURES = Path(__file__).resolve().parents[2] / "paper_figures"
 
