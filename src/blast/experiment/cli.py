@@ -9,7 +9,9 @@ import argparse
 import inspect
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,6 +316,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code. An error that the user can correct is one sentence and code 2."""
     options = _parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        # A shell starts its background jobs with SIGINT ignored; `kill -INT` stops the command all the same.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return options.run(options)
     except BlastError as error:
