@@ -93,7 +93,7 @@ def test_a_killed_process_ends_the_training_and_the_next_run_resumes(tmp_path):
     record = read_record(folder.record(one.id))
     assert record["status"] == "failed"
     assert record["cause"].startswith("one of the 2 training processes died (the log names it)")
-    assert "the run goes on from its last saved state" in record["cause"]
+    assert "it resumes from its last state" in record["cause"]
     assert "\n" not in record["cause"]
     assert "(SIGKILL)" in (tmp_path / "b" / "log").read_text()
     assert not any(map(_alive, ranks.values()))
