@@ -184,7 +184,7 @@ def test_a_given_model_that_does_not_fit_is_refused_and_not_changed(tmp_path: Pa
     bent.down.bias = nn.Parameter(torch.zeros(9))
     with pytest.raises(BlastError, match=r"'down.bias' is \[8\] in .* and \[9\] in the model"):
         blast.load(tmp_path / "model", model=bent)
-    with pytest.raises(BlastError, match="has a block-sparse 'up'"):
+    with pytest.raises(BlastError, match=r"'up' .* is already block-sparse; call blast.to_dense\(model\) first"):
         blast.load(tmp_path / "model", model=plain())
 
 

@@ -183,8 +183,13 @@ class Adapter(nn.Linear):
     [
         ("mlp.c_fcc", (4, 2), None, r"unknown matrix 'mlp.c_fcc'; did you mean 'mlp.c_fc'\?"),
         ("norm", (4, 2), None, "'norm' is a LayerNorm, which cannot be made block-sparse"),
-        ("adapter", (4, 2), None, "'adapter' is a Adapter, which cannot be made block-sparse"),
-        ("attention.out_proj", (4, 4), None, "belongs to a torch.nn.MultiheadAttention"),
+        (
+            "adapter",
+            (4, 2),
+            None,
+            r"'adapter' \(Adapter\) cannot be made block-sparse because its class Adapter",
+        ),
+        ("attention.out_proj", (4, 4), None, "because torch.nn.MultiheadAttention reads its weight"),
         ("mlp.c_fc", (3, 2), None, r"'mlp.c_fc': a mask of 3 x 2 blocks does not tile a weight of 16 x 8"),
         ("mlp.c_fc", (4, 2), 8, r"the mask of 'mlp.c_fc' has blocks of 4, not 8"),
     ],

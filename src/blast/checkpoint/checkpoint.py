@@ -22,13 +22,8 @@ from blast.checkpoint.tensors import dense_shapes, unique_tensors, walk
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.model.convert import refuse_save_pretrained
-from blast.model.module_replacement import (
-    is_dense,
-    replace_modules,
-    sparse_layers,
-    unwrapped,
-    weight_parameter,
-)
+from blast.model.eligibility import is_linear_like, refuse_ineligible
+from blast.model.module_replacement import replace_modules, sparse_layers, unwrapped, weight_parameter
 
 
 def save(model: nn.Module, folder: str | Path) -> str:
@@ -148,7 +143,9 @@ def _check_fit(model: nn.Module, manifest: Mapping[str, Any], tensors: _Tensors)
     whose = f"the checkpoint (a {manifest['class']} of {manifest['library']})"
     for name, facts in manifest["matrices"].items():
         expected = facts["shape"][::-1] if facts["transposed"] else facts["shape"]
-        if not is_dense(modules.get(name, nn.Identity())) or shapes.pop(f"{name}.weight", None) != expected:
+        if is_linear_like(modules.get(name, nn.Identity())):
+            refuse_ineligible(modules, [name], "pass a freshly built dense model", on_meta=True)
+        if name not in modules or shapes.pop(f"{name}.weight", None) != expected:
             raise BlastError(
                 f"{whose} has a block-sparse '{name}' of {facts['shape'][0]} x {facts['shape'][1]}, where the model "
                 "has no dense linear layer of that shape; pass a freshly built model of the same class and sizes."

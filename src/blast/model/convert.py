@@ -19,14 +19,9 @@ from blast.block_sparse.sharding import refuse_sharded
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.training_mlp import TrainingMlp
+from blast.model.eligibility import is_linear_like, refuse_ineligible
 from blast.model.fuse import unfuse
-from blast.model.module_replacement import (
-    is_dense,
-    replace_modules,
-    sparse_layers,
-    unwrapped,
-    weight_parameter,
-)
+from blast.model.module_replacement import replace_modules, sparse_layers, unwrapped, weight_parameter
 
 
 def to_sparse(
@@ -166,7 +161,7 @@ def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
     matrices: dict[int, _Matrix] = {}
     for name, mask in masks.items():
         if name not in modules:
-            raise unknown_name("matrix", name, (key for key, module in modules.items() if is_dense(module)))
+            raise unknown_name("matrix", name, (key for key, module in modules.items() if is_linear_like(module)))
         module = modules[name]
         if isinstance(module, BlockLinear):
             if torch.equal(module.mask().cpu(), mask.cpu()):
@@ -175,17 +170,12 @@ def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
                 f"'{name}' is already block-sparse with another mask; call blast.to_dense(model) before giving new "
                 "masks."
             )
-        if not is_dense(module):
+        if not is_linear_like(module):
             raise BlastError(
                 f"'{name}' is a {type(module).__name__}, which cannot be made block-sparse; "
-                "name torch.nn.Linear or transformers Conv1D layers with an unchanged forward."
+                "name torch.nn.Linear or transformers Conv1D layers in the masks."
             )
-        parent = modules[name.rpartition(".")[0]]
-        if isinstance(parent, nn.MultiheadAttention):
-            raise BlastError(
-                f"'{name}' belongs to a torch.nn.MultiheadAttention, which reads the weight without calling the layer; "
-                "leave it out of the masks."
-            )
+        refuse_ineligible(modules, [name], "leave it out of the masks", on_meta=True)
         first = matrices.setdefault(id(module), _Matrix(name, module, mask))
         _check_same(first, _Matrix(name, module, mask))
     return list(matrices.values())

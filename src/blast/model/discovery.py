@@ -1,8 +1,11 @@
-"""Finds the matrices that can be made block-sparse, by the structure of a model rather than by its class.
+"""Finds the matrices to make block-sparse, by the structure of a model rather than by its class.
 
 An MLP is a module whose own linear layers widen `d -> f` (once, or twice if gated) and narrow `f -> d` again. This
 covers gate/up/down (Llama, Qwen, SmolLM, Gemma), `c_fc`/`c_proj` Conv1D (GPT-2), torchvision's Sequential `MLPBlock`,
 `fc1`/`fc2`, and the BERT pair `intermediate.dense`/`output.dense`. Output heads and attention are excluded.
+
+Layers that cannot be made block-sparse (quantised, with adapters) are found too, so that they are refused by name and
+not left out in silence. See `blast.model.eligibility`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from blast.errors import BlastError, unknown_name
-from blast.model.target import Mlp, Target, is_linear
+from blast.model.eligibility import is_linear_like, shape_of
+from blast.model.target import Mlp, Target
 
 # Names of (gate, up, down): gate and up have the same shape.
 GATED_NAMES = (("gate_proj", "up_proj", "down_proj"), ("wi_0", "wi_1", "wo"), ("w1", "w3", "w2"))
@@ -130,7 +134,7 @@ def _no_match(target: str, names: list[str]) -> BlastError:
 
 
 def _all_linears(model: nn.Module) -> list[Target]:
-    """Every linear layer that can be pruned, with its role, in the order of the modules."""
+    """Every linear layer, with its role, in the order of the modules."""
     in_mlps = {target.name: target for mlp in find_mlps(model) for target in mlp.targets}
     in_mlps |= {target.name: target for target in _packed_gated(model)}
     attention = {
@@ -143,9 +147,11 @@ def _all_linears(model: nn.Module) -> list[Target]:
     for name, module in model.named_modules():
         if name in in_mlps:
             linears.append(in_mlps[name])
-        elif is_linear(module):
+        elif is_linear_like(module):
             inside = name in attention or any(_is_attention(part) for part in name.split(".")[:-1])
-            linears.append(Target(name, module, "attention" if inside else "other", None))
+            # nn.MultiheadAttention reads the weight of this layer without calling it.
+            called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+            linears.append(Target(name, module, "attention" if inside and called else "other", None))
     return linears
 
 
@@ -155,7 +161,7 @@ def _is_attention(component: str) -> bool:
 
 def _linears_of(module: nn.Module) -> dict[str, nn.Module]:
     """The linear layers among the children of a module, without output heads."""
-    return {name: child for name, child in module.named_children() if name not in HEADS and is_linear(child)}
+    return {name: child for name, child in module.named_children() if name not in HEADS and is_linear_like(child)}
 
 
 def _mlp_at(name: str, module: nn.Module) -> Mlp | None:
@@ -178,8 +184,8 @@ def _mlp_at(name: str, module: nn.Module) -> Mlp | None:
 
 def _mlp_by_shape(name: str, module: nn.Module, linears: dict[str, nn.Module]) -> Mlp | None:
     """The MLP made of exactly these linear layers, by their shapes and order: wide first, then narrow."""
-    wide = [child for child, linear in linears.items() if _shape(linear)[0] > _shape(linear)[1]]
-    narrow = [child for child, linear in linears.items() if _shape(linear)[0] < _shape(linear)[1]]
+    wide = [child for child, linear in linears.items() if shape_of(linear)[0] > shape_of(linear)[1]]
+    narrow = [child for child, linear in linears.items() if shape_of(linear)[0] < shape_of(linear)[1]]
     if len(wide) not in (1, 2) or list(linears) != wide + narrow or len(narrow) != 1:
         return None
     if not all(_mirrored(linears[child], linears[narrow[0]]) for child in wide):
@@ -205,15 +211,11 @@ def _is_pair(module: nn.Module, first: str, second: str) -> bool:
     up, down = (getattr(getattr(module, child, None), "dense", None) for child in (first, second))
     if not isinstance(up, nn.Module) or not isinstance(down, nn.Module):
         return False
-    return is_linear(up) and is_linear(down) and _mirrored(up, down)
-
-
-def _shape(linear: nn.Module) -> tuple[int, int]:
-    return Target("", linear, "other", None).shape
+    return is_linear_like(up) and is_linear_like(down) and _mirrored(up, down)
 
 
 def _mirrored(up: nn.Module, down: nn.Module) -> bool:
-    return _shape(up) == _shape(down)[::-1]
+    return shape_of(up) == shape_of(down)[::-1]
 
 
 def _gated(name: str, module: nn.Module, gate: str, up: str, down: str) -> Mlp:

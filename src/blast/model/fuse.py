@@ -7,7 +7,6 @@ input.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import cast
@@ -165,21 +164,10 @@ def quantization_errors(model: nn.Module) -> dict[str, float]:
 
 
 def _sparse_mlps(model: nn.Module) -> Iterator[Mlp]:
-    """MLPs with a block-sparse matrix, found in a copy of the module tree with dense matrices."""
-    for mlp in find_mlps(_shadow(model, {})):
-        if any(isinstance(model.get_submodule(target.name), BlockLinear) for target in mlp.targets):
+    """MLPs with a block-sparse matrix."""
+    for mlp in find_mlps(model):
+        if any(isinstance(target.module, BlockLinear) for target in mlp.targets):
             yield mlp
-
-
-def _shadow(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """A copy of the module tree with an `nn.Linear` on the meta device for each `BlockLinear`."""
-    if id(module) not in made:
-        if isinstance(module, BlockLinear):
-            made[id(module)] = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-        else:
-            made[id(module)] = shell = copy.copy(module)
-            shell._modules = {name: child and _shadow(child, made) for name, child in module._modules.items()}
-    return made[id(module)]
 
 
 def _roles(mlp: Mlp) -> Roles:

@@ -32,7 +32,8 @@ def model_bytes(model: nn.Module) -> ModelBytes:
         >>> blast.model_bytes(blast.to_sparse(model, masks)).mlp < dense
         True
     """
-    mlp: list[Tensor] = [target.parameter for mlp in find_mlps(model) for target in mlp.targets]
+    matrices = [target.module for mlp in find_mlps(model) for target in mlp.targets]
+    mlp: list[Tensor] = [weight for matrix in matrices if (weight := matrix._parameters.get("weight")) is not None]
     packed: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, BlockLinear):

@@ -7,7 +7,6 @@ from typing import cast
 
 from torch import nn
 
-from blast.block_sparse.conv1d import is_conv1d
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 
@@ -48,15 +47,6 @@ def weight_parameter(module: nn.Module) -> nn.Parameter:
     if weight is None:
         raise ValueError(f"a {type(module).__name__} has no weight parameter.")
     return weight
-
-
-def is_dense(module: nn.Module) -> bool:
-    """Whether a module is a plain dense layer, `nn.Linear` or Conv1D, that a `BlockLinear` can replace."""
-    if module._parameters.get("weight") is None:
-        return False
-    # A subclass with its own forward (quantised, with adapters) computes something else.
-    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    return own or is_conv1d(module)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, BlockLinear]:

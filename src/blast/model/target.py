@@ -1,4 +1,4 @@
-"""A matrix of a model that can be pruned, its MLP and its layer."""
+"""A matrix of a model, its MLP and its layer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from blast.block_sparse.conv1d import is_conv1d
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer that can be pruned: `nn.Linear` or the Conv1D of GPT-2.
-
-    Not the output projection of `nn.MultiheadAttention`, which reads its weight without calling the layer.
-    """
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return False
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+from blast.model.eligibility import shape_of
 
 
 def layer_of(name: str) -> tuple[str | None, int | None]:
@@ -37,11 +28,11 @@ def layer_of(name: str) -> tuple[str | None, int | None]:
 
 @dataclass(frozen=True)
 class Target:
-    """One matrix that can be pruned.
+    """One matrix of a model, found to be pruned.
 
     Attributes:
         name: Its module's name as in `model.named_modules()`.
-        module: The `nn.Linear` or Conv1D itself.
+        module: The linear layer itself. `blast.model.eligibility.obstacle` says whether it can be pruned.
         role: `gate`, `up`, `down` (of a gated MLP), `fc1`, `fc2` (of a plain one), `attention` or `other`.
         mlp: Name of its MLP, or None.
     """
@@ -74,8 +65,7 @@ class Target:
     @property
     def shape(self) -> tuple[int, int]:
         """`(out, in)`."""
-        out, into = self.as_out_in(self.parameter).shape
-        return out, into
+        return shape_of(self.module)
 
     def as_out_in(self, tensor: Tensor) -> Tensor:
         """View `[out, in]` of a tensor stored like the parameter (a gradient, a moment)."""

@@ -18,6 +18,7 @@ from blast.block_sparse.sharding import clear_dead_anywhere_, is_sharded, matrix
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 from blast.model.discovery import match_linears, split_dense
+from blast.model.eligibility import refuse_ineligible
 from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
 
@@ -190,10 +191,11 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
         The mask groups, and the targets that stay dense.
 
     Raises:
-        BlastError: if a target matches nothing, a block does not divide a matrix, or a matrix to prune shares its
-            parameter with a module that is not a target.
+        BlastError: if a target matches nothing, a layer cannot be made block-sparse, a block does not divide a matrix,
+            or a matrix to prune shares its parameter with a module that is not a target.
     """
     pruned, dense = split_dense(match_linears(model, config.targets), config.dense_first, config.dense_last)
+    refuse_ineligible(dict(model.named_modules()), (t.name for t in pruned), "leave it out of the targets")
     _check_sharing(model, pruned)
     # Targets that share a mask point, directly or over others, to the same key.
     leader: dict[object, object] = {}
