@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import torch
 from blast_kernels.common.checks import check_bias, check_index, check_product
+from blast_kernels.common.output import unflatten
 from blast_kernels.linear import reference
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def block_sparse_linear(
         out = triton_kernels.block_matmul(flat, values, row_offsets, col_indices, bias)
     else:
         out = reference.block_matmul(flat, values, row_offsets, col_indices, bias)
-    return out.view(*x.shape[:-1], out_features)
+    return unflatten(out, x)
 
 
 @block_sparse_linear.register_fake
@@ -83,7 +84,7 @@ def block_sparse_input_grad(
         out = triton_kernels.input_grad(flat, values, t_offsets, t_indices, t_order)
     else:
         out = reference.input_grad(flat, values, row_offsets, col_indices, t_offsets.numel() - 1)
-    return out.view(*grad.shape[:-1], out.shape[-1])
+    return unflatten(out, grad)
 
 
 @block_sparse_input_grad.register_fake

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from blast_kernels.common.checks import DTYPES, check_bias
 from blast_kernels.common.constants import ACTIVATIONS, GATES
+from blast_kernels.common.output import unflatten
 from blast_kernels.mlp_training import reference
 from blast_kernels.mlp_training.index_lists import IndexLists
 from torch import Tensor
@@ -33,7 +34,7 @@ def forward(x, gate_up, down, up_bias, down_bias, lists, activation, gate) -> tu
     kernels = _kernels_for(flat, [*gate_up, down])
     pre, hidden = kernels.gate_up(flat, list(gate_up), lists.gate_up, up_bias, activation, gate)
     y = kernels.gather_matmul(hidden, [down], lists.down, down_bias, transposed=False)
-    return y.view(*x.shape[:-1], y.shape[-1]), pre
+    return unflatten(y, x), pre
 
 
 def gradients(
@@ -59,7 +60,7 @@ def gradients(
     out = [bias]
     if needs_x:
         grad_x = kernels.gather_matmul(grad_pre, list(gate_up), lists.input_grad, None, transposed=True)
-        out.append(grad_x.view(x.shape))
+        out.append(unflatten(grad_x, x))
     if needs_blocks:
         shapes = [tuple(values.shape) for values in gate_up]
         out += kernels.sddmm(grad_pre, flat, lists.gate_up_groups, shapes, own_is_out=True, dtype=dtype)
