@@ -180,3 +180,23 @@ def test_keeping_every_layer_dense_is_refused():
 def test_swin_mlps_are_found():
     model = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [2, 2], num_classes=3)
     assert [target.role for target in match_linears(model)] == ["fc1", "fc2"] * 2
+
+
+def test_the_position_bias_of_swin_v2_is_no_mlp():
+    block = torchvision.models.swin_transformer.SwinTransformerBlockV2(32, 2, [4, 4], [0, 0])
+    assert list(roles(nn.Sequential(block))) == ["0.mlp.0", "0.mlp.3"]
+
+
+@pytest.mark.parametrize("place", ["input_layernorm", "router"])
+def test_a_small_mlp_inside_a_norm_or_a_router_is_not_pruned(place):
+    def mlp():
+        return nn.ModuleDict({"fc1": nn.Linear(32, 64), "fc2": nn.Linear(64, 32)})
+
+    layer = nn.ModuleDict({place: nn.ModuleDict({"gate": mlp()}), "mlp": mlp()})
+    assert list(roles(layer)) == ["mlp.fc1", "mlp.fc2"]
+
+
+def test_an_mlp_beside_the_projections_of_a_layer_is_found():
+    projections = {name: nn.Linear(32, 32) for name in ("q_proj", "k_proj", "v_proj")}
+    layer = nn.ModuleDict({**projections, "mlp": nn.ModuleDict({"fc1": nn.Linear(32, 64), "fc2": nn.Linear(64, 32)})})
+    assert list(roles(layer)) == ["mlp.fc1", "mlp.fc2"]

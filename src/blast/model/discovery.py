@@ -44,7 +44,11 @@ def find_mlps(model: nn.Module) -> list[Mlp]:
         >>> [mlp.name for mlp in blast.find_mlps(model)]
         ['transformer.h.0.mlp', 'transformer.h.1.mlp']
     """
-    found = (_mlp_at(name, module) for name, module in model.named_modules())
+    modules = dict(model.named_modules())
+    # The parts of an attention are no MLPs: Swin V2 computes its position bias with two linear layers.
+    attentions = {name: module for name, module in modules.items() if _projects(name, module)}
+    skipped = {f"{name}.{child}" for name, module in attentions.items() for child in module._modules}
+    found = (_mlp_at(name, module) for name, module in modules.items() if name not in skipped)
     return [mlp for mlp in found if mlp is not None]
 
 
@@ -159,6 +163,22 @@ def _is_attention(component: str) -> bool:
     return "attn" in component.lower() or "attention" in component.lower()
 
 
+def _projects(name: str, module: nn.Module) -> bool:
+    """Whether a module is an attention with its projections: query, key and value, or one matrix for all three."""
+    if not (_is_attention(name.rpartition(".")[2]) or _is_attention(type(module).__name__)):
+        return False
+    linears = _linears_of(module).keys()
+    return "qkv" in linears or any(names <= linears for names in QUERY_KEY_VALUE)
+
+
+def _is_no_mlp(name: str, module: nn.Module) -> bool:
+    """Whether its place says that a module is no MLP: an attention, or a part of a router or of a gated norm."""
+    *parents, leaf = name.split(".")
+    if _is_attention(leaf) or _is_attention(type(module).__name__):
+        return True
+    return "router" in leaf or any("router" in parent or parent.endswith("norm") for parent in parents)
+
+
 def _linears_of(module: nn.Module) -> dict[str, nn.Module]:
     """The linear layers among the children of a module, without output heads."""
     return {name: child for name, child in module.named_children() if name not in HEADS and is_linear_like(child)}
@@ -166,7 +186,7 @@ def _linears_of(module: nn.Module) -> dict[str, nn.Module]:
 
 def _mlp_at(name: str, module: nn.Module) -> Mlp | None:
     """The MLP whose matrices this module holds, or None."""
-    if _is_attention(name.rpartition(".")[2]) or _is_attention(type(module).__name__):
+    if _is_no_mlp(name, module):
         return None
     linears = _linears_of(module)
     for gate, up, down in GATED_NAMES:
