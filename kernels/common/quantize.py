@@ -54,6 +54,21 @@ def quantize_blocks(values: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scales.nan_to_num(1.0)[:, None, None]).to(FP8).contiguous(), scales
 
 
+def quantize_pairs(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks of a gate and an up projection that share a mask, in fp8; two blocks of one place have one scale.
+
+    Args:
+        gate: `[nnz, rows, b_in]`, as `quantize_blocks` takes it.
+        up: The same.
+
+    Returns:
+        The gate's blocks, those of the up projection, and `scales [nnz]`.
+    """
+    q, scales = quantize_blocks(torch.cat([gate, up], dim=1))
+    first, second = q.split(gate.shape[1], dim=1)
+    return first.contiguous(), second.contiguous(), scales
+
+
 def dequantize(q: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`q · scale`; exact in float32 and in the dtype that the blocks had before.
 

@@ -23,6 +23,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = triton.knobs.runtime.interpret
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+PERSISTENT_CONSTANTS = ("B_OUT", "B_IN", "SLICE", "GATE", "ACTIVATION", "HAS_BIAS", "HAS_PLACES", "STAGES")
+# Rows of a gate or up block that lie together in a tile of both: what one thread's share of a tensor-core accumulator
+# steps over.
+TOGETHER = 8
+# The tensor memory accelerator wants addresses and distances of 16 bytes, and distances below 2⁴⁰ bytes.
+TMA_ALIGNMENT, TMA_DISTANCE = 16, 1 << 40
 
 
 class Chain(NamedTuple):
@@ -43,21 +49,28 @@ class Chain(NamedTuple):
     clears: Tensor | None = None
 
 
-def supports(values: Tensor, gate: str) -> bool:
+def supports(values: Tensor) -> bool:
     """Whether the kernels take this dtype and block shape; the reference takes all."""
-    b_out = _rows_of_a_block(values, gate)
-    sides_fit = b_out in BLOCK_SIDES and values.shape[2] in BLOCK_SIDES
+    sides_fit = values.shape[1] in BLOCK_SIDES and values.shape[2] in BLOCK_SIDES
     return sides_fit and values.dtype in (*FLOATS, torch.float8_e4m3fn)
 
 
-def choose(x: Tensor, values: Tensor, row_list: Tensor, gate: str) -> KernelConfig:
-    """The config for a product of this shape on this device."""
-    b_out, b_in = _rows_of_a_block(values, gate), values.shape[2]
-    if values.shape[0] == 0:
+def choose(
+    x: Tensor, values: Tensor, row_list: Tensor, gate: str, up: Tensor | None = None, blocks: int | None = None
+) -> KernelConfig:
+    """The config for a product of this shape on this device; `up` and `blocks` as `product` takes them."""
+    _, b_out, b_in = values.shape
+    if blocks is None:
+        blocks = values.shape[0] + (up.shape[0] if gate == "untied" else 0)
+    if blocks == 0:
         # A descriptor cannot describe nothing; what is left to do is the epilogue.
         return heuristic_config(1, row_list.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
-    blocks = values.shape[0]
-    return kernel_config(x.shape[0], row_list.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
+    config = kernel_config(x.shape[0], row_list.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
+    through_registers = config.kernel == "tiles" and config.weights_first and config.slice < 64
+    if gate == "tied" and through_registers and values.dtype != torch.float8_e4m3fn:
+        # Gate and up of one descriptor on the M side would pass through registers: up to twice the time.
+        return config._replace(weights_first=False, tile=max(64, config.tile))
+    return config
 
 
 def counters_needed(config: KernelConfig, tokens: int, rows: int, b_out: int) -> int:
@@ -76,12 +89,15 @@ def product(
     config: KernelConfig | None = None,
     scales: Tensor | None = None,
     chain: Chain = Chain(),  # noqa: B008  (never written to)
+    up: Tensor | None = None,
+    up_scales: Tensor | None = None,
+    blocks: int | None = None,
 ) -> None:
     """Writes the block rows that have an entry into `y`; arguments as `reference.product`, contiguous.
 
     Args:
         x: `[tokens, in]`.
-        values: `[nnz, b_out, b_in]`, or `[nnz, 2 · b_out, b_in]` if `gate` is `tied`.
+        values: `[nnz, b_out, b_in]`; with a gate, the blocks of the gate.
         row_list: See `row_lists`.
         bias: `[out]` or None; None with a gate.
         y: `[tokens, out]`, written at the block rows that have an entry, all else left as it is.
@@ -90,6 +106,9 @@ def product(
         config: How to run it; chosen by shape if left out.
         scales: float32 `[nnz]`, powers of two, of blocks in float8 (x is float16 or bfloat16 then); None otherwise.
         chain: How it is tied to the kernels around it.
+        up: `[nnz of up, b_out, b_in]`, the blocks of the up projection where there is a gate; None otherwise.
+        up_scales: As `scales`, of `up`; None where gate and up share a mask, and with it the scales.
+        blocks: How many blocks the row_list name, if they give the place of each; None if they do not.
 
     Raises:
         ValueError: if the config wants more shared memory or registers than the device has.
@@ -100,12 +119,17 @@ def product(
         # The interpreter multiplies the raw bits of bfloat16.
         wide = None if bias is None else bias.float()
         out = y.float()
-        blocks = values.float() if scales is None else values.float() * scales[:, None, None]
-        product(x.float(), blocks, row_list, wide, out, activation, gate, config, None, chain)
+        parts = [
+            None if part is None else part.float() if factors is None else part.float() * factors[:, None, None]
+            for part, factors in ((values, scales), (up, scales if gate == "tied" else up_scales))
+        ]
+        product(
+            x.float(), parts[0], row_list, wide, out, activation, gate, config, None, chain, parts[1], None, blocks
+        )  # fmt: skip
         y.copy_(out)
         return
-    config = config or choose(x, values, row_list, gate)
-    b_out = _rows_of_a_block(values, gate)
+    config = config or choose(x, values, row_list, gate, up, blocks)
+    b_out = values.shape[1]
     partials = counters = row_list
     if config.split > 1:
         needed = counters_needed(config, x.shape[0], row_list.shape[0], b_out)
@@ -123,6 +147,7 @@ def product(
         "ACTIVATION": activation,
         "HAS_BIAS": bias is not None,
         "HAS_SCALES": scales is not None,
+        "HAS_PLACES": blocks is not None,
         "SPLIT": config.split,
         "STAGES": config.stages,
         # The interpreter knows no assembly.
@@ -140,24 +165,26 @@ def product(
     if config.registers is not None:
         common["maxnreg"] = config.registers
     bias = x if bias is None else bias
-    scales = x if scales is None else scales
+    weights = Weights(values, up, x if scales is None else scales, x if up_scales is None else up_scales)
     launch = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[config.kernel]
     # The launch goes to the current device, which need not be that of the tensors.
     with torch.cuda.device_of(x):
         try:
-            launch(x, values, scales, row_list, bias, y, partials, counters, chain.clears, gate, config, common)
+            launch(x, weights, row_list, bias, y, partials, counters, chain.clears, gate, config, common)
         except OutOfResources as error:
             raise ValueError(f"{config} does not fit this device: {error}; pass another config or none") from None
 
 
-def _launch_stream(x, values, scales, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
+def _launch_stream(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
     grid = (row_list.shape[0] * (b_out // config.slice), triton.cdiv(x.shape[0], config.tile), config.split)
     to_clear, clear_count, cleared = _clearing(clears, grid[0] * grid[1] * grid[2], row_list)
     stream[grid](
         x,
-        values,
-        scales,
+        weights.values,
+        weights.values if weights.up is None else weights.up,
+        weights.scales,
+        weights.up_scales,
         row_list,
         bias,
         y,
@@ -177,20 +204,21 @@ def _launch_stream(x, values, scales, row_list, bias, y, partials, counters, cle
     )
 
 
-def _launch_tiles(x, values, scales, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
-    b_out, b_in = common["B_OUT"], common["B_IN"]
-    if x.data_ptr() % 16:
-        # A view into another tensor may start anywhere; the tensor memory accelerator wants 16 bytes.
-        x = x.clone()
+def _launch_tiles(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
+    b_out = common["B_OUT"]
+    x = _aligned(x)
     token_tiles = triton.cdiv(x.shape[0], config.tile)
-    w_rows = config.slice * (2 if gate == "tied" else 1)
+    paired = gate == "tied" and pairs(config, common["HAS_SCALES"])
+    w_layout, up_layout, up_first = _weight_layouts(weights, gate, paired, config)
     programs = row_list.shape[0] * token_tiles * (b_out // config.slice) * config.split
     to_clear, clear_count, cleared = _clearing(clears, programs, row_list)
     tiles[(programs,)](
         TensorDescriptor.from_tensor(x, [config.tile, config.k]),
-        TensorDescriptor.from_tensor(values.view(-1, b_in), [w_rows, config.k]),
+        TensorDescriptor(*w_layout),
+        TensorDescriptor(*up_layout),
         TensorDescriptor.from_tensor(y, [config.tile, config.slice]),
-        scales,
+        weights.scales,
+        weights.up_scales,
         row_list,
         bias,
         partials,
@@ -203,26 +231,30 @@ def _launch_tiles(x, values, scales, row_list, bias, y, partials, counters, clea
         clear_count,
         CLEARS=cleared,
         K=config.k,
+        PAIRED=paired,
+        UP_FIRST=up_first,
         # Converted weights are in registers, where the product takes its first operand alone.
         WEIGHTS_FIRST=config.weights_first or common["HAS_SCALES"],
         **common,
     )
 
 
-def _launch_persistent(x, values, scales, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
-    b_out, b_in = common["B_OUT"], common["B_IN"]
-    if x.data_ptr() % 16:
-        x = x.clone()
+def _launch_persistent(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
+    b_out = common["B_OUT"]
+    x = _aligned(x)
     _clearing(clears, 0, row_list)
-    rows = config.slice * (2 if gate == "tied" else 1)
+    w_layout, up_layout, up_first = _weight_layouts(weights, gate, gate == "tied", config)
     token_tiles = triton.cdiv(x.shape[0], config.tile)
     programs = torch.cuda.get_device_properties(x.device).multi_processor_count
     tiles_in_all = row_list.shape[0] * token_tiles * (b_out // config.slice)
     persistent[(min(programs, tiles_in_all),)](
-        _gluon_descriptor(x, [config.tile // 2, config.k]),
-        _gluon_descriptor(values.view(-1, b_in), [rows, config.k]),
+        _gluon_descriptor(*_plain_layout(x, [config.tile // 2, config.k])),
+        _gluon_descriptor(*w_layout),
+        _gluon_descriptor(*up_layout),
         # A gate-up product with two masks holds its gate in the buffer of the result.
-        _gluon_descriptor(y, [config.tile // 2, config.slice if gate == "untied" else min(64, config.slice)]),
+        _gluon_descriptor(
+            *_plain_layout(y, [config.tile // 2, config.slice if gate == "untied" else min(64, config.slice)])
+        ),
         row_list,
         bias,
         row_list.shape[0],
@@ -230,16 +262,77 @@ def _launch_persistent(x, values, scales, row_list, bias, y, partials, counters,
         min(config.group, token_tiles),
         row_list.shape[1],
         K=config.k,
+        UP_FIRST=up_first,
         # Twelve warps share the registers of a multiprocessor.
         maxnreg=168,
-        **{name: common[name] for name in ("B_OUT", "B_IN", "SLICE", "GATE", "ACTIVATION", "HAS_BIAS", "STAGES")},
+        **{name: common[name] for name in PERSISTENT_CONSTANTS},
         num_warps=4,
     )
 
 
-def _gluon_descriptor(matrix: Tensor, box: list[int]) -> GluonDescriptor:
-    element = gluon_bfloat16 if matrix.dtype == torch.bfloat16 else gluon_float16
-    return GluonDescriptor.from_tensor(matrix, box, NVMMASharedLayout.get_default_for(box, element))
+class Weights(NamedTuple):
+    """Blocks and scales of a product: those of the gate or of its one matrix, and those of the up projection."""
+
+    values: Tensor
+    up: Tensor | None
+    scales: Tensor
+    up_scales: Tensor
+
+
+class Layout(NamedTuple):
+    """What a descriptor describes: address and dtype of `base`, sides and distances in elements, and the box."""
+
+    base: Tensor
+    shape: list[int]
+    strides: list[int]
+    box: list[int]
+
+
+def _plain_layout(matrix: Tensor, box: list[int]) -> Layout:
+    return Layout(matrix, list(matrix.shape), list(matrix.stride()), box)
+
+
+def pairs(config: KernelConfig, has_scales: bool) -> bool:
+    """Whether `tiles` fetches gate and up of one mask as one matrix."""
+    return not config.weights_first or config.slice < 64 or has_scales
+
+
+def _weight_layouts(weights: Weights, gate: str, paired: bool, config: KernelConfig) -> tuple[Layout, Layout, bool]:
+    """How the weights of a product are fetched, those of the gate and of up, and whether up lies before the gate.
+
+    Gate and up are two tensors somewhere in memory. Where they share a mask, one descriptor can hold both: `[rows / 8,
+    2, 8, b_in]`, with their distance as the stride of the second dimension. A box then brings eight rows of each in
+    turn, and one product serves both.
+    """
+    values, up = _aligned(weights.values), weights.up
+    b_in, box = values.shape[2], [config.slice, config.k]
+    if gate == "none":
+        plain = _plain_layout(values.view(-1, b_in), box)
+        return plain, plain, False
+    up = _aligned(up)
+    if not paired:
+        # A descriptor cannot describe nothing: a matrix without blocks is never read.
+        first, second = (part if part.numel() else other for part, other in ((values, up), (up, values)))
+        return _plain_layout(first.view(-1, b_in), box), _plain_layout(second.view(-1, b_in), box), False
+    distance = up.data_ptr() - values.data_ptr()
+    first = up if distance < 0 else values
+    if distance == 0 or abs(distance) >= TMA_DISTANCE:
+        # Rare: one tensor in both roles, or too far apart. A copy for this call alone.
+        first, distance = torch.cat([values.view(-1), up.view(-1)]), values.nbytes
+    shape = [values.numel() // (TOGETHER * b_in), 2, TOGETHER, b_in]
+    strides = [TOGETHER * b_in, abs(distance) // values.element_size(), b_in, 1]
+    both = Layout(first, shape, strides, [config.slice // TOGETHER, 2, TOGETHER, config.k])
+    return both, both, distance < 0
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    # A view into another tensor may start anywhere; the tensor memory accelerator wants 16 bytes.
+    return tensor.clone() if tensor.data_ptr() % TMA_ALIGNMENT else tensor
+
+
+def _gluon_descriptor(base: Tensor, shape: list[int], strides: list[int], box: list[int]) -> GluonDescriptor:
+    element = gluon_bfloat16 if base.dtype == torch.bfloat16 else gluon_float16
+    return GluonDescriptor(base, shape, strides, box, NVMMASharedLayout.get_default_for(box, element))
 
 
 def _clearing(clears: Tensor | None, programs: int, otherwise: Tensor) -> tuple[Tensor, int, int]:
@@ -251,7 +344,3 @@ def _clearing(clears: Tensor | None, programs: int, otherwise: Tensor) -> tuple[
         clears.zero_()
         return otherwise, 0, 0
     return clears, clears.numel(), CLEARED_BY_ONE
-
-
-def _rows_of_a_block(values: Tensor, gate: str) -> int:
-    return values.shape[1] // 2 if gate == "tied" else values.shape[1]

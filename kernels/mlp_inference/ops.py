@@ -1,14 +1,16 @@
 """Custom operators of the fast inference kernels: one product with its epilogue, and a whole MLP.
 
-    h = torch.ops.blast.block_sparse_product(x, values, row_list, bias, out_features, activation, gate, scales)
-    y = torch.ops.blast.block_sparse_mlp(x, gate_up, gate_up_row_list, gate_up_bias, down, down_row_list, down_bias,
-                                         hidden_features, out_features, activation, gate, gate_up_scales, down_scales)
+    h = torch.ops.blast.block_sparse_product(x, values, row_list, bias, out_features, activation, gate, scales,
+                                             up, up_scales, blocks)
+    y = torch.ops.blast.block_sparse_mlp(x, gate_up, up, gate_up_row_list, gate_up_bias, down, down_row_list, down_bias,
+                                         hidden_features, out_features, activation, gate, gate_up_scales, up_scales,
+                                         down_scales, down_blocks)
 
 `row_list` comes from `blast_kernels.mlp_inference.row_lists`, built once with the matrix. `gate` is `none` (GPT-2,
-ViT: the gate-up product is `act(x · Wᵀ + bias)`), `untied` (`act(x · Gᵀ) · (x · Uᵀ)`, blocks stored in the order
-`gated_row_list` returns) or `tied` (gate and up share a mask: blocks stored by `pack_tied`). Values are of the dtype
-of `x`, or fp8 with the scales that `quantize.quantize_blocks` gave for the blocks as they are stored (`x` in float16
-or bfloat16). For inference: no gradients; train through `torch.ops.blast.block_sparse_linear`.
+ViT: the gate-up product is `act(x · Wᵀ + bias)`), `untied` (`act(x · Gᵀ) · (x · Uᵀ)`) or `tied` (the same, and gate and
+up share a mask). The blocks are those of the layers, in the order of their block-CSR matrices, so no copy of them is
+needed. Values are of the dtype of `x`, or fp8 with the scales that `quantize.quantize_blocks` gave for them (`x` in
+float16 or bfloat16). For inference: no gradients; train through `torch.ops.blast.block_sparse_linear`.
 """
 
 from __future__ import annotations
@@ -40,28 +42,35 @@ def block_sparse_product(
     activation: str,
     gate: str,
     scales: Tensor | None = None,
+    up: Tensor | None = None,
+    up_scales: Tensor | None = None,
+    blocks: int | None = None,
 ) -> Tensor:
     """`act(x · Wᵀ + bias)` or a gated product; arguments as `reference.product`, `x [..., in]`.
 
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
-    _check(x, values, row_list, bias, out_features, activation, gate, scales)
+    _check(x, values, up, row_list, bias, out_features, activation, gate, scales, up_scales)
     flat = x.reshape(-1, x.shape[-1]).contiguous()
+    up, up_scales = _readable(flat, up, scales if gate == "tied" else up_scales)
     values, scales = _readable(flat, values, scales)
-    if _runs_on_triton(flat, values, gate):
+    more = {"scales": scales, "up": up, "up_scales": up_scales, "blocks": blocks}
+    if _runs_on_triton(flat, values):
         # Block rows without an entry are zero; with an entry for each, nothing is written twice.
-        complete = row_list.shape[0] * _block_rows(values, gate) == out_features
+        complete = row_list.shape[0] * values.shape[1] == out_features
         make = torch.empty if complete else torch.zeros
         out = make(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
-        triton_product.product(flat, values, row_list, bias, out, activation, gate, scales=scales)
+        triton_product.product(flat, values, row_list, bias, out, activation, gate, **more)
     else:
-        out = reference.product(flat, values, row_list, bias, out_features, activation, gate, scales)
+        out = reference.product(flat, values, row_list, bias, out_features, activation, gate, **more)
     return out.view(*x.shape[:-1], out_features)
 
 
 @block_sparse_product.register_fake
-def _(x, values, row_list, bias, out_features, activation, gate, scales=None):
+def _(
+    x, values, row_list, bias, out_features, activation, gate, scales=None, up=None, up_scales=None, blocks=None
+):  # fmt: skip
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -69,6 +78,7 @@ def _(x, values, row_list, bias, out_features, activation, gate, scales=None):
 def block_sparse_mlp(
     x: Tensor,
     gate_up: Tensor,
+    up: Tensor | None,
     gate_up_row_list: Tensor,
     gate_up_bias: Tensor | None,
     down: Tensor,
@@ -79,13 +89,16 @@ def block_sparse_mlp(
     activation: str,
     gate: str,
     gate_up_scales: Tensor | None = None,
+    up_scales: Tensor | None = None,
     down_scales: Tensor | None = None,
+    down_blocks: int | None = None,
 ) -> Tensor:
     """A whole MLP in two kernels; hidden blocks without an entry are neither written nor may `down` read them.
 
     Args:
         x: `[..., in]`.
-        gate_up: Blocks of gate and up, as `block_sparse_product` takes them.
+        gate_up: Blocks of the gate `[nnz, b_out, b_in]`, or of the up projection if there is no gate.
+        up: Blocks of the up projection if there is a gate, else None.
         gate_up_row_list: Row list of the gate-up product.
         gate_up_bias: `[hidden_features]` or None.
         down: Blocks of the down projection `[nnz, b_out, b_in]`.
@@ -96,7 +109,10 @@ def block_sparse_mlp(
         activation: `silu`, `gelu`, `gelu_tanh` or `none`.
         gate: `none`, `untied` or `tied`.
         gate_up_scales: One for each block of `gate_up` if that is fp8, else None.
+        up_scales: One for each block of `up` if that is fp8, else None; None where gate and up share a mask, and with
+            it the scales.
         down_scales: One for each block of `down` if that is fp8, else None.
+        down_blocks: How many blocks `down_row_list` name, if they give the place of each; None if they do not.
 
     Returns:
         `[..., out_features]` in the dtype of `x`.
@@ -104,21 +120,25 @@ def block_sparse_mlp(
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
-    _check(x, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, gate_up_scales)
-    _check(x.new_empty(0, hidden_features), down, down_row_list, down_bias, out_features, "none", "none", down_scales)
+    _check(x, gate_up, up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, gate_up_scales, up_scales)
+    hidden = x.new_empty(0, hidden_features)
+    _check(hidden, down, None, down_row_list, down_bias, out_features, "none", "none", down_scales, None)
     if down_row_list.shape[0] * down.shape[1] != out_features:
         raise ValueError(
             f"down_row_list holds {down_row_list.shape[0]} of {out_features // down.shape[1]} block rows; "
             f"build them without live_rows"
         )
     flat = x.reshape(-1, x.shape[-1]).contiguous()
+    up, up_scales = _readable(flat, up, gate_up_scales if gate == "tied" else up_scales)
     gate_up, gate_up_scales = _readable(flat, gate_up, gate_up_scales)
     down, down_scales = _readable(flat, down, down_scales)
-    if not (_runs_on_triton(flat, gate_up, gate) and _runs_on_triton(flat, down, "none")):
+    of_front = {"scales": gate_up_scales, "up": up, "up_scales": up_scales}
+    of_down = {"scales": down_scales, "blocks": down_blocks}
+    if not (_runs_on_triton(flat, gate_up) and _runs_on_triton(flat, down)):
         hidden = reference.product(
-            flat, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, gate_up_scales
+            flat, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, **of_front
         )
-        out = reference.product(hidden, down, down_row_list, down_bias, out_features, "none", "none", down_scales)
+        out = reference.product(hidden, down, down_row_list, down_bias, out_features, "none", "none", **of_down)
         return out.view(*x.shape[:-1], out_features)
     hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
     out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
@@ -126,22 +146,22 @@ def block_sparse_mlp(
     # Float8 with two masks took twice as long when its second kernel was launched early (1B: 20.1 µs, not 9.5).
     one_by_one = gate_up_scales is not None and gate == "untied"
     overlap = hopper and not one_by_one and 0 < flat.shape[0] <= OVERLAP_TOKENS and gate_up_row_list.shape[0] > 0
-    config = triton_product.choose(hidden, down, down_row_list, "none")
+    config = triton_product.choose(hidden, down, down_row_list, "none", blocks=down_blocks)
     needed = triton_product.counters_needed(config, flat.shape[0], down_row_list.shape[0], down.shape[1])
     if gate_up_row_list.shape[0] == 0 or not needed:
         counters = None
     else:
         # The gate-up kernel clears them: no launch of their own.
         counters = torch.empty(needed, dtype=torch.int32, device=x.device)
-    # The gate-up kernel is launched ahead too. The kernel before it may have packed the weights: it waits for that,
+    # The gate-up kernel is launched ahead too. The kernel before it may have written the weights: it waits for that,
     # and lets the second kernel start only then, so that this one finds them written.
     leads = triton_product.Chain(leads=overlap, waits="first" if overlap else "never", clears=counters)
     triton_product.product(
-        flat, gate_up, gate_up_row_list, gate_up_bias, hidden, activation, gate, scales=gate_up_scales, chain=leads
+        flat, gate_up, gate_up_row_list, gate_up_bias, hidden, activation, gate, chain=leads, **of_front
     )
     follows = triton_product.Chain(waits="late" if overlap else "never", counters=counters)
     triton_product.product(
-        hidden, down, down_row_list, down_bias, out, "none", "none", config, scales=down_scales, chain=follows
+        hidden, down, down_row_list, down_bias, out, "none", "none", config, chain=follows, **of_down
     )
     return out.view(*x.shape[:-1], out_features)
 
@@ -150,6 +170,7 @@ def block_sparse_mlp(
 def _(
     x,
     gate_up,
+    up,
     gate_up_row_list,
     gate_up_bias,
     down,
@@ -160,27 +181,38 @@ def _(
     activation,
     gate,
     gate_up_scales=None,
+    up_scales=None,
     down_scales=None,
+    down_blocks=None,
 ):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-def _check(x, values, row_list, bias, out_features, activation, gate, scales) -> None:
+def _check(x, values, up, row_list, bias, out_features, activation, gate, scales, up_scales) -> None:
     if gate not in GATES:
         raise ValueError(f"gate {gate!r} is unknown; use one of {', '.join(GATES)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
     if gate != "none" and bias is not None:
         raise ValueError("a gated product takes no bias; pass None")
-    check_row_lists(x, values, row_list, out_features, _block_rows(values, gate), scales)
+    if (gate == "none") != (up is None):
+        raise ValueError(
+            f"gate {gate!r} goes {'without' if gate == 'none' else 'with'} `up`, the up projection's blocks"
+        )
+    check_row_lists(x, values, row_list, out_features, values.shape[1], scales)
     check_bias(bias, out_features, x)
+    if up is None:
+        return
+    check_row_lists(x, up, row_list, out_features, values.shape[1], scales if gate == "tied" else up_scales)
+    agree = up.shape[1:] == values.shape[1:] and up.dtype == values.dtype
+    if not agree or (gate == "tied" and up.shape[0] != values.shape[0]):
+        raise ValueError(
+            f"the gate's blocks are {values.dtype} {list(values.shape)} and those of the up projection "
+            f"{up.dtype} {list(up.shape)}; their dtype and sides must agree, and where they share a mask their number"
+        )
 
 
-def _block_rows(values: Tensor, gate: str) -> int:
-    return values.shape[1] // 2 if gate == "tied" else values.shape[1]
-
-
-def _readable(x: Tensor, values: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _readable(x: Tensor, values: Tensor | None, scales: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     if scales is None or not x.is_cuda or _converts_float8(x.device):
         return values, scales
     return dequantize(values, scales, x.dtype), None
@@ -191,5 +223,5 @@ def _converts_float8(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def _runs_on_triton(x: Tensor, values: Tensor, gate: str) -> bool:
-    return x.is_cuda and triton_product is not None and triton_product.supports(values, gate)
+def _runs_on_triton(x: Tensor, values: Tensor) -> bool:
+    return x.is_cuda and triton_product is not None and triton_product.supports(values)

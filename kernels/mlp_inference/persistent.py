@@ -58,14 +58,22 @@ def _locate(tile, row_list, token_tiles, GROUP, SLICES: gl.constexpr):
 
 @gluon.jit
 def _header(entry):
-    return gl.load(entry), gl.load(entry + 1), gl.load(entry + 2), gl.load(entry + 3)
+    counts = gl.load(entry + 3)
+    return gl.load(entry), counts & 0xFFFF, counts >> 16
+
+
+@gluon.jit
+def _list(entry):
+    # Where the blocks of a row are and how many, and the first column.
+    counts = gl.load(entry + 3)
+    return gl.load(entry + 1), gl.load(entry + 2), counts & 0xFFFF, counts >> 16, gl.load(entry + 4)
 
 
 @gluon.jit
 def _fetch(
-    x_descriptor, w_descriptor, x_first, x_second, w_ring, full, empty, row_list, count, token_tiles, GROUP, width,
-    SLICES: gl.constexpr, STRIDE: gl.constexpr, ROWS: gl.constexpr, B_IN: gl.constexpr, K: gl.constexpr,
-    STAGES: gl.constexpr,
+    x_descriptor, w_descriptor, up_descriptor, x_first, x_second, w_ring, full, empty, row_list, count, token_tiles,
+    GROUP, width, SLICES: gl.constexpr, SLICE: gl.constexpr, B_OUT: gl.constexpr, B_IN: gl.constexpr, K: gl.constexpr,
+    STAGES: gl.constexpr, GATE: gl.constexpr, HAS_PLACES: gl.constexpr,
 ):  # fmt: skip
     CHUNKS: gl.constexpr = B_IN // K
     step = 0
@@ -73,23 +81,25 @@ def _fetch(
     rounds = _rounds(total)
     rank, token, piece = _locate(_nth(0), count, token_tiles, GROUP, SLICES)
     entry = row_list + rank * width
-    start = gl.load(entry + 1)
-    end = gl.load(entry + 3)
-    column = gl.load(entry + 4)
+    start, up_start, gates, ups, column = _list(entry)
     for n in range(rounds):
         # The entry of the next tile is asked for while this one is fetched.
         ahead = gl.minimum(_nth(n + 1), total - 1)
         next_rank, next_token, next_piece = _locate(ahead, count, token_tiles, GROUP, SLICES)
         next_entry = row_list + next_rank * width
-        next_start = gl.load(next_entry + 1)
-        next_end = gl.load(next_entry + 3)
-        next_column = gl.load(next_entry + 4)
+        next_start, next_up_start, next_gates, next_ups, next_column = _list(next_entry)
         # `blocks` also counts the steps below: Triton 3.6 drops a value carried by this loop that serves as the bound
         # of the inner one alone, and takes that of the first tile throughout.
-        blocks = end - start
-        w_row = start * STRIDE + piece * ROWS
+        blocks = gates + ups
         for block in range(blocks):
             following = gl.load(entry + 5 + block)
+            place = start + block
+            if HAS_PLACES:
+                place = start + (column >> 16)
+                column = column & 0xFFFF
+            if GATE == "untied":
+                place = gl.where(block < gates, place, up_start - gates + block)
+            w_row = place * B_OUT + piece * SLICE
             for chunk in gl.static_range(CHUNKS):
                 at = step + block * CHUNKS + chunk
                 stage = at % STAGES
@@ -99,26 +109,41 @@ def _fetch(
                 k = column * B_IN + chunk * K
                 _copy_in(x_descriptor, [token, k], ready, x_first.index(stage))
                 _copy_in(x_descriptor, [token + HALF, k], ready, x_second.index(stage))
-                _copy_in(w_descriptor, [w_row + block * STRIDE, chunk * K], ready, w_ring.index(stage))
+                if GATE == "tied":
+                    _copy_in(w_descriptor, [w_row // 8, 0, 0, chunk * K], ready, w_ring.index(stage))
+                elif GATE == "untied":
+                    if block < gates:
+                        _copy_in(w_descriptor, [w_row, chunk * K], ready, w_ring.index(stage))
+                    else:
+                        _copy_in(up_descriptor, [w_row, chunk * K], ready, w_ring.index(stage))
+                else:
+                    _copy_in(w_descriptor, [w_row, chunk * K], ready, w_ring.index(stage))
             column = following
         step += blocks * CHUNKS
         entry = next_entry
         token = next_token
         piece = next_piece
         start = next_start
-        end = next_end
+        gates = next_gates
+        up_start = next_up_start
+        ups = next_ups
         column = next_column
 
 
 @gluon.jit
-def _multiply(step, steps, x_ring, w_ring, full, empty, ROWS: gl.constexpr, STAGES: gl.constexpr, LAYOUT: gl.constexpr):
+def _multiply(
+    step, steps, x_ring, w_ring, full, empty, ROWS: gl.constexpr, K: gl.constexpr, STAGES: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):  # fmt: skip
     # `steps` stages of the ring from `step` on: [HALF, K] · [ROWS, K]ᵀ each. A stage is given back one step late, when
     # the product that read it has ended.
     total = gl.zeros([HALF, ROWS], gl.float32, LAYOUT)
     for n in range(steps):
         stage = (step + n) % STAGES
         mbarrier.wait(full.index(stage), ((step + n) // STAGES) & 1)
-        total = warpgroup_mma(x_ring.index(stage), w_ring.index(stage).permute((1, 0)), total, is_async=True)
+        # Rows of gate and up, fetched eight by eight, are one matrix.
+        w = w_ring.index(stage).reshape([ROWS, K])
+        total = warpgroup_mma(x_ring.index(stage), w.permute((1, 0)), total, is_async=True)
         total = warpgroup_mma_wait(num_outstanding=1, deps=(total,))
         mbarrier.arrive(empty.index((step + n + STAGES - 1) % STAGES), count=1, pred=n > 0)
     total = warpgroup_mma_wait(num_outstanding=0, deps=(total,))
@@ -181,7 +206,8 @@ def _split_columns(x, ROWS: gl.constexpr, COLS: gl.constexpr):
 def _consume(
     y_descriptor, x_ring, w_ring, y_buffer, full, empty, row_list, bias, count, token_tiles, GROUP, width,
     WHICH: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, ROWS: gl.constexpr, B_OUT: gl.constexpr,
-    CHUNKS: gl.constexpr, STAGES: gl.constexpr, GATE: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
+    CHUNKS: gl.constexpr, K: gl.constexpr, STAGES: gl.constexpr, GATE: gl.constexpr, UP_FIRST: gl.constexpr,
+    ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
 ):  # fmt: skip
     FAST: gl.constexpr = y_descriptor.dtype == gl.bfloat16
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, ROWS, 16])
@@ -189,29 +215,32 @@ def _consume(
     total = count * token_tiles * SLICES
     rounds = _rounds(total)
     rank, token, piece = _locate(_nth(0), count, token_tiles, GROUP, SLICES)
-    row, start, middle, end = _header(row_list + rank * width)
+    row, gates, ups = _header(row_list + rank * width)
     for n in range(rounds):
         ahead = gl.minimum(_nth(n + 1), total - 1)
         rank, next_token, next_piece = _locate(ahead, count, token_tiles, GROUP, SLICES)
-        next_row, next_start, next_middle, next_end = _header(row_list + rank * width)
+        next_row, next_gates, next_ups = _header(row_list + rank * width)
         out_column = row * B_OUT + piece * SLICE
         if GATE == "untied":
-            gates = (middle - start) * CHUNKS
-            ups = (end - middle) * CHUNKS
-            gate = _multiply(step, gates, x_ring, w_ring, full, empty, ROWS, STAGES, LAYOUT)
+            gate_steps = gates * CHUNKS
+            up_steps = ups * CHUNKS
+            gate = _multiply(step, gate_steps, x_ring, w_ring, full, empty, ROWS, K, STAGES, LAYOUT)
             # Held in the buffer of the result: in registers it would not fit beside the accumulator.
             tma.store_wait(pendings=0)
             y_buffer.store(_activate(gate, ACTIVATION, FAST).to(y_descriptor.dtype))
-            up = _multiply(step + gates, ups, x_ring, w_ring, full, empty, ROWS, STAGES, LAYOUT)
+            up = _multiply(step + gate_steps, up_steps, x_ring, w_ring, full, empty, ROWS, K, STAGES, LAYOUT)
             out = y_buffer.load(LAYOUT).to(gl.float32) * up
-            step += gates + ups
+            step += gate_steps + up_steps
         else:
-            steps = (end - start) * CHUNKS
-            sums = _multiply(step, steps, x_ring, w_ring, full, empty, ROWS, STAGES, LAYOUT)
+            steps = gates * CHUNKS
+            sums = _multiply(step, steps, x_ring, w_ring, full, empty, ROWS, K, STAGES, LAYOUT)
             step += steps
             if GATE == "tied":
-                gate, up = _split_columns(sums, HALF, SLICE)
-                out = _activate(gate, ACTIVATION, FAST) * up
+                first, second = _split_columns(sums, HALF, SLICE)
+                if UP_FIRST:
+                    out = _activate(second, ACTIVATION, FAST) * first
+                else:
+                    out = _activate(first, ACTIVATION, FAST) * second
             else:
                 if HAS_BIAS:
                     at = out_column + gl.arange(0, SLICE, layout=gl.SliceLayout(0, LAYOUT))
@@ -229,9 +258,8 @@ def _consume(
         token = next_token
         piece = next_piece
         row = next_row
-        start = next_start
-        middle = next_middle
-        end = next_end
+        gates = next_gates
+        ups = next_ups
     tma.store_wait(pendings=0)
 
 
@@ -239,6 +267,7 @@ def _consume(
 def persistent(
     x_descriptor,
     w_descriptor,
+    up_descriptor,
     y_descriptor,
     row_list,
     bias,
@@ -253,6 +282,8 @@ def persistent(
     GATE: gl.constexpr,
     ACTIVATION: gl.constexpr,
     HAS_BIAS: gl.constexpr,
+    HAS_PLACES: gl.constexpr,
+    UP_FIRST: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     SLICES: gl.constexpr = B_OUT // SLICE
@@ -260,7 +291,8 @@ def persistent(
     ROWS: gl.constexpr = SLICE * WIDE
     x_first = gl.allocate_shared_memory(x_descriptor.dtype, [STAGES, HALF, K], x_descriptor.layout)
     x_second = gl.allocate_shared_memory(x_descriptor.dtype, [STAGES, HALF, K], x_descriptor.layout)
-    w_ring = gl.allocate_shared_memory(w_descriptor.dtype, [STAGES, ROWS, K], w_descriptor.layout)
+    BOX: gl.constexpr = [STAGES, ROWS, K] if GATE != "tied" else [STAGES, SLICE // 8, WIDE, 8, K]
+    w_ring = gl.allocate_shared_memory(w_descriptor.dtype, BOX, w_descriptor.layout)
     y_first = gl.allocate_shared_memory(y_descriptor.dtype, y_descriptor.block_type.shape, y_descriptor.layout)
     y_second = gl.allocate_shared_memory(y_descriptor.dtype, y_descriptor.block_type.shape, y_descriptor.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -274,21 +306,23 @@ def persistent(
                 _consume,
                 (
                     y_descriptor, x_first, w_ring, y_first, full, empty, row_list, bias, count, token_tiles, GROUP,
-                    width, 0, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
+                    width, 0, SLICES, SLICE, ROWS, B_OUT, B_IN // K, K, STAGES, GATE, UP_FIRST,
+                    ACTIVATION, HAS_BIAS,
                 ),
             ),
             (
                 _consume,
                 (
                     y_descriptor, x_second, w_ring, y_second, full, empty, row_list, bias, count, token_tiles, GROUP,
-                    width, 1, SLICES, SLICE, ROWS, B_OUT, B_IN // K, STAGES, GATE, ACTIVATION, HAS_BIAS,
+                    width, 1, SLICES, SLICE, ROWS, B_OUT, B_IN // K, K, STAGES, GATE, UP_FIRST,
+                    ACTIVATION, HAS_BIAS,
                 ),
             ),
             (
                 _fetch,
                 (
-                    x_descriptor, w_descriptor, x_first, x_second, w_ring, full, empty, row_list, count, token_tiles,
-                    GROUP, width, SLICES, WIDE * B_OUT, ROWS, B_IN, K, STAGES,
+                    x_descriptor, w_descriptor, up_descriptor, x_first, x_second, w_ring, full, empty, row_list, count,
+                    token_tiles, GROUP, width, SLICES, SLICE, B_OUT, B_IN, K, STAGES, GATE, HAS_PLACES,
                 ),
             ),
         ],

@@ -14,11 +14,24 @@ from blast_kernels.common.fp8_dequant import widen
 from blast_kernels.mlp_inference.split_k import clear, is_last, keep, summed
 
 
+@triton.jit
+def header(entry):
+    """Row, first block, first block of up, how many blocks, how many of up: two reads for all of it."""
+    # Each number by itself, the compiler fetches the row late, and then waits for it.
+    pairs = entry.to(tl.pointer_type(tl.int64))
+    first = tl.load(pairs)
+    second = tl.load(pairs + 1)
+    counts = (second >> 32).to(tl.int32)
+    return first.to(tl.int32), (first >> 32).to(tl.int32), second.to(tl.int32), counts & 0xFFFF, counts >> 16
+
+
 @triton.jit(do_not_specialize=["tokens", "clear_count"])
 def stream(
     x,
     values,
+    up_values,
     scales,
+    up_scales,
     row_list,
     bias,
     y,
@@ -39,6 +52,7 @@ def stream(
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SCALES: tl.constexpr,
+    HAS_PLACES: tl.constexpr,
     SPLIT: tl.constexpr,
     CLEARS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -50,17 +64,14 @@ def stream(
     SLICES: tl.constexpr = B_OUT // SLICE
     K: tl.constexpr = BLOCKS * B_IN
     WIDE: tl.constexpr = 2 if GATE == "tied" else 1
-    BLOCK_SIZE: tl.constexpr = WIDE * B_OUT * B_IN
+    BLOCK_SIZE: tl.constexpr = B_OUT * B_IN
     if WAITS == "first":
         tl.extra.cuda.gdc_wait()
     item = tl.program_id(0)
     part = tl.program_id(2)
     piece = item % SLICES
     entry = row_list + (item // SLICES) * width
-    row = tl.load(entry)
-    start = tl.load(entry + 1)
-    middle = tl.load(entry + 2)
-    end = tl.load(entry + 3)
+    row, start, up_start, gates, ups = header(entry)
     columns = entry + 4
 
     k = tl.arange(0, K)
@@ -68,27 +79,38 @@ def stream(
     k_inside = k % B_IN
     token = tl.program_id(1) * TILE + tl.arange(0, TILE)
     present = token < tokens
-    w_rows = piece * SLICE * WIDE + tl.arange(0, SLICE * WIDE)
+    w_rows = tl.arange(0, SLICE * WIDE)
+    if GATE == "tied":
+        # Eight rows of the gate, eight of the up projection: gate and up of an output element meet in one thread, so
+        # that `split_rows` moves no data.
+        from_up = (w_rows // 8) % 2 == 1
+        w_rows = (w_rows // 16) * 8 + w_rows % 8
+    w_offsets = (piece * SLICE + w_rows)[:, None] * B_IN + k_inside[None, :]
     x_pointers = x + token[None, :].to(tl.int64) * in_features + k_inside[:, None]
     total = tl.zeros((SLICE * WIDE, TILE), dtype=tl.float32)
     if GATE == "untied":
         up = tl.zeros((SLICE, TILE), dtype=tl.float32)
-    gates = middle - start
-    count = end - start
+    count = gates + ups
     gate_steps = tl.cdiv(gates, BLOCKS)
-    last = gate_steps + tl.cdiv(count - gates, BLOCKS)
+    last = gate_steps + tl.cdiv(ups, BLOCKS)
     first = 0
     if SPLIT > 1:
         share = tl.cdiv(last, SPLIT)
         first = tl.minimum(part * share, last)
         last = tl.minimum(first + share, last)
-    w_pointers = values + (start + first).to(tl.int64) * BLOCK_SIZE + w_rows[:, None] * B_IN + k_inside[None, :]
+    if GATE == "tied":
+        w_pointers = tl.where(from_up[:, None], up_values + w_offsets, values + w_offsets)
+    else:
+        w_pointers = values + w_offsets
+    if BLOCKS == 1 and GATE != "untied" and not HAS_PLACES:
+        w_pointers += (start + first).to(tl.int64) * BLOCK_SIZE
 
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
     column = tl.load(columns + first)
     # The scale of a block is fetched as a vector of equal numbers: those are pipelined, single numbers are not.
-    scale_pointers = scales + start + first + tl.zeros((K,), dtype=tl.int32)
+    equal = tl.zeros((K,), dtype=tl.int32)
+    scale_pointers = scales + start + first + equal
     if WAITS == "late":
         # Everything above reads the row_list alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()
@@ -96,24 +118,50 @@ def stream(
         clear(to_clear, clear_count, CLEARS)
     for step in tl.range(first, last, num_stages=STAGES):
         in_gate = step < gate_steps
+        source = values
+        scale_source = scales
+        origin = start
+        if GATE == "untied":
+            source = tl.where(in_gate, values, up_values)
+            scale_source = tl.where(in_gate, scales, up_scales)
+            origin = tl.where(in_gate, start, up_start - gates)
         # The weights are asked for before the activations, whose address waits for a column.
         if BLOCKS == 1:
-            w = tl.load(w_pointers, eviction_policy="evict_first")  # [WIDE * SLICE, K]
+            place = origin + step
+            if HAS_PLACES:
+                place = start + (column >> 16)
+                column = column & 0xFFFF
+            if GATE == "untied" or HAS_PLACES:
+                w_at = source + w_offsets + place.to(tl.int64) * BLOCK_SIZE
+            else:
+                w_at = w_pointers
+                w_pointers += BLOCK_SIZE
+            w = tl.load(w_at, eviction_policy="evict_first")  # [WIDE * SLICE, K]
             tile = tl.load(x_pointers + column * B_IN, mask=present[None, :], other=0.0)  # [K, TILE]
             column = tl.load(columns + step + 1)
-            w_pointers += BLOCK_SIZE
             if HAS_SCALES:
-                w = widen(w, tl.load(scale_pointers)[None, :], tile.dtype, OPAQUE)
-                scale_pointers += 1
+                if GATE == "untied" or HAS_PLACES:
+                    factors = tl.load(scale_source + place + equal)
+                else:
+                    factors = tl.load(scale_pointers)
+                    scale_pointers += 1
+                w = widen(w, factors[None, :], tile.dtype, OPAQUE)
         else:
             n = tl.where(in_gate, step * BLOCKS, gates + (step - gate_steps) * BLOCKS) + k_block
             live = n < tl.where(in_gate, gates, count)
-            w_at = w_pointers + ((n - first).to(tl.int64) * BLOCK_SIZE)[None, :]
+            places = origin + n
+            if HAS_PLACES:
+                entries = tl.load(columns + n, mask=live, other=0)
+                places = start + (entries >> 16)
+            shift = (places.to(tl.int64) * BLOCK_SIZE)[None, :]
+            w_at = w_pointers + shift if GATE == "tied" else source + w_offsets + shift
             w = tl.load(w_at, mask=live[None, :], other=0.0, eviction_policy="evict_first")
-            shift = tl.load(columns + n, mask=live, other=0) * B_IN
+            if not HAS_PLACES:
+                entries = tl.load(columns + n, mask=live, other=0)
+            shift = (entries & 0xFFFF) * B_IN
             tile = tl.load(x_pointers + shift[:, None], mask=live[:, None] & present[None, :], other=0.0)
             if HAS_SCALES:
-                factors = tl.load(scales + start + n, mask=live, other=0.0)
+                factors = tl.load(scale_source + places, mask=live, other=0.0)
                 w = widen(w, factors[None, :], tile.dtype, OPAQUE)
         if GATE == "untied":
             partial = tl.dot(w, tile, input_precision=PRECISION)

@@ -29,8 +29,8 @@ SMALL = {
 }
 
 
-def by_the_reference(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None):
-    y.copy_(reference.product(x, values, row_list, bias, y.shape[1], activation, gate))
+def by_the_reference(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None, up=None):
+    y.copy_(reference.product(x, values, row_list, bias, y.shape[1], activation, gate, up=up))
 
 
 @pytest.fixture
@@ -110,10 +110,10 @@ def test_pick_cost_is_the_time_of_the_chosen_config_over_the_best_minus_one(fake
 
 
 def test_a_config_that_is_wrong_raises_or_does_not_compile_has_an_entry_with_the_cause(fake_gpu, monkeypatch):
-    def odd(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None):
+    def odd(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None, up=None):
         if config.stages == 6:
             raise ValueError("it does not fit\nand more")
-        by_the_reference(x, values, row_list, bias, y, activation, gate, config)
+        by_the_reference(x, values, row_list, bias, y, activation, gate, config, up=up)
         if config.stages == 3:
             y[:, -1] = float("nan")
 
@@ -157,10 +157,12 @@ def test_all_sets_together_exceed_the_cache_and_are_in_separate_memory():
     cache = 1_000_000
     generator = torch.Generator().manual_seed(0)
     for product in products.products_of(SMALL[True], 0.5, False, generator, cache):
-        count = min(products.MOST_SETS, sets_needed(product.sets[0][0].nbytes, cache))
+        values, up, _ = product.sets[0]
+        size = values.nbytes + (0 if up is None else up.nbytes)
+        count = min(products.MOST_SETS, sets_needed(size, cache))
         assert len(product.sets) == count > products.MASKS
-        assert len({values.data_ptr() for values, _ in product.sets}) == count
-        masks = {tuple(row_list.flatten().tolist()) for _, row_list in product.sets}
+        assert len({values.data_ptr() for values, *_ in product.sets}) == count
+        masks = {tuple(row_list.flatten().tolist()) for *_, row_list in product.sets}
         assert len(masks) == products.MASKS
 
 
@@ -172,14 +174,15 @@ def test_the_reference_of_a_product_agrees_with_the_kernel_reference(gated, tied
     for product in products.products_of(size, 0.5, tied and gated, generator, 1):
         x = product.input(7, generator)
         arguments = (product.bias, product.out_features, product.activation, product.gate)
-        out = reference.product(x, *product.sets[0], *arguments)
+        values, up, row_list = product.sets[0]
+        out = reference.product(x, values, row_list, *arguments, up=up)
         torch.testing.assert_close(out, product.expected(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_counters_of_a_split_down_projection_are_zeroed_once_a_round(fake_gpu, monkeypatch):
     seen = []
 
-    def counting(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None):
+    def counting(x, values, row_list, bias, y, activation, gate, config, scales=None, chain=None, up=None):
         assert (chain.counters == 0).all()
         chain.counters.add_(1)
         seen.append(chain.counters.data_ptr())

@@ -121,7 +121,7 @@ def test_fp8_weights_rotate_in_twice_as_many_sets_in_separate_memory():
     machine = mlp_inference.Machine(torch.device("cpu"), 200_000, CEILINGS)
     case = mlp_inference.Case("llama-nano", size, 0.5, 0, machine, None)
     plain, quantised = case.sparse("uniform", False), case.fp8("uniform", False)
-    bytes_of = [sets[0].gate_up.nbytes + sets[0].down.nbytes for sets in (plain, quantised)]
+    bytes_of = [sum(part.nbytes for part in (w.gate_up, w.up, w.down)) for w in (plain[0], quantised[0])]
     assert bytes_of[0] == 2 * bytes_of[1]
     assert len(quantised) == sets_needed(bytes_of[1], machine.l2_bytes)
     assert len(quantised) * bytes_of[1] >= 3 * machine.l2_bytes

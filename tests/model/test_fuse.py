@@ -52,7 +52,7 @@ def test_the_fused_operator_runs_only_without_gradients(monkeypatch) -> None:
     assert all(layer.values.grad is not None for mlp in fused_of(model) for layer in mlp.layers)
 
 
-def test_gate_and_up_with_a_shared_mask_are_packed_together() -> None:
+def test_gate_and_up_can_share_a_mask() -> None:
     dense, sparse, masks = pair("llama")
     tied = {name: masks[name.replace("up_proj", "gate_proj")] for name in masks}
     sparse = to_sparse(dense, tied, drop=True)
@@ -72,7 +72,7 @@ def test_skipping_dead_hidden_blocks_does_not_change_the_result(kind) -> None:
             masks[name][:, 1] = False  # no block reads this hidden block
     sparse = to_sparse(dense, masks, drop=True)
     whole, skipped = blast.fuse(copy.deepcopy(sparse), skip_dead=False), blast.fuse(copy.deepcopy(sparse))
-    assert len(fused_of(skipped)[0].packed.gate_up_row_list) < len(fused_of(whole)[0].packed.gate_up_row_list)
+    assert len(fused_of(skipped)[0].row_lists.gate_up) < len(fused_of(whole)[0].row_lists.gate_up)
     close(whole, sparse, kind)
     close(skipped, sparse, kind)
 
@@ -109,7 +109,7 @@ def test_making_a_fused_model_dense_gives_the_dense_model() -> None:
     close(back, dense, "llama")
 
 
-def test_weights_changed_after_fusing_are_packed_again() -> None:
+def test_weights_changed_after_fusing_take_effect() -> None:
     _, sparse, _ = pair("llama")
     model = blast.fuse(copy.deepcopy(sparse))
     state = {name: value * 0.5 if name.endswith("values") else value for name, value in sparse.state_dict().items()}
@@ -121,12 +121,16 @@ def test_weights_changed_after_fusing_are_packed_again() -> None:
             left.mul_(1.1)
             right.mul_(1.1)
     close(model, sparse, "llama")
+    for left, right in zip(model.parameters(), sparse.parameters(), strict=True):
+        left.data.mul_(0.9)
+        right.data.mul_(0.9)
+    close(model, sparse, "llama")
 
 
 def test_a_fused_model_can_be_cast_and_copied() -> None:
     _, sparse, _ = pair("gpt2")
     model = copy.deepcopy(blast.fuse(copy.deepcopy(sparse))).double()
-    assert all(mlp.packed.gate_up.dtype == torch.float64 for mlp in fused_of(model))
+    assert all(mlp.kernel_weights.first.dtype == torch.float64 for mlp in fused_of(model))
     assert all(mlp.original._modules is mlp._modules for mlp in fused_of(model))
     close(model.float(), sparse, "gpt2")
 
@@ -168,13 +172,20 @@ def test_dense_runs_where_the_table_says_that_it_is_faster(monkeypatch) -> None:
     assert len(ran) == 2
 
 
-def test_model_bytes_count_the_packed_weights() -> None:
+def test_a_fused_model_holds_its_weights_once() -> None:
     _, sparse, _ = pair("llama")
     before = blast.model_bytes(sparse)
     after = blast.model_bytes(blast.fuse(sparse))
-    gate_up = sum(mlp.packed.gate_up.numel() * 4 for mlp in fused_of(sparse))
-    assert after.weights - before.weights >= gate_up
+    row_lists = sum(4 * tensor.numel() for mlp in fused_of(sparse) for tensor in mlp.row_lists[:2])
+    assert after.weights - before.weights == row_lists
     assert after.mlp - before.mlp == after.weights - before.weights
+    for mlp in fused_of(sparse):
+        held = {
+            mlp.kernel_weights.first.data_ptr(),
+            mlp.kernel_weights.up.data_ptr(),
+            mlp.kernel_weights.down.data_ptr(),
+        }
+        assert held == {layer.values.data_ptr() for layer in mlp.layers}
 
 
 def test_a_model_without_block_sparse_mlps_is_refused_in_one_sentence() -> None:

@@ -50,8 +50,8 @@ def test_each_mlp_has_the_reported_error(name, tied, dtype) -> None:
     errors = blast.quantization_errors(fused)
     assert list(errors) == list(fused_of(fused))
     assert len(errors) == 2
-    assert all(mlp.packed.gate_up.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
-    assert all(mlp.packed.down.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
+    assert all(mlp.kernel_weights.first.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
+    assert all(mlp.kernel_weights.down.dtype == torch.float8_e4m3fn for mlp in fused_of(fused).values())
     x = torch.randn(300, 128, generator=torch.Generator().manual_seed(5)).to(dtype)
     for place, mlp in fused_of(fused).items():
         assert EXPECTED[0] < errors[place] < EXPECTED[1]
@@ -121,11 +121,12 @@ def test_training_uses_the_unquantised_weights() -> None:
 def test_weights_changed_after_fusing_are_quantised_again() -> None:
     model = blast.fuse(sparse_model("gpt2-nano"), weights="fp8")
     mlp = next(iter(fused_of(model).values()))
-    before = mlp.packed.gate_up_scales.clone()
+    before = mlp.kernel_weights.first_scales.clone()
     with torch.no_grad():
         for layer in mlp.layers:
             layer.values.mul_(4)
-    assert torch.equal(mlp.packed.gate_up_scales, 4 * before)
+    assert mlp.row_lists is not None
+    assert torch.equal(mlp.kernel_weights.first_scales, 4 * before)
     assert EXPECTED[0] < mlp.quantization_error() < EXPECTED[1]
 
 
@@ -140,13 +141,13 @@ def test_a_model_cast_to_float32_runs_unquantised_and_reports_no_error() -> None
 
 def test_fusing_again_changes_only_the_storage_of_the_weights() -> None:
     model = blast.fuse(sparse_model("llama-nano"))
-    plain = {place: mlp.packed.gate_up for place, mlp in fused_of(model).items()}
+    plain = {place: mlp.kernel_weights.first for place, mlp in fused_of(model).items()}
     assert set(blast.quantization_errors(model).values()) == {0.0}
     blast.fuse(model, weights="fp8")
     assert list(fused_of(model)) == list(plain)
     assert min(blast.quantization_errors(model).values()) > EXPECTED[0]
     blast.fuse(model)
-    assert all(torch.equal(mlp.packed.gate_up, plain[place]) for place, mlp in fused_of(model).items())
+    assert all(mlp.kernel_weights.first is plain[place] for place, mlp in fused_of(model).items())
     assert not any(isinstance(mlp.original, SparseMlp) for mlp in fused_of(model).values())
 
 
@@ -156,10 +157,10 @@ def test_fp8_weights_take_a_byte_a_weight_and_four_a_block(name) -> None:
     before = blast.model_bytes(sparse)
     fused = blast.fuse(sparse, skip_dead=False, weights="fp8")
     layers = [layer for mlp in fused_of(fused).values() for layer in mlp.layers]
-    records = sum(4 * t.numel() for mlp in fused_of(fused).values() for t in (mlp.packed[1], mlp.packed[3]))
+    row_lists = sum(4 * t.numel() for mlp in fused_of(fused).values() for t in mlp.row_lists[:2])
     weights = sum(layer.values.numel() for layer in layers)
     held = blast.model_bytes(fused).weights - before.weights
-    assert held == weights + 4 * weights // BLOCK**2 + records
+    assert held == weights + 4 * weights // BLOCK**2 + row_lists
 
 
 def test_a_model_in_fp8_is_one_graph_for_the_compiler() -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from blast_kernels.mlp_inference.row_lists import gated_row_list, pack_tied, plain_row_list
+from blast_kernels.mlp_inference.row_lists import gated_row_list, plain_row_list
 from torch import Tensor
 
 PATTERNS = ("uniform", "skewed_rows", "banded", "empty_rows", "empty_columns", "full", "one_block")
@@ -86,11 +86,19 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
 
 
 class GateUp(NamedTuple):
-    """Operands of one product with epilogue, and the dense matrices it stands for (gate and up, or one)."""
+    """Operands of one product with epilogue, and the dense matrices it stands for (gate and up, or one).
+
+    Attributes:
+        dense: The dense matrices.
+        values: Blocks of the first of them.
+        row_list: Row list of the product.
+        up: Blocks of the up projection; None without a gate.
+    """
 
     dense: list[Tensor]
     values: Tensor
     row_list: Tensor
+    up: Tensor | None
 
 
 def gate_up_of(
@@ -102,18 +110,17 @@ def gate_up_of(
     device: str = "cpu",
     live_rows: Tensor | None = None,
 ) -> GateUp:
-    """A product in the layout of `gate`: one mask for `none` and `tied`, gate and up masks for `untied`."""
+    """A product with a gate or without: one mask for `none` and `tied`, gate and up masks for `untied`."""
     if gate == "tied":
         masks = [masks[0], masks[0]]
     matrices = [matrix_of(mask, b_out, b_in, dtype, seed=seed) for seed, mask in enumerate(masks)]
     if gate == "untied":
-        row_list, order = gated_row_list(*matrices[0].index, *matrices[1].index, live_rows)
-        values = torch.cat([matrix.values for matrix in matrices])[order]
+        row_list = gated_row_list(*matrices[0].index, *matrices[1].index, live_rows)
     else:
         row_list = plain_row_list(*matrices[0].index, live_rows)
-        values = pack_tied(*(matrix.values for matrix in matrices)) if gate == "tied" else matrices[0].values
     dense = [matrix.dense.to(device) for matrix in matrices]
-    return GateUp(dense, values.contiguous().to(device), row_list.to(device))
+    up = None if gate == "none" else matrices[1].values.to(device)
+    return GateUp(dense, matrices[0].values.to(device), row_list.to(device), up)
 
 
 def dense_gate_up(x: Tensor, dense: list[Tensor], bias: Tensor | None, activation: str) -> Tensor:

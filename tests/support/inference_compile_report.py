@@ -14,6 +14,7 @@ from pathlib import Path
 import triton
 from blast_kernels.linear.triton_kernels import _block_matmul, _value_grad
 from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
+from blast_kernels.mlp_inference.launch import pairs
 from blast_kernels.mlp_inference.persistent import persistent
 from blast_kernels.mlp_inference.stream import stream
 from blast_kernels.mlp_inference.tiles import tiles
@@ -23,8 +24,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-POINTERS = {"x", "values", "bias", "y", "grad", "out"}
-FLOATS = {"scales", "partials"}
+POINTERS = {"x", "values", "up_values", "bias", "y", "grad", "out"}
+FLOATS = {"scales", "up_scales", "partials"}
 INDICES = {
     "counters",
     "to_clear",
@@ -90,7 +91,14 @@ def count_spills(code: str) -> tuple[int, int]:
 
 
 def compile_config(
-    config: KernelConfig, b_out: int, b_in: int, gate: str, capability: int, scaled: bool = False
+    config: KernelConfig,
+    b_out: int,
+    b_in: int,
+    gate: str,
+    capability: int,
+    scaled: bool = False,
+    places: bool = False,
+    up_first: bool = False,
 ) -> dict:
     """Compiles the kernel of a config."""
     activation = "none" if gate == "none" else "silu"
@@ -103,6 +111,7 @@ def compile_config(
         "ACTIVATION": activation,
         "HAS_BIAS": gate == "none",
         "HAS_SCALES": scaled,
+        "HAS_PLACES": places,
         "SPLIT": config.split,
         "CLEARS": 0,
         "STAGES": config.stages,
@@ -110,15 +119,17 @@ def compile_config(
         "LEADS": False,
         "WAITS": "never",
     }
-    wide = 2 if gate == "tied" else 1
     stored = "fp8e4nv" if scaled else "bf16"
     if config.kernel == "stream":
         constants |= {"BLOCKS": max(1, config.k // b_in), "PRECISION": "tf32"}
-        return compile_one(stream, constants, config.warps, capability, config.registers, {"values": f"*{stored}"})
-    constants |= {"K": config.k, "WEIGHTS_FIRST": config.weights_first}
+        stored_as = {"values": f"*{stored}", "up_values": f"*{stored}"}
+        return compile_one(stream, constants, config.warps, capability, config.registers, stored_as)
+    constants |= {"K": config.k, "WEIGHTS_FIRST": config.weights_first or scaled, "UP_FIRST": up_first}
+    paired = constants["PAIRED"] = gate == "tied" and pairs(config, scaled)
     tile_types = {
         "x_descriptor": f"tensordesc<bf16[{config.tile}, {config.k}]>",
-        "w_descriptor": f"tensordesc<{stored}[{config.slice * wide}, {config.k}]>",
+        "w_descriptor": f"tensordesc<{stored}{_weight_box(config, paired)}>",
+        "up_descriptor": f"tensordesc<{stored}{_weight_box(config, paired)}>",
         "y_descriptor": f"tensordesc<bf16[{config.tile}, {config.slice}]>",
     }
     return compile_one(tiles, constants, config.warps, capability, config.registers, tile_types)
@@ -126,11 +137,11 @@ def compile_config(
 
 def compile_persistent(config: KernelConfig, block: int, gate: str, activation: str) -> dict:
     """Compiles the kernel that is written in Gluon, for Hopper alone."""
-    rows = config.slice * (2 if gate == "tied" else 1)
     stored = config.slice if gate == "untied" else min(64, config.slice)
-    boxes = {"x": (128, config.k), "w": (rows, config.k), "y": (128, stored)}
+    weights = _weight_box(config, gate == "tied")
+    boxes = {"x": (128, config.k), "w": weights, "up": weights, "y": (128, stored)}
     tile_types = {
-        f"{name}_descriptor": f"tensordesc<bf16[{box[0]}, {box[1]}],"
+        f"{name}_descriptor": f"tensordesc<bf16{list(box)},"
         f"{gl.NVMMASharedLayout.get_default_for(list(box), gl.bfloat16)!r}>"
         for name, box in boxes.items()
     }
@@ -142,9 +153,16 @@ def compile_persistent(config: KernelConfig, block: int, gate: str, activation: 
         "GATE": gate,
         "ACTIVATION": activation,
         "HAS_BIAS": gate == "none",
+        "HAS_PLACES": False,
+        "UP_FIRST": False,
         "STAGES": config.stages,
     }
     return compile_one(persistent, constants, config.warps, 90, 168, tile_types, GluonASTSource)
+
+
+def _weight_box(config: KernelConfig, paired: bool) -> list[int]:
+    """What one fetch of weights brings (see `launch`)."""
+    return [config.slice // 8, 2, 8, config.k] if paired else [config.slice, config.k]
 
 
 def main() -> None:

@@ -141,7 +141,7 @@ def _picks(request: Request) -> dict[str, KernelConfig]:
     wide = values.dtype == torch.float32
     return {
         "rules": heuristic_config(*place, *block, product.gate, wide, row_blocks=product.row_blocks),
-        "table": kernel_config(*place, values.shape[0], *block, product.gate, values.dtype, values.device),
+        "table": kernel_config(*place, product.blocks, *block, product.gate, values.dtype, values.device),
     }
 
 

@@ -7,14 +7,8 @@ from typing import Any, NamedTuple
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
-from blast_kernels.common.quantize import HALVES, quantize_blocks
-from blast_kernels.mlp_inference.row_lists import (
-    drop_columns,
-    gated_row_list,
-    live_hidden_rows,
-    pack_tied,
-    plain_row_list,
-)
+from blast_kernels.common.quantize import HALVES, quantize_blocks, quantize_pairs
+from blast_kernels.mlp_inference.row_lists import drop_columns, gated_row_list, live_hidden_rows, plain_row_list
 from blast_kernels.tables.break_even import Ranges, dense_ranges, dense_wins, gpu_name
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,23 +23,37 @@ WEIGHTS = ("same", "fp8")
 ERROR_TOKENS = 64
 
 
-class Packed(NamedTuple):
-    """The weights and index lists that the fused kernels read.
+class RowLists(NamedTuple):
+    """The index of an MLP for the fused kernels. The blocks stay where the layers hold them.
 
     Attributes:
-        gate_up: Blocks of the gate (if any) and up projections, in the order of the kernels.
-        gate_up_row_list: Their row row_list, int32.
-        down: Blocks of the down projection.
-        down_row_list: Their row row_list, int32.
-        gate_up_scales: A scale for each fp8 block; None without fp8.
-        down_scales: Likewise for the down projection.
+        gate_up: Row list of the gate (if any) and up projections, int32.
+        down: Row list of the down projection, int32.
+        down_blocks: How many blocks `down` names, if some blocks of the down projection are skipped; None if not.
     """
 
     gate_up: Tensor
-    gate_up_row_list: Tensor
     down: Tensor
-    down_row_list: Tensor
-    gate_up_scales: Tensor | None = None
+    down_blocks: int | None
+
+
+class Weights(NamedTuple):
+    """The blocks of an MLP as the fused kernels read them.
+
+    Attributes:
+        first: Blocks of the gate, or of the up projection if there is no gate.
+        up: Blocks of the up projection if there is a gate.
+        down: Blocks of the down projection.
+        first_scales: A scale for each fp8 block of `first`; None without fp8.
+        up_scales: Likewise for `up`; None if gate and up share a mask, because then they share the scales.
+        down_scales: Likewise for `down`.
+    """
+
+    first: Tensor
+    up: Tensor | None
+    down: Tensor
+    first_scales: Tensor | None = None
+    up_scales: Tensor | None = None
     down_scales: Tensor | None = None
 
 
@@ -62,9 +70,10 @@ class SparseMlp(nn.Module):
 
     Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
     it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, and if the
-    block sides of the up and down projections do not match. The state dict, checkpoints and the optimizer use the
-    parameters of the layers only. The packed gate and up blocks and the fp8 weights are copies of these parameters.
-    They are made again after a parameter was changed, moved or loaded.
+    block sides of the up and down projections do not match. The kernels read the parameters of the layers, so that a
+    change of a parameter takes effect at once, however it was made. The fp8 weights and the dense weights of
+    `dense_fallback` are copies. They are made again after a parameter was changed in place, moved or loaded; a write
+    through `.data` is not noticed.
 
     Args:
         original: The MLP; its children are shared, not copied.
@@ -100,11 +109,14 @@ class SparseMlp(nn.Module):
             setattr(self, hooks, getattr(original, hooks))
         self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
         self.lists = MlpLists()
-        self._packed: Packed | None = None
+        self._row_lists: RowLists | None = None
+        self._fp8: Weights | None = None
         self._dense: list[Tensor] | None = None
         self._ranges: Ranges = ()
         self._versions: tuple[tuple[int, int], ...] = ()
-        self.pack()
+        # Compiled code cannot compare versions.
+        self.register_load_state_dict_post_hook(_prepare_again)
+        self.prepare()
 
     @property
     def gate(self) -> str:
@@ -120,33 +132,37 @@ class SparseMlp(nn.Module):
 
     @property
     def extra_tensors(self) -> list[Tensor]:
-        """The packed, dense and index tensors; some may be tensors of its layers."""
-        own: tuple[Tensor | None, ...] = (*(self._packed or ()), *(self._dense or ()), *self.lists.tensors)
-        return [tensor for tensor in own if tensor is not None]
+        """The index, fp8 and dense tensors that it holds besides those of its layers."""
+        own = (*(self._row_lists or ()), *(self._fp8 or ()), *(self._dense or ()), *self.lists.tensors)
+        return [tensor for tensor in own if isinstance(tensor, Tensor)]
 
     @property
-    def packed(self) -> Packed | None:
-        """What the kernels read, packed again if a parameter changed; None on the meta device."""
-        if self._packed is None or self._versions != self._current():
-            self.pack()
-        return self._packed
+    def row_lists(self) -> RowLists | None:
+        """The index for the kernels, made again if a mask changed; None on the meta device."""
+        if self._row_lists is None or self._versions != self._current():
+            self.prepare()
+        return self._row_lists
 
-    def pack(self) -> None:
-        """Packs the current parameters for the kernels."""
+    @property
+    def kernel_weights(self) -> Weights:
+        """The blocks that the kernels read: those of the layers, or their fp8 copies."""
+        return self._layer_weights() if self._fp8 is None else self._fp8
+
+    def prepare(self) -> None:
+        """Makes the index for the kernels, and the copies in fp8 and dense if they are asked for."""
+        self._row_lists = self._fp8 = self._dense = None
         with torch.no_grad():
             if any(layer.values.is_meta for layer in self.layers):
-                self._packed = self._dense = None
                 return
-            packed = _pack(self.layers, self.gate, self.skip_dead)
-            quantized = self.weights == "fp8" and packed.gate_up.dtype in HALVES
-            self._packed = _in_fp8(packed) if quantized else packed
-            self._dense = None
+            self._row_lists = _row_lists_of(self.layers, self.gate, self.skip_dead)
+            if self.weights == "fp8" and self.layers[0].values.dtype in HALVES:
+                self._fp8 = _in_fp8(self._layer_weights(), self.gate)
             if self.dense_fallback:
                 self._choose_dense()
         self._versions = self._current()
 
     def quantization_error(self, x: Tensor | None = None) -> float:
-        """The relative error of the output with the packed weights: `‖out − full‖ / ‖full‖`.
+        """The relative error of the output with the fp8 weights: `‖out − full‖ / ‖full‖`.
 
         Args:
             x: Activations `[..., in]` in the dtype of the MLP; 64 normally distributed tokens if left out.
@@ -157,17 +173,17 @@ class SparseMlp(nn.Module):
         Raises:
             BlastError: if the weights are on the meta device.
         """
-        packed, values = self.packed, self.layers[0].values
-        if packed is None:
+        row_lists, values = self.row_lists, self.layers[0].values
+        if row_lists is None:
             raise BlastError("weights on the meta device have no values to compare; load the model first.")
-        if packed.gate_up_scales is None:
+        if self._fp8 is None:
             return 0.0
         if x is None:
             generator = torch.Generator().manual_seed(0)
             x = torch.randn(ERROR_TOKENS, self.layers[0].in_features, generator=generator).to(values)
         with torch.no_grad():
-            full = self._run(x, _pack(self.layers, self.gate, self.skip_dead)).float()
-            return ((self._run(x, packed).float() - full).norm() / full.norm()).item()
+            full = self._run(x, row_lists, self._layer_weights()).float()
+            return ((self._run(x, row_lists, self._fp8).float() - full).norm() / full.norm()).item()
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces."""
@@ -175,12 +191,12 @@ class SparseMlp(nn.Module):
             return self.original.forward(x)
         if not self._can_fuse(x):
             return self._train(x)
-        packed = self._packed if torch.compiler.is_compiling() else self.packed
-        if packed is None:
+        row_lists = self._row_lists if torch.compiler.is_compiling() else self.row_lists
+        if row_lists is None:
             raise BlastError("the weights are on the meta device; load the model first.")
         if self._dense is not None and dense_wins(x.numel() // x.shape[-1], self._ranges):
             return self._run_dense(x, self._dense)
-        return self._run(x, packed)
+        return self._run(x, row_lists, self.kernel_weights)
 
     def _train(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
@@ -200,23 +216,31 @@ class SparseMlp(nn.Module):
     def _train_outside_graph(self, x: Tensor) -> Tensor:
         return self._train(x)
 
-    def _run(self, x: Tensor, packed: Packed) -> Tensor:
+    def _run(self, x: Tensor, row_lists: RowLists, weights: Weights) -> Tensor:
         up, down = self._layer(self.roles.up), self._layer(self.roles.down)
         return torch.ops.blast.block_sparse_mlp(
             x,
-            packed.gate_up,
-            packed.gate_up_row_list,
+            weights.first,
+            weights.up,
+            row_lists.gate_up,
             up.bias,
-            packed.down,
-            packed.down_row_list,
+            weights.down,
+            row_lists.down,
             down.bias,
             up.out_features,
             down.out_features,
             self.activation,
             self.gate,
-            packed.gate_up_scales,
-            packed.down_scales,
+            weights.first_scales,
+            weights.up_scales,
+            weights.down_scales,
+            row_lists.down_blocks,
         )
+
+    def _layer_weights(self) -> Weights:
+        # Kernels read contiguous blocks; those of a layer are, unless somebody put others there.
+        *gate, up, down = [layer.values.contiguous() for layer in self.layers]
+        return Weights(gate[0], up, down) if gate else Weights(up, None, down)
 
     def train(self, mode: bool = True) -> SparseMlp:
         self.original.training = mode
@@ -227,7 +251,7 @@ class SparseMlp(nn.Module):
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseMlp:
         super()._apply(function, recurse)
-        self.pack()
+        self.prepare()
         return self
 
     def _layer(self, name: str) -> BlockLinear:
@@ -261,15 +285,28 @@ class SparseMlp(nn.Module):
             self._dense = [layer.matrix().to_dense() for layer in self.layers]
 
     def _current(self) -> tuple[tuple[int, int], ...]:
-        tensors = [tensor for layer in self.layers for tensor in (layer.values, layer.row_offsets, layer.col_indices)]
+        tensors = [tensor for layer in self.layers for tensor in (layer.row_offsets, layer.col_indices)]
+        if self.weights == "fp8" or self.dense_fallback:
+            tensors += [layer.values for layer in self.layers]
         # An inference tensor has no version counter. It cannot be changed in place outside inference mode.
         return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
-def _in_fp8(packed: Packed) -> Packed:
-    gate_up, gate_up_scales = quantize_blocks(packed.gate_up)
-    down, down_scales = quantize_blocks(packed.down)
-    return packed._replace(gate_up=gate_up, down=down, gate_up_scales=gate_up_scales, down_scales=down_scales)
+def _prepare_again(module: nn.Module, keys: Any) -> None:
+    if isinstance(module, SparseMlp):
+        module.prepare()
+
+
+def _in_fp8(weights: Weights, gate: str) -> Weights:
+    down, down_scales = quantize_blocks(weights.down)
+    up, up_scales = None, None
+    if gate == "tied" and weights.up is not None:
+        first, up, first_scales = quantize_pairs(weights.first, weights.up)
+    else:
+        first, first_scales = quantize_blocks(weights.first)
+        if weights.up is not None:
+            up, up_scales = quantize_blocks(weights.up)
+    return Weights(first, up, down, first_scales, up_scales, down_scales)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -280,7 +317,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
+def _row_lists_of(layers: list[BlockLinear], gate: str, skip_dead: bool) -> RowLists:
     *_, up, down = layers
     live = None
     # The up and down projections have the same hidden blocks only if their block sides agree.
@@ -290,15 +327,11 @@ def _pack(layers: list[BlockLinear], gate: str, skip_dead: bool) -> Packed:
         live = read if gate == "none" else live_hidden_rows(layers[0].row_offsets, up.row_offsets, down.col_indices)
     if gate == "untied":
         first = layers[0]
-        row_list, order = gated_row_list(first.row_offsets, first.col_indices, up.row_offsets, up.col_indices, live)
-        gate_up = torch.cat([first.values, up.values])[order]
+        gate_up = gated_row_list(first.row_offsets, first.col_indices, up.row_offsets, up.col_indices, live)
     else:
-        row_list = plain_row_list(up.row_offsets, up.col_indices, live)
-        gate_up = pack_tied(layers[0].values, up.values) if gate == "tied" else up.values
-    offsets, columns = down.row_offsets, down.col_indices
-    values: Tensor = down.values
+        gate_up = plain_row_list(up.row_offsets, up.col_indices, live)
     if live is not None and not bool(live.all()):
-        offsets, columns, kept = drop_columns(offsets, columns, live)
-        # If nothing was dropped, the values of the layer are used without a copy.
-        values = values if kept.numel() == values.shape[0] else values[kept]
-    return Packed(gate_up.detach().contiguous(), row_list, values.detach(), plain_row_list(offsets, columns))
+        offsets, columns, places = drop_columns(down.row_offsets, down.col_indices, live)
+        if places.numel() < down.col_indices.numel():
+            return RowLists(gate_up, plain_row_list(offsets, columns, places=places), places.numel())
+    return RowLists(gate_up, plain_row_list(down.row_offsets, down.col_indices), None)

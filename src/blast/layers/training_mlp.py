@@ -11,7 +11,7 @@ from blast.layers.sparse_mlp import SparseMlp
 
 
 class TrainingMlp(SparseMlp):
-    """A `SparseMlp` for training: it has no packed copy of the weights and always runs the training operator.
+    """A `SparseMlp` for training: it always runs the training operator.
 
     Mask updates need the dense gradients of its layers. They follow from the input and the gradient of the output. The
     backward pass either computes them at once, or saves both tensors in `saved_activations`.
@@ -23,9 +23,9 @@ class TrainingMlp(SparseMlp):
 
     saved_activations: list[tuple[Tensor, Tensor]] | None = None
 
-    def pack(self) -> None:
+    def prepare(self) -> None:
         """Computes the index lists of the current masks. Call it after an index was replaced."""
-        self._packed = self._dense = None
+        self._row_lists = self._fp8 = self._dense = None
         layers = self.layers
         if can_train(layers) and not layers[0].values.is_meta:
             self.lists.make(layers)

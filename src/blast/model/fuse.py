@@ -32,8 +32,8 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     """Replaces each block-sparse MLP by a `SparseMlp`, which runs it in two kernels if no gradient is needed.
 
     Names, parameters, state dict and checkpoints do not change. `unfuse` undoes it. MLPs that do not qualify (another
-    structure, a gate with a bias, a dense matrix, hooks on their layers) do not change. A fused model stores the gate
-    and up blocks twice, or with fp8 weights all blocks once more in fp8.
+    structure, a gate with a bias, a dense matrix, hooks on their layers) do not change. The fused kernels
+    read the parameters of the layers, so each weight is stored once. With fp8 weights, all blocks are stored once more.
 
     Args:
         model: A sparse model (`blast.to_sparse`); changed in place.

@@ -16,7 +16,7 @@ class ModelBytes(NamedTuple):
     """Memory of a model in bytes.
 
     Attributes:
-        weights: All parameters and buffers, and the packed tensors of fused MLPs.
+        weights: All parameters and buffers, and the index, fp8 and dense tensors of fused MLPs.
         mlp: The part of `weights` in MLP matrices and in other block-sparse matrices: values and index, no bias.
     """
 
@@ -34,13 +34,13 @@ def model_bytes(model: nn.Module) -> ModelBytes:
     """
     matrices = [target.module for mlp in find_mlps(model) for target in mlp.targets]
     mlp: list[Tensor] = [weight for matrix in matrices if (weight := matrix._parameters.get("weight")) is not None]
-    packed: list[Tensor] = []
+    extra: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, BlockLinear):
             mlp += [module.values, *module.index.buffers()]
         elif isinstance(module, SparseMlp):
-            packed += module.extra_tensors
-    return ModelBytes(_bytes([*model.parameters(), *model.buffers(), *packed]), _bytes([*mlp, *packed]))
+            extra += module.extra_tensors
+    return ModelBytes(_bytes([*model.parameters(), *model.buffers(), *extra]), _bytes([*mlp, *extra]))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -6,11 +6,11 @@ import blast_kernels.register  # noqa: F401
 import pytest
 import torch
 import torch.nn.functional as F
-from blast_kernels.common.quantize import FP8, dequantize, quantize_blocks
+from blast_kernels.common.quantize import FP8, dequantize, quantize_blocks, quantize_pairs
 from blast_kernels.mlp_inference import ops, reference
 from blast_kernels.mlp_inference.heuristics import KernelConfig
 from blast_kernels.mlp_inference.launch import product
-from blast_kernels.mlp_inference.row_lists import plain_row_list, unpack_tied
+from blast_kernels.mlp_inference.row_lists import plain_row_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_cases import dense_gate_up, gate_up_of, mask_of, matrix_of, relative_error
@@ -24,25 +24,47 @@ HALVES = (torch.float16, torch.bfloat16)
 LARGEST = {torch.float16: 65504.0, torch.bfloat16: 3.38e38, torch.float32: 3.4e38}
 
 
-def exact_product(x, q, scales, row_list, bias, out_features, activation, gate):
+def quantized(values, up, gate):
+    """Blocks and scales of a product in fp8, as the operators take them: `q, scales` and the rest by name."""
+    if gate == "tied":
+        q, up, scales = quantize_pairs(values, up)
+        return q, scales, {"up": up}
+    q, scales = quantize_blocks(values)
+    if gate == "none":
+        return q, scales, {}
+    up, up_scales = quantize_blocks(up)
+    return q, scales, {"up": up, "up_scales": up_scales}
+
+
+def restored(q, scales, more, gate, dtype=torch.float64):
+    """The blocks that these stand for, those of up second (None without a gate)."""
+    up = more.get("up")
+    if up is not None:
+        up = dequantize(up, scales if gate == "tied" else more["up_scales"], dtype)
+    return dequantize(q, scales, dtype), up
+
+
+def exact_product(x, q, scales, more, row_list, bias, out_features, activation, gate):
     """The same in float64 from float64 weights: every step but the sums is exact."""
     wide = None if bias is None else bias.double()
-    values = q.double() * scales.double()[:, None, None]
-    return reference.product(x.double(), values, row_list, wide, out_features, activation, gate)
+    values, up = restored(q, scales, more, gate)
+    return reference.product(x.double(), values, row_list, wide, out_features, activation, gate, up=up)
 
 
-def dense_gate_up_of(gate_up, gate, q, scales):
+def dense_gate_up_of(gate_up, gate, q, scales, more):
     """The dense matrices that quantised gate-up blocks stand for, made block by block from the row list, float64."""
-    values = dequantize(q, scales).double()
-    pieces = unpack_tied(values) if gate == "tied" else (values, values)
+    pieces = restored(q, scales, more, gate)
     b_out, b_in = pieces[0].shape[1:]
     dense = [torch.zeros_like(matrix, dtype=torch.float64) for matrix in gate_up.dense]
-    for row, start, middle, end, *columns in gate_up.row_list.tolist():
-        for number in range(start, end):
-            rows, column = slice(row * b_out, (row + 1) * b_out), columns[number - start]
-            places = dense if gate == "tied" else [dense[int(gate == "untied" and number >= middle)]]
-            for matrix, piece in zip(places, pieces, strict=False):
-                matrix[rows, column * b_in : (column + 1) * b_in] = piece[number]
+    for row, start, up_start, counts, *columns in gate_up.row_list.tolist():
+        up_count, count = divmod(counts, 1 << 16)
+        listed = [(0, start + n, columns[n]) for n in range(count)]
+        if gate == "tied":
+            listed += [(1, start + n, columns[n]) for n in range(count)]
+        listed += [(1, up_start + n, columns[count + n]) for n in range(up_count)]
+        for which, place, column in listed:
+            rows, inside = slice(row * b_out, (row + 1) * b_out), slice(column * b_in, (column + 1) * b_in)
+            dense[which][rows, inside] = pieces[which][place]
     return dense if gate != "none" else dense[:1]
 
 
@@ -112,23 +134,26 @@ def gate_up_cases(gate, dtype, device, block=(32, 32), pattern="empty_rows"):
     gate_up = gate_up_of(gate, masks[: 2 if gate == "untied" else 1], *block, dtype, device)
     # Gate times up has to stay a float16 as well.
     power = 40 if dtype == torch.bfloat16 else 7 if gate == "none" else 4
-    values = gate_up.values.clone()
-    values[1::4] = 0
-    values[2::4] *= 2.0**-power
-    values[3::4] *= 2.0**power
-    return gate_up._replace(values=values), *quantize_blocks(values)
+    parts = [gate_up.values.clone(), None if gate_up.up is None else gate_up.up.clone()]
+    for values in parts:
+        if values is not None:
+            values[1::4] = 0
+            values[2::4] *= 2.0**-power
+            values[3::4] *= 2.0**power
+    gate_up = gate_up._replace(values=parts[0], up=parts[1])
+    return gate_up, *quantized(*parts, gate)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("gate", GATES)
 def test_twin_equals_dense_linear_algebra_with_the_dequantised_weights(gate, dtype):
-    gate_up, q, scales = gate_up_cases(gate, dtype, "cpu")
+    gate_up, q, scales, more = gate_up_cases(gate, dtype, "cpu")
     x = torch.randn(7, 160).to(dtype)
     bias = torch.randn(128).to(dtype) if gate == "none" else None
-    expected = dense_gate_up(x, dense_gate_up_of(gate_up, gate, q, scales), bias, "gelu")
-    out = operator(x, q, gate_up.row_list, bias, 128, "gelu", gate, scales)
+    expected = dense_gate_up(x, dense_gate_up_of(gate_up, gate, q, scales, more), bias, "gelu")
+    out = operator(x, q, gate_up.row_list, bias, 128, "gelu", gate, scales, **more)
     assert relative_error(out, expected) < BOUND[dtype]
-    exact = exact_product(x, q, scales, gate_up.row_list, bias, 128, "gelu", gate)
+    exact = exact_product(x, q, scales, more, gate_up.row_list, bias, 128, "gelu", gate)
     assert relative_error(exact, expected) < 1e-13
 
 
@@ -137,12 +162,12 @@ def test_twin_equals_dense_linear_algebra_with_the_dequantised_weights(gate, dty
 @pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (128, 128), (32, 128), (128, 32)])
 @pytest.mark.parametrize("tokens", [1, 20, 70])
 def test_kernels_equal_the_dequantised_weights(tokens, block, gate, dtype, device):
-    gate_up, q, scales = gate_up_cases(gate, dtype, device, block)
+    gate_up, q, scales, more = gate_up_cases(gate, dtype, device, block)
     x = torch.randn(tokens, 5 * block[1]).to(device, dtype)
     bias = torch.randn(4 * block[0]).to(device, dtype) if gate == "none" else None
     y = torch.full((tokens, 4 * block[0]), float("nan"), dtype=dtype, device=device)
-    product(x, q, gate_up.row_list, bias, y, "silu", gate, scales=scales)
-    expected = exact_product(x, q, scales, gate_up.row_list, bias, 4 * block[0], "silu", gate)
+    product(x, q, gate_up.row_list, bias, y, "silu", gate, scales=scales, **more)
+    expected = exact_product(x, q, scales, more, gate_up.row_list, bias, 4 * block[0], "silu", gate)
     assert relative_error(y, expected) < BOUND[dtype]
 
 
@@ -153,14 +178,13 @@ def test_tiny_and_huge_blocks_are_as_right_as_others(tokens, gate, dtype, device
     # A block row for each magnitude, each with a block of its own, so that none hides the error of another.
     gate_up = gate_up_of(gate, [torch.eye(4, dtype=torch.bool)] * (2 if gate == "untied" else 1), 32, 32, dtype, device)
     power = 40 if dtype == torch.bfloat16 else 7 if gate == "none" else 3
-    owner = torch.arange(len(gate_up.values), device=device) * 4 // len(gate_up.values)
-    values = gate_up.values * 2.0 ** (power * (owner - 1.5) / 1.5).round().to(dtype)[:, None, None]
-    q, scales = quantize_blocks(values)
+    factors = 2.0 ** (power * (torch.arange(4, device=device) - 1.5) / 1.5).round().to(dtype)[:, None, None]
+    q, scales, more = quantized(gate_up.values * factors, None if gate_up.up is None else gate_up.up * factors, gate)
     assert scales.max() >= 2.0 ** (power) * scales.min()
     x = torch.randn(tokens, 128).to(device, dtype)
     y = torch.full((tokens, 128), float("nan"), dtype=dtype, device=device)
-    product(x, q, gate_up.row_list, None, y, "none", gate, scales=scales)
-    expected = exact_product(x, q, scales, gate_up.row_list, None, 128, "none", gate)
+    product(x, q, gate_up.row_list, None, y, "none", gate, scales=scales, **more)
+    expected = exact_product(x, q, scales, more, gate_up.row_list, None, 128, "none", gate)
     for row in range(4):
         assert relative_error(y[:, 32 * row : 32 * row + 32], expected[:, 32 * row : 32 * row + 32]) < BOUND[dtype]
 
@@ -176,11 +200,11 @@ def test_tiny_and_huge_blocks_are_as_right_as_others(tokens, gate, dtype, device
     ],
 )
 def test_every_kind_of_config_reads_fp8(config, gate, device):
-    gate_up, q, scales = gate_up_cases(gate, torch.float16, device, (64, 64), "skewed_rows")
+    gate_up, q, scales, more = gate_up_cases(gate, torch.float16, device, (64, 64), "skewed_rows")
     x = torch.randn(37, 320).to(device, torch.float16)
     y = torch.full((37, 256), float("nan"), dtype=torch.float16, device=device)
-    product(x, q, gate_up.row_list, None, y, "silu", gate, config, scales=scales)
-    assert relative_error(y, exact_product(x, q, scales, gate_up.row_list, None, 256, "silu", gate)) < 1e-3
+    product(x, q, gate_up.row_list, None, y, "silu", gate, config, scales=scales, **more)
+    assert relative_error(y, exact_product(x, q, scales, more, gate_up.row_list, None, 256, "silu", gate)) < 1e-3
 
 
 def test_a_matrix_without_any_block_gives_the_activation_of_the_bias(device):
@@ -200,13 +224,13 @@ def mlp_case(gate, dtype, device):
     gate_up = gate_up_of(gate, masks[: 2 if gate == "untied" else 1], 16, 16, dtype, device)
     down = matrix_of(mask_of("uniform", 4, 8, 2, 0.4), 16, 16, dtype, device, seed=3)
     row_list = plain_row_list(*down.index)
-    (q, scales), (down_q, down_scales) = quantize_blocks(gate_up.values), quantize_blocks(down.values)
-    more = (128, 64, "silu", gate)
-    full = (
-        dequantize(q, scales, dtype), gate_up.row_list, None,
-        dequantize(down_q, down_scales, dtype), row_list, None, *more
-    )  # fmt: skip
-    return (q, gate_up.row_list, None, down_q, row_list, None, *more, scales, down_scales), full
+    q, scales, more = quantized(gate_up.values, gate_up.up, gate)
+    down_q, down_scales = quantize_blocks(down.values)
+    shape = (128, 64, "silu", gate)
+    full_down = dequantize(down_q, down_scales, dtype)
+    full = (*restored(q, scales, more, gate, dtype), gate_up.row_list, None, full_down, row_list, None, *shape)
+    up, up_scales = more.get("up"), more.get("up_scales")
+    return (q, up, gate_up.row_list, None, down_q, row_list, None, *shape, scales, up_scales, down_scales), full
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -226,7 +250,9 @@ def test_operators_pass_torchs_own_check(gate, device):
     # All but the check of the schema: it compares inputs by arithmetic that torch has not for fp8 on a CPU.
     checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(mlp, (x, *in_fp8), test_utils=checks)
-    torch.library.opcheck(operator, (x, *in_fp8[:3], 128, "silu", gate, in_fp8[-2]), test_utils=checks)
+    q, up, row_list, *_, scales, up_scales, _ = in_fp8
+    operands = (x, q, row_list, None, 128, "silu", gate, scales, up, up_scales)
+    torch.library.opcheck(operator, operands, test_utils=checks)
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,11 @@ def check(
     x = torch.randn(tokens, in_features).to(device, dtype)
     offset = torch.randn(out_features).to(device, dtype) if bias else None
     y = torch.full((tokens, out_features), float("nan"), dtype=dtype, device=device)
-    product(x, gate_up.values, gate_up.row_list, offset, y, activation, gate, config)
+    product(x, gate_up.values, gate_up.row_list, offset, y, activation, gate, config, up=gate_up.up)
     wide = None if offset is None else offset.float()
+    up = None if gate_up.up is None else gate_up.up.float()
     expected = reference.product(
-        x.float(), gate_up.values.float(), gate_up.row_list, wide, out_features, activation, gate
+        x.float(), gate_up.values.float(), gate_up.row_list, wide, out_features, activation, gate, up=up
     )
     assert relative_error(y, expected) < BOUND[dtype]
 
@@ -42,7 +43,7 @@ def test_twin_equals_dense_linear_algebra(pattern, gate):
     x = torch.randn(7, 160, dtype=torch.float64)
     bias = torch.randn(64, dtype=torch.float64) if gate == "none" else None
     for activation in ("silu", "gelu", "gelu_tanh", "none"):
-        out = reference.product(x, gate_up.values, gate_up.row_list, bias, 64, activation, gate)
+        out = reference.product(x, gate_up.values, gate_up.row_list, bias, 64, activation, gate, up=gate_up.up)
         assert relative_error(out, dense_gate_up(x, gate_up.dense, bias, activation)) < 1e-13
 
 
@@ -136,7 +137,7 @@ def test_the_same_call_gives_the_same_bits(device):
     outputs = []
     for _ in range(2):
         y = torch.empty(150, 192, dtype=torch.float16, device=device)
-        product(x, gate_up.values, gate_up.row_list, None, y, "silu", "untied")
+        product(x, gate_up.values, gate_up.row_list, None, y, "silu", "untied", up=gate_up.up)
         outputs.append(y)
     assert torch.equal(*outputs)
 

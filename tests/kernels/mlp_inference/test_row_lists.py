@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from blast_kernels.mlp_inference.row_lists import (
+    HALF,
+    block_counts,
     drop_columns,
     gated_row_list,
     live_hidden_rows,
-    pack_tied,
     plain_row_list,
-    unpack_tied,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,30 +35,52 @@ def test_records_hold_every_block_once_longest_rows_first(mask):
     assert row_list.shape[1] % 32 == 0
     lengths = []
     seen = torch.zeros_like(mask)
-    for row, start, middle, end, *columns in row_list.tolist():
-        assert (start, end) == (offsets[row], offsets[row + 1])
-        assert middle == end
-        assert len(columns) > end - start, "kernels fetch one column ahead"
-        seen[row, columns[: end - start]] = True
-        lengths.append(end - start)
+    for row, start, up_start, counts, *columns in row_list.tolist():
+        up_count, count = divmod(counts, 1 << HALF)
+        assert (start, start + count) == (offsets[row], offsets[row + 1])
+        assert (up_start, up_count) == (0, 0)
+        assert len(columns) > count, "kernels fetch one column ahead"
+        seen[row, columns[:count]] = True
+        lengths.append(count)
     assert torch.equal(seen, mask)
     assert lengths == sorted(lengths, reverse=True)
 
 
 @settings(deadline=None, max_examples=40)
 @given(masks, st.integers(0, 99))
-def test_gated_records_store_each_rows_gate_before_its_up(gate, seed):
+def test_gated_records_name_the_blocks_of_each_row_where_the_two_matrices_hold_them(gate, seed):
     up = mask_of("uniform", *gate.shape, seed, 0.4)
     (gate_offsets, gate_indices), (up_offsets, up_indices) = index_of(gate), index_of(up)
-    row_list, order = gated_row_list(gate_offsets, gate_indices, up_offsets, up_indices)
-    assert order.sort().values.tolist() == list(range(len(gate_indices) + len(up_indices)))
-    # A block is known by matrix, row and column.
-    names = [(0, *at) for at in gate.nonzero().tolist()] + [(1, *at) for at in up.nonzero().tolist()]
-    stored = [names[n] for n in order.tolist()]
-    for row, start, middle, end, *columns in row_list.tolist():
-        expected = [(0, row, column) for column in columns[: middle - start]]
-        expected += [(1, row, column) for column in columns[middle - start : end - start]]
-        assert stored[start:end] == expected
+    row_list = gated_row_list(gate_offsets, gate_indices, up_offsets, up_indices)
+    stored = gate.nonzero().tolist(), up.nonzero().tolist()
+    found = 0
+    for row, start, up_start, counts, *columns in row_list.tolist():
+        up_count, count = divmod(counts, 1 << HALF)
+        assert stored[0][start : start + count] == [[row, column] for column in columns[:count]]
+        ups = columns[count : count + up_count]
+        assert stored[1][up_start : up_start + up_count] == [[row, column] for column in ups]
+        found += count + up_count
+    assert found == len(stored[0]) + len(stored[1]) == block_counts(row_list).sum()
+
+
+@settings(deadline=None, max_examples=40)
+@given(masks, st.integers(0, 99))
+def test_records_of_some_blocks_give_the_place_of_each(mask, seed):
+    live = torch.rand(mask.shape[1], generator=torch.Generator().manual_seed(seed)) < 0.6
+    offsets, indices, places = drop_columns(*index_of(mask), live)
+    stored, seen = mask.nonzero().tolist(), []
+    for row, start, _, count, *entries in plain_row_list(offsets, indices, places=places).tolist():
+        for entry in entries[:count]:
+            place, column = divmod(entry, 1 << HALF)
+            assert stored[start + place] == [row, column]
+            seen.append(start + place)
+    assert sorted(seen) == places.tolist()
+
+
+def test_a_matrix_of_too_many_block_columns_is_refused():
+    offsets, indices = torch.tensor([0, 1]), torch.tensor([1 << 15])
+    with pytest.raises(ValueError, match="a matrix of 32769 block columns is too wide; use larger blocks"):
+        plain_row_list(offsets, indices, places=torch.tensor([0]))
 
 
 def test_rows_that_nobody_reads_get_no_record():
@@ -82,11 +105,3 @@ def test_dropping_columns_keeps_exactly_the_blocks_that_read_live_inputs():
     assert torch.equal(offsets, expected[0])
     assert torch.equal(indices, expected[1])
     assert torch.equal(kept, live[mask.nonzero()[:, 1]].nonzero()[:, 0])
-
-
-def test_packing_tied_blocks_is_undone_by_unpacking():
-    gate, up = torch.randn(2, 3, 32, 16)
-    packed = pack_tied(gate, up)
-    assert torch.equal(packed[0, :8], gate[0, :8])
-    assert torch.equal(packed[0, 8:16], up[0, :8])
-    assert all(torch.equal(*pair) for pair in zip(unpack_tied(packed), (gate, up), strict=True))

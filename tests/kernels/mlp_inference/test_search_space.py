@@ -81,7 +81,9 @@ def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
     row_list = gate_up.row_list.shape[0]
     x = torch.randn(tokens, gate_up.dense[0].shape[1]).to(device, torch.float16)
     out_features = gate_up.dense[0].shape[0]
-    expected = reference.product(x.float(), gate_up.values.float(), gate_up.row_list, None, out_features, "silu", gate)
+    wide = None if gate_up.up is None else gate_up.up.float()
+    arguments = (gate_up.row_list, None, out_features, "silu", gate)
+    expected = reference.product(x.float(), gate_up.values.float(), *arguments, up=wide)
     found = candidates(tokens, row_list, *block, gate, gate_up.values.shape[0] / row_list)
     if device == "cpu":
         # Gluon has no interpreter.
@@ -91,7 +93,7 @@ def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
     assert len(kinds) >= 2
     for config in found if x.is_cuda else kinds.values():
         y = torch.full((tokens, out_features), float("nan"), dtype=torch.float16, device=device)
-        product(x, gate_up.values, gate_up.row_list, None, y, "silu", gate, config)
+        product(x, gate_up.values, gate_up.row_list, None, y, "silu", gate, config, up=gate_up.up)
         assert relative_error(y, expected) < 1e-3, config
 
 

@@ -8,15 +8,8 @@ from typing import NamedTuple
 
 import torch
 from blast_kernels.common.dense import apply_activation, to_dense
-from blast_kernels.common.quantize import dequantize, quantize_blocks
-from blast_kernels.mlp_inference.row_lists import (
-    drop_columns,
-    gated_row_list,
-    live_hidden_rows,
-    pack_tied,
-    plain_row_list,
-    unpack_tied,
-)
+from blast_kernels.common.quantize import dequantize, quantize_blocks, quantize_pairs
+from blast_kernels.mlp_inference.row_lists import drop_columns, gated_row_list, live_hidden_rows, plain_row_list
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,24 +39,30 @@ class Weights(NamedTuple):
     Attributes:
         matrices: Gate (if any), up and down.
         biases: Of up and of down; None without biases.
-        gate_up: Blocks of gate (if any) and up in the order that the fused kernels read.
-        gate_up_row_list: Their row list, int32.
+        gate_up: Blocks of the gate, or of the up projection if there is no gate.
+        up: Blocks of the up projection if there is a gate.
+        gate_up_row_list: Row list of the gate-up product, int32.
         down: Blocks of the down projection.
-        down_row_list: Their row list, int32.
+        down_row_list: Row list of the down projection, int32.
         gate: `none`, `untied` or `tied` (gate and up share a mask).
-        gate_up_scales: A scale for each fp8 block; None without fp8.
-        down_scales: Likewise for the down projection.
+        gate_up_scales: A scale for each fp8 block of `gate_up`; None without fp8.
+        up_scales: Likewise for `up`; None if gate and up share a mask, because then they share the scales.
+        down_scales: Likewise for `down`.
+        down_blocks: How many blocks `down_row_list` names, if it skips some; None if not.
     """
 
     matrices: tuple[Csr, ...]
     biases: tuple[Tensor | None, Tensor | None]
     gate_up: Tensor
+    up: Tensor | None
     gate_up_row_list: Tensor
     down: Tensor
     down_row_list: Tensor
     gate: str
     gate_up_scales: Tensor | None = None
+    up_scales: Tensor | None = None
     down_scales: Tensor | None = None
+    down_blocks: int | None = None
 
 
 def sets_needed(bytes_of_one: float, cache: int) -> int:
@@ -79,13 +78,11 @@ def sparse_weights(size: MlpSize, masks: MlpMasks, tied: bool, generator: torch.
     biases = _biases(size, generator)
     gate = "none" if masks.gate is None else "tied" if tied else "untied"
     *parts, down = matrices
-    row_list, order = _gate_up_row_list(parts, gate)
-    gate_up = torch.cat([matrix.values for matrix in parts]) if gate == "untied" else parts[0].values
-    if gate == "tied":
-        gate_up = pack_tied(parts[0].values, parts[1].values)
-    elif order is not None:
-        gate_up = gate_up[order].contiguous()
-    return Weights(matrices, biases, gate_up, row_list, down.values, plain_row_list(down.offsets, down.indices), gate)
+    up = None if gate == "none" else parts[1].values
+    down_row_list = plain_row_list(down.offsets, down.indices)
+    return Weights(
+        matrices, biases, parts[0].values, up, _gate_up_row_list(parts, gate), down.values, down_row_list, gate
+    )  # fmt: skip
 
 
 def without_dead(weights: Weights) -> tuple[Weights, float]:
@@ -102,20 +99,28 @@ def without_dead(weights: Weights) -> tuple[Weights, float]:
         live[down.indices.long()] = True
     else:
         live = live_hidden_rows(gate_up[0].offsets, gate_up[-1].offsets, down.indices)
-    offsets, indices, kept = drop_columns(down.offsets, down.indices, live)
+    offsets, indices, places = drop_columns(down.offsets, down.indices, live)
     small = weights._replace(
-        gate_up_row_list=_gate_up_row_list(gate_up, weights.gate, live)[0],
-        down=down.values[kept].contiguous(),
-        down_row_list=plain_row_list(offsets, indices),
+        gate_up_row_list=_gate_up_row_list(gate_up, weights.gate, live),
+        down_row_list=plain_row_list(offsets, indices, places=places),
+        down_blocks=places.numel(),
     )
     return small, 1 - live.float().mean().item()
 
 
 def in_fp8(weights: Weights) -> Weights:
     """The same MLP with fp8 weights for the fused kernels; `matrices` keeps the unquantised values."""
-    gate_up, gate_up_scales = quantize_blocks(weights.gate_up)
+    up, up_scales = None, None
+    if weights.gate == "tied":
+        gate_up, up, gate_up_scales = quantize_pairs(weights.gate_up, weights.up)
+    else:
+        gate_up, gate_up_scales = quantize_blocks(weights.gate_up)
+        if weights.gate == "untied":
+            up, up_scales = quantize_blocks(weights.up)
     down, down_scales = quantize_blocks(weights.down)
-    return weights._replace(gate_up=gate_up, down=down, gate_up_scales=gate_up_scales, down_scales=down_scales)
+    return weights._replace(
+        gate_up=gate_up, up=up, down=down, gate_up_scales=gate_up_scales, up_scales=up_scales, down_scales=down_scales
+    )  # fmt: skip
 
 
 def from_fp8(weights: Weights) -> Weights:
@@ -123,29 +128,22 @@ def from_fp8(weights: Weights) -> Weights:
     dtype = weights.matrices[0].values.dtype
     gate_up = dequantize(weights.gate_up, weights.gate_up_scales, dtype)
     down = dequantize(weights.down, weights.down_scales, dtype)
-    parts = [gate_up]
-    if weights.gate == "tied":
-        parts = list(unpack_tied(gate_up))
-    elif weights.gate == "untied":
-        order = _gate_up_row_list(weights.matrices[:2], "untied")[1]
-        stored = torch.empty_like(gate_up)
-        stored[order] = gate_up
-        parts = list(stored.split([matrix.values.shape[0] for matrix in weights.matrices[:2]]))
-    matrices = zip(weights.matrices, [*parts, down], strict=True)
+    up = None
+    if weights.up is not None:
+        up = dequantize(weights.up, weights.gate_up_scales if weights.gate == "tied" else weights.up_scales, dtype)
+    parts = [gate_up, down] if up is None else [gate_up, up, down]
+    matrices = zip(weights.matrices, parts, strict=True)
     return weights._replace(
         matrices=tuple(matrix._replace(values=values) for matrix, values in matrices),
-        gate_up=gate_up, down=down, gate_up_scales=None, down_scales=None,
+        gate_up=gate_up, up=up, down=down, gate_up_scales=None, up_scales=None, down_scales=None,
     )  # fmt: skip
 
 
 def copied(weights: Weights) -> Weights:
     """The same weights copied to other memory, so that the cache does not hold them."""
-    return weights._replace(
-        gate_up=weights.gate_up.clone(), gate_up_row_list=weights.gate_up_row_list.clone(),
-        down=weights.down.clone(), down_row_list=weights.down_row_list.clone(),
-        gate_up_scales=None if weights.gate_up_scales is None else weights.gate_up_scales.clone(),
-        down_scales=None if weights.down_scales is None else weights.down_scales.clone(),
-    )  # fmt: skip
+    read = ("gate_up", "up", "gate_up_row_list", "down", "down_row_list", "gate_up_scales", "up_scales", "down_scales")
+    copies = {name: tensor.clone() for name in read if (tensor := getattr(weights, name)) is not None}
+    return weights._replace(**copies)
 
 
 def dense_weights(size: MlpSize, generator: torch.Generator) -> tuple[list[Tensor], tuple]:
@@ -203,9 +201,9 @@ def _matrix(mask: Tensor, block: tuple[int, int], dtype: torch.dtype, generator:
     return Csr(values.normal_(0, spread, generator=generator), offsets, indices, mask.shape[1])
 
 
-def _gate_up_row_list(matrices: Sequence[Csr], gate: str, live: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Row list of gate and up, and the order in which the kernels store their blocks (None if unchanged)."""
+def _gate_up_row_list(matrices: Sequence[Csr], gate: str, live: Tensor | None = None) -> Tensor:
+    """Row list of the gate-up product."""
     first, last = matrices[0], matrices[-1]
     if gate == "untied":
         return gated_row_list(first.offsets, first.indices, last.offsets, last.indices, live)
-    return plain_row_list(first.offsets, first.indices, live), None
+    return plain_row_list(first.offsets, first.indices, live)

@@ -96,13 +96,12 @@ def _launch(job: Job) -> None:
 
     b_out, b_in = job.block
     device = torch.device("cuda", torch.cuda.current_device())
-    rows = 2 * b_out if job.gate == "tied" else b_out
     x = torch.zeros(job.config.tile, 2 * b_in, device=device, dtype=job.dtype)
-    values = torch.zeros(4, rows, b_in, device=device, dtype=job.dtype)
+    values, up = (torch.zeros(4, b_out, b_in, device=device, dtype=job.dtype) for _ in range(2))
     row_list = plain_row_list(torch.tensor([0, 2, 4], device=device), torch.tensor([0, 1, 0, 1], device=device))
     bias = torch.zeros(2 * b_out, device=device, dtype=job.dtype) if job.bias else None
     y = torch.empty(job.config.tile, 2 * b_out, device=device, dtype=job.dtype)
-    product(x, values, row_list, bias, y, job.activation, job.gate, job.config)
+    product(x, values, row_list, bias, y, job.activation, job.gate, job.config, up=None if job.gate == "none" else up)
 
 
 def _end_with_parent() -> None:

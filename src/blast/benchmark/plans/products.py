@@ -28,7 +28,7 @@ class Product(NamedTuple):
         part: `front` (gate and up, or up alone) or `down`; records store these words.
         gate: `none`, `untied` or `tied`.
         activation: Of the product; `none` for the down projection.
-        sets: Stored blocks and row list, one pair a set.
+        sets: Of each set: blocks, blocks of the up projection (None without a gate), row list.
         bias: `[out_features]` or None.
         matrices: The matrices of the first set: gate (if any) and up, or down.
         in_features: Columns.
@@ -38,7 +38,7 @@ class Product(NamedTuple):
     part: str
     gate: str
     activation: str
-    sets: list[tuple[Tensor, Tensor]]
+    sets: list[tuple[Tensor, Tensor | None, Tensor]]
     bias: Tensor | None
     matrices: tuple[Csr, ...]
     in_features: int
@@ -53,12 +53,18 @@ class Product(NamedTuple):
     @property
     def rows(self) -> int:
         """Block rows that are computed."""
-        return self.sets[0][1].shape[0]
+        return self.sets[0][2].shape[0]
 
     @property
     def row_blocks(self) -> float:
         """Mean stored blocks of a block row."""
-        return self.sets[0][0].shape[0] / self.rows
+        return self.blocks / self.rows
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that its row list names: those of gate and up together if their masks are separate."""
+        values, up, _ = self.sets[0]
+        return values.shape[0] + (up.shape[0] if self.gate == "untied" and up is not None else 0)
 
     def input(self, tokens: int, generator: torch.Generator) -> Tensor:
         """Random activations `[tokens, in_features]`."""
@@ -87,13 +93,13 @@ class Product(NamedTuple):
             counters = torch.zeros(len(self.sets), -(-needed // 32) * 32, dtype=torch.int32, device=x.device)
 
         def run(number: int) -> Tensor:
-            values, row_list = self.sets[number]
+            values, up, row_list = self.sets[number]
             chain = launch.Chain()
             if counters is not None:
                 if number == 0:
                     counters.zero_()
                 chain = launch.Chain(counters=counters[number])
-            launch.product(x, values, row_list, self.bias, y, self.activation, self.gate, config, chain=chain)
+            launch.product(x, values, row_list, self.bias, y, self.activation, self.gate, config, chain=chain, up=up)
             return y
 
         return run
@@ -117,7 +123,7 @@ def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Gen
     first, products = drawn[0], []
     for part in ("front", "down"):
         is_gate_up = part == "front"
-        sets = [(w.gate_up, w.gate_up_row_list) if is_gate_up else (w.down, w.down_row_list) for w in drawn]
+        sets = [(w.gate_up, w.up, w.gate_up_row_list) if is_gate_up else (w.down, None, w.down_row_list) for w in drawn]
         products.append(
             Product(
                 part,
@@ -133,8 +139,12 @@ def products_of(size: MlpSize, sparsity: float, tied: bool, generator: torch.Gen
     return products
 
 
-def _rotated(sets: list[tuple[Tensor, Tensor]], cache: int) -> list[tuple[Tensor, Tensor]]:
+def _rotated(
+    sets: list[tuple[Tensor, Tensor | None, Tensor]], cache: int
+) -> list[tuple[Tensor, Tensor | None, Tensor]]:
     """As many sets as the cache requires; repeated sets are copies in other memory."""
-    count = min(MOST_SETS, sets_needed(sets[0][0].nbytes, cache))
-    copies = [tuple(tensor.clone() for tensor in sets[number % len(sets)]) for number in range(len(sets), count)]
+    values, up, _ = sets[0]
+    count = min(MOST_SETS, sets_needed(values.nbytes + (0 if up is None else up.nbytes), cache))
+    again = [sets[number % len(sets)] for number in range(len(sets), count)]
+    copies = [(values.clone(), None if up is None else up.clone(), row_list.clone()) for values, up, row_list in again]
     return [*sets[:count], *copies]

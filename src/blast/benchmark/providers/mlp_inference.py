@@ -116,7 +116,7 @@ class Case:
         """The sets of `sparse` in fp8, and more of them, since each is half as large."""
         if (kind, tied) not in self._fp8:
             made = [in_fp8(weights) for weights in self.sparse(kind, tied)]
-            size = made[0].gate_up.nbytes + made[0].down.nbytes
+            size = sum(part.nbytes for part in (made[0].gate_up, made[0].up, made[0].down) if part is not None)
             more = sets_needed(size, self.machine.l2_bytes) - len(made)
             copies = [copied(made[number % len(made)]) for number in range(more)]
             self._fp8[kind, tied] = made + copies
@@ -232,8 +232,8 @@ def _fused_call(x: Tensor, sets: list[Weights], size: MlpSize) -> Callable[[int]
     def call(number: int) -> Tensor:
         w = sets[number]
         return torch.ops.blast.block_sparse_mlp(
-            x, w.gate_up, w.gate_up_row_list, w.biases[0], w.down, w.down_row_list, w.biases[1],
-            size.ffn, size.hidden, size.activation, w.gate, w.gate_up_scales, w.down_scales,
+            x, w.gate_up, w.up, w.gate_up_row_list, w.biases[0], w.down, w.down_row_list, w.biases[1],
+            size.ffn, size.hidden, size.activation, w.gate, w.gate_up_scales, w.up_scales, w.down_scales, w.down_blocks,
         )  # fmt: skip
 
     return call

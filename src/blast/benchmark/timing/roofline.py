@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from blast_kernels.mlp_inference.row_lists import block_counts
 from blast_kernels.mlp_inference.tuned_configs import kernel_config
 
 from blast.benchmark.inputs.mlp import MlpSize
@@ -68,6 +69,7 @@ def sparse_work(tokens: int, size: MlpSize, weights: Weights) -> Work:
         weights: The weights; hidden blocks that were removed do not count.
     """
     item, weight_item = torch.empty(0, dtype=size.dtype).element_size(), weights.gate_up.element_size()
+    # If gate and up share a mask, a column of the row list stands for a block of each.
     gate_up_rows = 2 * size.block[0] if weights.gate == "tied" else size.block[0]
     gate_up_blocks, down_blocks = _blocks(weights.gate_up_row_list), _blocks(weights.down_row_list)
     down_elements = down_blocks * size.down_block[0] * size.down_block[1]
@@ -127,5 +129,5 @@ def _fastest(call, rounds: int = 20) -> float:
 
 
 def _blocks(row_list: torch.Tensor) -> int:
-    """How many blocks a row list has."""
-    return int((row_list[:, 3] - row_list[:, 1]).sum()) if row_list.numel() else 0
+    """How many blocks a row list names."""
+    return int(block_counts(row_list).sum()) if row_list.numel() else 0

@@ -120,7 +120,7 @@ def change_layout(
             layer.index = shared
     detach_dense_gradients(mask_groups)
     for mlp in mlps:
-        mlp.pack()
+        mlp.prepare()
 
 
 def set_masks_fixed(mask_groups: Sequence[MaskGroup], fixed: bool) -> None:
