@@ -6,6 +6,7 @@ counts once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ from blast.block_sparse.blocks import BlockShape, block_grid, fill_dead_
 from blast.block_sparse.sharding import clear_dead_anywhere_, is_sharded, matrix_squares
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
-from blast.model.discovery import match_linears, split_dense
+from blast.model.coverage import dense_mlp_weights, warning_about
+from blast.model.discovery import MLP, match_linears, split_dense
 from blast.model.eligibility import refuse_ineligible
 from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
@@ -183,6 +185,8 @@ def parameter_of(target: Target) -> nn.Parameter:
 def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[MaskGroup], list[Target]]:
     """The mask groups that a config asks for, in the model's order.
 
+    Warns of MLP weights that no target holds, if the targets are those of `"mlp"`.
+
     Args:
         model: The model, dense.
         config: `targets`, `block`, `dense_first`, `dense_last` and `tie_gate_up` are used.
@@ -197,6 +201,9 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
     pruned, dense = split_dense(match_linears(model, config.targets), config.dense_first, config.dense_last)
     refuse_ineligible(dict(model.named_modules()), (t.name for t in pruned), "leave it out of the targets")
     _check_sharing(model, pruned)
+    told = warning_about(dense_mlp_weights(model, [*pruned, *dense])) if MLP in config.targets else None
+    if told is not None:
+        warnings.warn(told, stacklevel=3)
     # Targets that share a mask point, directly or over others, to the same key.
     leader: dict[object, object] = {}
 

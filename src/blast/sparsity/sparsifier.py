@@ -10,6 +10,7 @@ the masked forward pass, and its dense gradient is there to grow blocks by. At t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from blast.block_sparse.sharding import is_sharded, sharded_modules
 from blast.distributed import world_size
 from blast.errors import BlastError
+from blast.model.coverage import dense_mlp_weights
 from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.cuda_graphs import CudaGraphSupport
@@ -103,6 +105,8 @@ class Sparsifier:
         self._scopes = pruning_scopes(self._mask_groups, config.ranking)
         check_optimizer_has_matrices(optimizer, self._mask_groups)
         self.dense_targets = [target.name for target in dense]
+        pruned = [target for group in self._mask_groups for target in group.matrices]
+        self._dense_mlp_weights = dense_mlp_weights(model, pruned)._asdict()
         self._clock = StepClock(config)
         self.sparsity_target = target_sparsity(config, 0)
         # Masks are chosen and kept on the CPU. Copies on the devices clear the matrices.
@@ -207,13 +211,15 @@ class Sparsifier:
 
         Returns:
             `target` and `achieved` sparsity of all pruned matrices; `matrices`, by name, with `role`, `shape` (out,
-            in), `block`, `blocks`, `live`, `target`, `achieved`; and `dense`, the names of targets that stay dense.
+            in), `block`, `blocks`, `live`, `target`, `achieved`; `dense`, the names of targets that stay dense; and
+            `dense_mlp_weights`, the `names` of all MLP weights that stay dense and their `share` of the MLP weights.
         """
         matrices: dict[str, Any] = {}
         for group in self._mask_groups:
             matrices |= group.report(live_cost([self._masks[group.index]], [1]), self.sparsity_target)
         whole = {"target": self.sparsity_target, "achieved": self.sparsity_achieved}
-        return {**whole, "matrices": matrices, "dense": list(self.dense_targets)}
+        dense = {"dense": list(self.dense_targets), "dense_mlp_weights": copy.deepcopy(self._dense_mlp_weights)}
+        return {**whole, "matrices": matrices, **dense}
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs besides model and optimizer, as plain values and tensors."""
