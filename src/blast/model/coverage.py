@@ -44,7 +44,8 @@ def dense_mlp_weights(model: nn.Module, targets: Iterable[Target]) -> DenseMlpWe
     held: dict[int, int] = {}
     for target in targets:
         held[id(target.parameter)] = held.get(id(target.parameter), 0) + math.prod(target.shape)
-    total, dense, names = 0, 0, {}
+    total, dense = 0, 0
+    names: dict[str, None] = {}
     for name, parameter in _mlp_parameters(model):
         elements = parameter.numel()
         left = max(0, elements - held.get(id(parameter), 0))
