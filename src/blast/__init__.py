@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from blast.checkpoint.import_hook import install as _install_import_hook
+
 if TYPE_CHECKING:
     from blast.block_sparse.csr import BlockCSR
     from blast.checkpoint.checkpoint import load, save
@@ -95,3 +97,7 @@ def _version() -> str:
         return version("blast-suite")
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "0+unknown"
+
+
+# With blast imported, `from_pretrained` of transformers opens what `blast.save` wrote.
+_install_import_hook()

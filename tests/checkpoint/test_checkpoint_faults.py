@@ -13,7 +13,8 @@ from sparsity_models import MODELS
 from torch import nn
 
 import blast
-from blast.checkpoint.manifest import MANIFEST, WEIGHTS, replaced_folder
+from blast.checkpoint.folder import replaced_folder
+from blast.checkpoint.manifest import MANIFEST, WEIGHTS
 from blast.errors import BlastError
 
 every_model = pytest.mark.parametrize("kind", sorted(MODELS))
@@ -46,14 +47,17 @@ def _edit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / WEIGHTS).unlink(), r"model.safetensors is missing; restore it"),
-        (lambda f: _cut(f / WEIGHTS), r"model.safetensors has \d+ bytes instead of \d+, so it is incomplete"),
-        (lambda f: _flip(f / WEIGHTS), r"model.safetensors was altered after it was written"),
+        (lambda f: (f / WEIGHTS).unlink(), r"blast.safetensors is missing; restore it"),
+        (lambda f: _cut(f / WEIGHTS), r"blast.safetensors has \d+ bytes instead of \d+, so it is incomplete"),
+        (lambda f: _flip(f / WEIGHTS), r"blast.safetensors was altered after it was written"),
         (lambda f: (f / MANIFEST).unlink(), r"is not a blast checkpoint: blast.json is missing"),
         (lambda f: _cut(f / MANIFEST), r"blast.json is unfinished or not JSON"),
         (lambda f: _edit(f / MANIFEST), r"blast.json was altered after it was written"),
         (lambda f: (f / MANIFEST).write_text("[]"), r"blast.json is unfinished or not JSON"),
-        (lambda f: _rewrite(f, lambda m: m.update(format=2)), r"has format version 2, and this blast reads version 1"),
+        (
+            lambda f: _rewrite(f, lambda m: m.update(format=3)),
+            r"has format version 3, and this blast reads version 1 and 2",
+        ),
         (lambda f: shutil.rmtree(f), r"there is no such folder"),
     ],
 )
@@ -101,7 +105,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch
         raise OSError("No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BlastError, match=r"cannot be written \(No space left.*unchanged; free some space"):
         blast.save(sparse, tmp_path / "model")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -118,7 +122,7 @@ def test_the_old_checkpoint_is_put_back_if_the_new_one_cannot_take_its_place(tmp
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", no_new_folder)
-    with pytest.raises(PermissionError):
+    with pytest.raises(BlastError, match=r"cannot be written \(renaming is forbidden\)"):
         blast.save(pair("gpt2")[1], tmp_path / "model")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -160,7 +164,7 @@ def test_state_that_is_not_a_tensor_is_refused(tmp_path: Path) -> None:
         def get_extra_state(self):
             return {"seen": 3}
 
-    with pytest.raises(BlastError, match=r"'0' \(Counting\) has extra state"):
+    with pytest.raises(BlastError, match=r"'0' \(Counting\) writes extra state"):
         blast.save(nn.Sequential(Counting(2, 2)), tmp_path / "model")
     with pytest.raises(BlastError, match=r"'0.weight' is on the meta device"):
         blast.save(nn.Sequential(nn.Linear(2, 2, device="meta")), tmp_path / "model")

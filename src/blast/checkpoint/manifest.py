@@ -1,22 +1,22 @@
-"""The files of a checkpoint: writes and checks `blast.json`, and replaces a folder atomically."""
+"""`blast.json`: writes it, reads it, and checks every field of it."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
 from blast.files import file_digest, text_digest
 
-FORMAT = 1
-WEIGHTS = "model.safetensors"
+# Checkpoints of format 1 are read, not written.
+FORMAT = 2
+WEIGHTS_OF_FORMAT = {1: "model.safetensors", 2: "blast.safetensors"}
+# No tool but blast looks for this name, so none takes a sparse checkpoint for a whole dense model.
+WEIGHTS = WEIGHTS_OF_FORMAT[FORMAT]
 MANIFEST = "blast.json"
+CONFIG = "config.json"
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -24,8 +24,24 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> str:
-    """Writes `blast.json` beside the finished `model.safetensors`.
+def own_files(folder: Path) -> set[str]:
+    """Names of the files that belong to a checkpoint, so that a new one replaces them."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        config = {CONFIG} if manifest["library"] == "transformers" else set()
+        return {MANIFEST, WEIGHTS_OF_FORMAT[manifest["format"]], *manifest.get("files", {}), *config}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {MANIFEST, *WEIGHTS_OF_FORMAT.values()}
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of the weights in a checkpoint of any format."""
+    files = [folder / name for name in reversed(WEIGHTS_OF_FORMAT.values())]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
+    """Writes `blast.json` beside the finished weights.
 
     Returns:
         Digest of the whole checkpoint, `"sha256:…"`.
@@ -42,28 +58,30 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads `blast.json` and checks the digests of it and of the weights.
+    """Reads `blast.json` and checks its fields, its digest and the digest of the weights.
 
     Raises:
         BlastError: if a file is missing, incomplete, altered, or of another format version.
     """
-    path, weights = folder / MANIFEST, folder / WEIGHTS
+    path = folder / MANIFEST
     if not path.is_file():
         hint = "it was not written by blast.save" if folder.is_dir() else "there is no such folder"
         raise BlastError(f"{folder} is not a blast checkpoint: {MANIFEST} is missing ({hint}); check the path.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
         found = manifest["format"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BlastError(f"{path} is unfinished or not JSON written by blast.save; {_REMEDY}.") from None
-    if found != FORMAT:
+    if type(found) is not int or found not in WEIGHTS_OF_FORMAT:
         raise BlastError(
-            f"{path} has format version {found}, and this blast reads version {FORMAT}; "
-            "load it with the version of blast that wrote it, or save the model again."
+            f"{path} has format version {str(found)[:40]!s}, and this blast reads version "
+            f"{' and '.join(map(str, WEIGHTS_OF_FORMAT))}; load it with the version of blast that wrote it, "
+            "or save the model again."
         )
     if manifest.get("digest") != _digest(manifest):
         raise BlastError(f"{path} was altered after it was written (its digest does not match); {_REMEDY}.")
-    expected = manifest["weights"]
+    _check_fields(path, manifest)
+    expected, weights = manifest["weights"], folder / WEIGHTS_OF_FORMAT[found]
     if not weights.is_file():
         raise BlastError(f"{weights} is missing; {_REMEDY}.")
     size = weights.stat().st_size
@@ -74,55 +92,77 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to. It replaces `folder` when the context ends without an error.
-
-    Other files of a replaced checkpoint are copied. If the process is killed, `folder` is the old or the new one, or
-    missing for an instant. It is never half-written, but a hidden folder can stay beside it.
-
-    Raises:
-        BlastError: if `folder` exists and is neither empty nor a checkpoint.
-    """
-    if folder.exists() and not (folder.is_dir() and (is_checkpoint(folder) or not any(folder.iterdir()))):
-        raise BlastError(f"{folder} contains other files than a blast checkpoint; empty it, or choose another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}"
-    fresh, old = aside.with_suffix(".new"), aside.with_suffix(".old")
-    fresh.mkdir()
-    try:
-        yield fresh
-        if folder.exists():
-            for other in folder.iterdir():
-                if other.name not in (WEIGHTS, MANIFEST):
-                    copy = shutil.copytree if other.is_dir() else shutil.copy2
-                    copy(other, fresh / other.name)
-        for path in (*(file for file in fresh.iterdir() if file.is_file()), fresh):
-            _to_disk(path)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    finally:
-        if not folder.exists() and old.exists():
-            old.rename(folder)
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 _REMEDY = "restore it from a copy, or save the model again with blast.save"
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def _digest(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "digest"}
     # Not `json_digest`: checkpoints that exist were digested with spaces after separators.
     return text_digest(json.dumps(content, sort_keys=True))
 
 
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:  # some file systems cannot do it for folders
-        pass
-    finally:
-        os.close(handle)
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+Check = Callable[[Any], bool]
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str and bool(value)
+
+
+def _sides(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and all(_count(side) and side > 0 for side in value)
+
+
+def _file_name(value: Any) -> bool:
+    return _text(value) and value not in (".", "..") and not set(value) & set("/\\:\0")
+
+
+_MATRIX: dict[str, Check] = {
+    "shape": _sides,
+    "block": _sides,
+    "blocks": _count,
+    "live": _count,
+    "transposed": lambda value: type(value) is bool,
+}
+
+
+def _check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises a BlastError that names the first field of the wrong type or value."""
+
+    def check(field: str, good: bool) -> None:
+        if not good:
+            raise BlastError(f"{path} has no valid field '{field}'; {_REMEDY}.")
+
+    def names(field: str, value: Any, of_key: Check, of_value: Check) -> None:
+        check(field, type(value) is dict)
+        for key, item in value.items():
+            check(f"{field}.{key[:80]}", of_key(key) and of_value(item))
+
+    for field in ("library", "class"):
+        check(field, _text(manifest.get(field)))
+    check("base", manifest.get("base", 0) is None or type(manifest["base"]) is dict)
+    names("aliases", manifest.get("aliases"), _text, _text)
+    names("files", manifest.get("files", {}), _file_name, _text)
+    names("matrices", manifest.get("matrices"), _text, lambda facts: type(facts) is dict)
+    for name, facts in manifest["matrices"].items():
+        for part, good in _MATRIX.items():
+            check(f"matrices.{name[:80]}.{part}", good(facts.get(part)))
+        (rows, cols), block = facts["shape"], facts["block"]
+        tiled = not rows % block[0] and not cols % block[1]
+        check(f"matrices.{name[:80]}.blocks", tiled and facts["blocks"] == rows // block[0] * (cols // block[1]))
+        check(f"matrices.{name[:80]}.live", facts["live"] <= facts["blocks"])
+    weights = manifest.get("weights")
+    check("weights", type(weights) is dict)
+    check("weights.file", weights.get("file") == WEIGHTS_OF_FORMAT[manifest["format"]])
+    check("weights.bytes", _count(weights.get("bytes")))
+    check("weights.digest", _text(weights.get("digest")))

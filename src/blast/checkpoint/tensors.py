@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from blast.checkpoint.state import PLAIN, plain_values, refuse_unstored_state
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 
@@ -42,31 +45,61 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     """The tensors to store by name, and for each further name of a tensor the name it is stored under.
 
     Raises:
-        BlastError: if the model is on the meta device, or has extra state that is not a tensor.
+        BlastError: if the model is on the meta device, if part of its state cannot be stored, or if tensors share some
+            of their memory but not all of it.
     """
-    for path, module in model.named_modules():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
-            raise BlastError(
-                f"'{path}' ({type(module).__name__}) has extra state that is not a tensor, which a checkpoint cannot "
-                "store; replace that module before saving."
-            )
+    entries = {name: entry.tensor for name, entry in walk(model)}
+    refuse_unstored_state(model, entries)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[object, str] = {}
-    for name, entry in walk(model):
-        tensor = entry.tensor
-        if tensor.is_meta:
-            raise BlastError(f"'{name}' is on the meta device and has no values to save; load the model first.")
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-        key = (place, tensor.dtype) if tensor.numel() else id(tensor)
+    stored: dict[str, Tensor] = {}
+    for name, tensor in entries.items():
+        key = _memory(tensor)
         if first.setdefault(key, name) != name:
             aliases[name] = first[key]
         else:
-            # The writer refuses a view of a larger tensor, so it is copied.
-            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-            plain = tensor.detach().cpu().contiguous()
-            tensors[name] = plain if whole else plain.clone()
+            tensors[name] = plain_values(name, tensor)
+            stored[name] = tensor
+    _refuse_partial_ties(stored)
     return tensors, aliases
+
+
+def _memory(tensor: Tensor) -> object:
+    """Equal for tensors that are the same values in the same memory."""
+    if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _refuse_partial_ties(tensors: dict[str, Tensor]) -> None:
+    """Refuses tensors that share elements without being the same: loading would make them independent."""
+    by_storage: dict[object, list[tuple[int, int, str]]] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            start = tensor.storage_offset() * tensor.element_size()
+            span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            place = (tensor.device, tensor.untyped_storage().data_ptr())
+            by_storage.setdefault(place, []).append((start, start + span * tensor.element_size(), name))
+    for spans in by_storage.values():
+        for (start, end, one), (other_start, other_end, other) in combinations(sorted(spans), 2):
+            if other_start < end and _overlap(start, max(end, other_end), tensors[one], tensors[other]):
+                raise BlastError(
+                    f"'{one}' and '{other}' share a part of their memory, and a checkpoint can only tie whole "
+                    "tensors; clone one of them before saving."
+                )
+
+
+def _overlap(start: int, end: int, first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of one storage share a byte; both lie between `start` and `end`."""
+    used = torch.zeros(end - start, dtype=torch.bool)  # columns of one matrix have spans that overlap, but no bytes
+    views = []
+    for tensor in (first, second):
+        size = tensor.element_size()
+        strides = [stride * size for stride in tensor.stride()]
+        views.append(used.as_strided([*tensor.shape, size], [*strides, 1], tensor.storage_offset() * size - start))
+    views[0].fill_(True)
+    return bool(views[1].any())
 
 
 def dense_shapes(model: nn.Module) -> dict[str, list[int]]:

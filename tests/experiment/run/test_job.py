@@ -195,8 +195,8 @@ def test_records_of_another_machine_are_imported_only_if_their_digests_agree(don
     assert main(command) == 0
     here = GridFolder(tmp_path / "here")
     assert here.record("blast").read_bytes() == away.record("blast").read_bytes()
-    assert (here.work("blast") / "checkpoint" / "model.safetensors").is_file()
-    weights = away.work("blast") / "checkpoint" / "model.safetensors"
+    assert (here.work("blast") / "checkpoint" / "blast.safetensors").is_file()
+    weights = away.work("blast") / "checkpoint" / "blast.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert main(command) == 2
     assert "is not the one its record names" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from blast.checkpoint.manifest import weights_file
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
@@ -17,7 +18,7 @@ def _check_artifacts(source: GridFolder, record: dict) -> None:
     """Compares each artifact that was copied with its digest in the record; an artifact may be missing."""
     for name, artifact in record["result"].get("artifacts", {}).items():
         place = source.work(record["point"]["id"]) / artifact["path"]
-        file = place / "model.safetensors" if place.is_dir() else place
+        file = weights_file(place) if place.is_dir() else place
         if file.is_file() and file_digest(file) != artifact["digest"]:
             raise BlastError(
                 f"{file}: this file ({name}) is not the one its record names; copy the folder of the run again."

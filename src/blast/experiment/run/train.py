@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from blast import datasets
 from blast.checkpoint.checkpoint import load, save
+from blast.checkpoint.manifest import MANIFEST, weights_file
 from blast.distributed import is_first_rank
 from blast.download.cache import cache_root
 from blast.errors import BlastError
@@ -282,13 +283,14 @@ def evaluate_saved(
     run.say("evaluated")
     sizes = model_bytes(model)
     checkpoint = work / "checkpoint"
-    on_disk = sum(os.path.getsize(file) for file in checkpoint.iterdir())
+    weights = weights_file(checkpoint)
+    on_disk = sum(os.path.getsize(file) for file in (weights, checkpoint / MANIFEST))
     metrics += [
         metric("weights_bytes", sizes.weights, unit="bytes", better="lower"),
         metric("mlp_bytes", sizes.mlp, unit="bytes", better="lower"),
         metric("checkpoint_bytes", on_disk, unit="bytes", better="lower"),
     ]
-    artifacts["checkpoint"] = {"path": "checkpoint", "digest": file_digest(checkpoint / "model.safetensors")}
+    artifacts["checkpoint"] = {"path": "checkpoint", "digest": file_digest(weights)}
     if history.masks:
         _save_masks(work / "masks.safetensors", history.masks)
         artifacts["masks"] = {"path": "masks.safetensors", "digest": file_digest(work / "masks.safetensors")}

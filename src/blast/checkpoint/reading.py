@@ -1,0 +1,167 @@
+"""Puts the tensors of a checkpoint into a dense model, after it checked that all of them fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from blast.block_sparse.blocks import BlockShape
+from blast.block_sparse.csr import BlockCSR, BlockIndex
+from blast.checkpoint.tensors import dense_shapes, walk
+from blast.errors import BlastError
+from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.model.eligibility import is_linear_like, refuse_ineligible
+from blast.model.module_replacement import replace_modules, weight_parameter
+
+Device = torch.device | str | None
+PARTS = ("values", "row_offsets", "col_indices")
+
+
+class StoredTensors:
+    """The tensors of a checkpoint. Each is read once, so that tied tensors are tied again.
+
+    Args:
+        file: The file of the weights.
+        aliases: For each further name of a tensor the name it is stored under.
+        casts: The dtype that floating-point tensors are cast to, by name; other names keep theirs.
+
+    Raises:
+        BlastError: if the file is no safetensors file, or the aliases do not fit it.
+    """
+
+    def __init__(self, file: Path, aliases: Mapping[str, str], casts: Mapping[str, torch.dtype] | None = None) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise BlastError(f"{file} is not a safetensors file ({error}); save the model again.") from None
+        self._aliases, self._casts = aliases, casts or {}
+        self._read: dict[str, Tensor] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
+        stored = set(self._file.keys())
+        for name, target in aliases.items():
+            if name in stored or target not in stored:
+                raise BlastError(f"{file} does not hold '{name}' as the manifest says; save the model again.")
+        self.names = {*stored, *aliases}
+
+    def shape(self, name: str) -> list[int]:
+        return self._file.get_slice(self._aliases.get(name, name)).get_shape()
+
+    def get(self, name: str, device: torch.device | str) -> Tensor:
+        """The tensor on a device."""
+        stored = self._aliases.get(name, name)
+        if stored not in self._read:
+            # Cloned, because on the CPU these tensors are views of the memory-mapped file.
+            tensor = self._file.get_tensor(stored).clone()
+            dtype = self._casts.get(name, tensor.dtype) if tensor.is_floating_point() else tensor.dtype
+            self._read[stored] = tensor.to(device, dtype)
+        return self._read[stored]
+
+    def parameter(self, name: str, device: torch.device | str, gradient: bool) -> nn.Parameter:
+        """The tensor as a parameter, in the memory of the tensor."""
+        stored = self._aliases.get(name, name)
+        if stored not in self._parameters:
+            tensor = self.get(name, device)
+            if gradient and not (tensor.is_floating_point() or tensor.is_complex()):
+                raise BlastError(f"'{name}' is {tensor.dtype} in the checkpoint and can have no gradient in the model.")
+            self._parameters[stored] = nn.Parameter(tensor, requires_grad=gradient)
+        return self._parameters[stored]
+
+
+def fill(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, device: Device) -> None:
+    """Makes a dense model the stored one, in place. No dense copy of a block-sparse matrix is made.
+
+    Args:
+        model: A dense model of the stored class and sizes; its parameters may be on the meta device.
+        manifest: As `read_manifest` gives it.
+        tensors: The stored tensors.
+        device: Where to; None leaves each tensor where the model has its own, and those on the meta device on the CPU.
+
+    Raises:
+        BlastError: if something does not fit. Then the model is not changed.
+    """
+    _check_fit(model, manifest, tensors)
+    replacements = _block_sparse(model, manifest["matrices"], tensors, device)
+    sparse = {f"{name}.weight" for name in manifest["matrices"]}
+    new: dict[str, Tensor] = {}
+    for name, (module, attribute, old) in walk(model):
+        if name not in sparse:
+            place = _place(old, device)
+            is_parameter = attribute in module._parameters
+            new[name] = tensors.parameter(name, place, old.requires_grad) if is_parameter else tensors.get(name, place)
+    # Nothing fails from here on.
+    replace_modules(model, replacements)
+    for name, (module, attribute, _) in list(walk(model)):
+        if name in new:
+            own = module._parameters if attribute in module._parameters else module._buffers
+            cast(dict[str, Tensor], own)[attribute] = new[name]
+    if device is not None:
+        model.to(device)  # buffers that are not in the checkpoint
+
+
+def _check_fit(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors) -> None:
+    shapes = dense_shapes(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    whose = f"the checkpoint (a {manifest['class']} of {manifest['library']})"
+    for name, facts in manifest["matrices"].items():
+        expected = facts["shape"][::-1] if facts["transposed"] else facts["shape"]
+        linear = is_linear_like(modules.get(name, nn.Identity()))
+        if linear:
+            refuse_ineligible(modules, [name], "pass a freshly built dense model", on_meta=True)
+        if not linear or shapes.pop(f"{name}.weight", None) != expected:
+            raise BlastError(
+                f"{whose} has a block-sparse '{name}' of {facts['shape'][0]} x {facts['shape'][1]}, where the model "
+                "has no dense linear layer of that shape; pass a freshly built model of the same class and sizes."
+            )
+        rows = facts["shape"][0] // facts["block"][0]
+        parts = ([facts["live"], *facts["block"]], [rows + 1], [facts["live"]])
+        shapes |= {f"{name}.{part}": shape for part, shape in zip(PARTS, parts, strict=True)}
+    for name in sorted(shapes.keys() ^ tensors.names):
+        where = "the model" if name in shapes else "the checkpoint"
+        raise BlastError(
+            f"'{name}' is only in {where}: it does not fit {whose}; pass a freshly built model of the same class."
+        )
+    for name, shape in shapes.items():
+        if tensors.shape(name) != shape:
+            owner, _, part = name.rpartition(".")
+            where = "its manifest" if part in PARTS and owner in manifest["matrices"] else "the model"
+            raise BlastError(
+                f"'{name}' is {tensors.shape(name)} in {whose} and {shape} in {where}; "
+                "pass a model built with the same sizes."
+            )
+    for name, entry in walk(model, everything=True):
+        if entry.tensor.is_meta and name not in tensors.names and name.rpartition(".")[0] not in manifest["matrices"]:
+            raise BlastError(f"'{name}' is not in {whose} and has no memory; build the model on a real device.")
+
+
+def _block_sparse(
+    model: nn.Module, matrices: Mapping[str, Any], tensors: StoredTensors, device: Device
+) -> dict[int, BlockLinear]:
+    """The block-sparse layer for the `id` of each dense one."""
+    indices: dict[tuple[object, ...], IndexBuffers] = {}
+    replacements: dict[int, BlockLinear] = {}
+    for name, facts in matrices.items():
+        module = model.get_submodule(name)
+        weight = weight_parameter(module)
+        place = _place(weight, device)
+        try:
+            offsets, columns = (tensors.get(f"{name}.{part}", place) for part in PARTS[1:])
+            key = (id(offsets), id(columns), *facts["shape"], *facts["block"])
+            if key not in indices:
+                block = BlockShape(*facts["block"])
+                indices[key] = IndexBuffers(BlockIndex(offsets, columns, tuple(facts["shape"]), block))
+            values = tensors.parameter(f"{name}.values", place, weight.requires_grad)
+            matrix = BlockCSR(indices[key].index, values)
+        except BlastError as error:
+            raise BlastError(f"'{name}' of the checkpoint is damaged: {error}") from None
+        replacements[id(module)] = BlockLinear.replacing(module, matrix, indices[key])
+    return replacements
+
+
+def _place(old: Tensor, device: Device) -> torch.device | str:
+    return device or ("cpu" if old.is_meta else old.device)
