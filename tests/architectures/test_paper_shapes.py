@@ -7,7 +7,7 @@ import torch
 from hub_copies import NINE
 
 from blast import architectures
-from blast.model.discovery import find_mlps, match_linears
+from blast.model.discovery import find_mlps, match_matrices
 
 # Parameters as published, and those of them in MLP matrices, which follow from the published widths.
 PUBLISHED = {
@@ -57,5 +57,5 @@ def test_the_published_file_is_as_large_as_the_parameters_say(name):
 def test_legal_blocks_divide_every_mlp_matrix(name):
     assert architectures.legal_blocks(name) == BLOCKS.get(name, [8, 16, 32, 64, 128, 256])
     largest = architectures.legal_blocks(name)[-1]
-    for target in match_linears(_meta(name)):
+    for target in match_matrices(_meta(name)):
         assert target.shape[0] % largest == target.shape[1] % largest == 0

@@ -12,7 +12,7 @@ from blast import architectures
 from blast.benchmark import kernels
 from blast.benchmark.providers import peers
 from blast.benchmark.settings import settings_of
-from blast.model.discovery import match_linears
+from blast.model.discovery import match_matrices
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SETTINGS = {**settings_of("kernels"), "dtype": "bfloat16", "repeats": 10, "seconds": 60, "tuning_seconds": 6}
@@ -71,7 +71,7 @@ def test_a_fused_model_agrees_with_the_sparse_one_and_runs_in_a_graph(dtype):
     torch.manual_seed(0)
     model = architectures.build("llama-nano", vocab_size=512).eval()
     masks = {}
-    for target in match_linears(model):
+    for target in match_matrices(model):
         mask = torch.rand(target.shape[0] // 32, target.shape[1] // 32) < 0.5
         mask[0] = False  # an empty block row
         masks[target.name] = mask

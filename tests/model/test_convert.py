@@ -14,7 +14,7 @@ from blast.block_sparse.csr import BlockCSR
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 from blast.model.convert import masks_of, to_dense, to_sparse
-from blast.model.discovery import match_linears
+from blast.model.discovery import match_matrices
 from blast.model.module_replacement import sparse_layers
 
 every_model = pytest.mark.parametrize("kind", sorted(MODELS))
@@ -45,7 +45,7 @@ def test_gradients_of_values_are_the_dense_gradient_at_live_blocks(kind: str) ->
     dense, sparse, masks = pair(kind)
     loss_of(dense, 0).backward()
     loss_of(sparse, 0).backward()
-    for target in match_linears(dense):
+    for target in match_matrices(dense):
         expected = BlockCSR.from_dense(target.gradient, masks[target.name]).values
         torch.testing.assert_close(sparse.get_submodule(target.name).values.grad, expected)
     others = {name: p.grad for name, p in dense.named_parameters() if p.grad is not None}

@@ -12,7 +12,7 @@ from torch import nn
 
 import blast
 from blast.model.coverage import dense_mlp_weights
-from blast.model.discovery import match_linears
+from blast.model.discovery import match_matrices
 from blast.sparsity.one_shot import one_shot_masks
 
 
@@ -70,6 +70,6 @@ def test_a_shared_expert_alone_is_not_the_whole_mlp() -> None:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     experts = {"num_experts": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
     model = transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(**sizes, **heads, **experts))
-    found = dense_mlp_weights(model, match_linears(model, "*.shared_expert.*"))
+    found = dense_mlp_weights(model, match_matrices(model, "*.shared_expert.*"))
     assert {"model.layers.*.mlp.experts.gate_up_proj", "model.layers.*.mlp.experts.down_proj"} <= set(found.names)
     assert 0.79 < found.share < 0.81

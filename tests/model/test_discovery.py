@@ -7,13 +7,13 @@ from sparsity_models import tiny_gpt2, tiny_llama, tiny_vit
 from torch import nn
 
 from blast.errors import BlastError
-from blast.model.discovery import find_mlps, match_linears, split_dense
+from blast.model.discovery import find_mlps, match_matrices, split_dense
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def roles(model: nn.Module, *targets: str) -> dict[str, str]:
-    return {target.name: target.role for target in match_linears(model, targets or ("mlp",))}
+    return {target.name: target.role for target in match_matrices(model, targets or ("mlp",))}
 
 
 def test_a_llama_mlp_is_gate_up_down():
@@ -25,7 +25,7 @@ def test_a_llama_mlp_is_gate_up_down():
 
 
 def test_a_gpt2_mlp_is_its_conv1d_pair_and_not_the_attention():
-    found = match_linears(tiny_gpt2())
+    found = match_matrices(tiny_gpt2())
     assert [target.name for target in found] == [
         f"transformer.h.{i}.mlp.{c}" for i in (0, 1) for c in ("c_fc", "c_proj")
     ]
@@ -35,14 +35,14 @@ def test_a_gpt2_mlp_is_its_conv1d_pair_and_not_the_attention():
 
 
 def test_a_torchvision_mlp_block_is_found_in_its_sequential():
-    found = match_linears(tiny_vit())
+    found = match_matrices(tiny_vit())
     assert [target.name for target in found[:2]] == [f"encoder.layers.encoder_layer_0.mlp.{i}" for i in (0, 3)]
     assert [(target.role, target.layer) for target in found] == [("fc1", 0), ("fc2", 0), ("fc1", 1), ("fc2", 1)]
 
 
 def test_the_weight_of_a_conv1d_is_a_writable_view_out_by_in():
     model = tiny_gpt2()
-    target = match_linears(model)[0]
+    target = match_matrices(model)[0]
     target.weight[200, 3] = 7.0
     assert model.transformer.h[0].mlp.c_fc.weight[3, 200] == 7.0
     assert target.gradient is None
@@ -92,7 +92,7 @@ def test_the_weight_of_a_conv1d_is_a_writable_view_out_by_in():
 )
 def test_the_mlps_of_a_family_are_found_and_nothing_else(model, per_layer):
     model = model()
-    found = match_linears(model)
+    found = match_matrices(model)
     assert [target.role for target in found] == per_layer * 2
     assert [target.layer for target in found] == [0] * len(per_layer) + [1] * len(per_layer)
     assert not any("attn" in t.name or "attention" in t.name or "head" in t.name for t in found)
@@ -161,25 +161,25 @@ def test_several_targets_are_joined_in_the_models_order_without_repeats():
 )
 def test_a_target_that_matches_nothing_is_refused(build, target, message):
     with pytest.raises(BlastError, match=message):
-        match_linears(build(), [target])
+        match_matrices(build(), [target])
 
 
 def test_first_and_last_layers_of_each_stack_stay_dense():
     layers = lambda: nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8)) for _ in range(3))  # noqa: E731
     model = nn.ModuleDict({"encoder": layers(), "decoder": layers()})
-    pruned, dense = split_dense(match_linears(model), 1, 1)
+    pruned, dense = split_dense(match_matrices(model), 1, 1)
     assert {target.layer_path for target in pruned} == {"encoder.1", "decoder.1"}
     assert len(dense) == 8
 
 
 def test_keeping_every_layer_dense_is_refused():
     with pytest.raises(BlastError, match="dense_first 1 and dense_last 1 leave none of the 2 layers"):
-        split_dense(match_linears(tiny_llama(), "mlp"), 1, 1)
+        split_dense(match_matrices(tiny_llama(), "mlp"), 1, 1)
 
 
 def test_swin_mlps_are_found():
     model = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [2, 2], num_classes=3)
-    assert [target.role for target in match_linears(model)] == ["fc1", "fc2"] * 2
+    assert [target.role for target in match_matrices(model)] == ["fc1", "fc2"] * 2
 
 
 def test_the_position_bias_of_swin_v2_is_no_mlp():

@@ -258,13 +258,13 @@ def test_active_dropout_runs_layer_by_layer(monkeypatch) -> None:
 def test_qwen3_is_fused() -> None:
     import transformers
 
-    from blast.model.discovery import match_linears
+    from blast.model.discovery import match_matrices
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "vocab_size": 64}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, **heads)).eval()
-    masks = {t.name: torch.rand(t.shape[0] // 32, t.shape[1] // 32) < 0.5 for t in match_linears(model)}
+    masks = {t.name: torch.rand(t.shape[0] // 32, t.shape[1] // 32) < 0.5 for t in match_matrices(model)}
     sparse = to_sparse(model, masks, drop=True)
     tokens = torch.randint(64, (1, 9))
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import nn
 
 import blast
 from blast.model.convert import masks_of, to_dense, to_sparse
-from blast.model.discovery import match_linears
+from blast.model.discovery import match_matrices
 from blast.model.module_replacement import sparse_layers
 
 every_model = pytest.mark.parametrize("kind", sorted(MODELS))
@@ -129,7 +129,7 @@ def test_an_optimizer_step_on_the_sparse_model_moves_live_weights_as_on_the_dens
 def test_memory_counts_every_storage_once(kind: str) -> None:
     dense, sparse, masks = pair(kind)
     bytes_of = partial(sum, start=0)
-    matrices = bytes_of(target.weight.numel() * 4 for target in match_linears(dense))
+    matrices = bytes_of(target.weight.numel() * 4 for target in match_matrices(dense))
     assert blast.model_bytes(dense).mlp == matrices
     tied = {id(p): p for p in dense.parameters()}.values()
     buffers = bytes_of(b.numel() * b.element_size() for b in dense.buffers())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blast.block_sparse.blocks import as_block, clear_dead_
 from blast.model.convert import to_sparse
-from blast.model.discovery import match_linears
+from blast.model.discovery import match_matrices
 
 BLOCK = 16
 
@@ -19,7 +19,7 @@ def random_masks(model: nn.Module, block: int | tuple[int, int] = BLOCK, share: 
     """Masks of the MLP matrices with about `share` of the blocks live; the same at each call."""
     shape, generator = as_block(block), torch.Generator().manual_seed(7)
     masks = {}
-    for target in match_linears(model):
+    for target in match_matrices(model):
         rows, cols = target.shape[0] // shape.rows, target.shape[1] // shape.cols
         masks[target.name] = torch.rand(rows, cols, generator=generator) < share
     return masks
@@ -27,7 +27,7 @@ def random_masks(model: nn.Module, block: int | tuple[int, int] = BLOCK, share: 
 
 def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     """The model with its weights outside the masks set to zero, as a Sparsifier leaves them."""
-    for target in match_linears(model):
+    for target in match_matrices(model):
         block = (target.shape[0] // masks[target.name].shape[0], target.shape[1] // masks[target.name].shape[1])
         clear_dead_(target.weight, masks[target.name], as_block(block))
     return model

@@ -82,24 +82,25 @@ def tiles(weight: Tensor, block: BlockShape, name: str = "the weight", transpose
     """View of a weight as blocks.
 
     Args:
-        weight: `[out, in]` with any strides, or `[in, out]` if `transposed`.
+        weight: `[out, in]` with any strides, or `[in, out]` if `transposed`; or a stack `[experts, out, in]` of them.
         block: Shape of a block.
         name: Name of the matrix for the error message.
         transposed: Whether `weight` is stored as `[in, out]` (Conv1D).
 
     Returns:
-        View `[out / b_out, b_out, in / b_in, b_in]` of the same memory.
+        View `[out / b_out, b_out, in / b_in, b_in]` of the same memory; `[experts, …]` of a stack.
 
     Raises:
         BlastError: if the block does not divide the weight.
     """
-    shape, strides = list(weight.shape), list(weight.stride())
+    *stack, out, into = weight.shape
+    *jump, down, along = weight.stride()
     if transposed:
-        shape, strides = shape[::-1], strides[::-1]
-    rows, cols = block_grid(shape, block, name)
+        out, into, down, along = into, out, along, down
+    rows, cols = block_grid((out, into), block, name)
     # One as_strided instead of several reshapes: this runs for every matrix in every step.
-    down, along = strides
-    return weight.as_strided((rows, block.rows, cols, block.cols), (down * block.rows, down, along * block.cols, along))
+    strides = (*jump, down * block.rows, down, along * block.cols, along)
+    return weight.as_strided((*stack, rows, block.rows, cols, block.cols), strides)
 
 
 def expand_mask(mask: Tensor, block: BlockShape) -> Tensor:
@@ -126,8 +127,8 @@ def fill_dead_(stored: Tensor, dead: Tensor, block: BlockShape, transposed: bool
     """`clear_dead_` for the training step: takes the tensor as stored and a prepared mask.
 
     Args:
-        stored: Weight, gradient or moment `[out, in]`, or `[in, out]` if `transposed`.
-        dead: bool `[out / b_out, 1, in / b_in, 1]`, true where a block is dead.
+        stored: Weight, gradient or moment `[out, in]`, or `[in, out]` if `transposed`; or a stack of them.
+        dead: bool `[out / b_out, 1, in / b_in, 1]`, true where a block is dead; `[experts, …]` for a stack.
         block: Shape of a block.
         transposed: Whether it is stored as `[in, out]` (Conv1D).
     """

@@ -2,7 +2,8 @@
 
 An MLP is a module whose own linear layers widen `d -> f` (once, or twice if gated) and narrow `f -> d` again. This
 covers gate/up/down (Llama, Qwen, SmolLM, Gemma), `c_fc`/`c_proj` Conv1D (GPT-2), torchvision's Sequential `MLPBlock`,
-`fc1`/`fc2`, and the BERT pair `intermediate.dense`/`output.dense`. Output heads and attention are excluded.
+`fc1`/`fc2`, and the BERT pair `intermediate.dense`/`output.dense`. Output heads and attention are excluded. Experts in
+three-dimensional parameters are MLPs too, which `blast.model.experts` finds.
 
 Layers that cannot be made block-sparse (quantised, with adapters) are found too, so that they are refused by name and
 not left out in silence. See `blast.model.eligibility`.
@@ -18,6 +19,7 @@ from torch import nn
 
 from blast.errors import BlastError, unknown_name
 from blast.model.eligibility import is_linear_like, shape_of
+from blast.model.experts import find_experts
 from blast.model.target import Mlp, Target
 
 # Names of (gate, up, down): gate and up have the same shape.
@@ -38,7 +40,9 @@ MLP, ATTENTION = "mlp", "attention"
 
 
 def find_mlps(model: nn.Module) -> list[Mlp]:
-    """All MLPs of a model, in the order of its modules, each once.
+    """All MLPs of linear layers of a model, in the order of its modules, each once.
+
+    Experts in three-dimensional parameters are not among them.
 
     Example:
         >>> [mlp.name for mlp in blast.find_mlps(model)]
@@ -52,26 +56,28 @@ def find_mlps(model: nn.Module) -> list[Mlp]:
     return [mlp for mlp in found if mlp is not None]
 
 
-def match_linears(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> list[Target]:
-    """The linear layers that the targets select, in the model's order, each once.
+def match_matrices(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> list[Target]:
+    """The matrices that the targets select, in the model's order, each once.
+
+    A matrix is the weight of a linear layer, or that of one expert in a three-dimensional parameter.
 
     Args:
         model: Any model.
-        targets: `"mlp"`, `"attention"`, shell-style patterns of module names (`"*.q_proj"`), or `"re:"` + a regex
-            that the whole name has to match.
+        targets: `"mlp"` (with experts), `"attention"`, shell-style patterns of names (`"*.q_proj"`,
+            `"*.experts.down_proj.*"`), or `"re:"` + a regex that the whole name has to match.
 
     Raises:
         BlastError: if a target matches nothing.
     """
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    linears = _all_linears(model)
+    matrices = all_matrices(model)
     chosen: set[str] = set()
     for target in targets:
-        names = {linear.name for linear in linears if _matches(target, linear)}
+        names = {matrix.name for matrix in matrices if _matches(target, matrix)}
         if not names:
-            raise _no_match(target, [linear.name for linear in linears])
+            raise _no_match(target, [matrix.name for matrix in matrices])
         chosen |= names
-    return [linear for linear in linears if linear.name in chosen]
+    return [matrix for matrix in matrices if matrix.name in chosen]
 
 
 def split_dense(targets: Sequence[Target], first: int, last: int) -> tuple[list[Target], list[Target]]:
@@ -113,17 +119,17 @@ def _stack(target: Target) -> str:
     return re.sub(r"\d+$", "", target.layer_path or "")
 
 
-def _matches(target: str, linear: Target) -> bool:
+def _matches(target: str, matrix: Target) -> bool:
     if target == MLP:
-        return linear.mlp is not None
+        return matrix.mlp is not None
     if target == ATTENTION:
-        return linear.role == "attention"
+        return matrix.role == "attention"
     if target.startswith("re:"):
         try:
-            return re.fullmatch(target[3:], linear.name) is not None
+            return re.fullmatch(target[3:], matrix.name) is not None
         except re.error as fault:
             raise BlastError(f"target '{target}' is not a valid regular expression ({fault}); correct it.") from None
-    return fnmatchcase(linear.name, target)
+    return fnmatchcase(matrix.name, target)
 
 
 def _no_match(target: str, names: list[str]) -> BlastError:
@@ -137,8 +143,8 @@ def _no_match(target: str, names: list[str]) -> BlastError:
     return unknown_name("target", target, (MLP, ATTENTION, *names[:20]))
 
 
-def _all_linears(model: nn.Module) -> list[Target]:
-    """Every linear layer, with its role, in the order of the modules."""
+def all_matrices(model: nn.Module) -> list[Target]:
+    """Every matrix, with its role, in the order of the modules."""
     in_mlps = {target.name: target for mlp in find_mlps(model) for target in mlp.targets}
     in_mlps |= {target.name: target for target in _packed_gated(model)}
     attention = {
@@ -147,16 +153,19 @@ def _all_linears(model: nn.Module) -> list[Target]:
         if any(names <= _linears_of(module).keys() for names in QUERY_KEY_VALUE)
         for child in _linears_of(module)
     }
-    linears = []
+    experts = {each.name: each for each in find_experts(model)}
+    matrices = []
     for name, module in model.named_modules():
         if name in in_mlps:
-            linears.append(in_mlps[name])
+            matrices.append(in_mlps[name])
+        elif name in experts:
+            matrices += experts[name].targets
         elif is_linear_like(module):
             inside = name in attention or any(_is_attention(part) for part in name.split(".")[:-1])
             # nn.MultiheadAttention reads the weight of this layer without calling it.
             called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-            linears.append(Target(name, module, "attention" if inside and called else "other", None))
-    return linears
+            matrices.append(Target(name, module, "attention" if inside and called else "other", None))
+    return matrices
 
 
 def _is_attention(component: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -26,50 +26,86 @@ def layer_of(name: str) -> tuple[str | None, int | None]:
     return None, None
 
 
-@dataclass(frozen=True)
-class Target:
-    """One matrix of a model, found to be pruned.
+class ExpertSlice(NamedTuple):
+    """Where the matrix of one expert is stored: a slice of a three-dimensional parameter.
 
     Attributes:
-        name: Its module's name as in `model.named_modules()`.
-        module: The linear layer itself. `blast.model.eligibility.obstacle` says whether it can be pruned.
-        role: `gate`, `up`, `down` (of a gated MLP), `fc1`, `fc2` (of a plain one), `attention` or `other`.
-        mlp: Name of its MLP, or None.
+        parameter: Name of the parameter in its module, for instance `gate_up_proj`.
+        index: Number of the expert: the matrix is `parameter[index]`.
+        transposed: Whether the slice is stored as `[in, out]` (GPT-OSS, Llama 4).
+    """
+
+    parameter: str
+    index: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """One matrix of a model, found to be pruned: the weight of a linear layer, or that of one expert.
+
+    Attributes:
+        name: Its module's name as in `model.named_modules()`. For an expert it is the name of the parameter and the
+            number of the expert (`model.layers.0.mlp.experts.gate_up_proj.3`).
+        module: The linear layer itself, or the module with the parameter of all experts.
+            `blast.model.eligibility.obstacle` says whether a linear layer can be pruned.
+        role: `gate`, `up`, `down` (of a gated MLP), `fc1`, `fc2` (of a plain one), `attention` or `other`. A matrix
+            that holds gate and up together has the role `up`.
+        mlp: Name of its MLP (of the module of the experts), or None.
+        expert: The slice of an expert; None for a linear layer.
     """
 
     name: str
     module: nn.Module
     role: str
     mlp: str | None
+    expert: ExpertSlice | None = None
 
     @property
     def transposed(self) -> bool:
-        """Whether the module stores `[in, out]` (Conv1D)."""
-        return is_conv1d(self.module)
+        """Whether the matrix is stored as `[in, out]` (Conv1D, some experts)."""
+        return is_conv1d(self.module) if self.expert is None else self.expert.transposed
+
+    @property
+    def module_name(self) -> str:
+        """Name of `module` in `model.named_modules()`."""
+        return self.name if self.expert is None else ".".join(self.name.split(".")[:-2])
 
     @property
     def layer(self) -> int | None:
         """Index of its layer, read from its name, or None."""
-        return layer_of(self.name)[1]
+        return layer_of(self._name_without_expert)[1]
 
     @property
     def layer_path(self) -> str | None:
         """Name of its layer, ending with the index (`model.layers.3`), or None."""
-        return layer_of(self.name)[0]
+        return layer_of(self._name_without_expert)[0]
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter as the module stores it."""
-        return cast(nn.Parameter, self.module.weight)
+        """The parameter that holds the matrix, as the module stores it; with all experts if it is 3-D."""
+        return cast(nn.Parameter, getattr(self.module, "weight" if self.expert is None else self.expert.parameter))
+
+    @property
+    def key(self) -> tuple[int, int | None]:
+        """Identity of the matrix: two targets with one key are one matrix under two names."""
+        return id(self.parameter), None if self.expert is None else self.expert.index
 
     @property
     def shape(self) -> tuple[int, int]:
         """`(out, in)`."""
-        return shape_of(self.module)
+        if self.expert is None:
+            return shape_of(self.module)
+        *_, out, into = self.parameter.shape
+        return (into, out) if self.transposed else (out, into)
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        """The matrix, in the layout of its module, as a view of a tensor of the parameter's shape (e.g. a moment)."""
+        return tensor if self.expert is None else tensor[self.expert.index]
 
     def as_out_in(self, tensor: Tensor) -> Tensor:
-        """View `[out, in]` of a tensor stored like the parameter (a gradient, a moment)."""
-        return tensor.t() if self.transposed else tensor
+        """View `[out, in]` of the matrix in a tensor of the parameter's shape (a gradient, a moment)."""
+        return self.stored(tensor).t() if self.transposed else self.stored(tensor)
 
     @property
     def weight(self) -> Tensor:
@@ -81,6 +117,10 @@ class Target:
         """The gradient as a view `[out, in]`, or None before a backward pass."""
         grad = self.parameter.grad
         return None if grad is None else self.as_out_in(grad)
+
+    @property
+    def _name_without_expert(self) -> str:
+        return self.name if self.expert is None else self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)

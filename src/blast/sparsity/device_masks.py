@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from blast_kernels.common.batched_copy import batched_copy_by_device
 from torch import Tensor
 
@@ -23,34 +22,17 @@ class DeviceMasks:
         self._mask_groups = mask_groups
         self._masks: list[Tensor] = []
         self._live: list[Tensor] = []
-        self._dead: list[Tensor] = []
-        self._stale = False
 
     def set(self, masks: Sequence[Tensor]) -> None:
         """Sets new masks, bool `[rows, cols]` on the CPU; nothing is copied yet."""
         self._masks = list(masks)
-        self._live, self._stale = [], True
+        self._live = []
 
     def live(self) -> list[Tensor]:
         """The masks `[rows, cols]`, true where a block is live; copied again if the model was moved."""
         if not self._on_device(self._live):
             self._live = self._copies([mask.numpy() for mask in self._masks])
         return self._live
-
-    def dead(self) -> list[Tensor]:
-        """Masks `[rows, 1, cols, 1]`, true where a block is dead, in the form that `fill_dead_` takes.
-
-        New masks overwrite the old ones in place, so that captured CUDA graphs read them.
-        """
-        in_place = self._on_device(self._dead)
-        if self._stale or not in_place:
-            copies = self._copies([~mask.numpy()[:, None, :, None] for mask in self._masks])
-            if in_place:
-                torch._foreach_copy_(self._dead, copies)
-            else:
-                self._dead = copies
-            self._stale = False
-        return self._dead
 
     def _on_device(self, copies: list[Tensor]) -> bool:
         return bool(copies) and all(c.device == g.device for c, g in zip(copies, self._mask_groups, strict=True))

@@ -1,7 +1,7 @@
 """Mask groups: matrices that share a mask. Pruning scopes: mask groups that compete for one budget.
 
-A mask group is usually one matrix. Gate and up form one group if `tie_gate_up` is set. A parameter with two names
-counts once.
+A mask group is usually one matrix. Gate and up form one group if `tie_gate_up` is set. A matrix with two names counts
+once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast.block_sparse.blocks import BlockShape, block_grid, fill_dead_
-from blast.block_sparse.sharding import clear_dead_anywhere_, is_sharded, matrix_squares
+from blast.block_sparse.blocks import BlockShape, block_grid
+from blast.block_sparse.sharding import matrix_squares
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 from blast.model.coverage import dense_mlp_weights, warning_about
-from blast.model.discovery import MLP, match_linears, split_dense
+from blast.model.discovery import MLP, match_matrices, split_dense
 from blast.model.eligibility import refuse_ineligible
 from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
@@ -32,8 +32,8 @@ class MaskGroup:
     Attributes:
         index: Position in the model's order; it seeds the random scores.
         block: Shape of a block.
-        targets: Every module name under the mask.
-        matrices: The targets with a parameter of their own, so that no parameter is counted or cleared twice.
+        targets: Every name under the mask.
+        matrices: The targets with a matrix of their own, so that no matrix is counted or cleared twice.
         shape: `(out, in)` of each matrix.
 
     Raises:
@@ -47,7 +47,7 @@ class MaskGroup:
     shape: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        self.matrices = list({id(target.parameter): target for target in reversed(self.targets)}.values())[::-1]
+        self.matrices = list({target.key: target for target in reversed(self.targets)}.values())[::-1]
         grids = {target.name: block_grid(target.shape, self.block, target.name) for target in self.targets}
         if len(set(grids.values())) > 1:
             shapes = " and ".join(f"'{target.name}' {target.shape}" for target in self.targets)
@@ -76,7 +76,7 @@ class MaskGroup:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameter of each matrix: its weight, or in the sparse state the values of its live blocks."""
+        """The parameter of each matrix: its weight (that of all experts), or in the sparse state its live blocks."""
         return [parameter_of(target) for target in self.matrices]
 
     @property
@@ -95,7 +95,7 @@ class MaskGroup:
             if isinstance(target.module, BlockLinear):
                 squares.append(target.module.values.detach().float().square().sum(dim=(1, 2)))
             else:
-                squares.append(matrix_squares(target.parameter, self.block, target.transposed))
+                squares.append(matrix_squares(target.stored(target.parameter), self.block, target.transposed))
         return squares
 
     def gradient_squares(self, step: int) -> list[Tensor]:
@@ -113,6 +113,7 @@ class MaskGroup:
                 gradient, transposed = self.dense_gradient(target), False
             else:
                 gradient, transposed = target.parameter.grad, target.transposed
+                gradient = None if gradient is None else target.stored(gradient)
             if gradient is None:
                 raise BlastError(
                     f"{self.name} has no gradient at the mask update of step {step}; "
@@ -143,32 +144,6 @@ class MaskGroup:
         }
         return {target.name: {"role": target.role, **facts} for target in self.targets}
 
-    def clear_dead_weights(self, dead: Tensor) -> None:
-        """Sets the weights of dead blocks to zero; `dead` is `[rows, 1, cols, 1]` as for `fill_dead_`."""
-        for target in self.matrices:
-            self._fill_dead(target.parameter, dead, target)
-
-    def clear_dead_gradients(self, dead: Tensor) -> None:
-        """Sets the gradients of dead blocks to zero; `dead` as above."""
-        for target in self.matrices:
-            gradient = target.parameter.grad
-            if gradient is not None:
-                self._fill_dead(gradient, dead, target)
-
-    def clear_dead_state(self, dead: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Sets the optimizer state of dead blocks to zero; `dead` as above."""
-        for target in self.matrices:
-            parameter = target.parameter
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    self._fill_dead(value, dead, target)
-
-    def _fill_dead(self, stored: Tensor, dead: Tensor, target: Target) -> None:
-        if is_sharded(stored):
-            clear_dead_anywhere_(stored, ~dead[:, 0, :, 0], self.block, target.transposed)
-        else:
-            fill_dead_(stored, dead, self.block, target.transposed)
-
 
 def sparse_layer(target: Target) -> BlockLinear:
     """The module of a target in the sparse state."""
@@ -198,8 +173,9 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
         BlastError: if a target matches nothing, a layer cannot be made block-sparse, a block does not divide a matrix,
             or a matrix to prune shares its parameter with a module that is not a target.
     """
-    pruned, dense = split_dense(match_linears(model, config.targets), config.dense_first, config.dense_last)
-    refuse_ineligible(dict(model.named_modules()), (t.name for t in pruned), "leave it out of the targets")
+    pruned, dense = split_dense(match_matrices(model, config.targets), config.dense_first, config.dense_last)
+    layers = (target.name for target in pruned if target.expert is None)
+    refuse_ineligible(dict(model.named_modules()), layers, "leave it out of the targets")
     _check_sharing(model, pruned)
     told = warning_about(dense_mlp_weights(model, [*pruned, *dense])) if MLP in config.targets else None
     if told is not None:
@@ -216,12 +192,12 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
         gates = {target.mlp: target for target in pruned if target.role == "gate"}
         for target in pruned:
             if target.role == "up" and target.mlp in gates:
-                one, other = lead(id(gates[target.mlp].parameter)), lead(id(target.parameter))
+                one, other = lead(gates[target.mlp].key), lead(target.key)
                 if one != other:
                     leader[other] = one
     members: dict[object, list[Target]] = {}
     for target in pruned:
-        members.setdefault(lead(id(target.parameter)), []).append(target)
+        members.setdefault(lead(target.key), []).append(target)
     return [MaskGroup(index, config.block, targets) for index, targets in enumerate(members.values())], dense
 
 

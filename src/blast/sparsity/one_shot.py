@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blast.block_sparse.blocks import BlockShape, as_block, block_grid
 from blast.block_sparse.sharding import clear_dead_anywhere_
 from blast.errors import BlastError, unknown_name
-from blast.model.discovery import match_linears
+from blast.model.discovery import match_matrices
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.mask_groups import MaskGroup, find_mask_groups, pruning_scopes
 from blast.sparsity.prune_and_grow import keep_best
@@ -46,23 +46,23 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor], block: int | Seq
         block: Shape of a block.
 
     Raises:
-        BlastError: if a name is no linear layer of the model, or a mask does not fit its matrix. Nothing is changed
-            then.
+        BlastError: if a name is no matrix of the model, or a mask does not fit its matrix. Nothing is changed then.
     """
     shape = as_block(block)
-    linears = {target.name: target for target in match_linears(model, "*")}
+    matrices = {target.name: target for target in match_matrices(model, "*")}
     for name, mask in masks.items():
-        if name not in linears:
-            raise unknown_name("linear layer", name, linears)
-        grid = block_grid(linears[name].shape, shape, name)
+        if name not in matrices:
+            raise unknown_name("matrix", name, matrices)
+        grid = block_grid(matrices[name].shape, shape, name)
         if tuple(mask.shape) != grid:
             raise BlastError(
                 f"the mask of '{name}' is {tuple(mask.shape)}, but blocks of {shape} need {grid}; "
                 "give the block size that the mask was made for."
             )
     for name, mask in masks.items():
-        weight = linears[name].parameter
-        clear_dead_anywhere_(weight, mask.to(weight.device, torch.bool), shape, linears[name].transposed)
+        matrix = matrices[name]
+        weight = matrix.stored(matrix.parameter)
+        clear_dead_anywhere_(weight, mask.to(weight.device, torch.bool), shape, matrix.transposed)
 
 
 def full_mask(group: MaskGroup) -> Tensor:

@@ -24,6 +24,7 @@ from blast.model.coverage import dense_mlp_weights
 from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.cuda_graphs import CudaGraphSupport
+from blast.sparsity.dead_blocks import DeadBlocks
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution.switch import Execution
 from blast.sparsity.mask_groups import find_mask_groups, pruning_scopes
@@ -110,7 +111,7 @@ class Sparsifier:
         self._clock = StepClock(config)
         self.sparsity_target = target_sparsity(config, 0)
         # Masks are chosen and kept on the CPU. Copies on the devices clear the matrices.
-        self._device_masks = DeviceMasks(self._mask_groups)
+        self._device_masks, self._dead_blocks = DeviceMasks(self._mask_groups), DeadBlocks(self._mask_groups)
         self._set_masks([full_mask(group) for group in self._mask_groups])
         if self.sparsity_target > 0:
             self._set_masks(prune_to_budget(self._mask_groups, self._masks, config, self.sparsity_target, step=0))
@@ -295,6 +296,7 @@ class Sparsifier:
         """Sets new masks, on the CPU."""
         self._masks = masks
         self._device_masks.set(masks)
+        self._dead_blocks.set(masks)
         self._changed = True
 
     @torch.no_grad()
@@ -304,19 +306,16 @@ class Sparsifier:
             if self._changed:
                 self._execution.change_layout(self._masks)
         else:
-            for group, dead in zip(self._mask_groups, self._device_masks.dead(), strict=True):
-                group.clear_dead_gradients(dead)
-                if self._changed:
-                    group.clear_dead_state(dead, self.optimizer)
+            self._dead_blocks.clear_gradients()
             if self._changed:
-                self._clear_weights()
+                self._dead_blocks.clear_state(self.optimizer)
+                self._dead_blocks.clear_weights()
         self._changed = False
 
     @torch.no_grad()
     def _clear_weights(self) -> None:
         if self.execution == "masked":
-            for group, dead in zip(self._mask_groups, self._device_masks.dead(), strict=True):
-                group.clear_dead_weights(dead)
+            self._dead_blocks.clear_weights()
 
     def _by_name(self, masks: list[Tensor]) -> dict[str, Tensor]:
         return {target.name: masks[group.index] for group in self._mask_groups for target in group.targets}

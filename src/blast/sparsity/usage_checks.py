@@ -44,18 +44,19 @@ class ReplacementCheck:
         Raises:
             BlastError: if a module was replaced; the message has its name.
         """
-        targets = [target for group in self._mask_groups for target in group.targets]
-        modules = [target.module for target in targets]
+        # All experts of a mixture are in one module.
+        named = {target.module_name: target.module for group in self._mask_groups for target in group.targets}
+        modules = list(named.values())
         same = len(modules) == len(self._modules) and all(map(operator.is_, modules, self._modules))
         if same and all(children.get(name) is child for children, name, child in self._paths):
             return
-        for target in targets:
-            if self._model.get_submodule(target.name) is not target.module:
+        for name, module in named.items():
+            if self._model.get_submodule(name) is not module:
                 raise BlastError(
-                    f"'{target.name}' was replaced after the Sparsifier was created (by blast.to_sparse?); "
+                    f"'{name}' was replaced after the Sparsifier was created (by blast.to_sparse?); "
                     "finish the training before the conversion, or create a new Sparsifier and optimizer."
                 )
-        self._paths = [part for target in targets for part in self._path_to(target.name)]
+        self._paths = [part for name in named for part in self._path_to(name)]
         # A wrapper that forwards names (torch.compile) hides the path. Each step then asks the model by name.
         ends = {id(child) for _, _, child in self._paths}
         self._modules = modules if all(id(module) in ends for module in modules) else []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blast.errors import BlastError
 from blast.layers.training_mlp import TrainingMlp
+from blast.model.target import Target
 from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import sparse
@@ -34,7 +35,7 @@ class Execution:
         state: `masked` or `sparse`.
 
     Raises:
-        BlastError: if `execution` is `sparse` and the wrapper or the optimizer does not allow it.
+        BlastError: if `execution` is `sparse` and the wrapper, the optimizer or experts do not allow it.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Execution:
         """Switches from masked to sparse; `masks` as for `switch_if_due`."""
         if self.state == "masked":
             self._check_wrapper()
+            self._check_experts()
             self._mlps = sparse.switch_to_sparse(self._model, self._optimizer, self._mask_groups, masks)
             fixed = self._config.grow == "none" and self._config.schedule == "constant"
             sparse.set_masks_fixed(self._mask_groups, self._clock.finished or fixed)
@@ -133,12 +135,26 @@ class Execution:
                 'pass the model itself and call blast.average_gradients(model), or set execution="masked".'
             )
 
+    def _check_experts(self) -> None:
+        experts = self._first_expert()
+        if experts is not None:
+            raise BlastError(
+                f"the experts of '{experts.mlp}' cannot train in the sparse state, because all of them are one "
+                'parameter; set execution="masked", and call blast.to_sparse(model, masks) after the training.'
+            )
+
+    def _first_expert(self) -> Target | None:
+        targets = (target for group in self._mask_groups for target in group.targets)
+        return next((target for target in targets if target.expert is not None), None)
+
     def _find_break_even(self) -> float:
         config = self._config
-        if config.execution == "masked" or (config.execution == "auto" and self._wrapper is not None):
+        automatic = config.execution == "auto" and (self._wrapper is not None or self._first_expert() is not None)
+        if config.execution == "masked" or automatic:
             return NEVER
         if config.execution == "sparse":
             self._check_wrapper()
+            self._check_experts()
             check_optimizer(self._optimizer, [])
         if config.break_even is not None:
             return config.break_even

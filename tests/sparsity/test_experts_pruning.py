@@ -1,0 +1,99 @@
+"""Experts in three-dimensional parameters are pruned while a model trains, each with a mask of its own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from experts_models import FAMILIES, build, loss_of
+from sparsity_models import OPTIMIZERS
+from torch import nn
+
+from blast.block_sparse.blocks import BlockShape, keep_count, tiles
+from blast.errors import BlastError
+from blast.model.discovery import match_matrices
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.one_shot import apply_masks_, one_shot_masks
+from blast.sparsity.sparsifier import Sparsifier
+
+BLOCK = BlockShape(8, 8)
+
+
+def make(model: nn.Module, optimizer: str = "adamw", **settings) -> Sparsifier:
+    settings = {"sparsity": 0.75, "block": 8, "steps": 4, "update_every": 2, "hold": 0.25, **settings}
+    return Sparsifier(model, OPTIMIZERS[optimizer](model.parameters()), SparsifyConfig(**settings))
+
+
+def train(sparsifier: Sparsifier, steps: int) -> None:
+    for _ in range(steps):
+        sparsifier.optimizer.zero_grad()
+        loss_of(sparsifier.model, sparsifier.step_count).backward()
+        sparsifier.step()
+        sparsifier.optimizer.step()
+
+
+def filled(weight: torch.Tensor) -> torch.Tensor:
+    """Which blocks of a weight `[out, in]` have an element that is not zero."""
+    return (tiles(weight, BLOCK) != 0).any(dim=3).any(dim=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_expert_reaches_the_sparsity_and_its_dead_blocks_are_zero(family):
+    sparsifier = make(build(family))
+    matrices = match_matrices(sparsifier.model)
+    for _ in range(2):
+        train(sparsifier, 2)
+        assert not any((filled(target.weight) & ~sparsifier.masks[target.name]).any() for target in matrices)
+    assert any(target.expert is not None for target in matrices)
+    for target in matrices:
+        mask = sparsifier.masks[target.name]
+        assert int(mask.sum()) == keep_count(mask.numel(), 0.75)
+        assert torch.equal(filled(target.weight), mask)
+    assert set(sparsifier.report()["matrices"]) == {target.name for target in matrices}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_moments_of_dead_blocks_are_zero_too(optimizer):
+    sparsifier = make(build("gpt_oss"), optimizer)
+    train(sparsifier, 3)
+    state = sparsifier.optimizer.state
+    for target in match_matrices(sparsifier.model):
+        moments = [value for value in state[target.parameter].values() if value.shape == target.parameter.shape]
+        assert moments
+        for moment in moments:
+            assert not (filled(target.as_out_in(moment)) & ~sparsifier.masks[target.name]).any()
+
+
+def test_sparse_execution_of_experts_is_refused_and_auto_stays_masked():
+    with pytest.raises(BlastError, match=r"experts of 'model.layers.0.mlp.experts' cannot train in the sparse state"):
+        make(build("qwen3_moe"), execution="sparse")
+    sparsifier = make(build("qwen3_moe"), execution="auto", break_even=0.1)
+    train(sparsifier, 3)
+    assert sparsifier.execution == "masked"
+    with pytest.raises(BlastError, match="cannot train in the sparse state"):
+        sparsifier.to_sparse()
+
+
+def test_one_shot_masks_of_experts_keep_their_largest_blocks():
+    model = build("llama4")
+    config = SparsifyConfig(sparsity=0.5, block=8, steps=1)
+    masks = one_shot_masks(model, config)
+    for target in match_matrices(model):
+        norms = tiles(target.weight, BLOCK).square().sum(dim=(1, 3))
+        assert norms[masks[target.name]].min() > norms[~masks[target.name]].max()
+    apply_masks_(model, masks, 8)
+    assert all(torch.equal(filled(target.weight), masks[target.name]) for target in match_matrices(model))
+
+
+def test_a_resumed_run_continues_as_if_it_had_not_stopped():
+    whole = make(build("mixtral"))
+    train(whole, 2)
+    saved = copy.deepcopy([whole.state_dict(), whole.model.state_dict(), whole.optimizer.state_dict()])
+    resumed = make(build("mixtral"))
+    for part, state in zip((resumed, resumed.model, resumed.optimizer), saved, strict=True):
+        part.load_state_dict(state)
+    train(whole, 2)
+    train(resumed, 2)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
