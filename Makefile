@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Relative, and no script of bin/: neither cares for a space or a quote in the path of this folder.
+RUN := $(VENV)/bin/python -m
 CORES ?= 8
 CONFIG ?= config/config.yaml
 PORT ?= 5000
@@ -11,16 +12,17 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: all env smoke test test-slow test-gpu test-oldest lint format lock schema ui report clean
 
 all: env
-	$(RUN) snakemake --cores $(CORES) all --configfile $(CONFIG)
+	$(RUN) blast check "$(CONFIG)"
+	$(RUN) snakemake --cores $(CORES) all --configfile "$(CONFIG)"
 	@echo "pictures and tables are in paper_figures/; 'make ui' shows the runs"
 
 env: $(VENV)/.done
 
 # The lock holds every package with its hash, so pip has nothing to resolve.
 $(VENV)/.done: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: set PYTHON=python3.11")'
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: set PYTHON=python3.11")'
 	@echo "installing the locked environment into $(VENV) (about 6 GB, 3 minutes)"
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(VENV)/bin/python -m pip check
@@ -30,19 +32,19 @@ smoke: env
 	$(RUN) snakemake --cores $(CORES) all --configfile config/smoke.yaml
 
 test: env
-	$(RUN) python -m pytest -n 2 -m "not slow and not gpu and not browser"
+	$(RUN) pytest -n 2 -m "not slow and not gpu and not browser"
 
 test-slow: env
-	$(RUN) python -m pytest -m "slow or browser"
+	$(RUN) pytest -m "slow or browser"
 
 test-gpu: env
-	$(RUN) python -m pytest -m gpu
+	$(RUN) pytest -m gpu
 
 # The oldest versions that GPU machines may have, without the packages of the workflow. The interpreter of this Triton
 # makes scalars of arrays with one element, which NumPy 2.4 refuses.
 OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 transformers==5.17.0
 test-oldest:
-	$(PYTHON) -m venv .venv-oldest
+	"$(PYTHON)" -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) hypothesis pytest pytest-timeout pytest-xdist "setuptools>=77" "numpy<2.4"
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/block_sparse tests/layers \
@@ -61,7 +63,7 @@ format: env
 	$(RUN) snakefmt --line-length 120 Snakefile workflow
 
 lock:
-	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv
+	"$(PYTHON)" -m venv .cache/uv && .cache/uv/bin/python -m pip install --quiet uv
 	.cache/uv/bin/uv --native-tls pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --quiet pyproject.toml -o requirements.lock
 
 schema: env
@@ -69,10 +71,10 @@ schema: env
 	$(RUN) blast schema --tables config/README.md
 
 ui: env
-	$(RUN) python -m blast.experiment.tracking.ui --port $(PORT)
+	$(RUN) blast.experiment.tracking.ui --port $(PORT)
 
 report: env
-	$(RUN) snakemake all --configfile $(CONFIG) --report results/report.zip --quiet progress
+	$(RUN) snakemake all --configfile "$(CONFIG)" --report results/report.zip --quiet progress
 
 clean:
 	rm -rf .snakemake .pytest_cache .hypothesis .ruff_cache

@@ -18,22 +18,29 @@ from blast.experiment.run.launch import visible_gpus
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.run.locks import hold_grid
 from blast.experiment.plan.resources import jobs_at_once
-from blast.experiment.snakemake_hooks import UnknownTargetMessage
+from blast.experiment.snakemake_hooks import UnknownTargetMessage, refusal
 from blast.experiment.run.verdict import drop_stale_stamps
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+# What is read of the checkout is under ROOT; what is written is relative to the working folder (`--directory`).
+ROOT = Path() if Path(workflow.basedir).samefile(Path()) else Path(workflow.basedir)
+if set(str(ROOT)) & {*"{}"}:
+    raise refusal(f"{ROOT}: Snakemake takes a brace in this path for a wildcard; run it in this folder, or rename it.")
+SCRIPTS = ROOT / "workflow" / "scripts"
+
 try:
-    CONFIG, CONFIG_FILE = used_config(workflow.config_settings.configfiles, config)
+    CONFIG, CONFIG_FILE = used_config(workflow.config_settings.configfiles, config, ROOT)
     PLAN = expand(CONFIG, CONFIG_FILE)
 except BlastError as error:
-    # Printed here because Snakemake's quiet mode hides it.
-    print(f"blast: {error}", file=sys.stderr)
-    raise WorkflowError(str(error)) from None
+    raise refusal(error) from None
 
 FOLDER = GridFolder(Path("results") / CONFIG.name)
 JOBS = {job.name: job for job in PLAN.jobs}
-PYTHON = sys.executable
+# A command begins with one of these, and each `{…}` in it ends with `:q`, so that a shell takes no path apart. There is
+# no `script:`, as Snakemake writes the path of Python into that command unquoted. `-P`: a file in the working folder
+# cannot replace a module.
+PYTHON = [sys.executable, "-P"]
+BLAST = [*PYTHON, "-m", "blast"]
 drop_stale_stamps(PLAN, FOLDER)
 
 # Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
@@ -44,7 +51,6 @@ GPUS_GIVEN = "gpus" in workflow.global_resources
 if not GPUS_GIVEN:
     workflow.global_resources["gpus"] = len(visible_gpus())
 GPUS = workflow.global_resources["gpus"].value
-os.environ["BLAST_POINTS"] = str(len(PLAN.points))
 
 
 wildcard_constraints:
@@ -87,8 +93,7 @@ onstart:
     try:
         hold_grid(FOLDER)
     except BlastError as error:
-        print(f"blast: {error}", file=sys.stderr)
-        raise WorkflowError(str(error)) from None
+        raise refusal(error) from None
     print(
         f"grid '{CONFIG.name}': {len(PLAN.points)} points in {len(JOBS)} jobs, "
         f"at most {SLOTS} at once; results in {FOLDER.root}, pictures in {CONFIG.figures}",

@@ -92,7 +92,7 @@ def test_every_number_may_be_written_as_text(number):
     ("values", "sentence"),
     [
         ({}, "the key 'steps' is missing; add it."),
-        ([1], "the mapping of keys is [1]; give a mapping of keys to values."),
+        ([1], "[1] is no mapping of keys to values; give one."),
         ({"steps": 1, "flg": True}, "unknown key 'flg'; did you mean 'flag'?"),
         ({"steps": 1, "flag": 1}, "the key 'flag' is 1; give true or false."),
         ({"steps": True}, "the key 'steps' is True; give a whole number of at least 1."),

@@ -29,5 +29,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BlastError:
     """
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices)}."
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices) or 'none'}."
     return BlastError(f"unknown {kind} '{name}'; {hint}")

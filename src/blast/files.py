@@ -5,10 +5,11 @@ Digests decide splits and names, so they never depend on the process.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,15 +102,20 @@ def write_atomically(file: Path, content: str | bytes, remedy: str = "run again:
     """Writes a file so that a reader sees either all of it or the file before.
 
     Raises:
-        BlastError: if the disk is full or the folder cannot be written; the message ends with `remedy`.
+        BlastError: if the disk is full or the path cannot be written; the message ends with `remedy`.
     """
     try:
         with replacing(file) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise BlastError(
-            f"{file}: cannot be written ({error.strerror}); free some space or change the permissions, then {remedy}."
-        ) from error
+        raise BlastError(f"{file}: cannot be written ({error.strerror}); {_mended(error)}, then {remedy}.") from error
+
+
+def _mended(error: OSError) -> str:
+    """What to do about a path that cannot be written."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        return "give another path"
+    return "free some space or change the permissions"
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -117,18 +123,29 @@ def write_json(file: Path, value: Any) -> None:
     write_atomically(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(file: Path, what: str, remedy: str) -> Any:
+def read_json(file: Path, what: str, remedy: str, keys: Iterable[str] = ()) -> Any:
     """Reads JSON.
 
+    Args:
+        file: The file.
+        what: What it should be.
+        remedy: What makes it anew, for the errors.
+        keys: Keys that it has to hold; with any, it has to be a mapping.
+
     Raises:
-        BlastError: if the file is missing or half-written: one sentence with `what` it should be and the `remedy`.
+        BlastError: if the file is missing, half-written, or lacks a key.
     """
+    damaged = f"{file}: this {what} is damaged or half-written; delete it and {remedy}"
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BlastError(f"{file}: this {what} does not exist; {remedy}") from error
-    except (OSError, ValueError) as error:
-        raise BlastError(f"{file}: this {what} is damaged or half-written; {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BlastError(damaged) from error
+    needed = set(keys)
+    if needed and not (isinstance(values, dict) and needed <= set(values)):
+        raise BlastError(damaged)
+    return values
 
 
 def file_lock(file: Path) -> BaseFileLock:

@@ -293,6 +293,8 @@ def check(hint: Any, value: Any, place: Place) -> Any:
 
 def _mapping(value: Any, place: Place) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
+        if not place.path:
+            raise BlastError(f"{_shown(value)} is no mapping of {place.kind}s to values; give one.")
         raise place.fault(value, "a mapping of keys to values")
     for key in value:
         if not isinstance(key, str):

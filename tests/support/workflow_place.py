@@ -34,6 +34,10 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir()
+        # The environment is in the folder, as `make all` makes it.
+        (folder / ".venv").symlink_to(sys.prefix)
+        self.python = folder / ".venv" / Path(sys.executable).relative_to(sys.prefix)
         for part in PARTS:
             if (ROOT / part).is_dir():
                 shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.p[dn][fg]", "__pycache__"))
@@ -49,7 +53,7 @@ class Place:
         return file
 
     def run(self, *words: str, timeout: float = 230, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "snakemake", "--cores", "8", *words, "--configfile", "grid.yaml"]
+        command = [str(self.python), "-m", "snakemake", "--cores", "8", *words, "--configfile", "grid.yaml"]
         return subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
         )

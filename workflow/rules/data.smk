@@ -5,12 +5,12 @@ rule used_config:
     """The config with every default filled in, and the points of its grid."""
     output:
         config=FOLDER.root / "config.yaml",
-        plan=FOLDER.root / "plan.json",
+        plan=FOLDER.plan,
     params:
-        config=CONFIG.to_dict(),
+        config=json.dumps(CONFIG.to_dict()),
         points=[point.to_dict() for point in PLAN.points.values()],
-    script:
-        "../scripts/used_config.py"
+    shell:
+        "printf %s {params.config:q} | {PYTHON:q} {SCRIPTS:q}/used_config.py {output:q}"
 
 
 rule fetch:
@@ -22,7 +22,7 @@ rule fetch:
     resources:
         slots=1,
     shell:
-        "{PYTHON} -m blast fetch {wildcards.dataset} --out {output}"
+        "{BLAST:q} fetch {wildcards.dataset:q} --out {output:q}"
 
 
 rule prepare:
@@ -37,7 +37,7 @@ rule prepare:
     params:
         settings=lambda wildcards: json.dumps(PLAN.data_settings(wildcards.dataset)),
     shell:
-        "{PYTHON} -m blast prepare {wildcards.dataset} --settings {params.settings:q} --fetched {input} --out {output}"
+        "{BLAST:q} prepare {wildcards.dataset:q} --settings {params.settings:q} --fetched {input:q} --out {output:q}"
 
 
 rule requests:
@@ -56,4 +56,4 @@ rule requests:
         first=lambda wildcards: PLAN.items(wildcards.dataset),
         code=lambda wildcards: language_fingerprint(PLAN.tasks(wildcards.dataset)),
     shell:
-        "{PYTHON} -m blast requests {wildcards.dataset} --tasks {params.tasks} {params.first} --grid-dir {FOLDER.root} 2> {log} && touch {output} || {{ tail -n 20 {log} >&2; exit 1; }}"
+        "{BLAST:q} requests {wildcards.dataset:q} --tasks {params.tasks:q} {params.first:q} --grid-dir {FOLDER.root:q} 2> {log:q} && touch {output:q} || {{ tail -n 20 {log:q} >&2; exit 1; }}"

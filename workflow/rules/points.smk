@@ -11,18 +11,22 @@ def inputs_of(wildcards):
     return files + [FOLDER.stamp(parent.stage, parent.name) for parent in parents]
 
 
+def ids_of(wildcards):
+    return list(JOBS[wildcards.job].ids)
+
+
 def points_of(wildcards):
-    return [PLAN.points[name].to_dict() for name in JOBS[wildcards.job].ids]
+    return [PLAN.points[name].to_dict() for name in ids_of(wildcards)]
 
 
 def code_of(wildcards):
     """Digest of the code that decides the points of a job: the job runs again when it changes."""
-    return fingerprint_of_points(PLAN.points[name] for name in JOBS[wildcards.job].ids)
+    return fingerprint_of_points(PLAN.points[name] for name in ids_of(wildcards))
 
 
 def processes_of(wildcards):
     """The largest number of training processes of a point of the job; each takes a slot."""
-    return max(PLAN.points[name].processes for name in JOBS[wildcards.job].ids)
+    return max(PLAN.points[name].processes for name in ids_of(wildcards))
 
 
 def gpus_of(wildcards):
@@ -31,10 +35,20 @@ def gpus_of(wildcards):
     return processes if GPUS and (processes > 1 or GPUS_GIVEN) else 0
 
 
+def own_gpus_of(wildcards, resources):
+    """The option of `blast job` by which a point holds its GPU alone; empty where no GPU was given."""
+    return ["--own-gpus"] if resources.get("gpus", 0) else []
+
+
+# The plan is `ancient`: where a grid grows, its file is written anew, and only the new points run.
+JOB = "{BLAST:q} job {params.ids:q} --plan {input.plan:q} --out {FOLDER.root:q} --log {log:q} {params.own_gpus:q}"
+
+
 rule point:
     """Trains, prunes and evaluates the points of a job; a failed point gets a record too."""
     input:
         inputs_of,
+        plan=ancient(FOLDER.plan),
     output:
         touch(FOLDER.stamp("train", "{job}")),
     log:
@@ -44,14 +58,19 @@ rule point:
         slots=processes_of,
         gpus=gpus_of,
     params:
+        ids=ids_of,
+        own_gpus=own_gpus_of,
+        # These two decide whether the job runs again.
         points=points_of,
         code=code_of,
-    script:
-        "../scripts/points.py"
+    shell:
+        JOB
 
 
 rule benchmark:
     """Times kernels against dense and against other libraries, alone on the machine."""
+    input:
+        plan=ancient(FOLDER.plan),
     output:
         touch(FOLDER.stamp("benchmark", "{job}")),
     log:
@@ -59,10 +78,13 @@ rule benchmark:
     resources:
         slots=SLOTS,
     params:
+        ids=ids_of,
+        own_gpus=own_gpus_of,
+        # These two decide whether the job runs again.
         points=points_of,
         code=code_of,
-    script:
-        "../scripts/points.py"
+    shell:
+        JOB
 
 
 def stamps(stage, jobs=None):

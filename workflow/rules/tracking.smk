@@ -16,7 +16,7 @@ rule language:
         ids=lambda wildcards: list(JOBS[wildcards.job].ids),
         code=lambda wildcards: language_fingerprint(PLAN.tasks(JOBS[wildcards.job].dataset)),
     shell:
-        "{PYTHON} -m blast language --grid-dir {FOLDER.root} {params.ids} 2> {log} || {{ tail -n 20 {log} >&2; exit 1; }}"
+        "{BLAST:q} language --grid-dir {FOLDER.root:q} {params.ids:q} 2> {log:q} || {{ tail -n 20 {log:q} >&2; exit 1; }}"
 
 
 def records_of(wildcards):
@@ -37,4 +37,4 @@ rule mlflow:
         ids=lambda wildcards: list(JOBS[wildcards.job].ids),
         store=os.environ.get("MLFLOW_TRACKING_URI", "results/mlflow"),
     shell:
-        "{PYTHON} -m blast mlflow --grid-dir {FOLDER.root} --out {output} {params.ids}"
+        "{BLAST:q} mlflow --grid-dir {FOLDER.root:q} --out {output:q} {params.ids:q}"

@@ -1,28 +1,31 @@
 # Tables and figures: drawn from records alone.
 
-VIEWS = {path.stem: path for path in Path("paper_figures").glob("*.py")}
+VIEWS = {path.stem: path for path in (ROOT / "paper_figures").glob("*.py")}
 TABLES = [name for name, path in VIEWS.items() if "\ndef rows(" in path.read_text()]
 FIGURES = [name for name, path in VIEWS.items() if "\ndef draw(" in path.read_text()]
-PICTURES = [f"{CONFIG.figures}/{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")]
-PRINTED = [f"{CONFIG.figures}/{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")]
-RECORDED = Path("results/recorded")
-# Files that every view reads, besides its own script.
-SHARED = ["paper_figures/_style.py", "paper_figures/_write.py", "config/paper_values.csv"]
+if not TABLES or not FIGURES:
+    raise refusal(f"{ROOT / 'paper_figures'}: holds no figures or no tables; restore this folder from git.")
+DRAWN = Path(CONFIG.figures)
+PICTURES = [str(DRAWN / f"{name}.{kind}") for name in FIGURES for kind in ("pdf", "png")]
+PRINTED = [str(DRAWN / f"{name}.{kind}") for name in TABLES for kind in ("csv", "md", "tex")]
+RECORDED = ROOT / "results" / "recorded"
+# Files that every view reads, besides its own.
+SHARED = [VIEWS["_style"], VIEWS["_write"], ROOT / "config" / "paper_values.csv"]
 
 
 def inputs_of_views(wildcards):
-    """All records of the grid. If only views are asked for: the records that exist, and nothing is run."""
+    """All records of the grid, and files of the view. If only views are asked for, nothing is run."""
     asked = set(workflow.dag_settings.targets)
     if asked and asked <= {*PICTURES, *PRINTED, "tables", "figures"}:
         local = [*FOLDER.root.glob("records/*.json"), *FOLDER.root.glob("language/*.json")]
     else:
-        local = all_stamps() + [FOLDER.root / "plan.json"]
-    return local + sorted(RECORDED.glob("*/*.csv"))
+        local = all_stamps() + [FOLDER.plan]
+    return local + sorted(RECORDED.glob("*/*.csv")) + [*SHARED, VIEWS[wildcards.name]]
 
 
 def caption_of(wildcards):
     """The caption of a view in the report; read here because Snakemake allows no wildcard in `caption`."""
-    file = Path("workflow/report") / f"{wildcards.name}.rst"
+    file = ROOT / "workflow" / "report" / f"{wildcards.name}.rst"
     return file.read_text() if file.is_file() else ""
 
 
@@ -30,12 +33,10 @@ rule figure:
     """One figure of the paper, as PDF and PNG."""
     input:
         inputs_of_views,
-        SHARED,
-        script="paper_figures/{name}.py",
     output:
-        pdf=f"{CONFIG.figures}/{{name}}.pdf",
+        pdf=str(DRAWN / "{name}.pdf"),
         png=report(
-            f"{CONFIG.figures}/{{name}}.png",
+            str(DRAWN / "{name}.png"),
             caption="../report/_view.rst",
             category="Figures",
             labels={"figure": "{name}"},
@@ -47,24 +48,22 @@ rule figure:
     params:
         caption=caption_of,
     shell:
-        "{PYTHON} workflow/scripts/figure.py {wildcards.name} --grid-dir {FOLDER.root} --recorded {RECORDED} --out-dir {CONFIG.figures}"
+        "{PYTHON:q} {SCRIPTS:q}/figure.py {wildcards.name:q} --grid-dir {FOLDER.root:q} --recorded {RECORDED:q} --out-dir={DRAWN:q}"
 
 
 rule table:
     """One table of the paper, as CSV, Markdown and LaTeX."""
     input:
         inputs_of_views,
-        SHARED,
-        script="paper_figures/{name}.py",
     output:
         csv=report(
-            f"{CONFIG.figures}/{{name}}.csv",
+            str(DRAWN / "{name}.csv"),
             caption="../report/_view.rst",
             category="Tables",
             labels={"table": "{name}"},
         ),
-        md=f"{CONFIG.figures}/{{name}}.md",
-        tex=f"{CONFIG.figures}/{{name}}.tex",
+        md=str(DRAWN / "{name}.md"),
+        tex=str(DRAWN / "{name}.tex"),
     wildcard_constraints:
         name="|".join(TABLES),
     resources:
@@ -72,7 +71,7 @@ rule table:
     params:
         caption=caption_of,
     shell:
-        "{PYTHON} workflow/scripts/paper_table.py {wildcards.name} --grid-dir {FOLDER.root} --recorded {RECORDED} --out-dir {CONFIG.figures}"
+        "{PYTHON:q} {SCRIPTS:q}/paper_table.py {wildcards.name:q} --grid-dir {FOLDER.root:q} --recorded {RECORDED:q} --out-dir={DRAWN:q}"
 
 
 rule figures:
@@ -94,8 +93,8 @@ rule verdict:
         stamps("mlflow"),
         PICTURES,
         PRINTED,
-        plan=FOLDER.root / "plan.json",
+        plan=FOLDER.plan,
     output:
         FOLDER.root / "verdict.txt",
     shell:
-        "{PYTHON} -m blast verdict --grid-dir {FOLDER.root} --out {output}"
+        "{BLAST:q} verdict --grid-dir {FOLDER.root:q} --out {output:q}"

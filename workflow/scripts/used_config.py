@@ -1,11 +1,19 @@
-"""Writes the config with every default filled in, and the points of its grid."""
+"""Writes the config with every default filled in, and the points of its grid: `used_config.py CONFIG.yaml PLAN.json`.
 
+The config comes as JSON through standard input, since `--config` of Snakemake may have changed the file's values.
+"""
+
+import json
+import sys
 from pathlib import Path
 
 import yaml
 
+from blast.experiment.plan.config import parse
+from blast.experiment.plan.grid import expand
 from blast.files import write_atomically, write_json
 
-values = snakemake.params  # noqa: F821
-write_atomically(Path(snakemake.output.config), yaml.safe_dump(values.config, sort_keys=False))  # noqa: F821
-write_json(Path(snakemake.output.plan), values.points)  # noqa: F821
+config_file, plan_file = map(Path, sys.argv[1:])
+config = parse(json.load(sys.stdin), config_file)
+write_atomically(config_file, yaml.safe_dump(config.to_dict(), sort_keys=False))
+write_json(plan_file, [point.to_dict() for point in expand(config, config_file).points.values()])

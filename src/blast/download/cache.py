@@ -9,14 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blast.files import locked
+from blast.errors import BlastError
+from blast.files import locked, read_json
 
 FACTS = "facts.json"
 
 
 def cache_root() -> Path:
-    """The cache folder: `$BLAST_CACHE`, else `~/.cache/blast`."""
-    return Path(os.environ.get("BLAST_CACHE") or Path.home() / ".cache" / "blast").expanduser().absolute()
+    """The cache folder: `$BLAST_CACHE`, else `~/.cache/blast`.
+
+    Raises:
+        BlastError: if this account has no home folder and `BLAST_CACHE` is not set.
+    """
+    try:
+        return Path(os.environ.get("BLAST_CACHE") or "~/.cache/blast").expanduser().absolute()
+    except RuntimeError as error:
+        raise BlastError("this account has no home folder for the cache; set BLAST_CACHE to a folder.") from error
 
 
 def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -41,4 +49,4 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
                 made = build(aside)
                 (aside / FACTS).write_text(json.dumps(made, indent=1, sort_keys=True) + "\n", encoding="utf-8")
                 os.replace(aside, folder)
-    return json.loads(facts.read_text(encoding="utf-8"))
+    return read_json(facts, "list of facts", "run again: what it describes is made again.")

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blast.errors import STOPPED, STOPPED_CODE, BlastError
+from blast.errors import STOPPED, STOPPED_CODE, BlastError, unknown_name
 from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, write_plans
-from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.paths import CHECKOUT, GridFolder, in_checkout
+from blast.settings import Count, Place
+from blast.settings import check as check_value
 
 
 def check(options: argparse.Namespace) -> int:
@@ -67,16 +69,23 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def job(options: argparse.Namespace) -> int:
-    """Runs points from files and writes a record of each, also of those that fail.
+    """Runs points from files, or of a plan, and writes a record of each, also of those that fail.
 
     Example: blast job points/*.json --out away
     """
-    from blast.experiment.plan.point import Point
+    from blast.experiment.plan.point import Point, read_plan
     from blast.experiment.run.job import run_points
 
-    points = [Point.read(file) for file in options.points]
+    if options.plan:
+        planned = read_plan(options.plan)
+        if unknown := [name for name in options.points if name not in planned]:
+            raise unknown_name(f"point of {options.plan}", unknown[0], planned)
+        points, total = [planned[name] for name in options.points], len(planned)
+    else:
+        points, total = [Point.read(Path(file)) for file in options.points], options.total
     folder = GridFolder(options.out)
-    failures = run_points(points, folder, options.log or folder.log(f"job-{os.getpid()}"), total=options.total)
+    log = options.log or folder.log(f"job-{os.getpid()}")
+    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus)
     return 1 if failures and options.strict else 0
 
 
@@ -104,7 +113,7 @@ def prepare(options: argparse.Namespace) -> int:
     """
     from blast.experiment.data.prepare import prepare_dataset
 
-    prepare_dataset(options.dataset, json.loads(options.settings), options.fetched, options.out)
+    prepare_dataset(options.dataset, options.settings, options.fetched, options.out)
     return 0
 
 
@@ -138,7 +147,10 @@ def mlflow(options: argparse.Namespace) -> int:
     from blast.experiment.tracking.stage import import_into_mlflow
     from blast.files import write_atomically
 
-    message = import_into_mlflow(GridFolder(options.grid_dir), options.ids)
+    folder = GridFolder(options.grid_dir)
+    if not any(folder.record(name).is_file() for name in options.ids):
+        raise BlastError(f"{folder.record(options.ids[0])}: this record does not exist; check the id and --grid-dir.")
+    message = import_into_mlflow(folder, options.ids)
     if options.out:
         write_atomically(options.out, message + "\n")
     print(message)
@@ -214,10 +226,33 @@ def schema(options: argparse.Namespace) -> int:
     from blast.files import write_atomically
 
     if options.tables:
-        write_atomically(options.tables, with_tables(options.tables.read_text()))
+        try:
+            page = options.tables.read_text(encoding="utf-8")
+        except ValueError:
+            raise BlastError(f"{options.tables}: this page is no text in UTF-8; give a page in Markdown.") from None
+        write_atomically(options.tables, with_tables(page))
     else:
         print(text(), end="")
     return 0
+
+
+def _count(text: str) -> int:
+    """The value of an option that is a number of things."""
+    try:
+        return check_value(Count, text, Place("option"))
+    except BlastError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1") from None
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """The value of an option that is a mapping in JSON."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise argparse.ArgumentTypeError(f"'{text}' is no mapping in JSON, such as '{{\"image_size\": 32}}'")
+    return values
 
 
 def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -239,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         return _verb(verbs, name, function)
 
-    config = {"type": Path, "default": Path("config/config.yaml"), "help": "default: config/config.yaml"}
+    config = {"type": Path, "default": in_checkout("config/config.yaml"), "help": "default: config/config.yaml"}
     grid_dir = {"type": Path, "required": True, "help": "folder of the grid, such as results/default"}
     made = verb("check", check)
     made.add_argument("config", **config, nargs="?")
@@ -250,16 +285,20 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("config", **config, nargs="?")
     made.add_argument("--out", type=Path, required=True, help="folder for the files, one for each point")
     made = verb("job", job)
-    made.add_argument("points", type=Path, nargs="+", metavar="POINT.json")
+    made.add_argument("points", nargs="+", metavar="POINT.json|ID", help="files of points; with --plan, their ids")
+    made.add_argument("--plan", type=Path, metavar="PLAN.json", help="the plan of a grid, with the points of these ids")
     made.add_argument("--out", type=Path, required=True, help="folder for records and checkpoints")
     made.add_argument("--log", type=Path, help="log file (default: OUT/logs/job-<pid>.log)")
-    made.add_argument("--total", type=int, help="number of points in the grid, for the progress line")
+    made.add_argument("--total", type=_count, help="number of points in the grid, for the progress line")
+    made.add_argument("--own-gpus", action="store_true", help="let each point hold a GPU alone")
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
-    recorded = {"type": Path, "default": Path("results/recorded"), "help": "default: results/recorded"}
-    tuned = {"type": Path, "default": Path("kernels/tuned"), "help": "folder of the tables (default: kernels/tuned)"}
+    recorded = {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}
+    tuned = {"type": Path, "default": CHECKOUT / "kernels" / "tuned", "help": "default: kernels/tuned of the checkout"}
     for name, function in (("bench", bench), ("tune", tune)):
         made = verb(name, function)
-        made.add_argument("--config", type=Path, default=Path("config/h100.yaml"), help="default: config/h100.yaml")
+        made.add_argument(
+            "--config", type=Path, default=in_checkout("config/h100.yaml"), help="default: config/h100.yaml"
+        )
         made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, such as '*.s95.b128.*'")
         made.add_argument("--out", type=Path, help="folder of the grid (default: results/<name>)")
         if name == "tune":
@@ -282,13 +321,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     made = verb("prepare", prepare)
     made.add_argument("dataset")
-    made.add_argument("--settings", default="{}", metavar="JSON", help="settings of the dataset (default: {})")
+    made.add_argument(
+        "--settings", type=_mapping, default={}, metavar="JSON", help="settings of the dataset (default: {})"
+    )
     made.add_argument("--fetched", type=Path, help="the file that `blast fetch` wrote")
     made.add_argument("--out", type=Path, required=True, help="file for its facts, or for the reason of a failure")
     made = verb("requests", requests)
     made.add_argument("dataset")
     made.add_argument("--tasks", nargs="+", required=True, help="names of lm-eval tasks")
-    made.add_argument("--items", type=int, help="use the first ITEMS documents of each task (default: all)")
+    made.add_argument("--items", type=_count, help="use the first ITEMS documents of each task (default: all)")
     made.add_argument("--grid-dir", **grid_dir)
     ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
     made = verb("language", language)
@@ -333,6 +374,16 @@ def main(arguments: list[str] | None = None) -> int:
             "environment with all packages, or `pip install -e '.[experiment]'` in this one.",
             file=sys.stderr,
         )
+        return 2
+    except BrokenPipeError:
+        # The reader has enough, as in `blast list | head`. Python would complain again while it closes the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        problem = f"{error.filename}: cannot be used ({error.strerror})"
+        print(f"blast: {problem}; give another path, or change its permissions.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"blast: {STOPPED}", file=sys.stderr)

@@ -10,18 +10,17 @@ from blast import architectures, benchmark, datasets
 from blast.benchmark.settings import SUITES
 from blast.errors import unknown_name
 from blast.experiment.language.tasks_of_lm_eval import task_names, task_text
+from blast.experiment.plan.paths import CHECKOUT
 from blast.sparsity.config import METHOD_DETAILS
 
-FIGURES = Path("paper_figures")
 KINDS = ("architectures", "datasets", "methods", "tasks", "benchmarks", "figures")
 
 
-def catalogue(kind: str, figures: Path = FIGURES) -> dict[str, str]:
+def catalogue(kind: str) -> dict[str, str]:
     """Descriptions by name.
 
     Args:
         kind: One of `KINDS`.
-        figures: Folder of the figure files; without it there are no figures.
 
     Raises:
         BlastError: if there is no such kind; the message gives the nearest one.
@@ -37,7 +36,7 @@ def catalogue(kind: str, figures: Path = FIGURES) -> dict[str, str]:
     if kind == "benchmarks":
         return {name: _first_line(Path(benchmark.__file__).with_name(f"{name}.py")) for name in SUITES}
     if kind == "figures":
-        return {file.stem: _first_line(file) for file in sorted(figures.glob("[!_]*.py"))}
+        return {file.stem: _first_line(file) for file in sorted((CHECKOUT / "paper_figures").glob("[!_]*.py"))}
     raise unknown_name("kind of name", kind, KINDS)
 
 

@@ -1,4 +1,4 @@
-"""Hooks into Snakemake: an unknown target prints one sentence, which Snakemake's quiet mode would hide."""
+"""Hooks into Snakemake: what it refuses prints one sentence, which its quiet mode would hide."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import sys
 from collections.abc import Iterable
 
 from blast.errors import unknown_name
+
+
+def refusal(sentence: object) -> Exception:
+    """Prints why the workflow does not start, and returns the exception for the Snakefile to raise."""
+    from snakemake.exceptions import WorkflowError
+
+    print(f"blast: {sentence}", file=sys.stderr)
+    return WorkflowError(str(sentence))
 
 
 class UnknownTargetMessage(logging.Handler):

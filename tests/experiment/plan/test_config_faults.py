@@ -11,6 +11,7 @@ from blast.experiment.cli import main
 from blast.experiment.plan.config import read_config, used_config
 from blast.experiment.plan.grid import expand
 
+ROOT = Path(__file__).resolve().parents[3]
 GOOD = """name: tiny
 training: {default: {steps: 10, batch: 4, learning_rate: 0.01}}
 grid:
@@ -250,13 +251,13 @@ def test_the_workflow_refuses_a_key_given_twice_in_any_of_its_files(tmp_path):
     second.write_text("threads: 2\nthreads: 3\n")
     merged = {"name": "tiny", "threads": 3, "benchmarks": [{"suite": "mlp", "shapes": ["gpt2"], "sparsity": [0.9],
                                                             "blocks": [64], "tokens": [1]}]}  # fmt: skip
-    assert used_config([first], merged)[0].threads == 3
+    assert used_config([first], merged, tmp_path)[0].threads == 3
     with pytest.raises(BlastError, match=r"second.yaml: .*the key 'threads' is given twice"):
-        used_config([first, second], merged)
+        used_config([first, second], merged, tmp_path)
 
 
 def test_values_given_to_the_workflow_override_the_default_config():
-    config, file = used_config([], {"threads": "3", "name": "other"})
+    config, file = used_config([], {"threads": "3", "name": "other"}, ROOT)
     assert (config.threads, config.name, file.name) == (3, "other", "config.yaml")
     assert config.grid
 

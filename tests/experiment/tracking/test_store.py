@@ -16,7 +16,7 @@ from mlflow_grid import GRID, runs_of, write_point
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.tracking.importer import import_grid
-from blast.experiment.tracking.store import import_lock, tracking_uri
+from blast.experiment.tracking.store import import_lock, open_client, tracking_uri
 
 
 def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +110,20 @@ def test_the_address_is_the_given_one_then_the_environment_then_the_results(
     assert tracking_uri(tmp_path) == "http://mlflow.example:5000"
     monkeypatch.chdir(tmp_path)
     assert tracking_uri(tmp_path, "sqlite:///a/b.db") == f"sqlite:///{tmp_path.resolve()}/a/b.db"
+
+
+def test_a_path_that_mlflow_cannot_use_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(BlastError, match=r"MLflow takes no path with a question mark; rename the folder, or set"):
+        tracking_uri(tmp_path / "a?b" / "results")
+    assert tracking_uri(tmp_path / "a#b %20" / "results") == f"sqlite:///{tmp_path}/a#b %20/results/mlflow/mlflow.db"
+    monkeypatch.setattr(mlflow, "__file__", "/home/a%20b/mlflow/__init__.py")
+    with pytest.raises(
+        BlastError, match=r"/home/a%20b/mlflow: MLflow makes no database if its own path holds a percent"
+    ):
+        open_client(tracking_uri(tmp_path / "results"))
+    assert not list(tmp_path.iterdir())

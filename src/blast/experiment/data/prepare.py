@@ -12,6 +12,7 @@ from blast.download.cache import cache_root
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.files import read_json, write_json
+from blast.settings import Place
 
 
 def _say(text: str) -> None:
@@ -42,11 +43,15 @@ def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None
         settings: Settings of the preparation.
         fetched: What `fetch_dataset` wrote; if fetching failed, its cause is passed on.
         out: File to write.
+
+    Raises:
+        BlastError: for an unknown dataset or setting, or if `out` cannot be written.
     """
+    datasets.check_settings(dataset, settings, Place("data setting"))
 
     def work() -> dict[str, Any]:
         if fetched:
-            before = read_json(fetched, "dataset file", "delete it and run again.")
+            before = read_json(fetched, "dataset file", "run again.", ("status", "cause"))
             if before["status"] != "ok":
                 raise BlastError(before["cause"])
         return datasets.get(dataset).prepare(cache_root(), settings)
@@ -75,7 +80,7 @@ def build_dataset_requests(
     from blast.experiment.language.metrics import build_requests
     from blast.experiment.language.tasks_of_lm_eval import sets_of
 
-    values = read_json(folder.data(dataset), "dataset file", "delete it and run again.")
+    values = read_json(folder.data(dataset), "dataset file", "run again.", ("status", "facts"))
     if values["status"] != "ok":
         return {}
     left_out: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +33,7 @@ def bench(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
     """The exit code, and the folder of the records; None if the points were only written as files."""
+    from blast.experiment.plan.point import read_plan
     from blast.experiment.run.job import run_points
     from blast.files import write_json
 
@@ -51,10 +51,9 @@ def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
         print(f"{len(points)} points written to {options.plan}; run them with `python -m blast job`")
         return 0, None
     folder = GridFolder(options.out or Path("results") / points[0].grid)
-    plan_file, plan_text = folder.root / "plan.json", [point.to_dict() for point in planned.values()]
     # An unchanged plan is not rewritten: the workflow looks at its date.
-    if not plan_file.is_file() or json.loads(plan_file.read_text()) != plan_text:
-        write_json(plan_file, plan_text)
+    if not folder.plan.is_file() or read_plan(folder.plan) != planned:
+        write_json(folder.plan, [point.to_dict() for point in planned.values()])
     failures = run_points(points, folder, folder.log(f"bench-{options.suite}"), total=len(points))
     print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
     return 1 if failures else 0, folder

@@ -21,7 +21,7 @@ FORMAT = 1
 def _left_out(folder: GridFolder, dataset: str) -> dict[str, str]:
     """By task: the reason why a dataset has no requests for it."""
     file = folder.left_out(dataset)
-    return read_json(file, "list of tasks left out", "delete it and run again.") if file.is_file() else {}
+    return read_json(file, "list of tasks left out", "run again.") if file.is_file() else {}
 
 
 def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:

@@ -84,9 +84,9 @@ def loaded_tasks(tasks: Sequence[str], documents: Documents) -> Iterator[dict[st
             (Path(folder) / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         for file in _folder().iterdir():
             if file.is_file():
-                text = file.read_text().replace("@DATA@", folder)
+                text = file.read_text().replace("@DATA@", _in_quotes(folder))
                 stock = str(Path(lm_eval.__file__).parent / "tasks")
-                (Path(folder) / file.name).write_text(text.replace("@LM_EVAL@", stock))
+                (Path(folder) / file.name).write_text(text.replace("@LM_EVAL@", _in_quotes(stock)))
         yield TaskManager(include_path=folder, include_defaults=False).load(list(tasks))["tasks"]
 
 
@@ -109,6 +109,11 @@ def check_answers(name: str, task: Any, limit: int | None) -> None:
                 f"the task '{name}' has a document (number {number}) whose answer {gold!r} is none of its "
                 f"{len(choices)} choices; correct the document."
             )
+
+
+def _in_quotes(path: str) -> str:
+    """A path as it stands between the double quotes of YAML."""
+    return json.dumps(path)[1:-1]
 
 
 def _folder() -> Any:

@@ -37,7 +37,12 @@ GridName = Annotated[
     ),
 ]
 Folder = Annotated[
-    str, Pattern(r"(?!(.*/)?\.\.(/|$))[^\x00-\x1f]+", "a folder; its path may not hold '..'", longest=200)
+    str,
+    Pattern(
+        r"(?!~|(.*/)?\.\.(/|$))[^\x00-\x1f{}]+",
+        "a folder; its path may not hold '..' or a brace, or begin with '~'",
+        longest=200,
+    ),
 ]
 FROM_POINT = dict.fromkeys(("sparsity", "block", "steps", "seed"), "the point")
 # What every method sets; a value in the config would have no effect.
@@ -220,12 +225,13 @@ def read_config(file: Path) -> Config:
     return parse(_load(Path(file)), Path(file))
 
 
-def used_config(files: Sequence[Path | str], overrides: Mapping[str, Any]) -> tuple[Config, Path]:
+def used_config(files: Sequence[Path | str], overrides: Mapping[str, Any], root: Path) -> tuple[Config, Path]:
     """The config that a run of the workflow uses.
 
     Args:
         files: The files given with `--configfile`; none means the default.
         overrides: The merged values of the workflow engine: those of the files and of `--config`.
+        root: The checkout, with the default config.
 
     Returns:
         The checked config, and the file to name in errors.
@@ -234,8 +240,9 @@ def used_config(files: Sequence[Path | str], overrides: Mapping[str, Any]) -> tu
         BlastError: one sentence with file, key and remedy.
     """
     if not files:
-        values = _load(DEFAULT_FILE)
-        return parse({**values, **overrides} if isinstance(values, Mapping) else values, DEFAULT_FILE), DEFAULT_FILE
+        file = root / DEFAULT_FILE
+        values = _load(file)
+        return parse({**values, **overrides} if isinstance(values, Mapping) else values, file), file
     for file in files:
         _load(Path(file))  # the workflow engine accepts a key given twice
     return parse(overrides, Path(files[0])), Path(files[0])

@@ -1,14 +1,21 @@
-"""The paths of all files of a grid; no other module forms these names."""
+"""The checkout, and the paths of all files of a grid; no other module forms these names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+# The folder with `config/`, `paper_figures/` and `results/recorded/`, whatever the working folder is.
+CHECKOUT = Path(__file__).resolve().parents[4]
 # In the work folder of a point that is not finished: its training state.
 TRAINING_STATE = "training_state.pt"
 # There too: the result of the child process, until the job has made a record of it.
 OUTCOME = "outcome.json"
+
+
+def in_checkout(path: str) -> Path:
+    """A path of the checkout, such as `config/config.yaml`: relative if the working folder has it, else absolute."""
+    return Path(path) if Path(path).exists() else CHECKOUT / path
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class GridFolder:
     def log(self, job: str) -> Path:
         """The log of a job."""
         return self.root / "logs" / f"{job}.log"
+
+    @property
+    def plan(self) -> Path:
+        """The points of the grid."""
+        return self.root / "plan.json"
 
     @property
     def rows(self) -> Path:

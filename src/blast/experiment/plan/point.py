@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from blast.errors import BlastError
-from blast.files import json_digest
+from blast.files import json_digest, read_json
 from blast.settings import Count, Name, Pattern, Seed, Sparsity, read
 
 FORMAT = 1
@@ -115,9 +115,27 @@ class Point:
             BlastError: if the file cannot be read or is no point.
         """
         try:
-            values = json.loads(Path(file).read_text())
-        except (OSError, ValueError) as error:
+            values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise BlastError(
                 f"{file}: cannot be read as a point ({error}); make it again with `blast plan`."
             ) from error
-        return cls.from_dict(values, source=str(file))
+        point = cls.from_dict(values, source=str(file))
+        needed = ("dataset", "training") if point.stage == "train" else ("benchmark",)
+        for key in needed:
+            if getattr(point, key) is None:
+                raise BlastError(f"{file}: the key '{key}' is missing; make the file again with `blast plan`.")
+        return point
+
+
+def read_plan(file: Path) -> dict[str, Point]:
+    """The points of a grid by id, from its `plan.json`.
+
+    Raises:
+        BlastError: if the file is missing or damaged.
+    """
+    values = read_json(file, "plan", "run the workflow again.")
+    if not isinstance(values, list) or not values:
+        raise BlastError(f"{file}: holds no list of points; delete it and run the workflow again.")
+    points = [Point.from_dict(entry, source=str(file)) for entry in values]
+    return {point.id: point for point in points}

@@ -64,17 +64,15 @@ def read_record(file: Path) -> dict[str, Any]:
     Raises:
         BlastError: if it is missing, half-written, altered or of another format.
     """
-    remedy = "delete it and run again: only this point is redone."
-    record = read_json(file, "record", remedy)
-    if not isinstance(record, dict) or not {"format", "point", "record_digest", "status", "result", "run"} <= set(
-        record
-    ):
-        raise BlastError(f"{file}: this record is damaged or half-written; {remedy}")
+    remedy = "run again: only this point is redone."
+    keys = ("format", "point", "point_digest", "record_digest", "status", "cause", "result", "run")
+    record = read_json(file, "record", remedy, keys)
     if record["format"] != FORMAT:
         raise BlastError(
-            f"{file}: record format {record['format']} is not the format {FORMAT} of this version; {remedy}"
+            f"{file}: record format {record['format']} is not the format {FORMAT} of this version; "
+            f"delete it and {remedy}"
         )
     point = Point.from_dict(record["point"], source=str(file))
     if record_digest(point, record["result"], record["status"], record["cause"]) != record["record_digest"]:
-        raise BlastError(f"{file}: its contents do not match its digest, so it was altered; {remedy}")
+        raise BlastError(f"{file}: its contents do not match its digest, so it was altered; delete it and {remedy}")
     return record

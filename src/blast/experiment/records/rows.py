@@ -203,8 +203,8 @@ def read_grid(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] |
     for file in sorted(Path(grid_dir, "records").glob("*.json")):
         record = read_record(file)
         beside = Path(grid_dir, "language", file.name)
-        remedy = "delete it and run again: only the metrics are computed again."
-        yield record, read_json(beside, "file of language metrics", remedy) if beside.is_file() else None
+        remedy = "run again: only the metrics are computed again."
+        yield record, read_json(beside, "file of language metrics", remedy, ("status",)) if beside.is_file() else None
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment.plan.point import Point
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point, read_plan
 from blast.experiment.records.record import read_record
 from blast.experiment.records.rows import (
     COLUMNS,
@@ -23,7 +24,6 @@ from blast.experiment.records.rows import (
     read_setting,
     record_rows,
 )
-from blast.files import read_json
 
 # Keys of `setting` that become columns.
 FROM_SETTING = (
@@ -77,11 +77,8 @@ def planned_points(grid_dir: Path) -> dict[str, Point]:
     Raises:
         BlastError: if the plan is damaged.
     """
-    plan = Path(grid_dir, "plan.json")
-    if not plan.is_file():
-        return {}
-    values = read_json(plan, "plan", "delete it and run the workflow again.")
-    return {entry["id"]: Point.from_dict(entry, source=str(plan)) for entry in values}
+    plan = GridFolder(Path(grid_dir)).plan
+    return read_plan(plan) if plan.is_file() else {}
 
 
 def local_records(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:

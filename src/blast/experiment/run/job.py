@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -91,7 +92,12 @@ def run_points(
 
     Returns:
         How many of them failed or were not finished; those have a record too.
+
+    Raises:
+        BlastError: if a point is given twice.
     """
+    if twice := [name for name, times in Counter(point.id for point in points).items() if times > 1]:
+        raise BlastError(f"the point '{twice[0]}' is given twice; give each point once.")
     with points_held(folder, [point.id for point in points]):
         return _run_held(points, folder, log, total, own_gpus)
 

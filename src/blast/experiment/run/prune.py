@@ -40,7 +40,10 @@ def run_one_shot_point(point: Point, folder: GridFolder, code: str = "") -> Resu
     """Runs a point that prunes its trained dense parent once by magnitude; nothing is trained."""
     run = PointRun.begin(point, folder)
     parent = read_json(
-        folder.record(point.parent), "record of the dense parent", f"run the point '{point.parent}' first."
+        folder.record(point.parent),
+        "record of the dense parent",
+        f"run the point '{point.parent}' first.",
+        ("status", "cause"),
     )
     if parent["status"] != "ok":
         raise BlastError(f"its dense parent '{point.parent}' failed ({parent['cause']}); mend that one first.")

@@ -131,7 +131,7 @@ def _load_data(point: Point, folder: GridFolder) -> Any:
     """The prepared dataset; where the workflow found it out of reach, its reason is this point's cause."""
     facts = folder.data(point.dataset)
     if facts.is_file():
-        known = read_json(facts, "dataset file", "delete it and run again.")
+        known = read_json(facts, "dataset file", "run again.", ("status", "cause"))
         if known["status"] != "ok":
             raise BlastError(known["cause"])
     module = datasets.get(point.dataset)

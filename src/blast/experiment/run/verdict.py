@@ -7,9 +7,9 @@ from pathlib import Path
 
 from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.plan.point import Point
+from blast.experiment.plan.point import read_plan
 from blast.experiment.run.locks import grid_is_free
-from blast.files import read_json, write_atomically
+from blast.files import write_atomically
 
 # The stamp of an MLflow import that has to be tried again begins with this.
 NOT_IMPORTED = "not imported"
@@ -53,7 +53,7 @@ def _status(file: Path) -> tuple[str, str | None]:
         return values["status"], values.get("cause")
     except FileNotFoundError:
         return "missing", "there is no record; run again."
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "failed", "its record is damaged or half-written."
 
 
@@ -66,9 +66,7 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
     Returns:
         How many points there are, and a sentence for each failure.
     """
-    points = [
-        Point.from_dict(values) for values in read_json(folder.root / "plan.json", "plan", "run the workflow again.")
-    ]
+    points = list(read_plan(folder.plan).values())
     sentences = []
     for dataset in dict.fromkeys(point.dataset for point in points if point.dataset):
         status, cause = _status(folder.data(dataset))

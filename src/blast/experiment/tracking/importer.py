@@ -109,7 +109,7 @@ def _language_metrics(file: Path | None, record: dict[str, Any], summary: Import
     if file is None or not file.is_file():
         return None
     try:
-        language = read_json(file, "language result", "delete it and run again: only the metrics are computed again.")
+        language = read_json(file, "language result", "run again: only the metrics are computed again.", ("status",))
     except BlastError as error:
         summary.faults.append(str(error))
         return None

@@ -33,8 +33,18 @@ def tracking_uri(results: Path, given: str | None = None) -> str:
     """Address of the store: the given one, else `MLFLOW_TRACKING_URI`, else a database under `results/mlflow`.
 
     A relative sqlite path is resolved against the working directory.
+
+    Raises:
+        BlastError: if the path of `results` holds a question mark, which would end the path in the address.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(results).resolve()}/mlflow/mlflow.db"
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        file = Path(results).resolve() / "mlflow" / "mlflow.db"
+        if "?" in str(file):
+            raise BlastError(
+                f"{file}: MLflow takes no path with a question mark; rename the folder, or set MLFLOW_TRACKING_URI."
+            )
+        uri = f"sqlite:///{file}"
     file = database_file(uri)
     return f"sqlite:///{file}" if file and "?" not in uri else uri
 
@@ -104,6 +114,8 @@ def open_client(uri: str) -> MlflowClient:
         from mlflow import MlflowClient
 
         database = database_file(uri)
+        if database:
+            _check_installed_path()
         if database and not database.exists():
             _create_database(database)
         client = MlflowClient(tracking_uri=uri)
@@ -151,6 +163,22 @@ def _reason(error: BaseException) -> str:
             return reason
     line = (text.splitlines() or [type(error).__name__])[0].strip().rstrip(".")
     return line if len(line) <= 160 else line[:157] + "…"
+
+
+def _check_installed_path() -> None:
+    """Refuses an MLflow in a folder with a percent sign, which the library that makes its tables takes for a variable.
+
+    Raises:
+        BlastError: if the path holds one.
+    """
+    import mlflow
+
+    folder = Path(mlflow.__file__).parent
+    if "%" in str(folder):
+        raise BlastError(
+            f"{folder}: MLflow makes no database if its own path holds a percent sign; rename the folder of the "
+            "environment, or set MLFLOW_TRACKING_URI to a server."
+        )
 
 
 def _create_database(file: Path) -> None:

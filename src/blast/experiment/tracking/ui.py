@@ -52,8 +52,11 @@ def prepare(results: Path, port: int) -> list[str]:
     """Imports all grids under `results` and returns one line for each experiment.
 
     Raises:
-        BlastError: if the port is taken, the database cannot be used, or `MLFLOW_TRACKING_URI` names a server.
+        BlastError: if there is no such folder, the port is taken, the database cannot be used, or
+            `MLFLOW_TRACKING_URI` names a server.
     """
+    if not Path(results).is_dir():
+        raise BlastError(f"{results}: this folder of results does not exist; name another one with --results.")
     uri = tracking_uri(results)
     if not database_file(uri):
         raise BlastError(

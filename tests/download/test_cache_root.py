@@ -1,0 +1,36 @@
+"""Where the cache is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blast.download.cache import build_once, cache_root
+from blast.errors import BlastError
+
+
+def test_the_cache_is_where_the_variable_says_else_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("BLAST_CACHE", "~/my cache")
+    monkeypatch.setenv("HOME", "/home/my self")
+    assert cache_root() == Path("/home/my self/my cache")
+    monkeypatch.delenv("BLAST_CACHE")
+    assert cache_root() == Path("/home/my self/.cache/blast")
+
+
+def test_an_account_without_a_home_folder_is_one_sentence(monkeypatch):
+    monkeypatch.delenv("BLAST_CACHE", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(
+        BlastError, match=r"this account has no home folder for the cache; set BLAST_CACHE to a folder\."
+    ):
+        cache_root()
+
+
+def test_damaged_facts_are_one_sentence(tmp_path):
+    made = {"a": 1}
+    assert build_once(tmp_path / "data", lambda folder: made) == made
+    (tmp_path / "data" / "facts.json").write_text(json.dumps(made)[:-2])
+    with pytest.raises(BlastError, match="damaged or half-written; delete it and run again: what it describes is made"):
+        build_once(tmp_path / "data", lambda folder: made)
