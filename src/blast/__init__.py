@@ -21,6 +21,7 @@ from blast.checkpoint.import_hook import install as _install_import_hook
 if TYPE_CHECKING:
     from blast.block_sparse.csr import BlockCSR
     from blast.checkpoint.checkpoint import load, save
+    from blast.checkpoint.export import export_dense
     from blast.distributed import average_gradients
     from blast.errors import BlastError
     from blast.layers.block_linear import BlockLinear
@@ -41,6 +42,7 @@ _HOME = {
     "Sparsifier": "blast.sparsity.sparsifier",
     "SparsifyConfig": "blast.sparsity.config",
     "average_gradients": "blast.distributed",
+    "export_dense": "blast.checkpoint.export",
     "find_mlps": "blast.model.discovery",
     "fuse": "blast.model.fuse",
     "load": "blast.checkpoint.checkpoint",
@@ -66,6 +68,7 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "quantization_errors",
     "save",
     "load",
+    "export_dense",
     "find_mlps",
     "model_bytes",
     "BlockCSR",

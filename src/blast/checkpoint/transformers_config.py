@@ -31,11 +31,6 @@ def write_config(folder: Path, described: Mapping[str, Any]) -> None:
     """
     if described["library"] != "transformers" or described["base"] is None:
         return
-    wrapped = described["base"]["config"] | {"transformers_weights": NOT_FOR_CONCRETE_CLASSES}
-    content = {
-        "model_type": MODEL_TYPE,
-        "architectures": [described["class"]],
-        "transformers_weights": NOT_FOR_CONCRETE_CLASSES,
-        WRAPPED: wrapped,
-    }
+    own = {"architectures": [described["class"]], "transformers_weights": NOT_FOR_CONCRETE_CLASSES}
+    content = {"model_type": MODEL_TYPE, **own, WRAPPED: described["base"]["config"] | own}
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

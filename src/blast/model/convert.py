@@ -228,5 +228,5 @@ def _check_same(first: _Matrix, second: _Matrix) -> None:
 def _save_pretrained(*_args: object, **_kwargs: object) -> None:
     raise BlastError(
         "save_pretrained cannot store block-sparse weights; use blast.save(model, folder), "
-        "or blast.to_dense(model) first for a dense folder."
+        "or blast.export_dense(model, folder) for a dense folder that any tool opens."
     )
