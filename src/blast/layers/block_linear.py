@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
@@ -59,6 +59,16 @@ class IndexBuffers(nn.Module):
 
     def extra_repr(self) -> str:
         return f"blocks={self.col_indices.numel()}"
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> IndexBuffers:
+        before = dict(self._buffers)
+        super()._apply(function, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new is not old and not new.is_meta:
+                # `to_empty` leaves any values in new memory. With those as an index, kernels would read out of bounds.
+                new.zero_() if old.is_meta else new.copy_(old)
+        return self
 
     def _transpose(self, index: BlockIndex) -> None:
         transposed, self.t_order = index.transpose()

@@ -107,7 +107,6 @@ class SparseMlp(nn.Module):
         self.training, self._version = original.training, original._version
         for hooks in HOOKS:
             setattr(self, hooks, getattr(original, hooks))
-        self._dropout = any(isinstance(child, nn.Dropout) and child.p > 0 for child in original.children())
         self.lists = MlpLists()
         self._row_lists: RowLists | None = None
         self._fp8: Weights | None = None
@@ -187,7 +186,7 @@ class SparseMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces."""
-        if self.training and self._dropout:
+        if self._drops():
             return self.original.forward(x)
         if not self._can_fuse(x):
             return self._train(x)
@@ -257,6 +256,11 @@ class SparseMlp(nn.Module):
     def _layer(self, name: str) -> BlockLinear:
         layer: Any = self._modules[name]
         return layer
+
+    def _drops(self) -> bool:
+        """Whether dropout is active. It can be changed at any time, so the children are asked."""
+        children = self._modules.values()
+        return any(isinstance(child, nn.Dropout) and child.training and child.p > 0 for child in children)
 
     def _can_fuse(self, x: Tensor) -> bool:
         if torch.is_autocast_enabled(x.device.type):
