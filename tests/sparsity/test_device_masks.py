@@ -20,13 +20,13 @@ def linear_groups() -> list[MaskGroup]:
     return [MaskGroup(n, BLOCK, [Target(f"{n}", layer, "other", None)]) for n, layer in enumerate(layers)]
 
 
-def expert_groups(experts: int, transposed: bool = False, pruned: int | None = None) -> list[MaskGroup]:
+def expert_groups(experts: int, transposed: bool) -> list[MaskGroup]:
     module = torch.nn.Module()
     sides = (8, 4) if transposed else (4, 8)
     module.up_proj = torch.nn.Parameter(torch.ones(experts, *sides))
     return [
         MaskGroup(n, BLOCK, [Target(f"up_proj.{n}", module, "up", "", ExpertSlice("up_proj", n, transposed))])
-        for n in range(experts if pruned is None else pruned)
+        for n in range(experts)
     ]
 
 
@@ -84,17 +84,3 @@ def test_all_experts_of_a_parameter_are_cleared_in_one_operation():
         assert len(dead._with_masks()) == 1
         for group, mask in zip(groups, masks, strict=True):
             assert torch.equal(group.matrices[0].weight, expand_mask(mask, BLOCK).float())
-
-
-def test_only_the_pruned_experts_of_a_parameter_are_cleared():
-    groups = expert_groups(5, pruned=3)
-    masks = random_masks(groups, 5)
-    dead = DeadBlocks(groups)
-    dead.set(masks)
-    parameter = groups[0].parameters[0]
-    parameter.grad = torch.ones_like(parameter)
-    dead.clear_gradients()
-    for number, mask in enumerate(masks):
-        assert torch.equal(parameter.grad[number], expand_mask(mask, BLOCK).float())
-    assert parameter.grad[3:].all()
-    assert parameter.all()

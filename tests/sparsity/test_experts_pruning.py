@@ -75,6 +75,11 @@ def test_sparse_execution_of_experts_is_refused_and_auto_stays_masked():
         sparsifier.to_sparse()
 
 
+def test_some_experts_of_a_parameter_cannot_be_pruned_alone():
+    with pytest.raises(BlastError, match=r"^the targets name 2 of the 4 experts of 'model.layers.0.mlp.experts.down"):
+        make(build("olmoe"), targets=("*.experts.down_proj.[01]",))
+
+
 def test_one_shot_masks_of_experts_keep_their_largest_blocks():
     model = build("llama4")
     config = SparsifyConfig(sparsity=0.5, block=8, steps=1)

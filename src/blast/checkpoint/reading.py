@@ -13,9 +13,12 @@ from blast.block_sparse.blocks import BlockShape
 from blast.block_sparse.csr import BlockCSR, BlockIndex
 from blast.checkpoint.tensors import dense_shapes, walk
 from blast.errors import BlastError
-from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.layers.block_linear import IndexBuffers
 from blast.model.eligibility import is_linear_like, refuse_ineligible
-from blast.model.module_replacement import replace_modules, weight_parameter
+from blast.model.experts import find_experts
+from blast.model.module_replacement import replace_modules
+from blast.model.sparse_modules import SparseMatrix, check_all_experts, sparse_modules
+from blast.model.target import Target
 
 Device = torch.device | str | None
 PARTS = ("values", "row_offsets", "col_indices")
@@ -85,9 +88,10 @@ def fill(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, 
     Raises:
         BlastError: if something does not fit. Then the model is not changed.
     """
-    _check_fit(model, manifest, tensors)
-    replacements = _block_sparse(model, manifest["matrices"], tensors, device)
-    sparse = {f"{name}.weight" for name in manifest["matrices"]}
+    targets = _targets(model, manifest["matrices"])
+    sparse = {target.parameter_name for target in targets.values()}
+    _check_fit(model, manifest, tensors, targets)
+    replacements = sparse_modules(_block_sparse(targets, manifest["matrices"], tensors, device))
     new: dict[str, Tensor] = {}
     for name, (module, attribute, old) in walk(model):
         if name not in sparse:
@@ -104,23 +108,36 @@ def fill(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, 
         model.to(device)  # buffers that are not in the checkpoint
 
 
-def _check_fit(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors) -> None:
+def _targets(model: nn.Module, matrices: Mapping[str, Any]) -> dict[str, Target]:
+    """The dense matrices that the model has under the names of the block-sparse ones."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = {name: Target(name, modules[name], "other", None) for name in matrices if name in modules}
+    linears = {name: target for name, target in found.items() if is_linear_like(target.module)}
+    return linears | {
+        target.name: target for each in find_experts(model) for target in each.targets if target.name in matrices
+    }
+
+
+def _check_fit(
+    model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, targets: Mapping[str, Target]
+) -> None:
     shapes = dense_shapes(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     whose = f"the checkpoint (a {manifest['class']} of {manifest['library']})"
     for name, facts in manifest["matrices"].items():
-        expected = facts["shape"][::-1] if facts["transposed"] else facts["shape"]
-        linear = is_linear_like(modules.get(name, nn.Identity()))
-        if linear:
+        target = targets.get(name)
+        if target is not None and target.expert is None:
             refuse_ineligible(modules, [name], "pass a freshly built dense model", on_meta=True)
-        if not linear or shapes.pop(f"{name}.weight", None) != expected:
+        if target is None or ([*target.shape], target.transposed) != (facts["shape"], facts["transposed"]):
             raise BlastError(
                 f"{whose} has a block-sparse '{name}' of {facts['shape'][0]} x {facts['shape'][1]}, where the model "
                 "has no dense linear layer of that shape; pass a freshly built model of the same class and sizes."
             )
+        shapes.pop(target.parameter_name, None)
         rows = facts["shape"][0] // facts["block"][0]
         parts = ([facts["live"], *facts["block"]], [rows + 1], [facts["live"]])
         shapes |= {f"{name}.{part}": shape for part, shape in zip(PARTS, parts, strict=True)}
+    check_all_experts(targets.values(), f"the matrices of {whose}")
     for name in sorted(shapes.keys() ^ tensors.names):
         where = "the model" if name in shapes else "the checkpoint"
         raise BlastError(
@@ -134,20 +151,20 @@ def _check_fit(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTen
                 f"'{name}' is {tensors.shape(name)} in {whose} and {shape} in {where}; "
                 "pass a model built with the same sizes."
             )
+    sparse = {target.parameter_name for target in targets.values()}
     for name, entry in walk(model, everything=True):
-        if entry.tensor.is_meta and name not in tensors.names and name.rpartition(".")[0] not in manifest["matrices"]:
+        if entry.tensor.is_meta and name not in tensors.names and name not in sparse:
             raise BlastError(f"'{name}' is not in {whose} and has no memory; build the model on a real device.")
 
 
 def _block_sparse(
-    model: nn.Module, matrices: Mapping[str, Any], tensors: StoredTensors, device: Device
-) -> dict[int, BlockLinear]:
-    """The block-sparse layer for the `id` of each dense one."""
+    targets: Mapping[str, Target], matrices: Mapping[str, Any], tensors: StoredTensors, device: Device
+) -> list[SparseMatrix]:
+    """The stored block-sparse matrices."""
     indices: dict[tuple[object, ...], IndexBuffers] = {}
-    replacements: dict[int, BlockLinear] = {}
+    made: list[SparseMatrix] = []
     for name, facts in matrices.items():
-        module = model.get_submodule(name)
-        weight = weight_parameter(module)
+        weight = targets[name].parameter
         place = _place(weight, device)
         try:
             offsets, columns = (tensors.get(f"{name}.{part}", place) for part in PARTS[1:])
@@ -156,11 +173,10 @@ def _block_sparse(
                 block = BlockShape(*facts["block"])
                 indices[key] = IndexBuffers(BlockIndex(offsets, columns, tuple(facts["shape"]), block))
             values = tensors.parameter(f"{name}.values", place, weight.requires_grad)
-            matrix = BlockCSR(indices[key].index, values)
+            made.append(SparseMatrix(targets[name], BlockCSR(indices[key].index, values), indices[key]))
         except BlastError as error:
             raise BlastError(f"'{name}' of the checkpoint is damaged: {error}") from None
-        replacements[id(module)] = BlockLinear.replacing(module, matrix, indices[key])
-    return replacements
+    return made
 
 
 def _place(old: Tensor, device: Device) -> torch.device | str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from blast.checkpoint.state import PLAIN, plain_values, refuse_unstored_state
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.layers.sparse_experts import SparseExperts
 
 
 class Entry(NamedTuple):
@@ -112,4 +113,10 @@ def dense_shapes(model: nn.Module) -> dict[str, list[int]]:
                 del shapes[prefix + name]
             sides = [module.out_features, module.in_features]
             shapes[f"{prefix}weight"] = sides[::-1] if module.transposed else sides
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, SparseExperts):
+            for name, layers in module.stacks.items():
+                stack = f"{path}.{name}" if path else name
+                one_each = [shapes.pop(f"{stack}.{number}.weight") for number in range(len(layers))]
+                shapes[stack] = [len(layers), *one_each[0]]
     return shapes

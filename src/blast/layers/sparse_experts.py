@@ -46,13 +46,13 @@ class SparseExperts(nn.Module):
     Args:
         dense: The module of experts.
         form: Its form.
-        layers: For each parameter with block-sparse matrices, the layer of each expert: a `BlockLinear`, or an
-            `nn.Linear` for an expert that stays dense.
+        layers: For each parameter with block-sparse matrices, the layer of each expert. A parameter that is left out
+            stays as it is.
     """
 
     form: ExpertsForm
 
-    def __init__(self, dense: nn.Module, form: ExpertsForm, layers: Mapping[str, Sequence[nn.Module]]) -> None:
+    def __init__(self, dense: nn.Module, form: ExpertsForm, layers: Mapping[str, Sequence[BlockLinear]]) -> None:
         super().__init__()
         self.form = form
         # nn.Module.__setattr__ would register it as a child of this module.
@@ -77,14 +77,20 @@ class SparseExperts(nn.Module):
                 raise
             return getattr(self._template, name)
 
+    @property
+    def stacks(self) -> dict[str, nn.ModuleList]:
+        """For each parameter with block-sparse matrices, the layers of its experts."""
+        children = {name: self._modules.get(name) for name in (self.form.up, self.form.down)}
+        return {name: child for name, child in children.items() if isinstance(child, nn.ModuleList)}
+
     def dense_module(self) -> nn.Module:
         """The dense module that this one replaced, with the present weights and zeros outside the live blocks."""
         dense = _without_parameters(self._template)
         dense._modules = {name: self._modules[name] for name in self._template._modules}
         dense._buffers = self._buffers
+        stacks = self.stacks
         for name in dense._parameters:
-            layers = self._modules.get(name)
-            dense._parameters[name] = self._stacked(layers) if layers is not None else self._parameters[name]
+            dense._parameters[name] = _stacked(stacks[name]) if name in stacks else self._parameters[name]
         for hooks in HOOKS:
             setattr(dense, hooks, getattr(self, hooks))
         dense.training = self.training
@@ -100,19 +106,17 @@ class SparseExperts(nn.Module):
 
     def _multiply(self, name: str, number: int, x: Tensor) -> Tensor:
         layers = self._modules.get(name)
-        if isinstance(layers, nn.ModuleList):
-            y: Tensor = layers[number](x)
-            return y
-        return multiply_dense(self, self.form, name, number, x)
+        if layers is None:
+            return multiply_dense(self, self.form, name, number, x)
+        y: Tensor = layers[number](x)  # type: ignore[index, operator]
+        return y
 
-    def _stacked(self, layers: nn.Module) -> nn.Parameter:
-        """The parameter `[experts, …]` of a list of layers."""
-        stored = []
-        for layer in layers.children():
-            matrix = layer.matrix().to_dense() if isinstance(layer, BlockLinear) else layer.weight
-            stored.append(matrix.detach().t() if self.form.transposed else matrix.detach())
-        gradient = any(parameter.requires_grad for parameter in layers.parameters())
-        return nn.Parameter(torch.stack(stored), requires_grad=gradient)
+
+def _stacked(layers: nn.Module) -> nn.Parameter:
+    """The parameter `[experts, …]` of the layers of all experts."""
+    stored = [layer.weight.detach() for layer in layers.children() if isinstance(layer, BlockLinear)]
+    gradient = any(parameter.requires_grad for parameter in layers.parameters())
+    return nn.Parameter(torch.stack(stored), requires_grad=gradient)
 
 
 def run_experts(

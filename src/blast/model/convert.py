@@ -1,27 +1,32 @@
 """Converts a whole model from dense to sparse and back, in place and without loss.
 
-In a sparse model each matrix with a mask is a `BlockLinear` and has no dense weight. Everything else (names, biases,
+In a sparse model each matrix with a mask is a `BlockLinear` and has no dense weight. Experts in three-dimensional
+parameters are a `SparseExperts` with such layers. Everything else (names, biases,
 dtype, device, gradient and training flags, tied weights, hooks) does not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from blast.block_sparse.blocks import BlockShape, as_block, tiles
-from blast.block_sparse.conv1d import is_conv1d
 from blast.block_sparse.csr import BlockCSR, BlockIndex, block_of
 from blast.block_sparse.sharding import refuse_sharded
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_linear import BlockLinear, IndexBuffers
+from blast.layers.sparse_experts import SparseExperts
 from blast.layers.training_mlp import TrainingMlp
+from blast.model.discovery import all_matrices
 from blast.model.eligibility import is_linear_like, refuse_ineligible
+from blast.model.experts import find_experts, unsupported_experts
 from blast.model.fuse import unfuse
 from blast.model.module_replacement import replace_modules, sparse_layers, unwrapped, weight_parameter
+from blast.model.sparse_modules import SparseMatrix, check_all_experts, sparse_modules
+from blast.model.target import Target
 
 
 def to_sparse(
@@ -40,7 +45,8 @@ def to_sparse(
     Args:
         model: Any model; changed in place.
         masks: For each matrix, by its name in `model.named_modules()`, a bool mask `[out / b_out, in / b_in]`, True is
-            live. The shapes of mask and weight give the block shape.
+            live. The shapes of mask and weight give the block shape. Expert 3 of a three-dimensional parameter has the
+            name of the parameter and `.3`; all of its experts need masks.
         block: The expected block shape; checked if given.
         drop: Whether to discard weights outside the masks. By default they must be zero.
 
@@ -59,27 +65,26 @@ def to_sparse(
     whole, model = model, unwrapped(model)
     refuse_sharded(model)
     matrices = _matrices(model, masks)
+    check_all_experts([matrix.target for matrix in matrices], "the masks")
     for matrix in matrices:
         _check(matrix, None if block is None else as_block(block), drop)
     _check_ties(model, matrices)
 
     indices: dict[object, IndexBuffers] = {}
-    values: dict[int, nn.Parameter] = {}
-    replacements: dict[int, BlockLinear] = {}
-    for matrix in matrices:
-        mask = matrix.mask.to(matrix.weight.device)
-        key = (tuple(matrix.weight.shape), mask.device, tuple(mask.shape), mask.cpu().numpy().tobytes())
+    values: dict[object, nn.Parameter] = {}
+    made: list[SparseMatrix] = []
+    for target, given in matrices:
+        weight, mask = target.weight, given.to(target.weight.device)
+        key = (target.shape, mask.device, tuple(mask.shape), mask.cpu().numpy().tobytes())
         if key not in indices:
-            indices[key] = IndexBuffers(BlockIndex.from_mask(mask, matrix.shape))
-        shared, parameter = indices[key], matrix.parameter
-        index = shared.index
-        if id(parameter) not in values:
-            live = BlockCSR.from_dense(matrix.weight, mask, index).values
-            values[id(parameter)] = nn.Parameter(live, requires_grad=parameter.requires_grad)
-        csr = BlockCSR(index, values[id(parameter)])
-        replacements[id(matrix.module)] = BlockLinear.replacing(matrix.module, csr, shared)
+            indices[key] = IndexBuffers(BlockIndex.from_mask(mask, target.shape))
+        index = indices[key].index
+        if target.key not in values:
+            live = BlockCSR.from_dense(weight, mask, index).values
+            values[target.key] = nn.Parameter(live, requires_grad=target.parameter.requires_grad)
+        made.append(SparseMatrix(target, BlockCSR(index, values[target.key]), indices[key]))
     trained = {id(module): module.original for module in model.modules() if isinstance(module, TrainingMlp)}
-    replace_modules(model, {**replacements, **trained})
+    replace_modules(model, {**sparse_modules(made), **trained})
     refuse_save_pretrained(model)
     return whole
 
@@ -100,9 +105,11 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     whole, model = model, unwrapped(unfuse(model))
     weights: dict[int, nn.Parameter] = {}
-    replacements: dict[int, nn.Module] = {}
+    experts = [module for module in model.modules() if isinstance(module, SparseExperts)]
+    replacements: dict[int, nn.Module] = {id(module): module.dense_module() for module in experts}
+    inside = {layer for module in experts for layer in module.modules()}
     for module in model.modules():
-        if isinstance(module, BlockLinear):
+        if isinstance(module, BlockLinear) and module not in inside:
             dense = module.dense_module()
             dense._parameters["weight"] = weights.setdefault(id(module.values), weight_parameter(dense))
             replacements[id(module)] = dense
@@ -133,84 +140,83 @@ def refuse_save_pretrained(model: nn.Module) -> None:
             module.__dict__["save_pretrained"] = _save_pretrained
 
 
-@dataclass(frozen=True, eq=False)
-class _Matrix:
-    name: str
-    module: nn.Module
+class _Matrix(NamedTuple):
+    target: Target
     mask: Tensor
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The weight as the module stores it."""
-        return weight_parameter(self.module)
-
-    @property
-    def weight(self) -> Tensor:
-        """View `[out, in]` of the weight."""
-        weight = self.parameter.detach()
-        return weight.t() if is_conv1d(self.module) else weight
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(out, in)`."""
-        return self.weight.shape[0], self.weight.shape[1]
 
 
 def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    matrices: dict[int, _Matrix] = {}
+    experts = {target.name: target for each in find_experts(model) for target in each.targets}
+    matrices: dict[object, _Matrix] = {}
     for name, mask in masks.items():
-        if name not in modules:
-            raise unknown_name("matrix", name, (key for key, module in modules.items() if is_linear_like(module)))
-        module = modules[name]
-        if isinstance(module, BlockLinear):
-            if torch.equal(module.mask().cpu(), mask.cpu()):
+        layer = modules.get(name)
+        if isinstance(layer, BlockLinear):
+            if torch.equal(layer.mask().cpu(), mask.cpu()):
                 continue
             raise BlastError(
                 f"'{name}' is already block-sparse with another mask; call blast.to_dense(model) before giving new "
                 "masks."
             )
-        if not is_linear_like(module):
-            raise BlastError(
-                f"'{name}' is a {type(module).__name__}, which cannot be made block-sparse; "
-                "name torch.nn.Linear or transformers Conv1D layers in the masks."
-            )
-        refuse_ineligible(modules, [name], "leave it out of the masks", on_meta=True)
-        first = matrices.setdefault(id(module), _Matrix(name, module, mask))
-        _check_same(first, _Matrix(name, module, mask))
+        target = experts[name] if name in experts else _linear(model, modules, name)
+        matrix = _Matrix(target, mask)
+        _check_same(matrices.setdefault((id(target.module), target.expert), matrix), matrix)
     return list(matrices.values())
 
 
+def _linear(model: nn.Module, modules: Mapping[str, nn.Module], name: str) -> Target:
+    """The linear layer with this name.
+
+    Raises:
+        BlastError: if there is none, or it cannot be made block-sparse.
+    """
+    if name not in modules:
+        for path, reason in unsupported_experts(model).items():
+            if name.startswith(f"{path}."):
+                raise BlastError(f"'{name}' cannot be made block-sparse because {reason}; leave it out of the masks.")
+        raise unknown_name("matrix", name, (target.name for target in all_matrices(model)))
+    module = modules[name]
+    if not is_linear_like(module):
+        raise BlastError(
+            f"'{name}' is a {type(module).__name__}, which cannot be made block-sparse; "
+            "name torch.nn.Linear or transformers Conv1D layers in the masks."
+        )
+    refuse_ineligible(modules, [name], "leave it out of the masks", on_meta=True)
+    return Target(name, module, "other", None)
+
+
 def _check(matrix: _Matrix, expected: BlockShape | None, drop: bool) -> None:
+    target, mask = matrix
     try:
-        block = block_of(matrix.mask, matrix.shape)
+        block = block_of(mask, target.shape)
     except BlastError as error:
-        raise BlastError(f"'{matrix.name}': {error}") from None
+        raise BlastError(f"'{target.name}': {error}") from None
     if expected is not None and block != expected:
         raise BlastError(
-            f"the mask of '{matrix.name}' has blocks of {block}, not {expected}; "
+            f"the mask of '{target.name}' has blocks of {block}, not {expected}; "
             "leave `block` out, or give masks of that block."
         )
-    if drop or matrix.weight.is_meta:
+    if drop or target.parameter.is_meta:
         return
-    filled = (tiles(matrix.weight, block) != 0).any(dim=3).any(dim=1)  # [rows, cols]
-    lost = int((filled & ~matrix.mask.to(filled.device)).sum())
+    filled = (tiles(target.weight, block) != 0).any(dim=3).any(dim=1)  # [rows, cols]
+    lost = int((filled & ~mask.to(filled.device)).sum())
     if lost:
         raise BlastError(
-            f"'{matrix.name}' has {lost} of {filled.numel()} blocks that are not zero but lie outside its mask; "
+            f"'{target.name}' has {lost} of {filled.numel()} blocks that are not zero but lie outside its mask; "
             "clear them first (Sparsifier.step() does), or pass drop=True to lose them."
         )
 
 
 def _check_ties(model: nn.Module, matrices: list[_Matrix]) -> None:
-    by_module = {id(matrix.module): matrix for matrix in matrices}
-    by_weight: dict[int, _Matrix] = {}
+    places = {(id(target.module), target.parameter_name.rpartition(".")[2]) for target, _ in matrices}
+    by_key: dict[object, _Matrix] = {}
     for matrix in matrices:
-        _check_same(by_weight.setdefault(id(matrix.parameter), matrix), matrix)
+        _check_same(by_key.setdefault(matrix.target.key, matrix), matrix)
+    by_parameter = {id(target.parameter): target for target, _ in matrices}
     for path, module in model.named_modules():
         for leaf, parameter in module._parameters.items():
-            tied = by_weight.get(id(parameter))
-            if tied is not None and not (leaf == "weight" and id(module) in by_module):
+            tied = by_parameter.get(id(parameter))
+            if tied is not None and (id(module), leaf) not in places:
                 raise BlastError(
                     f"the weight of '{tied.name}' is also '{path}.{leaf}', which stays dense, so the tie would "
                     "be lost; leave it out of the masks, or untie them."
@@ -219,9 +225,10 @@ def _check_ties(model: nn.Module, matrices: list[_Matrix]) -> None:
 
 def _check_same(first: _Matrix, second: _Matrix) -> None:
     same = first.mask is second.mask or torch.equal(first.mask.cpu(), second.mask.cpu())
-    if not same or is_conv1d(first.module) != is_conv1d(second.module):
+    if not same or first.target.transposed != second.target.transposed:
         raise BlastError(
-            f"'{first.name}' and '{second.name}' are one tied weight, but their masks differ; give both the same mask."
+            f"'{first.target.name}' and '{second.target.name}' are one tied weight, but their masks differ; "
+            "give both the same mask."
         )
 
 

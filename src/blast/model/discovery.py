@@ -19,7 +19,7 @@ from torch import nn
 
 from blast.errors import BlastError, unknown_name
 from blast.model.eligibility import is_linear_like, shape_of
-from blast.model.experts import find_experts
+from blast.model.experts import find_experts, sparse_expert_targets
 from blast.model.target import Mlp, Target
 
 # Names of (gate, up, down): gate and up have the same shape.
@@ -146,7 +146,7 @@ def _no_match(target: str, names: list[str]) -> BlastError:
 def all_matrices(model: nn.Module) -> list[Target]:
     """Every matrix, with its role, in the order of the modules."""
     in_mlps = {target.name: target for mlp in find_mlps(model) for target in mlp.targets}
-    in_mlps |= {target.name: target for target in _packed_gated(model)}
+    in_mlps |= {target.name: target for target in (*_packed_gated(model), *sparse_expert_targets(model))}
     attention = {
         f"{name}.{child}"
         for name, module in model.named_modules()

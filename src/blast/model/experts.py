@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from blast.block_sparse.sharding import is_sharded
-from blast.layers.sparse_experts import ExpertsForm, multiply_dense, run_experts
+from blast.layers.sparse_experts import ExpertsForm, SparseExperts, multiply_dense, run_experts
+from blast.model.eligibility import DTYPES, STATE_HOOKS, STATE_METHODS
 from blast.model.target import ExpertSlice, Target
 
 UP_NAMES = ("gate_up_proj", "up_proj")
@@ -58,50 +59,91 @@ class Experts(NamedTuple):
 
 def find_experts(model: nn.Module) -> list[Experts]:
     """The experts of a model that can be made block-sparse, in the order of its modules."""
-    return [Experts(name, module, form) for name, module, form in _candidates(model) if isinstance(form, ExpertsForm)]
+    return [Experts(name, module, form) for name, module, form in _checked(model) if isinstance(form, ExpertsForm)]
 
 
 def unsupported_experts(model: nn.Module) -> dict[str, str]:
     """By name of its module, why experts in three-dimensional parameters cannot be made block-sparse."""
-    return {name: form for name, _, form in _candidates(model) if isinstance(form, str)}
+    return {name: form for name, _, form in _checked(model) if isinstance(form, str)}
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, ExpertsForm | str]]:
+def expert_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The three-dimensional parameters with the matrices of experts, each once."""
+    modules = [module for module in model.modules() if _names(module) is not None]
+    parameters = [module._parameters[name] for module in modules for name in _names(module) or ()]
+    return list({id(parameter): parameter for parameter in parameters if parameter is not None}.values())
+
+
+def sparse_expert_targets(model: nn.Module) -> list[Target]:
+    """The matrices of the experts that are block-sparse already."""
+    return [
+        Target(
+            f"{name}.{parameter}.{number}" if name else f"{parameter}.{number}",
+            layer,
+            "up" if parameter == module.form.up else "down",
+            name,
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, SparseExperts)
+        for parameter, layers in module.stacks.items()
+        for number, layer in layers.named_children()
+    ]
+
+
+def form_of(module: nn.Module) -> ExpertsForm | str | None:
+    """The form of a module of experts by its structure, a reason against it, or None if it is no such module."""
+    names = _names(module)
+    if names is None:
+        return None
+    up, down = names
+    parameters = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    others = sorted(parameters.keys() - {up, down, f"{up}_bias", f"{down}_bias"})
+    if others:
+        return f"its parameter '{others[0]}' is unknown"
+    for name, parameter in parameters.items():
+        if is_sharded(parameter):
+            return "its weights are sharded over processes (fully_shard)"
+        if type(parameter) is not nn.Parameter or parameter.dtype not in DTYPES:
+            return f"its '{name}' is quantised, or a {type(parameter).__name__}"
+    if "forward" in module.__dict__:
+        return "its forward was replaced (by an adapter, or to offload it)"
+    if any(getattr(type(module), method) is not getattr(nn.Module, method) for method in STATE_METHODS):
+        return "its class has its own way to save its state"
+    if any(getattr(module, hooks) for hooks in STATE_HOOKS):
+        return "a hook changes its state dict"
+    arguments = len(inspect.signature(type(module).forward).parameters) - 1
+    if arguments not in (1, 3):
+        return f"its forward takes {arguments} arguments"
+    transposed = _transposed(module, up, parameters[up].shape, parameters[down].shape)
+    if transposed is None:
+        return f"the shapes of its '{up}' and '{down}' do not fit each other"
+    return ExpertsForm(up, down, transposed, routed=arguments == 3)
+
+
+def _checked(model: nn.Module) -> Iterator[tuple[str, nn.Module, ExpertsForm | str]]:
     """The modules of experts with their form, or with the reason against them."""
-    verified: dict[object, bool] = {}
+    verified: dict[object, str | None] = {}
     for name, module in model.named_modules():
-        form = _form(module)
+        form = form_of(module)
         if isinstance(form, ExpertsForm):
             kind = (type(module), form)
             if kind not in verified:
-                verified[kind] = _computes(module, form)
-            if not verified[kind]:
-                form = f"{type(module).__name__} computes something else than its parameters suggest"
+                verified[kind] = _difference(module, form)
+            form = verified[kind] or form
         if form is not None:
             yield name, module, form
 
 
-def _form(module: nn.Module) -> ExpertsForm | str | None:
-    """The form of a module of experts by its structure, a reason against it, or None if it is no such module."""
-    parameters = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
-    up = next((name for name in UP_NAMES if name in parameters), None)
-    if up is None or DOWN_NAME not in parameters or {parameters[up].dim(), parameters[DOWN_NAME].dim()} != {3}:
+def _names(module: nn.Module) -> tuple[str, str] | None:
+    """Names of the parameters with the up and the down projections of experts, both three-dimensional."""
+    parameters = module._parameters
+    up = next((name for name in UP_NAMES if parameters.get(name) is not None), None)
+    if up is None:
         return None
-    known = {up, DOWN_NAME, f"{up}_bias", f"{DOWN_NAME}_bias"}
-    others = sorted(parameters.keys() - known)
-    if others:
-        return f"its parameter '{others[0]}' is unknown"
-    if not all(parameter.is_floating_point() for parameter in parameters.values()):
-        return "its weights are quantized"
-    if any(is_sharded(parameter) for parameter in parameters.values()):
-        return "its weights are sharded over processes (fully_shard)"
-    arguments = len(inspect.signature(type(module).forward).parameters) - 1
-    if arguments not in (1, 3):
-        return f"its forward pass takes {arguments} arguments"
-    transposed = _transposed(module, up, parameters[up].shape, parameters[DOWN_NAME].shape)
-    if transposed is None:
-        return f"the shapes of its parameters {up} and {DOWN_NAME} do not fit each other"
-    return ExpertsForm(up, DOWN_NAME, transposed, routed=arguments == 3)
+    stacked = all(
+        parameter is not None and parameter.dim() == 3 for parameter in (parameters[up], parameters[DOWN_NAME])
+    )
+    return (up, DOWN_NAME) if stacked else None
 
 
 def _transposed(module: nn.Module, up: str, above: torch.Size, below: torch.Size) -> bool | None:
@@ -119,11 +161,11 @@ def _transposed(module: nn.Module, up: str, above: torch.Size, below: torch.Size
     return next((transposed for transposed, fit in fits.items() if fit), None)
 
 
-def _computes(module: nn.Module, form: ExpertsForm) -> bool:
-    """Whether a module computes what its form says, on random tokens. True on the meta device."""
+def _difference(module: nn.Module, form: ExpertsForm) -> str | None:
+    """How a module differs from what its form says, on random tokens; None if it does not, or on the meta device."""
     down = getattr(module, form.down)
     if down.is_meta:
-        return True
+        return None
     experts, width = len(down), down.shape[2 if form.transposed else 1]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS if form.routed else experts, width, generator=generator).to(down)
@@ -135,13 +177,15 @@ def _computes(module: nn.Module, form: ExpertsForm) -> bool:
     with torch.no_grad():
         try:
             expected = module.forward(x, *routing).double()
+        except Exception as error:
+            return f"its forward fails on random tokens ({error})"
+        try:
             found = run_experts(module, form, partial(multiply_dense, module, form), x, *routing).double()
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            return False
-    if expected.shape != found.shape:
-        return False
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            found = torch.full_like(expected, torch.nan)
     scale = expected.norm()
     # Weights that are zero or not finite, as before they are loaded, say nothing.
     if not torch.isfinite(scale) or scale == 0:
-        return True
-    return bool((found - expected).norm() <= SAME.get(down.dtype, 1e-4) * scale)
+        return None
+    same = expected.shape == found.shape and (found - expected).norm() <= SAME.get(down.dtype, 1e-4) * scale
+    return None if same else f"{type(module).__name__} computes something else than its parameters suggest"

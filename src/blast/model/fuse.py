@@ -18,6 +18,7 @@ from torch import nn
 from blast.errors import BlastError, unknown_name
 from blast.layers.block_linear import HOOKS, BlockLinear
 from blast.layers.mlp_autograd import can_train
+from blast.layers.sparse_experts import SparseExperts
 from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp
 from blast.layers.training_mlp import TrainingMlp
 from blast.model.discovery import find_mlps
@@ -89,6 +90,8 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
             replacements[id(place)] = fused
         else:
             reasons.append(f"'{mlp.name}': {reason}")
+    experts = [name for name, module in model.named_modules() if isinstance(module, SparseExperts)]
+    reasons += [f"'{name}': experts run one after the other and are not fused" for name in experts]
     if not replacements and not any(isinstance(module, SparseMlp) for module in model.modules()):
         why = f" ({reasons[0]})" if reasons else ""
         raise BlastError(

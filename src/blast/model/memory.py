@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from blast.layers.block_linear import BlockLinear
 from blast.layers.sparse_mlp import SparseMlp
 from blast.model.discovery import find_mlps
+from blast.model.experts import expert_parameters
 
 
 class ModelBytes(NamedTuple):
@@ -34,6 +35,7 @@ def model_bytes(model: nn.Module) -> ModelBytes:
     """
     matrices = [target.module for mlp in find_mlps(model) for target in mlp.targets]
     mlp: list[Tensor] = [weight for matrix in matrices if (weight := matrix._parameters.get("weight")) is not None]
+    mlp += expert_parameters(model)
     extra: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, BlockLinear):

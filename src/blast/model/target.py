@@ -31,12 +31,12 @@ class ExpertSlice(NamedTuple):
 
     Attributes:
         parameter: Name of the parameter in its module, for instance `gate_up_proj`.
-        index: Number of the expert: the matrix is `parameter[index]`.
+        number: Number of the expert: the matrix is `parameter[number]`.
         transposed: Whether the slice is stored as `[in, out]` (GPT-OSS, Llama 4).
     """
 
     parameter: str
-    index: int
+    number: int
     transposed: bool
 
 
@@ -72,6 +72,12 @@ class Target:
         return self.name if self.expert is None else ".".join(self.name.split(".")[:-2])
 
     @property
+    def parameter_name(self) -> str:
+        """Name of `parameter` in `model.named_parameters()`."""
+        leaf = "weight" if self.expert is None else self.expert.parameter
+        return f"{self.module_name}.{leaf}" if self.module_name else leaf
+
+    @property
     def layer(self) -> int | None:
         """Index of its layer, read from its name, or None."""
         return layer_of(self._name_without_expert)[1]
@@ -89,7 +95,7 @@ class Target:
     @property
     def key(self) -> tuple[int, int | None]:
         """Identity of the matrix: two targets with one key are one matrix under two names."""
-        return id(self.parameter), None if self.expert is None else self.expert.index
+        return id(self.parameter), None if self.expert is None else self.expert.number
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,7 +107,7 @@ class Target:
 
     def stored(self, tensor: Tensor) -> Tensor:
         """The matrix, in the layout of its module, as a view of a tensor of the parameter's shape (e.g. a moment)."""
-        return tensor if self.expert is None else tensor[self.expert.index]
+        return tensor if self.expert is None else tensor[self.expert.number]
 
     def as_out_in(self, tensor: Tensor) -> Tensor:
         """View `[out, in]` of the matrix in a tensor of the parameter's shape (a gradient, a moment)."""

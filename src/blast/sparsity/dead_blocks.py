@@ -89,11 +89,9 @@ class _Stack:
 
     Attributes:
         groups: The mask groups; for experts one each, in the order of the parameter.
-        whole: Whether they are all experts of a parameter.
     """
 
     groups: list[MaskGroup]
-    whole: bool
 
     @property
     def targets(self) -> list[Target]:
@@ -111,30 +109,20 @@ class _Stack:
     def dead(self, masks: Sequence[Tensor]) -> BoolArray:
         """The mask of dead blocks on the CPU, from the masks of all mask groups."""
         dead = [~masks[group.index].numpy()[:, None, :, None] for group in self.groups]
-        return np.stack(dead) if self.whole else dead[0]
+        return dead[0] if self.targets[0].expert is None else np.stack(dead)
 
     def clear(self, tensor: Tensor, dead: Tensor, target: Target) -> None:
         """Clears a tensor of the shape of the target's parameter."""
-        stored = tensor if self.whole else target.stored(tensor)
-        if is_sharded(stored):
-            clear_dead_anywhere_(stored, ~dead[:, 0, :, 0], self.block, target.transposed)
+        if is_sharded(tensor):
+            clear_dead_anywhere_(tensor, ~dead[:, 0, :, 0], self.block, target.transposed)
         else:
-            fill_dead_(stored, dead, self.block, target.transposed)
+            fill_dead_(tensor, dead, self.block, target.transposed)
 
 
 def _stacks(mask_groups: Sequence[MaskGroup]) -> list[_Stack]:
-    """Each mask group by itself, but the experts of a parameter together if all of them are pruned."""
+    """Each mask group by itself, but all experts of a parameter together."""
     together: dict[object, list[MaskGroup]] = {}
     for group in mask_groups:
-        experts = len(group.matrices) == 1 and group.matrices[0].expert is not None
-        together.setdefault(group.matrices[0].key[0] if experts else (group.index,), []).append(group)
-    stacks = []
-    for groups in together.values():
-        target = groups[0].matrices[0]
-        places = [group.matrices[0].expert for group in groups]
-        numbers = [place.index for place in places if place is not None]
-        if target.expert is not None and numbers == list(range(len(target.parameter))):
-            stacks.append(_Stack(groups, whole=True))
-        else:
-            stacks += [_Stack([group], whole=False) for group in groups]
-    return stacks
+        target = group.matrices[0]
+        together.setdefault((group.index,) if target.expert is None else id(target.parameter), []).append(group)
+    return [_Stack(groups) for groups in together.values()]

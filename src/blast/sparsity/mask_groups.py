@@ -21,6 +21,7 @@ from blast.layers.block_linear import BlockLinear
 from blast.model.coverage import dense_mlp_weights, warning_about
 from blast.model.discovery import MLP, match_matrices, split_dense
 from blast.model.eligibility import refuse_ineligible
+from blast.model.sparse_modules import check_all_experts
 from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
 
@@ -176,6 +177,7 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
     pruned, dense = split_dense(match_matrices(model, config.targets), config.dense_first, config.dense_last)
     layers = (target.name for target in pruned if target.expert is None)
     refuse_ineligible(dict(model.named_modules()), layers, "leave it out of the targets")
+    check_all_experts(pruned, "the targets")
     _check_sharing(model, pruned)
     told = warning_about(dense_mlp_weights(model, [*pruned, *dense])) if MLP in config.targets else None
     if told is not None:
