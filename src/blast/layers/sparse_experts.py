@@ -108,7 +108,7 @@ class SparseExperts(nn.Module):
         layers = self._modules.get(name)
         if layers is None:
             return multiply_dense(self, self.form, name, number, x)
-        y: Tensor = layers[number](x)  # type: ignore[index, operator]
+        y: Tensor = layers[number](x)  # type: ignore[index]
         return y
 
 
