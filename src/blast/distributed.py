@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from blast.block_sparse.sharding import is_sharded
+from blast.errors import check_argument
 
 # Largest number of elements in one all-reduce of `average_gradients`.
 BUCKET = 1 << 25
@@ -44,10 +45,14 @@ def average_gradients(model: nn.Module) -> None:
     Args:
         model: The model; its gradients are changed in place.
 
+    Raises:
+        BlastError: if it is no model.
+
     Example:
         >>> model(torch.arange(8)[None]).logits.sum().backward()
         >>> blast.average_gradients(model)
     """
+    check_argument("the model", model, nn.Module, "a torch.nn.Module")
     if world_size() == 1 or isinstance(model, nn.parallel.DistributedDataParallel):
         return
     gradients: dict[torch.dtype, list[Tensor]] = {}

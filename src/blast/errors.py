@@ -19,6 +19,11 @@ class BlastError(ValueError):
     """
 
 
+def one_line(value: object) -> str:
+    """A value as Python writes it, in one line; an array has several."""
+    return " ".join(line.strip() for line in repr(value).splitlines())
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BlastError:
     """The error for an unknown name; it suggests the nearest known one.
 
@@ -28,6 +33,26 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BlastError:
         known: All accepted names.
     """
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices) or 'none'}."
     return BlastError(f"unknown {kind} '{name}'; {hint}")
+
+
+def check_argument(what: str, value: object, kind: type | tuple[type, ...], remedy: str) -> None:
+    """Refuses an argument of another type; a class in place of an instance is of another type too.
+
+    Args:
+        what: What the argument is, for instance `"the model"`.
+        value: The argument.
+        kind: The types that it may have.
+        remedy: What to give.
+
+    Raises:
+        BlastError: if the value is of none of these types.
+    """
+    if not isinstance(value, kind):
+        if isinstance(value, type):
+            given = f"the class {value.__name__} itself"
+        else:
+            given = "None" if value is None else f"of type {type(value).__name__}"
+        raise BlastError(f"{what} is {given}; give {remedy}.")

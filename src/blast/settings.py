@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from blast.errors import BlastError, unknown_name
+from blast.errors import BlastError, one_line, unknown_name
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ TOP = Place()
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else repr(value)
+    text = "null" if value is None else one_line(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
@@ -259,7 +259,8 @@ def plain(value: Any) -> Any:
 def check(hint: Any, value: Any, place: Place) -> Any:
     """Checks one value against an annotation.
 
-    A whole number stays one where any number is wanted; text that is a number becomes one.
+    A whole number stays one where any number is wanted; text that is a number becomes one. So does a number of NumPy or
+    torch.
 
     Returns:
         The value, as the annotated type.
@@ -268,6 +269,7 @@ def check(hint: Any, value: Any, place: Place) -> Any:
         BlastError: one sentence with the place, the value and what to give.
     """
     bare, marks = split_hint(hint)
+    value = _python_scalar(value)
     if is_union(bare):
         return _check_union(bare, value, place)
     if PartOf in marks:
@@ -288,6 +290,13 @@ def check(hint: Any, value: Any, place: Place) -> Any:
         raise place.fault(value, "true or false")
     if bare is str:
         return _check_text(marks, value, place)
+    return value
+
+
+def _python_scalar(value: Any) -> Any:
+    """A single number of NumPy or torch as Python's own; anything else as it is."""
+    if getattr(value, "shape", None) == () and not getattr(value, "is_meta", False):
+        return value.item()
     return value
 
 

@@ -7,9 +7,9 @@ imports torch at run time, so that a grid of runs can be checked without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blast.errors import BlastError
+from blast.errors import BlastError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,16 +33,23 @@ def as_block(block: int | Sequence[int]) -> BlockShape:
     Raises:
         BlastError: if `block` is neither one positive integer nor two.
     """
-    sides = (block, block) if isinstance(block, int) else block
-    if isinstance(block, bool) or not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
+    given = _plain(block)
+    sides = (given, given) if isinstance(given, int) else given
+    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
         raise _bad_block(block)
-    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+    rows, cols = map(_plain, sides)
+    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in (rows, cols)):
         raise _bad_block(block)
-    return BlockShape(sides[0], sides[1])
+    return BlockShape(rows, cols)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy or torch as Python's own; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _bad_block(block: object) -> BlastError:
-    return BlastError(f"block is {block!r}; give one positive whole number (a square) or two, [b_out, b_in].")
+    return BlastError(f"block is {one_line(block)}; give one positive whole number (a square) or two, [b_out, b_in].")
 
 
 def legal_sides(shape: Sequence[int]) -> list[int]:

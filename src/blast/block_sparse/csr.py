@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blast.block_sparse.blocks import BlockShape, tiles
 from blast.block_sparse.cpu_index import CpuIndex
-from blast.errors import BlastError
+from blast.errors import BlastError, check_argument
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +201,9 @@ class BlockCSR:
         Raises:
             BlastError: if the mask does not tile the weight.
         """
+        check_argument("the weight", weight, Tensor, "a tensor [out, in]")
         if index is None:
+            check_argument("a mask", mask, Tensor, "a bool tensor over blocks, for instance torch.as_tensor(mask)")
             index = BlockIndex.from_mask(mask.to(weight.device), (weight.shape[0], weight.shape[1]))
         blocks = tiles(weight, index.block).transpose(1, 2)  # [rows, cols, b_out, b_in]
         return cls(index, blocks[index.coordinates()].contiguous())
@@ -228,8 +230,14 @@ def block_of(mask: Tensor, shape: tuple[int, int]) -> BlockShape:
     Raises:
         BlastError: if the mask is not a bool matrix, or its sides do not divide those of the matrix.
     """
+    check_argument("a mask", mask, Tensor, "a bool tensor over blocks, for instance torch.as_tensor(mask)")
     if mask.dtype != torch.bool or mask.dim() != 2:
-        raise BlastError(f"a mask must be a bool matrix over blocks, not {mask.dtype} {list(mask.shape)}.")
+        raise BlastError(
+            f"a mask must be a bool matrix over blocks, not {mask.dtype} {list(mask.shape)}; "
+            "give one entry for each block, and convert it with mask.bool()."
+        )
+    if mask.is_meta:
+        raise BlastError("a mask is on the meta device, where it has no values; give it on the CPU or a GPU.")
     if not all(mask.shape) or shape[0] % mask.shape[0] or shape[1] % mask.shape[1]:
         raise BlastError(
             f"a mask of {mask.shape[0]} x {mask.shape[1]} blocks does not tile a weight of {shape[0]} x {shape[1]}; "

@@ -16,12 +16,13 @@ from torch import nn
 
 from blast.block_sparse.sharding import refuse_sharded
 from blast.checkpoint.builders import describe, skeleton
-from blast.checkpoint.folder import replaced_folder
+from blast.checkpoint.folder import folder_path, replaced_folder
 from blast.checkpoint.manifest import WEIGHTS, read_manifest, write_manifest
 from blast.checkpoint.processing import check_vocabulary, kept_files, warn_of_changes, write_processing
-from blast.checkpoint.reading import StoredTensors, fill
+from blast.checkpoint.reading import StoredTensors, fill, usable_device
 from blast.checkpoint.tensors import dense_shapes, unique_tensors
 from blast.checkpoint.transformers_config import write_config
+from blast.errors import check_argument
 from blast.layers.block_linear import BlockLinear
 from blast.model.convert import refuse_save_pretrained
 from blast.model.module_replacement import sparse_layers, unwrapped
@@ -63,7 +64,7 @@ def save(model: nn.Module, folder: str | Path, processing_class: Any = None) -> 
     if described["base"] is not None and dense_shapes(skeleton(described)) != dense_shapes(model):
         described["base"] = None  # it was changed after it was built
     matrices = {name: _facts(layer) for name, layer in sparse_layers(model).items()}
-    folder = Path(folder).resolve()
+    folder = folder_path(folder)
     kept = kept_files(folder, described) if processing_class is None else {}
     with replaced_folder(folder, kept) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -85,13 +86,15 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
 
     Raises:
         BlastError: if the checkpoint is missing, incomplete, altered or of another format version, or if `model` does
-            not fit it. Then `model` is not changed.
+            not fit it, or this machine has no such device. Then `model` is not changed.
 
     Example:
         >>> digest = blast.save(blast.to_sparse(model, masks), "my-sparse-model")
         >>> model = blast.load("my-sparse-model", device="cpu")
     """
-    folder = Path(folder).resolve()
+    folder, device = folder_path(folder), usable_device(device)
+    if model is not None:
+        check_argument("the model", model, nn.Module, "a torch.nn.Module")
     manifest = read_manifest(folder)
     warn_of_changes(folder, manifest)
     target = skeleton(manifest) if model is None else model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from torch import nn
 from blast.block_sparse.sharding import refuse_sharded
 from blast.checkpoint.builders import describe
 from blast.checkpoint.checkpoint import load
+from blast.checkpoint.folder import folder_path
 from blast.checkpoint.manifest import read_manifest
 from blast.checkpoint.processing import changed_file, check_vocabulary, write_processing
 from blast.checkpoint.tensors import unique_tensors
-from blast.errors import BlastError
+from blast.errors import BlastError, check_argument
 from blast.model.convert import to_dense
 from blast.model.module_replacement import unwrapped
 
@@ -51,8 +53,9 @@ def export_dense(model: nn.Module | str | Path, folder: str | Path, processing_c
         >>> type(model).from_pretrained("my-dense-model").lm_head
         Linear(in_features=64, out_features=96, bias=False)
     """
-    target = Path(folder).resolve()
-    source = None if isinstance(model, nn.Module) else Path(model).resolve()
+    target = folder_path(folder)
+    check_argument("the model", model, (nn.Module, str, os.PathLike), "a torch.nn.Module or the folder of a checkpoint")
+    source = None if isinstance(model, nn.Module) else folder_path(model)
     if isinstance(model, nn.Module):
         whole = unwrapped(model)
         refuse_sharded(whole)

@@ -12,10 +12,22 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from blast.checkpoint.manifest import is_checkpoint, own_files
-from blast.errors import BlastError
+from blast.errors import BlastError, check_argument
 
 # How often the new folder is moved into place where other processes save to the same place.
 ATTEMPTS = 100
+
+
+def folder_path(folder: str | Path) -> Path:
+    """The folder of a checkpoint as an absolute path.
+
+    Raises:
+        BlastError: if it is no path, or empty.
+    """
+    check_argument("the folder", folder, (str, os.PathLike), "its path, for instance 'my-sparse-model'")
+    if not os.fspath(folder):
+        raise BlastError("the path of the folder is empty; give its path, for instance 'my-sparse-model'.")
+    return Path(folder).resolve()
 
 
 @contextmanager

@@ -76,6 +76,26 @@ class StoredTensors:
         return self._parameters[stored]
 
 
+def usable_device(device: torch.device | str | int | None) -> torch.device | None:
+    """A device that this machine has.
+
+    Raises:
+        BlastError: if torch does not know it, or this machine has no such GPU.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise BlastError(f"the device is {device!r}, which torch does not know; give for instance 'cpu'.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise BlastError(
+            f"the device is '{found}', but torch finds {torch.cuda.device_count()} CUDA GPUs here; "
+            "give a device that this machine has, for instance 'cpu'."
+        )
+    return found
+
+
 def fill(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, device: Device) -> None:
     """Makes a dense model the stored one, in place. No dense copy of a block-sparse matrix is made.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blast.block_sparse.blocks import BlockShape, as_block, tiles
 from blast.block_sparse.csr import BlockCSR, BlockIndex, block_of
 from blast.block_sparse.sharding import refuse_sharded
-from blast.errors import BlastError, unknown_name
+from blast.errors import BlastError, check_argument, unknown_name
 from blast.layers.block_linear import BlockLinear, IndexBuffers
 from blast.layers.sparse_experts import SparseExperts
 from blast.layers.training_mlp import TrainingMlp
@@ -146,10 +146,14 @@ class _Matrix(NamedTuple):
 
 
 def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
+    remedy = "a mapping from names of matrices to bool masks, for instance sparsifier.masks"
+    check_argument("the argument `masks`", masks, Mapping, remedy)
     modules = dict(model.named_modules(remove_duplicate=False))
     experts = {target.name: target for each in find_experts(model) for target in each.targets}
     matrices: dict[object, _Matrix] = {}
     for name, mask in masks.items():
+        check_argument("a name in `masks`", name, str, remedy)
+        check_argument(f"the mask of '{name}'", mask, Tensor, "a bool tensor, for instance torch.as_tensor(mask)")
         layer = modules.get(name)
         if isinstance(layer, BlockLinear):
             if torch.equal(layer.mask().cpu(), mask.cpu()):

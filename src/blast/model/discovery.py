@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from blast.errors import BlastError, unknown_name
+from blast.errors import BlastError, check_argument, unknown_name
 from blast.model.eligibility import is_linear_like, shape_of
 from blast.model.experts import find_experts, sparse_expert_targets
 from blast.model.target import Mlp, Target
@@ -48,6 +48,7 @@ def find_mlps(model: nn.Module) -> list[Mlp]:
         >>> [mlp.name for mlp in blast.find_mlps(model)]
         ['transformer.h.0.mlp', 'transformer.h.1.mlp']
     """
+    check_argument("the model", model, nn.Module, "a torch.nn.Module")
     modules = dict(model.named_modules())
     # The parts of an attention are no MLPs: Swin V2 computes its position bias with two linear layers.
     attentions = {name: module for name, module in modules.items() if _projects(name, module)}
@@ -133,6 +134,8 @@ def _matches(target: str, matrix: Target) -> bool:
 
 
 def _no_match(target: str, names: list[str]) -> BlastError:
+    if names == [""]:
+        return BlastError("the model is itself one linear layer; wrap it, for instance in torch.nn.Sequential.")
     if not names:
         return BlastError(f"target '{target}' matches nothing: the model has no nn.Linear and no Conv1D layer.")
     if target in (MLP, ATTENTION):

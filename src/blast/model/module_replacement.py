@@ -7,12 +7,17 @@ from typing import cast
 
 from torch import nn
 
-from blast.errors import BlastError
+from blast.errors import BlastError, check_argument
 from blast.layers.block_linear import BlockLinear
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` or `DistributedDataParallel`, whose module names have no prefix."""
+    """The model inside `torch.compile` or `DistributedDataParallel`, whose module names have no prefix.
+
+    Raises:
+        BlastError: if it is no model.
+    """
+    check_argument("the model", model, nn.Module, "a torch.nn.Module")
     inner: nn.Module = getattr(model, "_orig_mod", model)
     if isinstance(inner, nn.parallel.DistributedDataParallel):
         inner = cast(nn.Module, inner.module)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from blast.block_sparse.sharding import is_sharded, sharded_modules
 from blast.distributed import world_size
-from blast.errors import BlastError
+from blast.errors import BlastError, check_argument
 from blast.model.coverage import dense_mlp_weights
 from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
@@ -90,6 +90,8 @@ class Sparsifier:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: SparsifyConfig) -> None:
+        check_argument("the model", model, nn.Module, "a torch.nn.Module")
+        check_argument("the config", config, SparsifyConfig, "a SparsifyConfig, or SparsifyConfig.from_dict(settings)")
         # The wrappers of torch.compile and of data-parallel training put a prefix before every name.
         model = getattr(model, "_orig_mod", model)
         wrapper = None
