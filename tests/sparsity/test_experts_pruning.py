@@ -75,6 +75,17 @@ def test_sparse_execution_of_experts_is_refused_and_auto_stays_masked():
         sparsifier.to_sparse()
 
 
+def test_experts_that_cannot_be_pruned_are_told_with_the_reason():
+    model = build("qwen2_moe")
+    for layer in model.model.layers:
+        layer.mlp.experts.scale = nn.Parameter(torch.ones(4))
+    told = r"^\d+% of the MLP weights .* 'model.layers.0.mlp.experts' cannot be pruned because its parameter 'scale' is"
+    with pytest.warns(UserWarning, match=told):
+        sparsifier = make(model)
+    assert all("shared_expert" in name for name in sparsifier.masks)
+    assert "model.layers.*.mlp.experts.down_proj" in sparsifier.report()["dense_mlp_weights"]["names"]
+
+
 def test_some_experts_of_a_parameter_cannot_be_pruned_alone():
     with pytest.raises(BlastError, match=r"^the targets name 2 of the 4 experts of 'model.layers.0.mlp.experts.down"):
         make(build("olmoe"), targets=("*.experts.down_proj.[01]",))

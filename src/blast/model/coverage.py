@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from blast.model.discovery import find_mlps
+from blast.model.experts import unsupported_experts
 from blast.model.target import Target
 
 # Components of a parameter's name that say that it belongs to an MLP (`feed_forward`, `block_sparse_moe`, `experts`).
@@ -55,12 +56,17 @@ def dense_mlp_weights(model: nn.Module, targets: Iterable[Target]) -> DenseMlpWe
     return DenseMlpWeights(dense / total if total else 0.0, list(names))
 
 
-def warning_about(dense: DenseMlpWeights) -> str | None:
-    """The sentence that tells what stays dense; None if it is not worth a warning."""
+def warning_about(dense: DenseMlpWeights, model: nn.Module) -> str | None:
+    """The sentence that tells what stays dense and why; None if it is not worth a warning."""
     if dense.share < WORTH_A_WARNING:
         return None
     names = ", ".join(f"'{name}'" for name in dense.names[:SHOWN])
     names += f" and {len(dense.names) - SHOWN} more" if len(dense.names) > SHOWN else ""
+    for name, reason in unsupported_experts(model).items():
+        return (
+            f"{dense.share:.0%} of the MLP weights of this model stay dense: {names}; "
+            f"the experts of '{name}' cannot be pruned because {reason}."
+        )
     return (
         f"{dense.share:.0%} of the MLP weights of this model stay dense, because they are not found by structure: "
         f"{names}; name layers among them in the targets to prune them too."
@@ -73,7 +79,8 @@ def _mlp_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     seen: set[int] = set()
     for path, module in model.named_modules():
         for leaf, parameter in module._parameters.items():
-            if parameter is None or parameter.dim() < 2 or id(parameter) in seen:
+            # The biases of all experts are one matrix.
+            if parameter is None or parameter.dim() < 2 or leaf.endswith("_bias") or id(parameter) in seen:
                 continue
             name = f"{path}.{leaf}" if path else leaf
             if id(module) in matrices or any(MLP_PARTS.search(part.lower()) for part in name.split(".")):

@@ -179,7 +179,7 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
     refuse_ineligible(dict(model.named_modules()), layers, "leave it out of the targets")
     check_all_experts(pruned, "the targets")
     _check_sharing(model, pruned)
-    told = warning_about(dense_mlp_weights(model, [*pruned, *dense])) if MLP in config.targets else None
+    told = warning_about(dense_mlp_weights(model, [*pruned, *dense]), model) if MLP in config.targets else None
     if told is not None:
         warnings.warn(told, stacklevel=3)
     # Targets that share a mask point, directly or over others, to the same key.
