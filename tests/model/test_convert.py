@@ -219,7 +219,7 @@ def test_a_sparse_matrix_is_kept_with_its_mask_and_refused_with_another() -> Non
 def test_save_pretrained_of_a_sparse_model_names_what_to_use(tmp_path) -> None:
     _, sparse, _ = pair("gpt2")
     for part in (sparse, sparse.transformer, copy.deepcopy(sparse)):
-        with pytest.raises(BlastError, match=r"blast.save\(model, folder\), or blast.to_dense\(model\)"):
+        with pytest.raises(BlastError, match=r"blast.save\(model, folder\), or blast.export_dense\(model, folder\)"):
             part.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
     to_dense(sparse).save_pretrained(tmp_path / "folder")
