@@ -117,21 +117,28 @@ def test_layers_share_an_index_after_copying_casting_and_moving() -> None:
     assert both[0].row_offsets.dtype == torch.int32
 
 
-def test_another_mask_loaded_into_a_layer_changes_its_gradient_too() -> None:
-    first, _ = layer_and_dense(8, 4, torch.tensor([[True, False], [True, False]]))
+def test_a_layer_that_does_not_know_its_mask_takes_that_of_the_state_dict() -> None:
     other, dense = layer_and_dense(8, 4, torch.tensor([[False, True], [False, True]]))
-    first.load_state_dict(other.state_dict())
+    offsets, columns = (torch.empty(size, dtype=torch.int32, device="meta") for size in (3, 2))
+    index = BlockIndex(offsets, columns, (8, 4), BlockShape(4, 2))
+    first = BlockLinear(BlockCSR(index, torch.empty(2, 4, 2, device="meta")), torch.empty(8, device="meta"))
+    first.load_state_dict(other.state_dict(), assign=True)
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(first(x), dense(x))
     (grad,) = torch.autograd.grad(first(x).sum(), x)
     torch.testing.assert_close(grad, dense.weight.sum(0).expand(3, 4))
+    with pytest.raises(BlastError, match="another mask"):
+        first.load_state_dict(layer_and_dense(8, 4, torch.eye(2, dtype=torch.bool))[0].state_dict())
 
 
-def test_a_state_dict_with_an_inconsistent_index_is_refused() -> None:
+@pytest.mark.parametrize("columns", [[0, 5], [1, 0]], ids=["out of range", "swapped"])
+def test_a_state_dict_with_another_index_is_refused(columns) -> None:
     layer, _ = layer_and_dense(8, 4, torch.eye(2, dtype=torch.bool))
     state = layer.state_dict()
-    state["index.col_indices"] = torch.tensor([0, 5], dtype=torch.int32)
-    with pytest.raises(BlastError, match="between 0 and 1, but lie between 0 and 5"):
+    state["index.col_indices"] = torch.tensor(columns, dtype=torch.int32)
+    with pytest.raises(BlastError, match=r"another mask for 'BlockLinear': 2 live blocks, .* has 2 at other places"):
         layer.load_state_dict(state)
+    assert layer.index.index.cpu_index.col_indices.tolist() == [0, 1]
 
 
 def test_wrong_shapes_are_refused_with_both_sizes() -> None:

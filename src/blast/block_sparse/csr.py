@@ -36,7 +36,7 @@ class BlockIndex:
     col_indices: Tensor
     shape: tuple[int, int]
     block: BlockShape
-    # None on the meta device.
+    # None if it was built from tensors on the meta device.
     _cpu_index: CpuIndex | None = field(init=False, repr=False, default=None)
     # Block row and block column of each live block, on the device of the index; None if not computed yet.
     _coordinates: tuple[Tensor, Tensor] | None = field(init=False, repr=False, default=None)
@@ -91,6 +91,11 @@ class BlockIndex:
         return self._cpu_index
 
     @property
+    def is_known(self) -> bool:
+        """Whether the positions are known; an index that was built from tensors on the meta device has none."""
+        return self._cpu_index is not None
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Block rows and block columns."""
         return self.shape[0] // self.block.rows, self.shape[1] // self.block.cols
@@ -131,7 +136,11 @@ class BlockIndex:
         return rows, self.col_indices.long()
 
     def mask(self) -> Tensor:
-        """The mask `[out / b_out, in / b_in]`, bool."""
+        """The mask `[out / b_out, in / b_in]`, bool; on the CPU if the index is on the meta device."""
+        if self.row_offsets.is_meta and self._cpu_index is not None:
+            flat = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.bool)
+            flat[torch.from_numpy(self._cpu_index.flat_indices(self.grid[1]))] = True
+            return flat.view(self.grid)
         mask = torch.zeros(self.grid, dtype=torch.bool, device=self.row_offsets.device)
         mask[self.coordinates()] = True
         return mask
@@ -156,7 +165,7 @@ class BlockIndex:
         offsets, indices = self.row_offsets.to(device), self.col_indices.to(device)
         if offsets is self.row_offsets and indices is self.col_indices:
             return self
-        if offsets.is_meta or self._cpu_index is None:
+        if self._cpu_index is None:
             return BlockIndex(offsets, indices, self.shape, self.block)
         return BlockIndex.unchecked(self.cpu_index, offsets, indices, self.shape, self.block)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from blast.block_sparse.blocks import BlockShape
 from blast.block_sparse.conv1d import is_conv1d
+from blast.block_sparse.cpu_index import CpuIndex
 from blast.block_sparse.csr import BlockCSR, BlockIndex
 from blast.errors import BlastError
 from blast.layers.dense_gradient import DenseGradient
@@ -21,7 +22,7 @@ class IndexBuffers(nn.Module):
     """The index of a `BlockLinear` as buffers, with the index of the transposed matrix for the gradient.
 
     Layers with equal masks share one `IndexBuffers` object, also after `.to()`, `deepcopy` and `load_state_dict`. Two
-    layers share their mask if `a.index is b.index`.
+    layers share their mask if `a.index is b.index`. On the meta device the mask stays known; `to_empty` restores it.
 
     Args:
         index: Positions of the live blocks.
@@ -60,25 +61,45 @@ class IndexBuffers(nn.Module):
     def extra_repr(self) -> str:
         return f"blocks={self.col_indices.numel()}"
 
+    def known_index(self) -> BlockIndex | None:
+        """The index as it was made or checked last, without reading its tensors; None if its positions are unknown."""
+        checked = self._checked
+        return checked if checked is not None and checked.is_known else None
+
+    def _transpose(self, index: BlockIndex) -> None:
+        transposed, self.t_order = index.transpose()
+        self.t_offsets, self.t_indices = transposed.row_offsets, transposed.col_indices
+
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> IndexBuffers:
-        before = dict(self._buffers)
+        known, before = self.known_index(), dict(self._buffers)
         super()._apply(function, recurse)
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new is not None and new is not old and not new.is_meta:
                 # `to_empty` leaves any values in new memory. With those as an index, kernels would read out of bounds.
                 new.zero_() if old.is_meta else new.copy_(old)
+        was_meta = before["row_offsets"] is None or before["row_offsets"].is_meta
+        if known is not None and (was_meta or self.row_offsets.is_meta):
+            # The mask is known on the meta device too, and only `to_empty` leads away from there.
+            made = _on(self.row_offsets.device, known)
+            self.row_offsets, self.col_indices, self._checked = made.row_offsets, made.col_indices, made
+            self._transpose(made)
         return self
 
-    def _transpose(self, index: BlockIndex) -> None:
-        transposed, self.t_order = index.transpose()
-        self.t_offsets, self.t_indices = transposed.row_offsets, transposed.col_indices
-
     def _load_from_state_dict(self, *args: Any) -> None:
+        known = self.known_index()
         super()._load_from_state_dict(*args)
         self._checked = None
-        # A different mask with as many blocks fits these buffers, so the transposed index has to be computed again.
-        self._transpose(self.index)
+        index = self.index
+        # If it was known before, it is still the same: `BlockLinear.check_state_dict` refuses another.
+        if known is None or self.t_order.device != self.row_offsets.device:
+            self._transpose(index)
+
+
+def _on(device: torch.device, index: BlockIndex) -> BlockIndex:
+    """A known index with its tensors made anew on a device."""
+    offsets, columns = (torch.tensor(array, device=device) for array in index.cpu_index)
+    return BlockIndex.unchecked(index.cpu_index, offsets, columns, index.shape, index.block)
 
 
 class BlockLinear(nn.Module):
@@ -164,6 +185,49 @@ class BlockLinear(nn.Module):
         """The dense weight as the dense layer stores it. Each access computes it again."""
         dense = self.matrix().to_dense()
         return dense.t() if self.transposed else dense
+
+    def check_state_dict(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Checks that a state dict fits this layer, without loading it. Loading does this first.
+
+        Args:
+            state: A state dict; may lack some or all entries of this layer.
+            prefix: The name of this layer there, with a dot at its end.
+
+        Raises:
+            BlastError: if it has a dense weight for this layer, or live blocks of another mask.
+        """
+        name = prefix.removesuffix(".") or type(self).__name__
+        parts = {part: state.get(f"{prefix}{part}") for part in ("values", "index.row_offsets", "index.col_indices")}
+        if f"{prefix}weight" in state and parts["values"] is None:
+            raise BlastError(
+                f"the state dict has a dense weight for '{name}', which is block-sparse; load it into the dense model, "
+                "before blast.to_sparse or after blast.to_dense(model)."
+            )
+        values, offsets, columns = parts.values()
+        known = self.index.known_index()
+        if isinstance(offsets, Tensor) and isinstance(columns, Tensor) and known is not None and not columns.is_meta:
+            found = CpuIndex(*(tensor.detach().cpu().numpy() for tensor in (offsets, columns)))
+            if not found.equals(known.cpu_index):
+                raise self._another_mask(name, found.col_indices.size)
+        shape = (self.col_indices.numel(), *self.block)
+        if isinstance(values, Tensor) and tuple(values.shape) != shape:
+            if tuple(values.shape[1:]) != shape[1:]:
+                raise BlastError(
+                    f"the state dict has values {list(values.shape)} for '{name}', where the model has {list(shape)} "
+                    "(live blocks, block rows, block columns); give that of a model with the same blocks."
+                )
+            raise self._another_mask(name, values.shape[0])
+
+    def _another_mask(self, name: str, blocks: int) -> BlastError:
+        return BlastError(
+            f"the state dict has another mask for '{name}': {blocks} live blocks, where the model has "
+            f"{self.col_indices.numel()}{' at other places' if blocks == self.col_indices.numel() else ''}; "
+            "make the model sparse with that mask first, or use blast.save and blast.load."
+        )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        self.check_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def matrix(self) -> BlockCSR:
         """Index and values; the values are the parameter itself, not a copy."""

@@ -26,6 +26,7 @@ from blast.model.experts import find_experts, unsupported_experts
 from blast.model.fuse import unfuse
 from blast.model.module_replacement import replace_modules, sparse_layers, unwrapped, weight_parameter
 from blast.model.sparse_modules import SparseMatrix, check_all_experts, sparse_modules
+from blast.model.state_dicts import check_state_dicts, uncheck_state_dicts
 from blast.model.target import Target
 
 
@@ -40,7 +41,7 @@ def to_sparse(
 
     Matrices with equal masks share one index. A matrix that is already block-sparse with the same mask does not change.
     MLPs that were fused for training become ordinary modules again. To train on, create a new optimizer: the weights
-    are new parameters.
+    are new parameters. A model on the meta device stays there; `load_state_dict(state, assign=True)` fills it.
 
     Args:
         model: Any model; changed in place.
@@ -74,18 +75,19 @@ def to_sparse(
     values: dict[object, nn.Parameter] = {}
     made: list[SparseMatrix] = []
     for target, given in matrices:
-        weight, mask = target.weight, given.to(target.weight.device)
-        key = (target.shape, mask.device, tuple(mask.shape), mask.cpu().numpy().tobytes())
+        weight, mask = target.weight, given.cpu()
+        key = (target.shape, weight.device, tuple(mask.shape), mask.numpy().tobytes())
         if key not in indices:
-            indices[key] = IndexBuffers(BlockIndex.from_mask(mask, target.shape))
+            indices[key] = IndexBuffers(BlockIndex.from_mask(mask, target.shape).to(weight.device))
         index = indices[key].index
         if target.key not in values:
-            live = BlockCSR.from_dense(weight, mask, index).values
+            live = _live_blocks(weight, mask, index)
             values[target.key] = nn.Parameter(live, requires_grad=target.parameter.requires_grad)
         made.append(SparseMatrix(target, BlockCSR(index, values[target.key]), indices[key]))
     trained = {id(module): module.original for module in model.modules() if isinstance(module, TrainingMlp)}
     replace_modules(model, {**sparse_modules(made), **trained})
     refuse_save_pretrained(model)
+    check_state_dicts(model)
     return whole
 
 
@@ -114,6 +116,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             dense._parameters["weight"] = weights.setdefault(id(module.values), weight_parameter(dense))
             replacements[id(module)] = dense
     replace_modules(model, replacements)
+    uncheck_state_dicts(model)
     for module in model.modules():
         if module.__dict__.get("save_pretrained") is _save_pretrained:
             del module.__dict__["save_pretrained"]
@@ -143,6 +146,13 @@ def refuse_save_pretrained(model: nn.Module) -> None:
 class _Matrix(NamedTuple):
     target: Target
     mask: Tensor
+
+
+def _live_blocks(weight: Tensor, mask: Tensor, index: BlockIndex) -> Tensor:
+    """The live blocks of a weight `[out, in]`; without values on the meta device."""
+    if weight.is_meta:
+        return weight.new_empty(index.nnz, *index.block)
+    return BlockCSR.from_dense(weight, mask, index).values
 
 
 def _matrices(model: nn.Module, masks: Mapping[str, Tensor]) -> list[_Matrix]:
