@@ -9,6 +9,7 @@ import torch
 from experts_models import FAMILIES, build, loss_of, tokens
 from sparse_pairs import masked, random_masks
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import blast
 from blast.block_sparse.blocks import BlockShape, expand_mask
@@ -68,6 +69,22 @@ def test_a_saved_model_is_loaded_and_becomes_dense_without_loss(family, tmp_path
         assert list(state) == list(dense.state_dict())
         assert all(torch.equal(state[name], value) for name, value in dense.state_dict().items())
         assert [type(module) for module in experts_of(model)] == [type(module) for module in experts_of(dense)]
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
+def test_transformers_opens_a_checkpoint_with_experts_and_its_dense_export(family, tmp_path):
+    dense, sparse, masks = pair(family, torch.float32)
+    blast.save(sparse, tmp_path / "sparse")
+    blast.export_dense(tmp_path / "sparse", tmp_path / "dense")
+    opened = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name).eval() for name in ("sparse", "dense")}
+    assert blast.masks_of(opened["sparse"]).keys() == masks.keys()
+    assert not blast.masks_of(opened["dense"])
+    with torch.no_grad():
+        for model in opened.values():
+            torch.testing.assert_close(model(input_ids=tokens()).logits, dense(input_ids=tokens()).logits)
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "sparse", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert half(input_ids=tokens()).logits.isfinite().all()
 
 
 def test_experts_without_a_token_are_left_out():
@@ -134,6 +151,25 @@ def test_sparse_weights_of_experts_count_as_mlp_weights():
     assert whole.mlp == experts
     assert whole.weights - live.weights == whole.mlp - live.mlp
     assert live.mlp < 0.5 * whole.mlp
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4"])
+def test_experts_compute_on_a_gpu_in_bfloat16_what_they_compute_in_float32(family):
+    _, sparse, _ = pair(family, torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(64, 32, generator=generator)
+    routing = []
+    if family != "llama4":
+        chosen = torch.randint(4, (64, 2), generator=generator)
+        routing = [chosen, torch.rand(64, 2, generator=generator)]
+    experts = experts_of(sparse)[0]
+    with torch.no_grad():
+        expected = experts(x, *routing)
+        half = copy.deepcopy(experts).to("cuda", torch.bfloat16)
+        moved = [each.cuda() if each.dtype == torch.int64 else each.to("cuda", torch.bfloat16) for each in routing]
+        found = half(x.to("cuda", torch.bfloat16), *moved).float().cpu()
+    assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_a_sparse_mixture_compiles():

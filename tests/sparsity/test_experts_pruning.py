@@ -12,6 +12,7 @@ from torch import nn
 
 from blast.block_sparse.blocks import BlockShape, keep_count, tiles
 from blast.errors import BlastError
+from blast.model.convert import to_sparse
 from blast.model.discovery import match_matrices
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
@@ -84,6 +85,19 @@ def test_experts_that_cannot_be_pruned_are_told_with_the_reason():
         sparsifier = make(model)
     assert all("shared_expert" in name for name in sparsifier.masks)
     assert "model.layers.*.mlp.experts.down_proj" in sparsifier.report()["dense_mlp_weights"]["names"]
+
+
+def test_experts_that_are_not_loaded_are_refused():
+    with pytest.raises(BlastError, match=r"^'model.layers.0.mlp.experts.gate_up_proj' is on the meta device"):
+        make(build("mixtral").to("meta"))
+
+
+def test_a_conversion_before_the_training_ends_is_told():
+    sparsifier = make(build("mixtral"))
+    train(sparsifier, 1)
+    to_sparse(sparsifier.model, sparsifier.masks)
+    with pytest.raises(BlastError, match=r"^'model.layers.0.mlp.experts' was replaced after"):
+        sparsifier.step()
 
 
 def test_some_experts_of_a_parameter_cannot_be_pruned_alone():

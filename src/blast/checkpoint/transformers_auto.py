@@ -24,6 +24,7 @@ from blast.checkpoint.tensors import walk
 from blast.checkpoint.transformers_config import MODEL_TYPE, WRAPPED
 from blast.errors import BlastError
 from blast.model.convert import refuse_save_pretrained
+from blast.model.experts import find_experts
 
 # Arguments of `from_pretrained` without a meaning for a folder on this machine, or that transformers passes itself.
 WITHOUT_EFFECT = {
@@ -190,6 +191,7 @@ def _casts(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
         or entry.attribute not in entry.module._non_persistent_buffers_set
     }
     persistent |= {f"{name.removesuffix('.weight')}.values" for name in persistent if name.endswith(".weight")}
+    persistent |= {f"{target.name}.values" for experts in find_experts(model) for target in experts.targets}
     return {name: torch.float32 if kept & set(name.split(".")) else dtype for name in persistent}
 
 

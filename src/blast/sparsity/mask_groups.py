@@ -178,6 +178,7 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
     layers = (target.name for target in pruned if target.expert is None)
     refuse_ineligible(dict(model.named_modules()), layers, "leave it out of the targets")
     check_all_experts(pruned, "the targets")
+    _refuse_experts_on_meta(pruned)
     _check_sharing(model, pruned)
     told = warning_about(dense_mlp_weights(model, [*pruned, *dense]), model) if MLP in config.targets else None
     if told is not None:
@@ -216,6 +217,15 @@ def pruning_scopes(mask_groups: Sequence[MaskGroup], ranking: str) -> list[list[
         own = layer if ranking == "layer" and layer is not None else group.index
         scopes.setdefault(None if ranking == "model" else own, []).append(group)
     return list(scopes.values())
+
+
+def _refuse_experts_on_meta(pruned: Sequence[Target]) -> None:
+    for target in pruned:
+        if target.expert is not None and target.parameter.is_meta:
+            raise BlastError(
+                f"'{target.parameter_name}' is on the meta device (not loaded, or offloaded), so its experts cannot be "
+                "pruned; load the model on one device, or leave it out of the targets."
+            )
 
 
 def _check_sharing(model: nn.Module, pruned: Sequence[Target]) -> None:

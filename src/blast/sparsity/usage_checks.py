@@ -32,7 +32,10 @@ class ReplacementCheck:
     """
 
     def __init__(self, model: nn.Module, mask_groups: Sequence[MaskGroup]) -> None:
-        self._model, self._mask_groups = model, mask_groups
+        self._model = model
+        # Where each module is found. All experts of a mixture are in one module.
+        targets = [(group, place, target) for group in mask_groups for place, target in enumerate(group.targets)]
+        self._places = {target.module_name: (group, place) for group, place, target in targets}
         self._modules: list[nn.Module] = []
         # Every module on the path to a matrix: its parent's children, its name there, and itself. In most steps it is
         # enough to compare these.
@@ -44,19 +47,17 @@ class ReplacementCheck:
         Raises:
             BlastError: if a module was replaced; the message has its name.
         """
-        # All experts of a mixture are in one module.
-        named = {target.module_name: target.module for group in self._mask_groups for target in group.targets}
-        modules = list(named.values())
+        modules = [group.targets[place].module for group, place in self._places.values()]
         same = len(modules) == len(self._modules) and all(map(operator.is_, modules, self._modules))
         if same and all(children.get(name) is child for children, name, child in self._paths):
             return
-        for name, module in named.items():
+        for name, module in zip(self._places, modules, strict=True):
             if self._model.get_submodule(name) is not module:
                 raise BlastError(
                     f"'{name}' was replaced after the Sparsifier was created (by blast.to_sparse?); "
                     "finish the training before the conversion, or create a new Sparsifier and optimizer."
                 )
-        self._paths = [part for name in named for part in self._path_to(name)]
+        self._paths = [part for name in self._places for part in self._path_to(name)]
         # A wrapper that forwards names (torch.compile) hides the path. Each step then asks the model by name.
         ends = {id(child) for _, _, child in self._paths}
         self._modules = modules if all(id(module) in ends for module in modules) else []
