@@ -81,6 +81,13 @@ def match_matrices(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> l
     return [matrix for matrix in matrices if matrix.name in chosen]
 
 
+def selects_name(target: str, name: str) -> bool:
+    """Whether a target selects a layer by its name alone: `"mlp"` any layer that is not within attention."""
+    if target in (MLP, ATTENTION):
+        return (target == ATTENTION) == any(_is_attention(part) for part in name.split(".")[:-1])
+    return _matches(target, Target(name, nn.Identity(), "other", None))
+
+
 def split_dense(targets: Sequence[Target], first: int, last: int) -> tuple[list[Target], list[Target]]:
     """Splits targets into those to prune and those in the first and last layers, which stay dense.
 

@@ -14,12 +14,14 @@ class StepClock:
     Attributes:
         step_count: Steps done.
         finished: Whether the masks are fixed.
+        postponed: Whether a mask update waits for finite gradients.
     """
 
     def __init__(self, config: SparsifyConfig) -> None:
         self._config = config
         self.step_count = 0
         self.finished = False
+        self.postponed = False
 
     @property
     def last_update(self) -> bool:
@@ -29,7 +31,8 @@ class StepClock:
     @property
     def update_due(self) -> bool:
         """Whether the coming step updates the masks or fixes them."""
-        return not self.finished and (self.last_update or self.step_count % self._config.update_every == 0)
+        regular = self.step_count % self._config.update_every == 0
+        return not self.finished and (self.last_update or self.postponed or regular)
 
     @property
     def growth_due(self) -> bool:

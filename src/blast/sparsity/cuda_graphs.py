@@ -5,7 +5,7 @@ from __future__ import annotations
 from blast.errors import BlastError
 from blast.sparsity.clock import StepClock
 from blast.sparsity.execution.switch import Execution
-from blast.sparsity.usage_checks import AccumulationCheck
+from blast.sparsity.usage_checks import AccumulationCheck, FiniteCheck
 
 
 class CudaGraphSupport:
@@ -22,10 +22,13 @@ class CudaGraphSupport:
         clock: The clock of the sparsifier.
         execution: Its execution state.
         accumulation: Its check of gradient accumulation.
+        finite: Its check of finite gradients.
     """
 
-    def __init__(self, clock: StepClock, execution: Execution, accumulation: AccumulationCheck) -> None:
-        self._clock, self._execution, self._accumulation = clock, execution, accumulation
+    def __init__(
+        self, clock: StepClock, execution: Execution, accumulation: AccumulationCheck, finite: FiniteCheck
+    ) -> None:
+        self._clock, self._execution, self._accumulation, self._finite = clock, execution, accumulation, finite
 
     def count_replayed_step(self) -> None:
         """Counts a step that was replayed whole, the work of `step()` and of the optimizer included.
@@ -41,7 +44,12 @@ class CudaGraphSupport:
         self.optimizer_replayed()
 
     def optimizer_replayed(self) -> None:
-        """Notes that the optimizer step after `step()` was replayed. A replay calls no hooks of the optimizer."""
+        """Notes that the optimizer step after `step()` was replayed. A replay calls no hooks of the optimizer.
+
+        Raises:
+            BlastError: if the gradient of this step was not finite when a mask update was due.
+        """
+        self._finite.before_optimizer()
         self._accumulation.after_optimizer()
 
     def retain_activations(self, wanted: bool = True) -> None:

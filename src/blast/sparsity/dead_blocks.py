@@ -6,13 +6,13 @@ experts of a three-dimensional parameter are cleared together: a mixture has tho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from blast_kernels.common.batched_copy import batched_copy_by_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from blast.block_sparse.blocks import BlockShape, fill_dead_
 from blast.block_sparse.sharding import clear_dead_anywhere_, is_sharded
@@ -39,11 +39,12 @@ class DeadBlocks:
         """Sets new masks, bool `[rows, cols]` on the CPU, true where a block is live; nothing is copied yet."""
         self._masks, self._stale = list(masks), True
 
-    def clear_weights(self) -> None:
-        """Sets the weights of dead blocks to zero."""
+    def clear_weights(self, held: Container[int] | None = None) -> None:
+        """Sets the weights of dead blocks to zero; `held` are the `id` of some parameters, if not all are meant."""
         for stack, dead in self._with_masks():
             for target in stack.targets:
-                stack.clear(target.parameter, dead, target)
+                if held is None or id(target.parameter) in held:
+                    stack.clear(target.parameter, dead, target)
 
     def clear_gradients(self) -> None:
         """Sets the gradients of dead blocks to zero, where there are gradients."""
@@ -53,14 +54,16 @@ class DeadBlocks:
                 if gradient is not None:
                     stack.clear(gradient, dead, target)
 
-    def clear_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Sets the optimizer state of dead blocks to zero."""
+    def clear_state(self, state_of: Callable[[nn.Parameter], Iterable[Tensor]]) -> None:
+        """Sets the optimizer state of dead blocks to zero.
+
+        Args:
+            state_of: The state tensors of a parameter that have its shape.
+        """
         for stack, dead in self._with_masks():
             for target in stack.targets:
-                parameter = target.parameter
-                for value in optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        stack.clear(value, dead, target)
+                for value in state_of(target.parameter):
+                    stack.clear(value, dead, target)
 
     def _with_masks(self) -> list[tuple[_Stack, Tensor]]:
         """Each stack with its mask `[rows, 1, cols, 1]` (`[experts, …]` for all experts), true where a block is dead.

@@ -19,8 +19,9 @@ from blast.block_sparse.sharding import matrix_squares
 from blast.errors import BlastError
 from blast.layers.block_linear import BlockLinear
 from blast.model.coverage import dense_mlp_weights, warning_about
-from blast.model.discovery import MLP, match_matrices, split_dense
+from blast.model.discovery import MLP, match_matrices, selects_name, split_dense
 from blast.model.eligibility import refuse_ineligible
+from blast.model.module_replacement import sparse_layers
 from blast.model.sparse_modules import check_all_experts
 from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
@@ -99,29 +100,27 @@ class MaskGroup:
                 squares.append(matrix_squares(target.stored(target.parameter), self.block, target.transposed))
         return squares
 
-    def gradient_squares(self, step: int) -> list[Tensor]:
+    def gradient_squares(self) -> list[Tensor]:
         """Sum of squares of the dense gradient by block, for each matrix: `[rows, cols]`, float32.
 
-        Args:
-            step: Current step, for the error message.
-
-        Raises:
-            BlastError: if a matrix has no gradient.
+        They are zero for a matrix without a gradient.
         """
         squares = []
         for target in self.matrices:
-            if isinstance(target.module, BlockLinear):
-                gradient, transposed = self.dense_gradient(target), False
-            else:
-                gradient, transposed = target.parameter.grad, target.transposed
-                gradient = None if gradient is None else target.stored(gradient)
+            gradient = self._gradient(target)
             if gradient is None:
-                raise BlastError(
-                    f"{self.name} has no gradient at the mask update of step {step}; "
-                    "call sparsifier.step() after backward() and before zero_grad(), and keep its weight trainable."
-                )
-            squares.append(matrix_squares(gradient, self.block, transposed))
+                squares.append(torch.zeros(self.grid, device=self.device))
+            else:
+                transposed = not isinstance(target.module, BlockLinear) and target.transposed
+                squares.append(matrix_squares(gradient, self.block, transposed))
         return squares
+
+    def _gradient(self, target: Target) -> Tensor | None:
+        """The dense gradient of a matrix, as it is stored."""
+        if isinstance(target.module, BlockLinear):
+            return self.dense_gradient(target)
+        gradient = target.parameter.grad
+        return None if gradient is None else target.stored(gradient)
 
     def dense_gradient(self, target: Target) -> Tensor | None:
         """The accumulated dense gradient `[out, in]` of a block-sparse matrix; None except at mask updates."""
@@ -171,9 +170,10 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
         The mask groups, and the targets that stay dense.
 
     Raises:
-        BlastError: if a target matches nothing, a layer cannot be made block-sparse, a block does not divide a matrix,
-            or a matrix to prune shares its parameter with a module that is not a target.
+        BlastError: if a target matches nothing or is block-sparse already, a layer cannot be made block-sparse, a block
+            does not divide a matrix, or a matrix to prune shares its parameter with a module that is not a target.
     """
+    _refuse_sparse(model, config.targets)
     pruned, dense = split_dense(match_matrices(model, config.targets), config.dense_first, config.dense_last)
     layers = (target.name for target in pruned if target.expert is None)
     refuse_ineligible(dict(model.named_modules()), layers, "leave it out of the targets")
@@ -225,6 +225,16 @@ def _refuse_experts_on_meta(pruned: Sequence[Target]) -> None:
             raise BlastError(
                 f"'{target.parameter_name}' is on the meta device (not loaded, or offloaded), so its experts cannot be "
                 "pruned; load the model on one device, or leave it out of the targets."
+            )
+
+
+def _refuse_sparse(model: nn.Module, targets: Sequence[str]) -> None:
+    """Raises if the targets select a layer that is block-sparse already."""
+    for name in sparse_layers(model):
+        if any(selects_name(target, name) for target in targets):
+            raise BlastError(
+                f"'{name}' is block-sparse already; call blast.to_dense(model) first, then create the optimizer and "
+                "the Sparsifier."
             )
 
 

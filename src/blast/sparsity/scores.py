@@ -23,6 +23,19 @@ from blast.sparsity.mask_groups import MaskGroup
 from blast.sparsity.selection import FloatArray, as_numpy
 
 
+class NonFiniteGradientError(BlastError):
+    """A gradient is NaN or infinite, so that no block can be grown by it.
+
+    Attributes:
+        only_dead: Whether that is so in dead blocks only, whose gradients no optimizer sees: a product in float16 can
+            overflow there alone.
+    """
+
+    def __init__(self, message: str, only_dead: bool) -> None:
+        super().__init__(message)
+        self.only_dead = only_dead
+
+
 @torch.no_grad()
 def keep_scores(
     mask_groups: Sequence[MaskGroup], live: Sequence[Tensor], config: SparsifyConfig, step: int
@@ -59,12 +72,14 @@ def keep_and_grow_scores(
         step: Current step: for error messages, and for random grow scores, which differ in each step.
 
     Returns:
-        Keep scores as from `keep_scores`, and grow scores of the same shapes.
+        Keep scores as from `keep_scores`, and grow scores of the same shapes. A matrix without a gradient has gradient
+        scores of zero.
 
     Raises:
-        BlastError: if a weight or gradient is not finite, or a gradient is missing.
+        NonFiniteGradientError: if a gradient is not finite.
+        BlastError: if a weight is not finite.
     """
-    weights, gradients = _weight_squares(mask_groups, config), _gradient_squares(mask_groups, config, step)
+    weights, gradients = _weight_squares(mask_groups, config), _gradient_squares(mask_groups, config)
     norms = _norms_on_cpu([*weights, *gradients])
     keep = _keep_scores(mask_groups, live, norms[: len(weights)], config, step)
     return keep, _grow_scores(mask_groups, live, norms[len(weights) :], config, step)
@@ -90,9 +105,9 @@ def _weight_squares(mask_groups: Sequence[MaskGroup], config: SparsifyConfig) ->
     return [] if config.keep_score == "random" else [group.weight_squares() for group in mask_groups]
 
 
-def _gradient_squares(mask_groups: Sequence[MaskGroup], config: SparsifyConfig, step: int) -> list[list[Tensor]]:
+def _gradient_squares(mask_groups: Sequence[MaskGroup], config: SparsifyConfig) -> list[list[Tensor]]:
     """The same of the dense gradients; empty for random grow scores."""
-    return [] if config.grow_score == "random" else [group.gradient_squares(step) for group in mask_groups]
+    return [] if config.grow_score == "random" else [group.gradient_squares() for group in mask_groups]
 
 
 def _keep_scores(
@@ -116,7 +131,15 @@ def _grow_scores(
 ) -> list[Tensor]:
     if config.grow_score == "random":
         return [random_scores(group.grid, config.seed, "grow", step, group.index) for group in mask_groups]
-    return [_score(*of, "gradient", step) for of in zip(mask_groups, live, norms, strict=True)]
+    scores, errors = [], []
+    for of in zip(mask_groups, live, norms, strict=True):
+        try:
+            scores.append(_score(*of, "gradient", step))
+        except NonFiniteGradientError as error:
+            errors.append(error)
+    if errors:
+        raise min(errors, key=lambda error: error.only_dead)
+    return scores
 
 
 def _norms_on_cpu(squares: Sequence[Sequence[Tensor]]) -> list[FloatArray]:
@@ -147,15 +170,20 @@ def _score(group: MaskGroup, live: Tensor, norms: FloatArray, what: str, step: i
 
     Raises:
         BlastError: if a norm is NaN or infinite, because a ranking would then be arbitrary.
+        NonFiniteGradientError: the same for a gradient.
     """
     if norms.size != group.blocks:
         whole = np.zeros(group.grid, dtype=np.float32)
         whole[live.numpy()] = norms
         norms = whole
-    if not np.isfinite(norms).all():
-        bad = int(np.count_nonzero(~np.isfinite(norms)))
-        raise BlastError(
-            f"at step {step} the {what} of {group.name} is NaN or infinite in {bad} of {norms.size} blocks, so no mask "
-            "can be chosen; the training has diverged: lower the learning rate, or look for the first NaN in the loss."
+    wrong = ~np.isfinite(norms)
+    if wrong.any():
+        message = (
+            f"at step {step} the {what} of {group.name} is NaN or infinite in {int(np.count_nonzero(wrong))} of "
+            f"{norms.size} blocks, so no mask can be chosen; the training has diverged: lower the learning rate, or "
+            "look for the first NaN in the loss."
         )
+        if what == "gradient":
+            raise NonFiniteGradientError(message, only_dead=not (wrong.reshape(group.grid) & live.numpy()).any())
+        raise BlastError(message)
     return torch.from_numpy(norms.reshape(group.grid))

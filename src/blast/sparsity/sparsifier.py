@@ -11,7 +11,8 @@ the masked forward pass, and its dense gradient is there to grow blocks by. At t
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,15 +28,18 @@ from blast.sparsity.cuda_graphs import CudaGraphSupport
 from blast.sparsity.dead_blocks import DeadBlocks
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution.switch import Execution
-from blast.sparsity.mask_groups import find_mask_groups, pruning_scopes
+from blast.sparsity.mask_groups import MaskGroup, find_mask_groups, pruning_scopes
 from blast.sparsity.one_shot import full_mask, prune_to_budget
+from blast.sparsity.optimizers import Handle, Optimizers, check_state, held_by
 from blast.sparsity.prune_and_grow import prune_and_grow
 from blast.sparsity.schedule import swap_limit, target_sparsity
-from blast.sparsity.scores import keep_and_grow_scores, keep_scores
-from blast.sparsity.selection import block_budget, live_cost
-from blast.sparsity.usage_checks import AccumulationCheck, ReplacementCheck, check_optimizer_has_matrices
+from blast.sparsity.scores import NonFiniteGradientError, keep_and_grow_scores, keep_scores
+from blast.sparsity.selection import as_numpy, block_budget, live_cost
+from blast.sparsity.usage_checks import AccumulationCheck, FiniteCheck, ReplacementCheck
 
 STATE_FORMAT = 2
+# All sparsifiers that no newer one has replaced.
+_IN_USE: weakref.WeakSet[Sparsifier] = weakref.WeakSet()
 
 
 class Sparsifier:
@@ -54,7 +58,12 @@ class Sparsifier:
     After every optimizer step the weights of dead blocks are exactly zero, with any optimizer. If the schedule starts
     at a sparsity above zero, the first mask is applied here.
 
-    To resume a run: create the `Sparsifier`, load its state, then load the states of the model and the optimizer.
+    To resume a run: create the `Sparsifier`, load its state, then load the states of the model and the optimizer. Where
+    a framework loads the latter two first (in their masked-dense form), pass the state as `state` instead.
+
+    A mask update needs gradients. A matrix without one (a layer that was left out, an expert without a token) keeps its
+    mask; later updates make up for it, and the last one needs weights only. Under a gradient scaler an update waits for
+    finite gradients. If the optimizer would use gradients that are not finite, its step raises.
 
     In the sparse state (see `execution`) the pruned matrices are `BlockLinear` modules. A mask update replaces their
     parameters, in the optimizer too. Read `model.parameters()` anew where you need them, for instance to clip.
@@ -68,20 +77,24 @@ class Sparsifier:
     Args:
         model: Any model; after `fully_shard` if you use it. Its matrices are found by structure (see
             `blast.find_mlps`).
-        optimizer: The optimizer over its parameters.
+        optimizer: The optimizer over its parameters; a list if several train its matrices. Optimizers that
+            `accelerator.prepare` returned are accepted. Between two micro-batches of `accelerator.accumulate`, `step()`
+            does nothing, as their own `step()`.
         config: What to prune, how far, and how fast.
+        state: A result of `state_dict`, if the model and the optimizer have loaded theirs already.
 
     Attributes:
         model: The model, without its wrapper.
-        optimizer: The optimizer.
+        optimizer: The optimizer, or the list, as given.
         config: The config.
         sparsity_target: Target sparsity at the last mask update.
         dense_targets: Names of targets that stay dense (`dense_first`, `dense_last`).
         cuda_graphs: For a training loop that replays its steps as CUDA graphs.
 
     Raises:
-        BlastError: if a target matches nothing, a block does not divide a matrix, or the optimizer holds none of the
-            matrices; with `execution="sparse"` also if the optimizer or a wrapper does not allow it.
+        BlastError: if a target matches nothing or is sparse already, a block does not divide a matrix, not exactly one
+            optimizer holds a matrix, or the optimizer's state cannot be cleared by blocks; with `execution="sparse"`
+            also if the optimizer or a wrapper does not allow it.
 
     Example:
         >>> sparsifier = blast.Sparsifier(model, optimizer, blast.SparsifyConfig(sparsity=0.5, block=16, steps=100))
@@ -89,7 +102,14 @@ class Sparsifier:
         >>> sparsifier.step()  # before clipping and optimizer.step()
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: SparsifyConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        config: SparsifyConfig,
+        *,
+        state: dict[str, Any] | None = None,
+    ) -> None:
         check_argument("the model", model, nn.Module, "a torch.nn.Module")
         check_argument("the config", config, SparsifyConfig, "a SparsifyConfig, or SparsifyConfig.from_dict(settings)")
         # The wrappers of torch.compile and of data-parallel training put a prefix before every name.
@@ -104,9 +124,15 @@ class Sparsifier:
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self._optimizers = Optimizers(optimizer)
         self._mask_groups, dense = find_mask_groups(model, config)
         self._scopes = pruning_scopes(self._mask_groups, config.ranking)
-        check_optimizer_has_matrices(optimizer, self._mask_groups)
+        self._optimizers.check_matrices(self._mask_groups)
+        check_state(self._optimizers, self._mask_groups, sparse=False)
+        # Coming steps that check the optimizer state: an optimizer makes it in its first step.
+        self._checks_left = 2
+        # Whether an optimizer state was loaded since the last step.
+        self._loaded = False
         self.dense_targets = [target.name for target in dense]
         pruned = [target for group in self._mask_groups for target in group.matrices]
         self._dense_mlp_weights = dense_mlp_weights(model, pruned)._asdict()
@@ -115,16 +141,24 @@ class Sparsifier:
         # Masks are chosen and kept on the CPU. Copies on the devices clear the matrices.
         self._device_masks, self._dead_blocks = DeviceMasks(self._mask_groups), DeadBlocks(self._mask_groups)
         self._set_masks([full_mask(group) for group in self._mask_groups])
-        if self.sparsity_target > 0:
+        if state is not None:
+            self._load_masks(state)
+        elif self.sparsity_target > 0:
             self._set_masks(prune_to_budget(self._mask_groups, self._masks, config, self.sparsity_target, step=0))
-        self._execution = Execution(model, optimizer, self._mask_groups, config, self._clock, wrapper)
+        self._execution = Execution(model, self._optimizers, self._mask_groups, config, self._clock, wrapper)
+        self._finite, self._accumulation = FiniteCheck(), AccumulationCheck()
+        self._replacement = ReplacementCheck(model, self._mask_groups)
+        self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._accumulation, self._finite)
+        # From here on nothing is refused.
+        self._hooks: list[Handle] = self._optimizers.register_hooks(
+            self._before_optimizer, self._after_optimizer, self._after_load
+        )
+        self._take_over()
         self._clear_weights()
-        self._accumulation, self._replacement = AccumulationCheck(), ReplacementCheck(model, self._mask_groups)
-        self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._accumulation)
-        # An optimizer that mixes elements (Muon) moves dead weights even if gradients and moments are zero.
-        if hasattr(optimizer, "register_step_post_hook"):
-            optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
-        self._execution.switch_if_due(self._masks, self.sparsity_achieved)
+        if state is None:
+            self._execution.switch_if_due(self._masks, self.sparsity_achieved)
+        elif state["execution"] == "sparse":
+            self._execution.to_sparse(self._masks)
         self._execution.accumulate_if_due()
 
     @property
@@ -168,19 +202,32 @@ class Sparsifier:
         Call it once in each optimization step, after `backward()`, before clipping and `optimizer.step()`.
 
         Raises:
-            BlastError: at a mask update, if a gradient is missing, NaN or infinite, or still accumulates over
-                micro-batches; at any step, if a matrix was replaced.
+            BlastError: at a mask update, if no matrix has a gradient, a weight is NaN or infinite, or the gradients
+                still accumulate over micro-batches or are used up; at any step, if a matrix was replaced, a newer
+                `Sparsifier` prunes it, or the optimizer's state cannot be cleared by blocks.
         """
+        if self._optimizers.accumulating:
+            return
+        self._check_in_use()
         self._reshard()
         self._replacement.check()
+        self._finite.new_step()
         due = self.update_due
+        if due or self._checks_left:
+            check_state(self._optimizers, self._mask_groups, sparse=self.execution == "sparse")
+            self._checks_left = max(0, self._checks_left - 1)
+        if self._loaded:
+            self._clear_state()
+            self._loaded = False
         if due:
-            self._accumulation.before_update(self._mask_groups, self.step_count)
+            # While an update waits, skipped steps look like accumulation.
+            if not self._clock.postponed:
+                self._accumulation.before_update(self._mask_groups, self.step_count)
             self._execution.before_update()
             if self._clock.last_update:
                 self._trim()
             else:
-                self._update(self.step_count)
+                self._update_or_postpone()
         self._clear_dead()
         self._clock.step_count += 1
         if due:
@@ -190,6 +237,7 @@ class Sparsifier:
 
     def finish(self) -> None:
         """Trims the masks to the exact final budget and fixes them, unless the schedule has done so."""
+        self._check_in_use()
         if not self.finished:
             self._reshard()
             self._trim()
@@ -202,6 +250,7 @@ class Sparsifier:
         Raises:
             BlastError: if the optimizer cannot train live blocks only. Nothing is changed then.
         """
+        self._check_in_use()
         self._execution.to_sparse(self._masks)
         self._execution.accumulate_if_due()
 
@@ -231,6 +280,7 @@ class Sparsifier:
             "config": self.config.to_dict(),
             "step_count": self.step_count,
             "finished": self.finished,
+            "postponed": self._clock.postponed,
             "execution": self.execution,
             "world_size": world_size(),
             "sparsity_target": self.sparsity_target,
@@ -248,12 +298,8 @@ class Sparsifier:
         Raises:
             BlastError: if the state has another config, number of processes, or set of matrices.
         """
-        _check_state(state, self.config, self._by_name(self._masks))
-        saved = [state["masks"][group.targets[0].name] for group in self._mask_groups]
-        self._set_masks([mask.to("cpu", torch.bool, copy=True) for mask in saved])
-        self._clock.step_count = int(state["step_count"])
-        self._clock.finished = bool(state["finished"])
-        self.sparsity_target = float(state["sparsity_target"])
+        self._check_in_use()
+        self._load_masks(state)
         if state["execution"] == "masked":
             self._execution.to_masked()
         elif self.execution == "sparse":
@@ -263,30 +309,85 @@ class Sparsifier:
         self._execution.accumulate_if_due()
         self._changed = self.execution == "masked"
 
+    def _load_masks(self, state: dict[str, Any]) -> None:
+        """Loads all of a saved state but the execution."""
+        _check_state(state, self.config, self._by_name(self._masks))
+        saved = [state["masks"][group.targets[0].name] for group in self._mask_groups]
+        self._set_masks([mask.to("cpu", torch.bool, copy=True) for mask in saved])
+        self._clock.step_count = int(state["step_count"])
+        self._clock.finished = bool(state["finished"])
+        self._clock.postponed = bool(state.get("postponed", False))
+        self.sparsity_target = float(state["sparsity_target"])
+
+    def _update_or_postpone(self) -> None:
+        """Updates the masks; if a gradient is not finite, the next step does."""
+        try:
+            self._update(self.step_count)
+        except NonFiniteGradientError as error:
+            self._clock.postponed = True
+            self._execution.discard_dense_gradients()
+            # In the sparse state the optimizer sees other products than the dense gradients, which may overflow alone.
+            seen = self.execution == "masked" or not self._live_gradients_are_finite()
+            self._finite.postpone(error, ignored=error.only_dead or not seen)
+        else:
+            self._clock.postponed = False
+            self._finite.updated()
+
+    def _live_gradients_are_finite(self) -> bool:
+        gradients = [p.grad for group in self._mask_groups for p in group.parameters if p.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
     def _update(self, step: int) -> None:
         """Chooses new masks for a step, one pruning scope after the other."""
-        self.sparsity_target = target_sparsity(self.config, step)
         keep: list[Tensor]
         grow: list[Tensor] | None = None
         if self.config.grow == "none":
             keep = keep_scores(self._mask_groups, self._masks, self.config, step)
         else:
+            self._check_any_gradient(step)
             keep, grow = keep_and_grow_scores(self._mask_groups, self._masks, self.config, step)
+        self.sparsity_target = target_sparsity(self.config, step)
         masks = list(self._masks)
         for scope in self._scopes:
-            costs = [group.cost for group in scope]
+            changing = self._with_gradients(scope, grow)
+            if not changing:
+                continue
+            costs = [group.cost for group in changing]
             chosen = prune_and_grow(
-                live=[self._masks[group.index] for group in scope],
-                keep_scores=[keep[group.index] for group in scope],
-                grow_scores=None if grow is None else [grow[group.index] for group in scope],
-                budget=block_budget([group.blocks for group in scope], costs, self.sparsity_target),
+                live=[self._masks[group.index] for group in changing],
+                keep_scores=[keep[group.index] for group in changing],
+                grow_scores=None if grow is None else [grow[group.index] for group in changing],
+                budget=self._budget(scope, changing),
                 grow=self.config.grow,
                 swap_limit=swap_limit(self.config, step),
                 costs=costs,
             )
-            for group, mask in zip(scope, chosen, strict=True):
+            for group, mask in zip(changing, chosen, strict=True):
                 masks[group.index] = mask
         self._set_masks(masks)
+
+    def _check_any_gradient(self, step: int) -> None:
+        """Checks that there was a backward pass; it may have left out all matrices to prune."""
+        if self.config.grow_score == "gradient" and not self._optimizers.have_gradients:
+            raise BlastError(
+                f"no parameter has a gradient at the mask update of step {step}; call sparsifier.step() after "
+                "backward() and before zero_grad(), and use no optimizer that steps inside backward()."
+            )
+
+    def _with_gradients(self, scope: list[MaskGroup], grow: list[Tensor] | None) -> list[MaskGroup]:
+        """The mask groups of a scope whose masks may change: the gradient of the others is missing, or all zero."""
+        if grow is None or self.config.grow_score != "gradient":
+            return scope
+        return [group for group in scope if as_numpy(grow[group.index]).any()]
+
+    def _budget(self, scope: list[MaskGroup], changing: list[MaskGroup]) -> int:
+        """The weight blocks that the changing mask groups of a scope may keep, beside those that stay as they are."""
+        costs = [group.cost for group in scope]
+        budget = block_budget([group.blocks for group in scope], costs, self.sparsity_target)
+        indices = {group.index for group in changing}
+        staying = [group for group in scope if group.index not in indices]
+        taken = live_cost([self._masks[group.index] for group in staying], [group.cost for group in staying])
+        return max(budget - taken, sum(group.cost for group in changing))
 
     def _trim(self) -> None:
         """Trims the masks to the exact final budget and fixes them."""
@@ -310,14 +411,21 @@ class Sparsifier:
         else:
             self._dead_blocks.clear_gradients()
             if self._changed:
-                self._dead_blocks.clear_state(self.optimizer)
-                self._dead_blocks.clear_weights()
+                self._clear_state()
+                self._clear_weights()
         self._changed = False
 
     @torch.no_grad()
-    def _clear_weights(self) -> None:
+    def _clear_weights(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Clears the weights of dead blocks; of several optimizers, those of one."""
         if self.execution == "masked":
-            self._dead_blocks.clear_weights()
+            self._dead_blocks.clear_weights(None if optimizer is None else held_by(optimizer))
+
+    @torch.no_grad()
+    def _clear_state(self) -> None:
+        """Clears the optimizer state of dead blocks."""
+        if self.execution == "masked":
+            self._dead_blocks.clear_state(self._optimizers.tensors_like)
 
     def _by_name(self, masks: list[Tensor]) -> dict[str, Tensor]:
         return {target.name: masks[group.index] for group in self._mask_groups for target in group.targets}
@@ -327,9 +435,35 @@ class Sparsifier:
         for module in self._sharded:
             module.reshard()
 
-    def _after_optimizer(self) -> None:
-        self._accumulation.after_optimizer()
-        self._clear_weights()
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # A gradient scaler hands `found_inf` to a fused optimizer, which then skips the step by itself.
+        self._finite.before_optimizer(scaled=getattr(optimizer, "found_inf", None) is not None)
+
+    def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # An optimizer that mixes elements (Muon) moves dead weights even if gradients and moments are zero.
+        self._accumulation.after_optimizer(self._mask_groups)
+        self._clear_weights(None if len(self._optimizers.names) == 1 else optimizer)
+
+    def _after_load(self, *_: object) -> None:
+        self._optimizers.check_loaded(self._mask_groups)
+        self._checks_left, self._loaded = 2, True
+
+    def _take_over(self) -> None:
+        """Retires older sparsifiers of the same matrices, as when a cell of a notebook is run again."""
+        ours = {(id(target.module), target.name) for group in self._mask_groups for target in group.targets}
+        for other in list(_IN_USE):
+            targets = [target for group in other._mask_groups for target in group.targets]
+            if any((id(target.module), target.name) in ours for target in targets):
+                for hook in other._hooks:
+                    hook.remove()
+                _IN_USE.discard(other)
+        _IN_USE.add(self)
+
+    def _check_in_use(self) -> None:
+        if self not in _IN_USE:
+            raise BlastError(
+                "a newer Sparsifier prunes the same matrices, so this one is no longer in use; use the newer one."
+            )
 
 
 def _check_state(state: Mapping[str, Any], config: SparsifyConfig, masks: Mapping[str, Tensor]) -> None:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import operator
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
 from blast.sparsity.mask_groups import MaskGroup
 
-
-def check_optimizer_has_matrices(optimizer: torch.optim.Optimizer, mask_groups: Sequence[MaskGroup]) -> None:
-    """Raises a BlastError if the optimizer has none of the matrices."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in held for group in mask_groups for parameter in group.parameters):
-        raise BlastError(
-            "the optimizer holds none of the matrices to prune; create it from this model's parameters(), "
-            "after all changes to the model's layers."
-        )
+# Steps in a row that a mask update may wait for finite gradients. A gradient scaler that starts at 2^24 and halves its
+# factor in each step needs fewer.
+LONGEST_WAIT = 64
 
 
 class ReplacementCheck:
@@ -72,27 +66,98 @@ class ReplacementCheck:
             yield children, part, module
 
 
+class FiniteCheck:
+    """Waits for finite gradients where a gradient scaler skips the step, and raises where the optimizer uses them."""
+
+    def __init__(self) -> None:
+        self._error: BlastError | None = None
+        self._waited = 0
+
+    def postpone(self, error: BlastError, ignored: bool = False) -> None:
+        """Call it if a mask update finds a gradient that is not finite.
+
+        Args:
+            error: Says which gradient.
+            ignored: Whether the optimizer will not see that gradient.
+
+        Raises:
+            BlastError: if the optimizer would have seen such gradients in too many steps in a row.
+        """
+        self._waited += 1
+        if not ignored:
+            self._error = error
+            if self._waited > LONGEST_WAIT:
+                raise error
+        elif self._waited == LONGEST_WAIT:
+            warnings.warn(
+                f"the mask update has waited for {LONGEST_WAIT} steps, because the gradients of dead blocks overflow; "
+                "lower the scale of the gradient scaler, or train in bfloat16.",
+                stacklevel=5,
+            )
+
+    def new_step(self) -> None:
+        """Call it at the begin of `sparsifier.step()`."""
+        self._error = None
+
+    def updated(self) -> None:
+        """Call it after a mask update."""
+        self._waited = 0
+
+    def before_optimizer(self, scaled: bool = False) -> None:
+        """Call it before each optimizer step; a gradient scaler does not call an optimizer if gradients overflow.
+
+        Args:
+            scaled: Whether a gradient scaler told the optimizer (a fused one) to skip such a step by itself.
+
+        Raises:
+            BlastError: if a gradient of this step is not finite.
+        """
+        if self._error is not None and not scaled:
+            raise self._error
+
+
 class AccumulationCheck:
     """Detects a mask update between the micro-batches of one optimizer step."""
 
     def __init__(self) -> None:
         self._stepped = True
         self._gradient: weakref.ref[Tensor] | None = None
+        # A gradient that the optimizer has used, and its version then.
+        self._used: tuple[weakref.ref[Tensor], int] | None = None
 
-    def after_optimizer(self) -> None:
-        """Call it after each optimizer step."""
+    def after_optimizer(self, mask_groups: Sequence[MaskGroup] = ()) -> None:
+        """Call it after each optimizer step; without mask groups, the gradients it has used are unknown."""
         self._stepped = True
+        gradient = _first_gradient(mask_groups)
+        self._used = None if gradient is None else (weakref.ref(gradient), gradient._version)
 
     def after_step(self, mask_groups: Sequence[MaskGroup]) -> None:
         """Call it at the end of `sparsifier.step()`."""
-        gradient = next((p.grad for group in mask_groups for p in group.parameters if p.grad is not None), None)
+        gradient = _first_gradient(mask_groups)
         self._stepped, self._gradient = False, None if gradient is None else weakref.ref(gradient)
 
     def before_update(self, mask_groups: Sequence[MaskGroup], step: int) -> None:
-        """Raises a BlastError if the gradients are those of the last `sparsifier.step()`, still accumulating."""
+        """Checks that the gradients are those of all micro-batches of a new step.
+
+        Raises:
+            BlastError: if they are those of the last `sparsifier.step()`, still accumulating, or if the optimizer has
+                used them already.
+        """
+        gradients = [p.grad for group in mask_groups for p in group.parameters if p.grad is not None]
+        used = None if self._used is None else self._used[0]()
+        unchanged = self._used is not None and used is not None and used._version == self._used[1]
+        if unchanged and any(gradient is used for gradient in gradients):
+            raise BlastError(
+                f"a mask update is due at step {step}, but optimizer.step() has already used these gradients; "
+                "call sparsifier.step() after backward() and before optimizer.step()."
+            )
         last = None if self._stepped or self._gradient is None else self._gradient()
-        if last is not None and any(p.grad is last for group in mask_groups for p in group.parameters):
+        if last is not None and any(gradient is last for gradient in gradients):
             raise BlastError(
                 f"a mask update is due at step {step}, but neither optimizer.step() nor zero_grad() was called since "
                 "the last sparsifier.step(); with gradient accumulation call it once, after the last backward()."
             )
+
+
+def _first_gradient(mask_groups: Sequence[MaskGroup]) -> Tensor | None:
+    return next((p.grad for group in mask_groups for p in group.parameters if p.grad is not None), None)

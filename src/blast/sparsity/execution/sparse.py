@@ -6,6 +6,7 @@ moments and the gradient of the step into blocks, or joins them, and replaces th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,22 +24,25 @@ from blast.layers.training_mlp import TrainingMlp
 from blast.model.convert import to_dense, to_sparse
 from blast.model.fuse import fuse_for_training
 from blast.model.target import Target
-from blast.sparsity.execution.optimizer_state import check_optimizer, replace_parameter
+from blast.sparsity.execution.optimizer_state import check_elementwise
 from blast.sparsity.mask_groups import MaskGroup, parameter_of, sparse_layer
+from blast.sparsity.optimizers import Optimizers
 
 # Largest relative difference between the accumulated gradient and autograd's; both are rounded in half precision.
 SAME_GRADIENT = 0.1
+# Largest relative distance of their ratio from a power of two, the factor of a gradient scaler.
+SAME_FACTOR = 0.01
 
 
 @torch.no_grad()
 def switch_to_sparse(
-    model: nn.Module, optimizer: torch.optim.Optimizer, mask_groups: Sequence[MaskGroup], masks: Sequence[Tensor]
+    model: nn.Module, optimizers: Optimizers, mask_groups: Sequence[MaskGroup], masks: Sequence[Tensor]
 ) -> list[TrainingMlp]:
     """Switches a model from the masked-dense to the sparse state, in place.
 
     Args:
         model: The model. The values of its dead blocks are lost.
-        optimizer: The optimizer over its parameters.
+        optimizers: The optimizers over its parameters.
         mask_groups: Its mask groups. Their modules are the block-sparse ones afterwards.
         masks: For each mask group, bool `[rows, cols]`.
 
@@ -46,9 +50,9 @@ def switch_to_sparse(
         The MLPs that run as one operator from now on; the argument `mlps` of the other functions.
 
     Raises:
-        BlastError: if the optimizer cannot train live blocks only. Nothing is changed then.
+        BlastError: if an optimizer cannot train live blocks only. Nothing is changed then.
     """
-    check_optimizer(optimizer, [parameter for group in mask_groups for parameter in group.parameters])
+    check_elementwise(optimizers, mask_groups)
     by_name = {t.name: mask for group, mask in zip(mask_groups, masks, strict=True) for t in group.targets}
     to_sparse(model, by_name, drop=True)
     for group in mask_groups:
@@ -65,13 +69,13 @@ def switch_to_sparse(
                 return gather_blocks(target.as_out_in(tensor), index)
 
             values.grad = None if weight.grad is None else cut(weight.grad)
-            replace_parameter(optimizer, weight, values, cut)
+            optimizers.replace_parameter(weight, values, cut)
     fuse_for_training(model)
     return [module for module in model.modules() if isinstance(module, TrainingMlp)]
 
 
 @torch.no_grad()
-def switch_to_masked(model: nn.Module, optimizer: torch.optim.Optimizer, mask_groups: Sequence[MaskGroup]) -> None:
+def switch_to_masked(model: nn.Module, optimizers: Optimizers, mask_groups: Sequence[MaskGroup]) -> None:
     """Switches a model back to the masked-dense state, in place; arguments as for `switch_to_sparse`."""
     old = {group.index: [sparse_layer(target) for target in group.matrices] for group in mask_groups}
     to_dense(model)
@@ -84,13 +88,13 @@ def switch_to_masked(model: nn.Module, optimizer: torch.optim.Optimizer, mask_gr
 
             values, weight = layer.values, target.parameter
             weight.grad = None if values.grad is None else join(values.grad)
-            replace_parameter(optimizer, values, weight, join)
+            optimizers.replace_parameter(values, weight, join)
 
 
 @torch.no_grad()
 def change_layout(
     mlps: Sequence[TrainingMlp],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     mask_groups: Sequence[MaskGroup],
     masks: Sequence[Tensor],
 ) -> None:
@@ -112,7 +116,7 @@ def change_layout(
             made = nn.Parameter(remap.apply(values), requires_grad=values.requires_grad)
             if values.grad is not None:
                 made.grad = remap.apply(values.grad) if dense is None else remap.apply_with_dense(values.grad, dense)
-            replace_parameter(optimizer, values, made, remap.apply)
+            optimizers.replace_parameter(values, made, remap.apply)
             new[id(values)] = made
         for target in group.targets:
             layer = sparse_layer(target)
@@ -182,8 +186,10 @@ def recompute_dense_gradients(mlps: Sequence[TrainingMlp]) -> None:
 def reduce_dense_gradients(mask_groups: Sequence[MaskGroup], step: int) -> None:
     """Averages the dense gradients over all processes, and checks that they belong to the step.
 
+    A gradient scaler may have unscaled the gradients: the dense gradients are then unscaled too.
+
     Raises:
-        BlastError: if the gradients of live blocks were changed after `backward()`.
+        BlastError: if the gradients of live blocks were changed after `backward()` in another way.
     """
     found: list[tuple[str, BlockLinear, Tensor, Tensor]] = []
     for group in mask_groups:
@@ -197,22 +203,50 @@ def reduce_dense_gradients(mask_groups: Sequence[MaskGroup], step: int) -> None:
     checked = found[:: max(1, len(found) - 1)]
     if not checked:
         return
-    norms = [_difference_and_norm(layer, dense, grad) for _, layer, dense, grad in checked]
-    home = norms[0].device
-    values = torch.stack([norm.to(home) for norm in norms]).tolist()
-    for (name, *_), (difference, norm) in zip(checked, values, strict=True):
-        # NaN compares false here; `keep_and_grow_scores` reports it.
-        if difference > SAME_GRADIENT * norm:
+    products = [_products(layer, dense, grad) for _, layer, dense, grad in checked]
+    home = products[0].device
+    values = torch.stack([product.to(home) for product in products]).tolist()
+    # A product that is not finite says nothing; `keep_and_grow_scores` reports it.
+    known = [(name, _factor(*each)) for (name, *_), each in zip(checked, values, strict=True) if _finite(*each)]
+    scale = known[0][1] if known else 1.0
+    for name, factor in known:
+        if scale is None or factor != scale:
             raise BlastError(
                 f"at the mask update of step {step} the gradient of '{name}' differs from that of backward(); "
                 "call sparsifier.step() right after backward(), before scaling or clipping."
             )
+    if scale is not None and scale != 1:
+        for _, _, dense, _ in found:
+            dense *= scale
 
 
-def _difference_and_norm(layer: BlockLinear, dense: Tensor, grad: Tensor) -> Tensor:
-    """Norm of the difference between the accumulated gradient and autograd's, and norm of autograd's: `[2]`."""
+def _products(layer: BlockLinear, dense: Tensor, grad: Tensor) -> Tensor:
+    """Inner products of the accumulated gradient `a` and autograd's `g` at live blocks: `a·a`, `a·g`, `g·g`."""
     given, ours = grad.float(), gather_blocks(dense, layer.index.index).float()
-    return torch.stack(((ours - given).norm(), given.norm()))
+    return torch.stack((ours.square().sum(), (ours * given).sum(), given.square().sum()))
+
+
+def _finite(*numbers: float) -> bool:
+    return all(map(math.isfinite, numbers))
+
+
+def _factor(ours: float, both: float, given: float) -> float | None:
+    """The factor between two gradients: 1, or that of a gradient scaler, which is a power of two.
+
+    Args:
+        ours: Square of the norm of the accumulated gradient.
+        both: Inner product of the two.
+        given: Square of the norm of autograd's gradient.
+
+    Returns:
+        The factor; None if the gradients differ by more than rounding, or by another factor.
+    """
+    factor = 1.0
+    if ours > 0 and both > 0:
+        power = 2.0 ** round(math.log2(both / ours))
+        factor = power if abs(both / ours / power - 1) < SAME_FACTOR else 1.0
+    difference = given - 2 * factor * both + factor**2 * ours
+    return factor if difference <= SAME_GRADIENT**2 * given else None
 
 
 def _set_modules(group: MaskGroup, model: nn.Module) -> None:

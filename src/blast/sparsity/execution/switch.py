@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
@@ -15,8 +14,9 @@ from blast.sparsity.clock import StepClock
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.execution import sparse
 from blast.sparsity.execution.break_even import NEVER, training_break_even
-from blast.sparsity.execution.optimizer_state import check_optimizer
+from blast.sparsity.execution.optimizer_state import check_elementwise
 from blast.sparsity.mask_groups import MaskGroup
+from blast.sparsity.optimizers import Optimizers
 
 
 class Execution:
@@ -24,7 +24,7 @@ class Execution:
 
     Args:
         model: The model, not wrapped.
-        optimizer: The optimizer over its parameters.
+        optimizers: The optimizers over its parameters.
         mask_groups: Its mask groups.
         config: `execution`, `break_even`, `grow`, `schedule` and `tie_gate_up` are used.
         clock: The clock of the sparsifier.
@@ -41,7 +41,7 @@ class Execution:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         mask_groups: Sequence[MaskGroup],
         config: SparsifyConfig,
         clock: StepClock,
@@ -49,7 +49,7 @@ class Execution:
     ) -> None:
         self.state = "masked"
         self._accumulating = False
-        self._model, self._optimizer, self._mask_groups, self._config = model, optimizer, mask_groups, config
+        self._model, self._optimizers, self._mask_groups, self._config = model, optimizers, mask_groups, config
         self._clock, self._wrapper = clock, wrapper
         # The MLPs that run as one operator in the sparse state.
         self._mlps: list[TrainingMlp] = []
@@ -80,7 +80,7 @@ class Execution:
         if self.state == "masked":
             self._check_wrapper()
             self._check_experts()
-            self._mlps = sparse.switch_to_sparse(self._model, self._optimizer, self._mask_groups, masks)
+            self._mlps = sparse.switch_to_sparse(self._model, self._optimizers, self._mask_groups, masks)
             fixed = self._config.grow == "none" and self._config.schedule == "constant"
             sparse.set_masks_fixed(self._mask_groups, self._clock.finished or fixed)
             self.state = "sparse"
@@ -89,12 +89,12 @@ class Execution:
         """Switches from sparse to masked."""
         if self.state == "sparse":
             sparse.detach_dense_gradients(self._mask_groups)
-            sparse.switch_to_masked(self._model, self._optimizer, self._mask_groups)
+            sparse.switch_to_masked(self._model, self._optimizers, self._mask_groups)
             self._mlps, self.state = [], "masked"
 
     def change_layout(self, masks: Sequence[Tensor]) -> None:
         """Changes the masks of a model in the sparse state."""
-        sparse.change_layout(self._mlps, self._optimizer, self._mask_groups, masks)
+        sparse.change_layout(self._mlps, self._optimizers, self._mask_groups, masks)
 
     def accumulate_if_due(self) -> None:
         """Accumulates dense gradients in the coming step if it grows blocks; stops it otherwise."""
@@ -106,6 +106,11 @@ class Execution:
         elif self._accumulating:
             sparse.detach_dense_gradients(self._mask_groups)
             self._accumulating = False
+
+    def discard_dense_gradients(self) -> None:
+        """Frees the dense gradients of this step, for an update that is postponed."""
+        if self.state == "sparse":
+            sparse.detach_dense_gradients(self._mask_groups)
 
     def retain_activations(self, wanted: bool) -> None:
         """Retains the activations of the next backward pass if masks still grow; False frees them."""
@@ -155,7 +160,7 @@ class Execution:
         if config.execution == "sparse":
             self._check_wrapper()
             self._check_experts()
-            check_optimizer(self._optimizer, [])
+            check_elementwise(self._optimizers, [])
         if config.break_even is not None:
             return config.break_even
         if config.execution == "sparse":
