@@ -39,6 +39,15 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{state.hexdigest()}"
 
 
+def folder_digest(folder: Path) -> str:
+    """Digest of the names and the bytes of the files in a folder, `"sha256:…"`; folders in it are left out."""
+    state = hashlib.sha256()
+    for file in sorted(Path(folder).iterdir()):
+        if file.is_file():
+            state.update(file.name.encode() + b"\0" + file.read_bytes())
+    return f"sha256:{state.hexdigest()}"
+
+
 def text_digest(text: str) -> str:
     """Digest of a text in UTF-8, `"sha256:…"`."""
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

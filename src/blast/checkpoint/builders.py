@@ -58,8 +58,9 @@ def skeleton(described: dict[str, Any]) -> nn.Module:
     except BlastError:
         raise
     except Exception as fault:
+        reason = " ".join(str(fault).split())[:200]
         raise BlastError(
-            f"the installed {library} cannot build {name} from the checkpoint's description ({fault}); "
+            f"the installed {library} cannot build {name} from the checkpoint's description ({reason}); "
             "build the dense model yourself and pass it: blast.load(folder, model=...)."
         ) from fault
     raise BlastError(

@@ -6,7 +6,6 @@ The request file also holds the documents, so this step needs only the requests 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from blast.experiment.language.tasks_of_lm_eval import (
     loaded_tasks,
     read_documents,
 )
+from blast.files import folder_digest
 
 # Bootstrap draws for the few metrics without a closed form of the standard error; its own error is then about 2 %.
 BOOTSTRAP = 1000
@@ -82,7 +82,7 @@ def build_requests(
         "limit": limit,
         "fewshot_seed": FEWSHOT_SEED,
         "prefix_token": collector.prefix_token_id,
-        "tokenizer": _folder_digest(Path(tokenizer_dir)),
+        "tokenizer": folder_digest(Path(tokenizer_dir)),
         "lm_eval": metadata.version("lm_eval"),
     }
     built = RequestFile(list(tasks), collector.requests, documents, settings)
@@ -199,11 +199,3 @@ def _tokenizer(folder: Path) -> Any:
         raise BlastError(
             f"{folder}: no tokenizer could be loaded from it ({reason}); prepare the dataset again."
         ) from error
-
-
-def _folder_digest(folder: Path) -> str:
-    sha = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file():
-            sha.update(file.name.encode() + b"\0" + file.read_bytes())
-    return "sha256:" + sha.hexdigest()

@@ -90,6 +90,24 @@ def loaded_tasks(tasks: Sequence[str], documents: Documents) -> Iterator[dict[st
         yield TaskManager(include_path=folder, include_defaults=False).load(list(tasks))["tasks"]
 
 
+def write_tasks(folder: Path, documents: Documents) -> None:
+    """Writes all tasks and their documents into a folder, for `lm_eval --include_path` and its like.
+
+    Args:
+        folder: An existing folder. The tasks name it by its absolute path.
+        documents: As `read_documents` gives them.
+    """
+    import lm_eval
+
+    place, stock = str(folder.resolve()), str(Path(lm_eval.__file__).parent / "tasks")
+    for name, rows in documents.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in _folder().iterdir():
+        if file.is_file():
+            text = file.read_text().replace("@DATA@", place).replace("@LM_EVAL@", stock)
+            (folder / file.name).write_text(text)
+
+
 def check_answers(name: str, task: Any, limit: int | None) -> None:
     """Checks that the choices of each multiple-choice question include its answer.
 

@@ -47,6 +47,12 @@ def run_one_shot_point(point: Point, folder: GridFolder, code: str = "") -> Resu
     )
     if parent["status"] != "ok":
         raise BlastError(f"its dense parent '{point.parent}' failed ({parent['cause']}); mend that one first.")
+    trained_on = parent["result"]["dataset"]["digest"]
+    if trained_on != run.data.digest:
+        raise BlastError(
+            f"its dense parent '{point.parent}' was trained on other data or with another tokenizer "
+            f"({trained_on[:19]}… instead of {run.data.digest[:19]}…); run that one again first."
+        )
     model = load(folder.work(point.parent) / "checkpoint").to(run.device)
     config = SparsifyConfig.from_dict(point.sparsify)
     masks = one_shot_masks(model, config)

@@ -27,12 +27,13 @@ from blast.errors import BlastError
 from blast.evaluation.class_logits import class_logits
 from blast.evaluation.loss import evaluate_language
 from blast.evaluation.metric import metric
+from blast.evaluation.requests import read_requests
 from blast.evaluation.scoring import score_requests
 from blast.evaluation.top_k import evaluate_vision
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
-from blast.files import file_digest, read_json, replacing
+from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
 from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
@@ -76,6 +77,7 @@ class PointRun:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         started = time.monotonic()
         run = cls(point, folder, _load_data(point, folder), device, started)
+        run.check_requests()
         if is_first_rank():
             run.say("data ready")
         return run
@@ -83,6 +85,17 @@ class PointRun:
     def say(self, what: str) -> None:
         """Writes into the log what is done and how long it took."""
         print(f"{what} after {time.monotonic() - self.started:.1f} s")
+
+    def check_requests(self) -> None:
+        """Refuses lm-eval requests that another tokenizer made, before anything is trained."""
+        file = self.folder.requests(self.point.dataset)
+        if self.language and self.point.evaluation.get("tasks") and file.is_file():
+            made_with = read_requests(file).settings.get("tokenizer")
+            if made_with is not None and made_with != folder_digest(self.data.tokenizer_dir):
+                raise BlastError(
+                    f"{file}: these requests were made with another tokenizer than that of the dataset "
+                    f"'{self.point.dataset}' here, so their scores would be wrong; delete the file and run again."
+                )
 
     @property
     def settings(self) -> TrainingSettings:
@@ -234,9 +247,10 @@ def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
 
 
 def save_model(run: PointRun, model: nn.Module) -> None:
-    """Writes the checkpoint of a point."""
+    """Writes the checkpoint of a point, with the tokenizer of its data."""
     run.say("trained")
-    save(model, run.folder.work(run.point.id) / "checkpoint")
+    tokenizer = getattr(run.data, "tokenizer_dir", None)
+    save(model, run.folder.work(run.point.id) / "checkpoint", processing_class=tokenizer)
 
 
 def load_model(run: PointRun) -> nn.Module:
