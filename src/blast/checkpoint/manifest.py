@@ -150,7 +150,7 @@ def _check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
 
     for field in ("library", "class"):
         check(field, _text(manifest.get(field)))
-    check("base", manifest.get("base", 0) is None or type(manifest["base"]) is dict)
+    check("base", type(manifest.get("base", 0)) in (dict, type(None)))
     names("aliases", manifest.get("aliases"), _text, _text)
     names("files", manifest.get("files", {}), _file_name, _text)
     names("matrices", manifest.get("matrices"), _text, lambda facts: type(facts) is dict)
