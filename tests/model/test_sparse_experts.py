@@ -20,12 +20,14 @@ from blast.model.experts import find_experts
 BLOCK = 8
 
 
-def pair(family: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module, dict[str, torch.Tensor]]:
+def pair(
+    family: str, dtype: torch.dtype = torch.float64, block: int = BLOCK
+) -> tuple[nn.Module, nn.Module, dict[str, torch.Tensor]]:
     """A masked-dense model, its sparse copy, and the masks."""
     dense = build(family).to(dtype)
     if hasattr(dense, "set_experts_implementation"):
         dense.set_experts_implementation("eager")  # the others have no float64
-    masks = random_masks(dense, BLOCK)
+    masks = random_masks(dense, block)
     masked(dense, masks)
     return dense, blast.to_sparse(copy.deepcopy(dense), masks), masks
 
@@ -144,6 +146,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence():
         blast.Sparsifier(sparse, torch.optim.SGD(sparse.parameters()), blast.SparsifyConfig(0.5, BLOCK, steps=2))
 
 
+def test_a_state_dict_of_dense_experts_is_refused_before_anything_is_loaded():
+    dense, sparse, _ = pair("mixtral", torch.float32)
+    before = {name: value.clone() for name, value in sparse.state_dict().items()}
+    state = {name: value + 1 for name, value in dense.state_dict().items()}
+    with pytest.raises(BlastError, match=r"^the state dict has dense weights for the experts 'model.layers.0.mlp.exp"):
+        sparse.load_state_dict(state)
+    assert all(torch.equal(before[name], value) for name, value in sparse.state_dict().items())
+
+
 def test_sparse_weights_of_experts_count_as_mlp_weights():
     dense, sparse, _ = pair("mixtral")
     whole, live = blast.model_bytes(dense), blast.model_bytes(sparse)
@@ -156,7 +167,7 @@ def test_sparse_weights_of_experts_count_as_mlp_weights():
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4"])
 def test_experts_compute_on_a_gpu_in_bfloat16_what_they_compute_in_float32(family):
-    _, sparse, _ = pair(family, torch.float32)
+    _, sparse, _ = pair(family, torch.float32, block=16)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(64, 32, generator=generator)
     routing = []

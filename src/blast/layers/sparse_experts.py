@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
 
 # Multiplies tokens by a matrix of an expert: (name of the parameter, number of the expert, x [n, in]) -> [n, out].
@@ -82,6 +83,23 @@ class SparseExperts(nn.Module):
         """For each parameter with block-sparse matrices, the layers of its experts."""
         children = {name: self._modules.get(name) for name in (self.form.up, self.form.down)}
         return {name: child for name, child in children.items() if isinstance(child, nn.ModuleList)}
+
+    def check_state_dict(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Checks that a state dict has no dense weights for the block-sparse experts; arguments as for `BlockLinear`.
+
+        Raises:
+            BlastError: if it has.
+        """
+        for name in self.stacks:
+            if f"{prefix}{name}" in state:
+                raise BlastError(
+                    f"the state dict has dense weights for the experts '{prefix}{name}', which are block-sparse; "
+                    "load it into the dense model, before blast.to_sparse or after blast.to_dense(model)."
+                )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        self.check_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def dense_module(self) -> nn.Module:
         """The dense module that this one replaced, with the present weights and zeros outside the live blocks."""

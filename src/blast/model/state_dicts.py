@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from blast.layers.block_linear import BlockLinear
+from blast.layers.sparse_experts import SparseExperts
 
 
 def check_state_dicts(model: nn.Module) -> None:
@@ -31,5 +32,5 @@ def _handles(model: nn.Module) -> list[int]:
 
 def _check(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, layer in model.named_modules(remove_duplicate=False):
-        if isinstance(layer, BlockLinear):
+        if isinstance(layer, BlockLinear | SparseExperts):
             layer.check_state_dict(state_dict, f"{prefix}{name}.")
