@@ -21,7 +21,49 @@ def models(kind: str) -> tuple[nn.Module, nn.Module]:
     return dense, blast.to_sparse(copy.deepcopy(dense), masks)
 
 
-@pytest.mark.parametrize("fuse", [blast.fuse, fuse_for_training])
+FUSE = pytest.mark.parametrize("fuse", [blast.fuse, fuse_for_training])
+
+
+def same(dense: nn.Module, sparse: nn.Module) -> None:
+    x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(x), dense(x))
+    torch.testing.assert_close(sparse(x), dense(x))
+
+
+@FUSE
+@pytest.mark.parametrize("child", ["up_proj", "act_fn"])
+def test_a_hook_that_is_registered_after_fusing_is_called(fuse, child):
+    dense, sparse = models("gated, shared mask")
+    fuse(sparse)
+    for model in (dense, sparse):
+        model.mlp.get_submodule(child).register_forward_hook(lambda module, given, output: output + 1)
+    same(dense, sparse)
+
+
+@FUSE
+def test_a_child_that_is_replaced_after_fusing_is_used(fuse):
+    dense, sparse = models("gated, separate masks")
+    fuse(sparse)
+    for model in (dense, sparse):
+        model.mlp.act_fn = nn.ReLU()
+        model.mlp.up_proj = nn.Sequential(model.mlp.up_proj, nn.Tanh())
+    same(dense, sparse)
+    assert "SparseMlp" not in str(blast.unfuse(sparse))
+    same(dense, sparse)
+
+
+@FUSE
+def test_a_forward_that_is_set_on_a_child_after_fusing_is_called(fuse):
+    dense, sparse = models("plain")
+    fuse(sparse)
+    for model in (dense, sparse):
+        plain = model.mlp.fc1.forward
+        model.mlp.fc1.forward = lambda x, plain=plain: plain(x) + 10
+    same(dense, sparse)
+
+
+@FUSE
 def test_dropout_that_is_switched_on_after_fusing_is_active(fuse):
     dense, sparse = models("plain")
     fuse(sparse)
@@ -39,7 +81,4 @@ def test_memory_without_values_can_be_filled_from_a_state_dict(fuse):
     dense, sparse = models("gated, separate masks")
     state = {name: tensor.clone() for name, tensor in sparse.state_dict().items()}
     fuse(sparse).to_empty(device="cpu").load_state_dict(state)
-    x = torch.randn(2, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(sparse(x), dense(x))
-    torch.testing.assert_close(sparse(x), dense(x))
+    same(dense, sparse)

@@ -67,7 +67,8 @@ class _Record(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, dense_gradient: DenseGradient) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dense_gradient = dense_gradient
-        return y.view_as(y)
+        # No view for autograd, because the caller may change the output in place.
+        return torch.ops.aten._unsafe_view.default(y, y.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

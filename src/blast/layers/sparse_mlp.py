@@ -69,11 +69,11 @@ class SparseMlp(nn.Module):
     """Replaces an MLP whose matrices are `BlockLinear`. It has the same children under the same names.
 
     Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
-    it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, and if the
-    block sides of the up and down projections do not match. The kernels read the parameters of the layers, so that a
-    change of a parameter takes effect at once, however it was made. The fp8 weights and the dense weights of
-    `dense_fallback` are copies. They are made again after a parameter was changed in place, moved or loaded; a write
-    through `.data` is not noticed.
+    it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a
+    child was changed (replaced, hooked), and if the block sides of the up and down projections do not match. The
+    kernels read the parameters of the layers, so that a change of a parameter takes effect at once, however it was
+    made. The fp8 weights and the dense weights of `dense_fallback` are copies. They are made again after a parameter
+    was changed in place, moved or loaded; a write through `.data` is not noticed.
 
     Args:
         original: The MLP; its children are shared, not copied.
@@ -107,6 +107,8 @@ class SparseMlp(nn.Module):
         self.training, self._version = original.training, original._version
         for hooks in HOOKS:
             setattr(self, hooks, getattr(original, hooks))
+        self._children = tuple(original._modules.values())
+        self._hooks_of_children = [getattr(child, hooks) for child in original.children() for hooks in HOOKS[:-1]]
         self.lists = MlpLists()
         self._row_lists: RowLists | None = None
         self._fp8: Weights | None = None
@@ -186,7 +188,7 @@ class SparseMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces."""
-        if self._drops():
+        if self._runs_layers():
             return self.original.forward(x)
         if not self._can_fuse(x):
             return self._train(x)
@@ -257,10 +259,18 @@ class SparseMlp(nn.Module):
         layer: Any = self._modules[name]
         return layer
 
-    def _drops(self) -> bool:
-        """Whether dropout is active. It can be changed at any time, so the children are asked."""
-        children = self._modules.values()
-        return any(isinstance(child, nn.Dropout) and child.training and child.p > 0 for child in children)
+    def _runs_layers(self) -> bool:
+        """Whether the MLP has to run layer by layer: with active dropout, or because a child was changed.
+
+        A child was changed if it was replaced (an adapter, another activation), or got a hook or another forward. The
+        children are asked in each call, because all this can happen after the MLP was fused.
+        """
+        for child, fused in zip(self._modules.values(), self._children, strict=False):
+            if child is not fused or (child is not None and "forward" in child.__dict__):
+                return True
+            if isinstance(child, nn.Dropout) and child.training and child.p > 0:
+                return True
+        return any(self._hooks_of_children)
 
     def _can_fuse(self, x: Tensor) -> bool:
         if torch.is_autocast_enabled(x.device.type):

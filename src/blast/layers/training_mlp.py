@@ -32,7 +32,7 @@ class TrainingMlp(SparseMlp):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces."""
-        return self.original.forward(x) if self._drops() else self._train(x)
+        return self.original.forward(x) if self._runs_layers() else self._train(x)
 
     def _run_training(self, x: Tensor, layers: list[BlockLinear]) -> Tensor:
         if torch.compiler.is_compiling():
