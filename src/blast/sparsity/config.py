@@ -107,7 +107,8 @@ class SparsifyConfig:
         ranking: Blocks compete within a `matrix`, a `layer`, or the whole `model`.
         dense_first: Layers at the start of the model that are not pruned.
         dense_last: Layers at the end of the model that are not pruned.
-        targets: `"mlp"`, `"attention"`, shell-style patterns of module names (`"*.q_proj"`), or `"re:"` + a regex.
+        targets: `"mlp"` (with the experts of mixtures), `"attention"`, shell-style patterns of names (`"*.q_proj"`), or
+            `"re:"` + a regex.
         tie_gate_up: Whether the gate and up matrices of one MLP share a mask.
         seed: Seed of the random scores.
         execution: How the model runs while it trains; results differ by rounding only. `masked`: dense, with zeros in
