@@ -18,7 +18,7 @@ from blast.experiment.run.launch import visible_gpus
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.run.locks import hold_grid
 from blast.experiment.plan.resources import jobs_at_once
-from blast.experiment.snakemake_hooks import UnknownTargetMessage, refusal
+from blast.experiment.snakemake_hooks import UnknownTargetMessage, check_writable, refusal
 from blast.experiment.run.verdict import drop_stale_stamps
 from snakemake.logging import logger
 
@@ -31,10 +31,13 @@ SCRIPTS = ROOT / "workflow" / "scripts"
 try:
     CONFIG, CONFIG_FILE = used_config(workflow.config_settings.configfiles, config, ROOT)
     PLAN = expand(CONFIG, CONFIG_FILE)
+    FOLDER = GridFolder(Path("results") / CONFIG.name)
+    DRAWN = Path(CONFIG.figures)
+    check_writable(FOLDER.root)
+    check_writable(DRAWN)
 except BlastError as error:
     raise refusal(error) from None
 
-FOLDER = GridFolder(Path("results") / CONFIG.name)
 JOBS = {job.name: job for job in PLAN.jobs}
 # A command begins with one of these, and each `{…}` in it ends with `:q`, so that a shell takes no path apart. There is
 # no `script:`, as Snakemake writes the path of Python into that command unquoted. `-P`: a file in the working folder

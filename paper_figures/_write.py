@@ -9,6 +9,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from blast.errors import BlastError
 from blast.files import replacing, write_atomically
 
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -23,8 +24,14 @@ def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
     with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": 200}):
         for kind in ("pdf", "png"):
             file = Path(out_dir, f"{name}.{kind}")
-            with replacing(file) as temporary:
-                figure.savefig(temporary, format=kind, metadata=metadata[kind])
+            try:
+                with replacing(file) as temporary:
+                    figure.savefig(temporary, format=kind, metadata=metadata[kind])
+            except OSError as error:
+                raise BlastError(
+                    f"{file}: cannot be written ({error.strerror}); free some space, change the permissions, or give "
+                    "another folder, then draw it again."
+                ) from error
             written.append(file)
     return written
 

@@ -5,7 +5,6 @@ TABLES = [name for name, path in VIEWS.items() if "\ndef rows(" in path.read_tex
 FIGURES = [name for name, path in VIEWS.items() if "\ndef draw(" in path.read_text()]
 if not TABLES or not FIGURES:
     raise refusal(f"{ROOT / 'paper_figures'}: holds no figures or no tables; restore this folder from git.")
-DRAWN = Path(CONFIG.figures)
 PICTURES = [str(DRAWN / f"{name}.{kind}") for name in FIGURES for kind in ("pdf", "png")]
 PRINTED = [str(DRAWN / f"{name}.{kind}") for name in TABLES for kind in ("csv", "md", "tex")]
 RECORDED = ROOT / "results" / "recorded"

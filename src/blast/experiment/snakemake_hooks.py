@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
-from blast.errors import unknown_name
+from blast.errors import BlastError, unknown_name
 
 
 def refusal(sentence: object) -> Exception:
@@ -16,6 +18,21 @@ def refusal(sentence: object) -> Exception:
 
     print(f"blast: {sentence}", file=sys.stderr)
     return WorkflowError(str(sentence))
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be made or written, before anything is trained for it.
+
+    Raises:
+        BlastError: if the folder, or one above it, is a file or may not be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BlastError(
+            f"{folder}: cannot be a folder, as '{there}' is a file; name another folder, or move the file."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BlastError(f"{folder}: '{there}' may not be written; change its permissions, or name another folder.")
 
 
 class UnknownTargetMessage(logging.Handler):

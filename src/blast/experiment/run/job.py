@@ -144,6 +144,8 @@ def _run_child(
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONUNBUFFERED": "1",
+        # A file in the working folder cannot replace a module.
+        "PYTHONSAFEPATH": "1",
     }
     environment |= {"OMP_NUM_THREADS": str(points[0].threads), "MKL_NUM_THREADS": str(points[0].threads)}
     # The child ends when its standard input closes, so it does not outlive this process.
