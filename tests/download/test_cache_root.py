@@ -28,6 +28,15 @@ def test_an_account_without_a_home_folder_is_one_sentence(monkeypatch):
         cache_root()
 
 
+def test_a_file_in_place_of_the_cache_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("BLAST_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        BlastError, match=r"cache: the cache has to be a folder, and this is a file; set BLAST_CACHE to"
+    ):
+        cache_root()
+
+
 def test_damaged_facts_are_one_sentence(tmp_path):
     made = {"a": 1}
     assert build_once(tmp_path / "data", lambda folder: made) == made

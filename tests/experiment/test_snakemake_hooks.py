@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
 from blast.errors import BlastError
-from blast.experiment.snakemake_hooks import check_writable, refusal
+from blast.experiment.snakemake_hooks import UnknownTargetMessage, check_writable, refusal
 
 
 def test_a_folder_may_be_there_or_be_made(tmp_path, monkeypatch):
@@ -38,3 +39,11 @@ def test_a_refusal_is_printed_where_the_quiet_mode_does_not_hide_it(capsys):
     pytest.importorskip("snakemake")
     assert str(refusal("the sentence.")) == "the sentence."
     assert capsys.readouterr().err == "blast: the sentence.\n"
+
+
+@pytest.mark.parametrize("target", ["figures/clams.pdf", "my figures (old)/clams.pdf"])
+def test_an_unknown_target_prints_the_nearest_one(capsys, target):
+    said = f"No rule to produce {target} (if you use input functions make sure that they don't raise exceptions)."
+    known = target.replace("clams", "claims")
+    UnknownTargetMessage([known, "all"]).emit(logging.makeLogRecord({"msg": said}))
+    assert capsys.readouterr().err == f"blast: unknown target '{target}'; did you mean '{known}'?\n"

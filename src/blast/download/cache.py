@@ -19,12 +19,15 @@ def cache_root() -> Path:
     """The cache folder: `$BLAST_CACHE`, else `~/.cache/blast`.
 
     Raises:
-        BlastError: if this account has no home folder and `BLAST_CACHE` is not set.
+        BlastError: if it is a file, or if this account has no home folder and `BLAST_CACHE` is not set.
     """
     try:
-        return Path(os.environ.get("BLAST_CACHE") or "~/.cache/blast").expanduser().absolute()
+        root = Path(os.environ.get("BLAST_CACHE") or "~/.cache/blast").expanduser().absolute()
     except RuntimeError as error:
         raise BlastError("this account has no home folder for the cache; set BLAST_CACHE to a folder.") from error
+    if root.is_file():
+        raise BlastError(f"{root}: the cache has to be a folder, and this is a file; set BLAST_CACHE to a folder.")
+    return root
 
 
 def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -47,6 +47,6 @@ class UnknownTargetMessage(logging.Handler):
         self.known = sorted(known)
 
     def emit(self, record: logging.LogRecord) -> None:
-        found = re.search(r"No rule to produce (\S+) \(", record.getMessage())
+        found = re.search(r"No rule to produce (.+) \(if ", record.getMessage())
         if found:
             print(f"blast: {unknown_name('target', found[1], self.known)}", file=sys.stderr)
