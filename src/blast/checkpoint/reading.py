@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,20 +30,25 @@ class StoredTensors:
     Args:
         file: The file of the weights.
         aliases: For each further name of a tensor the name it is stored under.
-        casts: The dtype that floating-point tensors are cast to, by name; other names keep theirs.
+        dtype_of: The dtype that a floating-point tensor of a name is cast to; None keeps its own.
 
     Raises:
         BlastError: if the file is no safetensors file, or the aliases do not fit it.
     """
 
-    def __init__(self, file: Path, aliases: Mapping[str, str], casts: Mapping[str, torch.dtype] | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        aliases: Mapping[str, str],
+        dtype_of: Callable[[str], torch.dtype | None] = lambda _: None,
+    ) -> None:
         from safetensors import SafetensorError, safe_open
 
         try:
             self._file = safe_open(file, framework="pt")
         except SafetensorError as error:
             raise BlastError(f"{file} is not a safetensors file ({error}); save the model again.") from None
-        self._aliases, self._casts = aliases, casts or {}
+        self._aliases, self._dtype_of = aliases, dtype_of
         self._read: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         stored = set(self._file.keys())
@@ -61,7 +66,7 @@ class StoredTensors:
         if stored not in self._read:
             # Cloned, because on the CPU these tensors are views of the memory-mapped file.
             tensor = self._file.get_tensor(stored).clone()
-            dtype = self._casts.get(name, tensor.dtype) if tensor.is_floating_point() else tensor.dtype
+            dtype = self._dtype_of(stored) if tensor.is_floating_point() else None
             self._read[stored] = tensor.to(device, dtype)
         return self._read[stored]
 

@@ -7,6 +7,7 @@ transformers' own ways of registering a model; nothing of transformers is replac
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
 from blast.checkpoint.builders import skeleton
+from blast.checkpoint.folder import folder_path
 from blast.checkpoint.manifest import MANIFEST, is_checkpoint, read_manifest
 from blast.checkpoint.processing import warn_of_changes
-from blast.checkpoint.reading import StoredTensors, fill
+from blast.checkpoint.reading import StoredTensors, fill, usable_device
 from blast.checkpoint.tensors import walk
 from blast.checkpoint.transformers_config import MODEL_TYPE, WRAPPED
 from blast.errors import BlastError
 from blast.model.convert import refuse_save_pretrained
-from blast.model.experts import find_experts
 
 # Arguments of `from_pretrained` without a meaning for a folder on this machine, or that transformers passes itself.
 WITHOUT_EFFECT = {
@@ -91,7 +92,7 @@ class SparseOpener:
             BlastError: if the folder is no checkpoint of `blast.save`, if it holds another class of model, or for an
                 argument that has no meaning here.
         """
-        folder = Path(folder, subfolder).resolve()
+        folder = folder_path(Path(folder, subfolder))
         if not is_checkpoint(folder):
             raise BlastError(
                 f"{folder} has no {MANIFEST}: a model of blast.save is opened from its folder; "
@@ -110,13 +111,8 @@ class SparseOpener:
         model: Any = skeleton(described)
         cls._check_class(model, folder)
         chosen = _dtype(dtype if dtype is not None else torch_dtype)
-        casts = {} if chosen is None else _casts(model, chosen)
-        fill(
-            model,
-            manifest,
-            StoredTensors(folder / manifest["weights"]["file"], manifest["aliases"], casts),
-            _device(device_map),
-        )
+        tensors = StoredTensors(folder / manifest["weights"]["file"], manifest["aliases"], _dtype_of(model, chosen))
+        fill(model, manifest, tensors, _device(device_map))
         if chosen is not None:
             model.config.dtype = chosen
         if generation_config is not None:
@@ -179,33 +175,35 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return None if dtype == "auto" or dtype is None else dtype  # type: ignore[return-value]
 
 
-def _casts(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of each tensor of the state dict, as `from_pretrained` of transformers chooses it."""
-    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+def _dtype_of(model: Any, dtype: torch.dtype | None) -> Callable[[str], torch.dtype | None]:
+    """The dtype that each stored tensor is cast to, as `from_pretrained` of transformers chooses it."""
+    exact = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == torch.float16:
-        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    persistent = {
+        exact |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    left = {
         name
         for name, entry in walk(model)
-        if entry.attribute in entry.module._parameters
-        or entry.attribute not in entry.module._non_persistent_buffers_set
+        if entry.attribute in entry.module._buffers and entry.attribute in entry.module._non_persistent_buffers_set
     }
-    persistent |= {f"{name.removesuffix('.weight')}.values" for name in persistent if name.endswith(".weight")}
-    persistent |= {f"{target.name}.values" for experts in find_experts(model) for target in experts.targets}
-    return {name: torch.float32 if kept & set(name.split(".")) else dtype for name in persistent}
+
+    def dtype_of(name: str) -> torch.dtype | None:
+        if dtype is None or name in left:
+            return None
+        return torch.float32 if exact & set(name.split(".")) else dtype
+
+    return dtype_of
 
 
-def _device(device_map: Any) -> torch.device | str | None:
+def _device(device_map: Any) -> torch.device | None:
     """The one device of a `device_map`.
 
     Raises:
         BlastError: if it names several.
     """
     if isinstance(device_map, str) and device_map in FIRST_ACCELERATOR:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return "cpu" if accelerator is None else torch.device(accelerator.type, 0)
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
     if len(devices) != 1 or "disk" in devices:
         raise BlastError("a block-sparse model is loaded onto one device; give device_map='cpu', 'cuda:0' or 'auto'.")
     (device,) = devices
-    return torch.device("cuda", device) if isinstance(device, int) else device
+    return usable_device(device)
