@@ -161,8 +161,8 @@ def _check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
         tiled = not rows % block[0] and not cols % block[1]
         check(f"matrices.{name[:80]}.blocks", tiled and facts["blocks"] == rows // block[0] * (cols // block[1]))
         check(f"matrices.{name[:80]}.live", facts["live"] <= facts["blocks"])
-    weights = manifest.get("weights")
-    check("weights", type(weights) is dict)
+    check("weights", type(manifest.get("weights")) is dict)
+    weights = manifest["weights"]
     check("weights.file", weights.get("file") == WEIGHTS_OF_FORMAT[manifest["format"]])
     check("weights.bytes", _count(weights.get("bytes")))
     check("weights.digest", _text(weights.get("digest")))

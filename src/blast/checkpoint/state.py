@@ -52,7 +52,7 @@ def plain_values(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         raise BlastError(f"'{name}' is on the meta device and has no values to save; load the model first.")
     kind = type(tensor)
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
         raise BlastError(f"'{name}' has no shape yet; call the model once before saving.")
     if kind not in PLAIN:
         raise BlastError(

@@ -78,8 +78,8 @@ def _refuse_partial_ties(tensors: dict[str, Tensor]) -> None:
     by_storage: dict[object, list[tuple[int, int, str]]] = {}
     for name, tensor in tensors.items():
         if tensor.numel():
-            start = tensor.storage_offset() * tensor.element_size()
-            span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            start = int(tensor.storage_offset()) * tensor.element_size()
+            span = 1 + sum(int((size - 1) * stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             place = (tensor.device, tensor.untyped_storage().data_ptr())
             by_storage.setdefault(place, []).append((start, start + span * tensor.element_size(), name))
     for spans in by_storage.values():

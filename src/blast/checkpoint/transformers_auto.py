@@ -41,7 +41,7 @@ def register() -> None:
     AutoConfig.register(MODEL_TYPE, SparseConfig, exist_ok=True)
 
 
-class SparseConfig(PreTrainedConfig):
+class SparseConfig(PreTrainedConfig):  # type: ignore[misc]
     """The config of a checkpoint; reading it gives the config of the model."""
 
     model_type = MODEL_TYPE
@@ -53,8 +53,9 @@ class SparseConfig(PreTrainedConfig):
         Raises:
             BlastError: if it is not one that `blast.save` wrote, or of a model that this transformers does not know.
         """
-        wrapped = config_dict.get(WRAPPED)
-        kind = wrapped.get("model_type") if isinstance(wrapped, dict) else None
+        found = config_dict.get(WRAPPED)
+        wrapped: dict[str, Any] = found if isinstance(found, dict) else {}
+        kind = wrapped.get("model_type")
         if not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind == MODEL_TYPE:
             raise BlastError(
                 f"config.json names no model type that this transformers knows ('{kind}'); install the version of "
@@ -68,6 +69,7 @@ class SparseOpener:
     """What an Auto class calls to open a checkpoint. A subclass belongs to one Auto class and one config."""
 
     config_class: type[PreTrainedConfig]
+    plain_config: Any
     auto_class: Any
     model_classes: tuple[type[nn.Module], ...]
 
@@ -126,7 +128,7 @@ class SparseOpener:
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
         """A dense model with fresh weights, as `from_config` of the Auto class makes it."""
-        plain = cls.config_class.__base__.from_dict(json.loads(config.to_json_string(use_diff=False)))
+        plain = cls.plain_config.from_dict(json.loads(config.to_json_string(use_diff=False)))
         return cls.auto_class.from_config(plain, **kwargs)
 
     @classmethod
@@ -134,7 +136,7 @@ class SparseOpener:
         """The model, or the base model in it, has to be one that the Auto class gives."""
         if isinstance(model, cls.model_classes) or isinstance(model.base_model, cls.model_classes):
             return
-        fitting = [auto.__name__ for auto, kinds in _auto_classes(cls.config_class.__base__) if type(model) in kinds]
+        fitting = [auto.__name__ for auto, kinds in _auto_classes(cls.plain_config) if type(model) in kinds]
         hint = f"use {fitting[0]}" if fitting else "use blast.load"
         raise BlastError(
             f"{folder} holds a {type(model).__name__}, which {cls.auto_class.__name__} does not open "
@@ -147,7 +149,13 @@ def _openable(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """A subclass of a config, of the same name, that each Auto class opens with a `SparseOpener`."""
     config = type(kind.__name__, (kind,), {"__module__": __name__, "__doc__": kind.__doc__})
     for auto, kinds in _auto_classes(kind):
-        attributes = {"config_class": config, "auto_class": auto, "model_classes": kinds, "__module__": __name__}
+        attributes = {
+            "__module__": __name__,
+            "config_class": config,
+            "plain_config": kind,
+            "auto_class": auto,
+            "model_classes": kinds,
+        }
         auto.register(config, type("SparseOpener", (SparseOpener,), attributes), exist_ok=True)
     return config
 
