@@ -41,6 +41,15 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
         (lambda m, a: blast.Sparsifier(m, adamw(m), {"steps": 3}), "the config is of type dict; give a SparsifyConfig"),
         (lambda m, a: blast.Sparsifier(m, adamw(m), None), "the config is None; give a SparsifyConfig"),
         (lambda m, a: blast.Sparsifier(m, adamw(m), type(CONFIG)), "the config is the class SparsifyConfig itself; "),
+        (
+            lambda m, a: blast.Sparsifier(m, torch.optim.AdamW, CONFIG),
+            "the optimizer is the class AdamW itself; give an",
+        ),
+        (
+            lambda m, a: blast.Sparsifier(m, None, CONFIG),
+            "a NoneType is no optimizer; give a torch.optim.Optimizer, or",
+        ),
+        (lambda m, a: blast.Sparsifier(m, [], CONFIG), "the list of optimizers is empty; give every optimizer that"),
         (lambda m, a: blast.SparsifyConfig.from_method(None, steps=1), "unknown method 'None'"),
         (lambda m, a: blast.SparsifyConfig.from_dict(None), "null is no mapping of sparsify settings to values"),
         (lambda m, a: blast.to_sparse("m", {NAME: a}), f"the model is of type str; {A_MODEL}"),
@@ -96,6 +105,29 @@ def test_an_argument_of_a_wrong_type_is_one_sentence(model, mask, tmp_path, monk
     assert not list(tmp_path.iterdir())
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: None, "the saved state of the sparsifier is None; give a result of sparsifier.state_dict()."),
+        (lambda state: [state], "the saved state of the sparsifier is of type list; give a result of sparsifier.state"),
+        (lambda state: {}, "the saved sparsifier has format None, not 2"),
+        (lambda state: state | {"masks": 3}, "the saved state of the sparsifier is damaged; give a result of"),
+        (
+            lambda state: {key: state[key] for key in state if key != "step_count"},
+            "lacks 'step_count'; give a result of",
+        ),
+    ],
+)
+def test_a_saved_state_that_is_none_is_one_sentence(change, sentence):
+    model = tiny_llama()
+    sparsifier = blast.Sparsifier(model, adamw(model), CONFIG)
+    masks = sparsifier.masks
+    with pytest.raises(blast.BlastError) as caught:
+        sparsifier.load_state_dict(change(sparsifier.state_dict()))
+    assert sentence in str(caught.value)
+    assert all(torch.equal(mask, masks[name]) for name, mask in sparsifier.masks.items())
 
 
 def test_a_model_that_is_one_layer_is_refused_in_one_sentence():

@@ -227,6 +227,8 @@ def _levels(optimizer: Any) -> list[Any]:
 
 def _check_kind(optimizer: Any) -> None:
     name = type(optimizer).__name__
+    if isinstance(optimizer, type):
+        raise BlastError(f"the optimizer is the class {optimizer.__name__} itself; give an instance of it.")
     if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
         raise BlastError(f"a {name} is no optimizer; give a torch.optim.Optimizer, or a list of them.")
     if name in REFUSED:

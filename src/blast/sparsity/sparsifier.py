@@ -38,6 +38,8 @@ from blast.sparsity.selection import as_numpy, block_budget, live_cost
 from blast.sparsity.usage_checks import AccumulationCheck, FiniteCheck, ReplacementCheck
 
 STATE_FORMAT = 2
+# What every saved state has; states of before have no `postponed`.
+STATE_KEYS = ("config", "step_count", "finished", "execution", "world_size", "sparsity_target", "masks")
 # All sparsifiers that no newer one has replaced.
 _IN_USE: weakref.WeakSet[Sparsifier] = weakref.WeakSet()
 
@@ -475,12 +477,17 @@ def _check_state(state: Mapping[str, Any], config: SparsifyConfig, masks: Mappin
         masks: The masks of this run, by name.
 
     Raises:
-        BlastError: if the format, the config, the number of processes or the matrices differ.
+        BlastError: if it is no such state, or the format, the config, the number of processes or the matrices differ.
     """
+    check_argument("the saved state of the sparsifier", state, Mapping, "a result of sparsifier.state_dict()")
     if state.get("format") != STATE_FORMAT:
         raise BlastError(
             f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start the training again."
         )
+    missing = [key for key in STATE_KEYS if key not in state]
+    if missing or not isinstance(state["masks"], Mapping) or not isinstance(state["config"], Mapping):
+        what = f"lacks '{missing[0]}'" if missing else "is damaged"
+        raise BlastError(f"the saved state of the sparsifier {what}; give a result of sparsifier.state_dict().")
     ours, theirs = config.to_dict(), state["config"]
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if keys:
