@@ -43,6 +43,7 @@ LIBRARY = [
     "model",
     "checkpoint",
     "sparsity",
+    "integrations",
     "training",
     "evaluation",
     "architectures",

@@ -89,7 +89,7 @@ def test_applying_masks_refuses_what_does_not_fit_and_leaves_the_model_alone():
     before = weight_of(model, "transformer.h.0.mlp.c_fc").clone()
     with pytest.raises(BlastError, match=r"is \(16, 4\), but blocks of 32 need \(8, 2\)"):
         apply_masks_(model, masks, 32)
-    with pytest.raises(BlastError, match=r"unknown linear layer 'transformer.h.0.mlp.c_fcc'; did you mean"):
+    with pytest.raises(BlastError, match=r"unknown matrix 'transformer.h.0.mlp.c_fcc'; did you mean"):
         apply_masks_(model, {**masks, "transformer.h.0.mlp.c_fcc": masks["transformer.h.0.mlp.c_fc"]}, 16)
     assert torch.equal(weight_of(model, "transformer.h.0.mlp.c_fc"), before)
 
