@@ -183,6 +183,8 @@ class Pair:
         return self.model, self.dense
 
     def remove_hooks(self) -> None:
+        if self.hooks:
+            torch._dynamo.reset()
         for *handles, _ in self.hooks:
             for handle in handles:
                 handle.remove()
@@ -399,6 +401,8 @@ def hook(pair: Pair, how: int) -> None:
 
     handles = [m.get_submodule(name).register_forward_hook(double(place)) for place, m in enumerate(pair.both())]
     pair.hooks.append((*handles, seen))
+    # A compiled graph has the hooks of the time when it was compiled, as PyTorch says.
+    torch._dynamo.reset()
 
 
 def unhook(pair: Pair, how: int) -> None:
