@@ -76,8 +76,11 @@ def test_experts_that_compute_something_else_are_not_taken():
     assert unsupported_experts(model) == {
         "experts": "OtherExperts computes something else than its parameters suggest",
     }
-    with pytest.raises(BlastError, match="matches nothing"):
-        match_matrices(model)
+    for target in ("mlp", "experts.down_proj.*"):
+        with pytest.raises(
+            BlastError, match=r"^target '.*' matches nothing: the experts of 'experts' cannot be pruned"
+        ):
+            match_matrices(model, target)
     assert len(find_experts(nn.ModuleDict({"experts": OtherExperts(1.0)}))) == 1
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from blast.errors import BlastError, check_argument, unknown_name
 from blast.model.eligibility import is_linear_like, shape_of
-from blast.model.experts import find_experts, sparse_expert_targets
+from blast.model.experts import DOWN_NAME, find_experts, sparse_expert_targets, unsupported_experts
 from blast.model.target import Mlp, Target
 
 # Names of (gate, up, down): gate and up have the same shape.
@@ -76,7 +76,7 @@ def match_matrices(model: nn.Module, targets: Sequence[str] | str = (MLP,)) -> l
     for target in targets:
         names = {matrix.name for matrix in matrices if _matches(target, matrix)}
         if not names:
-            raise _no_match(target, [matrix.name for matrix in matrices])
+            raise _no_match(model, target, [matrix.name for matrix in matrices])
         chosen |= names
     return [matrix for matrix in matrices if matrix.name in chosen]
 
@@ -140,9 +140,15 @@ def _matches(target: str, matrix: Target) -> bool:
     return fnmatchcase(matrix.name, target)
 
 
-def _no_match(target: str, names: list[str]) -> BlastError:
+def _no_match(model: nn.Module, target: str, names: list[str]) -> BlastError:
     if names == [""]:
         return BlastError("the model is itself one linear layer; wrap it, for instance in torch.nn.Sequential.")
+    for name, reason in unsupported_experts(model).items():
+        if target == MLP or fnmatchcase(f"{name}.{DOWN_NAME}.0", target):
+            return BlastError(
+                f"target '{target}' matches nothing: the experts of '{name}' cannot be pruned because {reason}; "
+                "change them, or give patterns of other layers."
+            )
     if not names:
         return BlastError(f"target '{target}' matches nothing: the model has no nn.Linear and no Conv1D layer.")
     if target in (MLP, ATTENTION):
