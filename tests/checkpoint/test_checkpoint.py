@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_families import build, output
 from safetensors import safe_open
 from sparse_pairs import Plain, inputs_of, masked, output_of, pair, plain, random_masks
 from sparsity_models import MODELS, tiny_gpt2, tiny_llama, tiny_vit
@@ -208,3 +209,12 @@ def test_a_saved_model_trains_on(tmp_path: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_a_config_with_an_infinite_number_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = build("bamba")
+    assert model.config.time_step_limit[1] == float("inf")
+    blast.save(model, tmp_path / "model")
+    loaded = blast.load(tmp_path / "model")
+    assert loaded.config.time_step_limit[1] == float("inf")
+    assert torch.equal(output("bamba", loaded), output("bamba", model))

@@ -97,6 +97,15 @@ def _transformers_class(name: str) -> Any:
     return kind if known and kind.__module__.startswith("transformers.") else None
 
 
+def with_special_floats(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as transformers reads it: in JSON, infinity is `{"__float__": "Infinity"}` (limits of Mamba layers)."""
+
+    def decode(entry: dict[str, Any]) -> Any:
+        return float(entry["__float__"]) if entry.keys() == {"__float__"} else entry
+
+    return json.loads(json.dumps(config), object_hook=decode)
+
+
 def _describe_transformers(model: Any) -> dict[str, Any]:
     base = {"config": json.loads(model.config.to_json_string(use_diff=False))}
     base["attention"] = getattr(model.config, "_attn_implementation", None)
@@ -116,7 +125,7 @@ def _build_transformers(name: str, base: dict[str, Any]) -> nn.Module:
         )
     portable = base.get("attention") in PORTABLE_ATTENTION
     options = {"attn_implementation": base["attention"]} if portable else {}
-    model = kind._from_config(kind.config_class.from_dict(base["config"]), **options)
+    model = kind._from_config(kind.config_class.from_dict(with_special_floats(base["config"])), **options)
     if "generation_config" in base:
         model.generation_config = transformers.GenerationConfig.from_dict(base["generation_config"])
     return model

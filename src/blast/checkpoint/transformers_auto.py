@@ -17,7 +17,7 @@ from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
-from blast.checkpoint.builders import skeleton
+from blast.checkpoint.builders import skeleton, with_special_floats
 from blast.checkpoint.folder import folder_path
 from blast.checkpoint.manifest import MANIFEST, is_checkpoint, read_manifest
 from blast.checkpoint.processing import warn_of_changes
@@ -128,7 +128,8 @@ class SparseOpener:
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
         """A dense model with fresh weights, as `from_config` of the Auto class makes it."""
-        plain = cls.plain_config.from_dict(json.loads(config.to_json_string(use_diff=False)))
+        values = with_special_floats(json.loads(config.to_json_string(use_diff=False)))
+        plain = cls.plain_config.from_dict(values)
         return cls.auto_class.from_config(plain, **kwargs)
 
     @classmethod
