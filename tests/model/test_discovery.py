@@ -194,6 +194,9 @@ def test_a_small_mlp_inside_a_norm_or_a_router_is_not_pruned(place):
 
     layer = nn.ModuleDict({place: nn.ModuleDict({"gate": mlp()}), "mlp": mlp()})
     assert list(roles(layer)) == ["mlp.fc1", "mlp.fc2"]
+    # The name of a model may end like this too (RoBERTa with norms first).
+    model = nn.ModuleDict({"prelayernorm": nn.ModuleDict({"layer": layer})})
+    assert list(roles(model)) == ["prelayernorm.layer.mlp.fc1", "prelayernorm.layer.mlp.fc2"]
 
 
 def test_an_mlp_beside_the_projections_of_a_layer_is_found():

@@ -198,10 +198,10 @@ def _projects(name: str, module: nn.Module) -> bool:
 
 def _is_no_mlp(name: str, module: nn.Module) -> bool:
     """Whether its place says that a module is no MLP: an attention, or a part of a router or of a gated norm."""
-    *parents, leaf = name.split(".")
+    parent, leaf = ["", *name.split(".")][-2:]
     if _is_attention(leaf) or _is_attention(type(module).__name__):
         return True
-    return "router" in leaf or any("router" in parent or parent.endswith("norm") for parent in parents)
+    return "router" in leaf or "router" in parent or parent.endswith("norm")
 
 
 def _linears_of(module: nn.Module) -> dict[str, nn.Module]:
