@@ -156,7 +156,7 @@ def test_several_targets_are_joined_in_the_models_order_without_repeats():
         (tiny_llama, "mpl", "unknown target 'mpl'; did you mean 'mlp'"),
         (tiny_llama, "re:(", "not a valid regular expression"),
         (lambda: nn.Conv2d(1, 1, 1), "mlp", "no nn.Linear and no Conv1D"),
-        (lambda: nn.Linear(8, 8), "mlp", "matches nothing"),
+        (lambda: nn.Linear(8, 8), "mlp", "the model is itself one linear layer"),
     ],
 )
 def test_a_target_that_matches_nothing_is_refused(build, target, message):

@@ -66,6 +66,18 @@ def test_moments_of_dead_blocks_are_zero_too(optimizer):
             assert not (filled(target.as_out_in(moment)) & ~sparsifier.masks[target.name]).any()
 
 
+def test_an_expert_without_a_token_keeps_its_mask_until_the_last_update():
+    model = build("gpt_oss")
+    for layer in model.model.layers:
+        nn.init.constant_(layer.mlp.router.bias[3], -1e4)
+    sparsifier = make(model, steps=8, update_every=1)
+    train(sparsifier, 4)
+    masks = {name: mask for name, mask in sparsifier.masks.items() if ".experts." in name}
+    assert all(mask.all() == name.endswith(".3") for name, mask in masks.items())
+    train(sparsifier, 3)
+    assert all(int(mask.sum()) == keep_count(mask.numel(), 0.75) for mask in sparsifier.masks.values())
+
+
 def test_sparse_execution_of_experts_is_refused_and_auto_stays_masked():
     with pytest.raises(BlastError, match=r"experts of 'model.layers.0.mlp.experts' cannot train in the sparse state"):
         make(build("qwen3_moe"), execution="sparse")
