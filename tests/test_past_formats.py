@@ -16,12 +16,16 @@ from blast.experiment.plan.point import Point
 from blast.experiment.records.record import read_record
 from blast.experiment.records.rows import record_rows
 
-FOLDER = Path(__file__).parent / "fixtures" / "formats-2026-11"
+FIXTURES = Path(__file__).parent / "fixtures"
+FOLDER = FIXTURES / "formats-2026-11"
+# The same models in each format of checkpoints.
+CHECKPOINTS = [FOLDER, FIXTURES / "checkpoints-format-2"]
 
 
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
-def test_a_checkpoint_loads_with_its_masks_and_computes_what_it_computed(name):
-    model = blast.load(FOLDER / f"checkpoint-{name}")
+def test_a_checkpoint_loads_with_its_masks_and_computes_what_it_computed(name, folder):
+    model = blast.load(folder / f"checkpoint-{name}")
     expected = {key.partition(":")[2]: mask for key, mask in load_file(FOLDER / f"masks-{name}.safetensors").items()}
     masks = blast.masks_of(model)
     assert set(masks) == set(expected)

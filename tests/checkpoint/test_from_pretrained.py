@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from sparse_pairs import inputs_of, output_of, pair
+from sparse_pairs import inputs_of, output_of, pair, random_masks
 from tokenizers import Tokenizer, models
 
 import blast
@@ -80,10 +80,44 @@ def test_other_arguments_are_respected_or_refused(saved) -> None:
 
 def test_a_class_with_another_head_is_refused_by_name(saved) -> None:
     _, folder = saved
-    with pytest.raises(BlastError, match=r"holds a LlamaForCausalLM, which AutoModelForSequence.* use Auto"):
+    with pytest.raises(BlastError, match=r"LlamaForCausalLM and no whole LlamaForSeq.* use AutoModelForCausalLM"):
         transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     with pytest.raises(ValueError, match="AutoModelForImageClassification"):
         transformers.AutoModelForImageClassification.from_pretrained(folder)
+
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64
+}  # fmt: skip
+FAMILIES = {
+    "AutoModelForMaskedLM": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL)),
+    "AutoModelForCausalLM": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=4)
+    ),
+    "AutoModelForSeq2SeqLM": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16, vocab_size=64)
+    ),
+}
+
+
+@pytest.mark.parametrize("auto", sorted(FAMILIES))
+def test_other_families_and_their_experts_open_and_are_exported(auto: str, tmp_path: Path) -> None:
+    model = FAMILIES[auto]().eval()
+    masks = random_masks(model)
+    blast.save(blast.to_sparse(model, masks, drop=True), tmp_path / "sparse")
+    opened = getattr(transformers, auto).from_pretrained(tmp_path / "sparse")
+    assert blast.masks_of(opened).keys() == masks.keys()
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.state_dict().items())
+    half = getattr(transformers, auto).from_pretrained(tmp_path / "sparse", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    blast.export_dense(tmp_path / "sparse", tmp_path / "dense")
+    dense, expected = (
+        getattr(transformers, auto).from_pretrained(tmp_path / "dense"),
+        blast.to_dense(model).state_dict(),
+    )
+    assert dense.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in dense.state_dict().items())
 
 
 def test_the_config_is_that_of_the_model(saved) -> None:

@@ -139,9 +139,10 @@ class SparseOpener:
             return
         fitting = [auto.__name__ for auto, kinds in _auto_classes(cls.plain_config) if type(model) in kinds]
         hint = f"use {fitting[0]}" if fitting else "use blast.load"
+        gives = " or ".join(kind.__name__ for kind in cls.model_classes)
         raise BlastError(
-            f"{folder} holds a {type(model).__name__}, which {cls.auto_class.__name__} does not open "
-            f"(it would add a layer with random weights); {hint}."
+            f"{folder} holds a {type(model).__name__} and no whole {gives}, "
+            f"which {cls.auto_class.__name__} gives; {hint}."
         )
 
 
