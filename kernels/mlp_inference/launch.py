@@ -27,6 +27,9 @@ PERSISTENT_CONSTANTS = ("B_OUT", "B_IN", "SLICE", "GATE", "ACTIVATION", "HAS_BIA
 # Rows of a gate or up block that lie together in a tile of both: what one thread's share of a tensor-core accumulator
 # steps over.
 TOGETHER = 8
+# `stream` asks for the first blocks of a row while it waits for the kernel before it, if rows are shorter than this on
+# average. Long rows lose: other programs then wait for the memory.
+PREFETCHED, SHORT_ROW = 2, 8
 # The tensor memory accelerator wants addresses and distances of 16 bytes, and distances below 2⁴⁰ bytes.
 TMA_ALIGNMENT, TMA_DISTANCE = 16, 1 << 40
 
@@ -164,6 +167,10 @@ def product(
         common["launch_pdl"] = True
     if config.registers is not None:
         common["maxnreg"] = config.registers
+    if config.kernel == "stream":
+        named = values.shape[0] if blocks is None else blocks
+        short = gate == "none" and config.k <= values.shape[2] and named < SHORT_ROW * row_list.shape[0]
+        common["PREFETCH"] = PREFETCHED if short else 0
     bias = x if bias is None else bias
     weights = Weights(values, up, x if scales is None else scales, x if up_scales is None else up_scales)
     launch = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[config.kernel]

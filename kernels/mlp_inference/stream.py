@@ -25,6 +25,15 @@ def header(entry):
     return first.to(tl.int32), (first >> 32).to(tl.int32), second.to(tl.int32), counts & 0xFFFF, counts >> 16
 
 
+@triton.jit
+def prefetch(first, BYTES: tl.constexpr):
+    """Asks the L2 cache for memory from `first` on, a line of 128 bytes a thread."""
+    lines = first.to(tl.pointer_type(tl.int8)) + tl.arange(0, BYTES // 128) * 128
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
 @triton.jit(do_not_specialize=["tokens", "clear_count"])
 def stream(
     x,
@@ -57,6 +66,7 @@ def stream(
     CLEARS: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PREFETCH: tl.constexpr,
     OPAQUE: tl.constexpr,
     LEADS: tl.constexpr,
     WAITS: tl.constexpr,
@@ -111,6 +121,13 @@ def stream(
     # The scale of a block is fetched as a vector of equal numbers: those are pipelined, single numbers are not.
     equal = tl.zeros((K,), dtype=tl.int32)
     scale_pointers = scales + start + first + equal
+    if PREFETCH and OPAQUE and WAITS == "late" and last > first:
+        ahead = start + (column >> 16) if HAS_PLACES else start + first
+        BYTES: tl.constexpr = SLICE * B_IN * values.dtype.element_ty.primitive_bitwidth // 8
+        prefetch(values + ahead.to(tl.int64) * BLOCK_SIZE + piece * SLICE * B_IN, BYTES)
+        if PREFETCH > 1 and last > first + 1:
+            ahead = start + (tl.load(columns + first + 1) >> 16) if HAS_PLACES else start + first + 1
+            prefetch(values + ahead.to(tl.int64) * BLOCK_SIZE + piece * SLICE * B_IN, BYTES)
     if WAITS == "late":
         # Everything above reads the row_list alone: it overlaps the kernel that is still writing `x`.
         tl.extra.cuda.gdc_wait()

@@ -121,7 +121,7 @@ def compile_config(
     }
     stored = "fp8e4nv" if scaled else "bf16"
     if config.kernel == "stream":
-        constants |= {"BLOCKS": max(1, config.k // b_in), "PRECISION": "tf32"}
+        constants |= {"BLOCKS": max(1, config.k // b_in), "PRECISION": "tf32", "PREFETCH": 2}
         stored_as = {"values": f"*{stored}", "up_values": f"*{stored}"}
         return compile_one(stream, constants, config.warps, capability, config.registers, stored_as)
     constants |= {"K": config.k, "WEIGHTS_FIRST": config.weights_first or scaled, "UP_FIRST": up_first}
