@@ -75,6 +75,12 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path, number):
     assert {point.training["learning_rate"] for point in points} == {0.001}
 
 
+@pytest.mark.parametrize("number", ["1_000", "0x3e8", "0b1111101000", "+1000", "1000.0", "'0100e1'"])
+def test_a_whole_number_that_yaml_reads_as_it_seems_is_taken(tmp_path, number):
+    (point, *_) = planned(tmp_path, GOOD.replace("steps: 10", f"steps: {number}"))
+    assert repr(point.training["steps"]) == "1000"
+
+
 def test_whole_numbers_may_be_written_with_an_exponent(tmp_path):
     text = with_key(GOOD.replace("steps: 10", "steps: 1e3").replace("0.9]", "9e-1]"), "entry.seeds", "[1e1]")
     points = planned(tmp_path, with_key(text, "data", "{pystdlib: {vocab_size: 1e3}}"))
@@ -215,6 +221,10 @@ def test_a_wrong_value_names_its_key_and_what_to_give(tmp_path, text, key, value
         ("0.01", "-1e-3", "the key 'training.default.learning_rate' is '-1e-3'; give a number above 0."),
         ("0.01", "1" * 400, "the key 'training.default.learning_rate' is "),
         ("grid:\n", "grid:\n\t", "is not valid YAML at line 4"),
+        ("steps: 10", "steps: 0100", "at line 2 ('0100' is the number 64 in YAML; write that, or put it in quotes)"),
+        ("steps: 10", "steps: -010", "'-010' is the number -8 in YAML"),
+        ("batch: 4", "batch: 1:30", "at line 2 ('1:30' is the number 90 in YAML; write that"),
+        ("0.01", "1:30.5", "'1:30.5' is the number 90.5 in YAML"),
         ("0.01", "2026-13-45", "is not valid YAML (month must be in 1..12)"),
         ("name: tiny", "name: [tiny", "is not valid YAML at line"),
         ("name: tiny", "name: !!python/name:os.system tiny", "is not valid YAML at line 1"),

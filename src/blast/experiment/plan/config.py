@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from blast.sparsity.config import METHODS, SparsifyConfig
 from blast.training.settings import TrainingSettings
 
 DEFAULT_FILE = Path("config/config.yaml")
+OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 Block = Count | tuple[Count, Count]
 MethodName = Annotated[str, OneOf("method", (*METHODS, "dense"))]
@@ -168,8 +170,11 @@ class Config:
         return plain(self)
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error; the safe loader keeps the last one silently."""
+class StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that what it takes for something else in silence is an error.
+
+    A key given twice: the safe loader keeps the last one. `010` and `1:30`: it reads 8 and 90, as YAML 1.1 says.
+    """
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """A mapping as it is written, before `<<` brings keys that it may override."""
@@ -184,11 +189,24 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 lines[written] = key.start_mark.line + 1
         return node
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number whose digits mean what they seem to mean."""
+        whole = node.tag.endswith(":int")
+        number = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        if ":" in node.value or (whole and OCTAL.fullmatch(node.value)):
+            problem = f"'{node.value}' is the number {number} in YAML; write that, or put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return number
+
+
+for kind in ("int", "float"):
+    StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", StrictLoader.construct_number)
+
 
 def _load(file: Path) -> Any:
     """The values of a YAML file, not checked yet."""
     try:
-        return yaml.load(file.read_bytes().decode("utf-8-sig"), UniqueKeyLoader)
+        return yaml.load(file.read_bytes().decode("utf-8-sig"), StrictLoader)
     except OSError as error:
         raise BlastError(f"{file}: cannot be read ({error.strerror}); give the path of a config file.") from error
     except UnicodeDecodeError as error:
