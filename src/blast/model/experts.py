@@ -174,15 +174,17 @@ def _difference(module: nn.Module, form: ExpertsForm) -> str | None:
         each = min(2, experts)
         chosen = torch.arange(TOKENS * each).view(TOKENS, each) % experts
         routing = [chosen.to(down.device), torch.rand(TOKENS, each, generator=generator).to(down)]
-    with torch.no_grad():
-        try:
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
             expected = module.forward(x, *routing).double()
-        except Exception as error:
-            return f"its forward fails on random tokens ({error})"
-        try:
             found = run_experts(module, form, partial(multiply_dense, module, form), x, *routing).double()
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            found = torch.full_like(expected, torch.nan)
+    except Exception as error:
+        return f"its forward fails on random tokens ({error})"
+    finally:
+        for part in training:
+            part.training = True
     scale = expected.norm()
     # Weights that are zero or not finite, as before they are loaded, say nothing.
     if not torch.isfinite(scale) or scale == 0:

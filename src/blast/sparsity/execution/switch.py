@@ -153,8 +153,11 @@ class Execution:
         return next((target for target in targets if target.expert is not None), None)
 
     def _find_break_even(self) -> float:
-        config = self._config
-        automatic = config.execution == "auto" and (self._wrapper is not None or self._first_expert() is not None)
+        config, experts = self._config, self._first_expert()
+        automatic = config.execution == "auto" and (self._wrapper is not None or experts is not None)
+        if automatic and experts is not None and config.break_even is not None:
+            told = f"training stays masked-dense at any sparsity, because '{experts.mlp}' has experts"
+            warnings.warn(f"{told}; leave break_even out.", stacklevel=4)
         if config.execution == "masked" or automatic:
             return NEVER
         if config.execution == "sparse":
