@@ -16,13 +16,12 @@ from torch import nn
 
 from blast.block_sparse.sharding import is_sharded
 from blast.layers.sparse_experts import ExpertsForm, SparseExperts, multiply_dense, run_experts
+from blast.model.agreement import agree, in_eval_mode
 from blast.model.eligibility import DTYPES, STATE_HOOKS, STATE_METHODS
 from blast.model.target import ExpertSlice, Target
 
 UP_NAMES = ("gate_up_proj", "up_proj")
 DOWN_NAME = "down_proj"
-# Largest ‖expected − found‖ / ‖expected‖ by dtype; the two sum in a different order.
-SAME = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 # Tokens of the check by values.
 TOKENS = 4
 
@@ -174,20 +173,14 @@ def _difference(module: nn.Module, form: ExpertsForm) -> str | None:
         each = min(2, experts)
         chosen = torch.arange(TOKENS * each).view(TOKENS, each) % experts
         routing = [chosen.to(down.device), torch.rand(TOKENS, each, generator=generator).to(down)]
-    training = [part for part in module.modules() if part.training]
-    module.eval()
     try:
-        with torch.no_grad():
-            expected = module.forward(x, *routing).double()
-            found = run_experts(module, form, partial(multiply_dense, module, form), x, *routing).double()
+        with in_eval_mode(module):
+            expected = module.forward(x, *routing)
+            found = run_experts(module, form, partial(multiply_dense, module, form), x, *routing)
     except Exception as error:
         return f"its forward fails on random tokens ({error})"
-    finally:
-        for part in training:
-            part.training = True
-    scale = expected.norm()
     # Weights that are zero or not finite, as before they are loaded, say nothing.
-    if not torch.isfinite(scale) or scale == 0:
+    if not expected.isfinite().all() or not expected.any():
         return None
-    same = expected.shape == found.shape and (found - expected).norm() <= SAME.get(down.dtype, 1e-4) * scale
+    same = expected.shape == found.shape and agree(found, expected, down.dtype)
     return None if same else f"{type(module).__name__} computes something else than its parameters suggest"

@@ -21,12 +21,10 @@ from blast.layers.mlp_autograd import can_train
 from blast.layers.sparse_experts import SparseExperts
 from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp
 from blast.layers.training_mlp import TrainingMlp
+from blast.model.agreement import agree, in_eval_mode
 from blast.model.discovery import find_mlps
 from blast.model.module_replacement import replace_modules, unwrapped
 from blast.model.target import Mlp
-
-# Largest ‖fused − unfused‖ / ‖unfused‖ by dtype: both round the hidden activations, but sum in a different order.
-SAME = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = False, weights: str = "same") -> nn.Module:
@@ -222,12 +220,7 @@ def _agrees(fused: SparseMlp) -> bool:
         return True
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, fused.layers[0].in_features, generator=generator).to(values.device, values.dtype)
-    training = [module for module in fused.modules() if module.training]
-    with torch.no_grad():
-        fused.eval()
-        expected = fused.original.forward(x).double()
-        difference, scale = (fused.forward(x).double() - expected).norm(), expected.norm()
-        for module in training:
-            module.training = True
-        fused.original.training = fused.training
-    return bool(difference <= SAME.get(values.dtype, 1e-4) * scale)
+    with in_eval_mode(fused):
+        same = agree(fused.forward(x), fused.original.forward(x), values.dtype)
+    fused.original.training = fused.training
+    return same
