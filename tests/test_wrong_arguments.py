@@ -9,6 +9,7 @@ from sparsity_models import tiny_llama
 from torch import nn
 
 import blast
+from blast.block_sparse.csr import BlockIndex
 
 CONFIG = blast.SparsifyConfig(sparsity=0.5, block=8, steps=10)
 NAME = "model.layers.0.mlp.up_proj"
@@ -92,6 +93,21 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
             "the model is None; give a torch.nn.Module or the folder of a",
         ),
         (lambda m, a: blast.BlockCSR.from_dense([[1]], a), "the weight is of type list; give a tensor [out, in]."),
+        (
+            lambda m, a: blast.BlockCSR.from_dense(torch.ones(8), a),
+            "the weight has the shape [8]; give a matrix [out, in]",
+        ),
+        (lambda m, a: blast.BlockCSR(3, torch.ones(1)), "the index is of type int; give a BlockIndex, for instance"),
+        (lambda m, a: blast.BlockCSR(BlockIndex.from_mask(a, (128, 64)), [1]), "the argument `values` is of type list"),
+        (lambda m, a: BlockIndex([0, 1], [0], (8, 8), (8, 8)), "row_offsets is of type list; give an int32 vector, or"),
+        (
+            lambda m, a: blast.BlockLinear(3),
+            "the matrix is of type int; give a BlockCSR, for instance BlockCSR.from_de",
+        ),
+        (
+            lambda m, a: blast.BlockLinear(torch.ones(8, 8)),
+            "the matrix is of type Tensor; give a BlockCSR, for instance",
+        ),
         (lambda m, a: blast.BlockCSR.from_dense(torch.ones(8, 8), [[True]]), "a mask is of type list; give a bool ten"),
     ],
 )

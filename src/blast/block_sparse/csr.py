@@ -191,6 +191,10 @@ class BlockCSR:
     values: Tensor
 
     def __post_init__(self) -> None:
+        check_argument(
+            "the index", self.index, BlockIndex, "a BlockIndex, for instance BlockIndex.from_mask(mask, shape)"
+        )
+        check_argument("the argument `values`", self.values, Tensor, "a tensor [nnz, b_out, b_in]")
         expected = (self.index.nnz, *self.index.block)
         if tuple(self.values.shape) != expected:
             raise BlastError(
@@ -211,6 +215,8 @@ class BlockCSR:
             BlastError: if the mask does not tile the weight.
         """
         check_argument("the weight", weight, Tensor, "a tensor [out, in]")
+        if weight.dim() != 2:
+            raise BlastError(f"the weight has the shape {list(weight.shape)}; give a matrix [out, in].")
         if index is None:
             check_argument("a mask", mask, Tensor, "a bool tensor over blocks, for instance torch.as_tensor(mask)")
             index = BlockIndex.from_mask(mask.to(weight.device), (weight.shape[0], weight.shape[1]))
@@ -263,6 +269,9 @@ def _check_layout(index: BlockIndex) -> None:
             "each side must be a multiple of the block's."
         )
     for name, tensor in (("row_offsets", index.row_offsets), ("col_indices", index.col_indices)):
+        check_argument(
+            name, tensor, Tensor, "an int32 vector, or build the index with BlockIndex.from_mask(mask, shape)"
+        )
         if tensor.dtype != torch.int32 or tensor.dim() != 1 or not tensor.is_contiguous():
             raise BlastError(
                 f"{name} must be a contiguous int32 vector, but is {tensor.dtype} {list(tensor.shape)}"

@@ -14,7 +14,7 @@ from blast.block_sparse.blocks import BlockShape
 from blast.block_sparse.conv1d import is_conv1d
 from blast.block_sparse.cpu_index import CpuIndex
 from blast.block_sparse.csr import BlockCSR, BlockIndex
-from blast.errors import BlastError
+from blast.errors import BlastError, check_argument
 from blast.layers.dense_gradient import DenseGradient
 
 
@@ -128,6 +128,8 @@ class BlockLinear(nn.Module):
 
     def __init__(self, matrix: BlockCSR, bias: Tensor | None = None, index: IndexBuffers | None = None) -> None:
         super().__init__()
+        check_argument("the matrix", matrix, BlockCSR, "a BlockCSR, for instance BlockCSR.from_dense(weight, mask)")
+        check_argument("the bias", bias, (Tensor, type(None)), "a tensor [out], or None")
         self.out_features, self.in_features = matrix.index.shape
         if bias is not None and list(bias.shape) != [self.out_features]:
             raise BlastError(f"the bias must be [{self.out_features}], but is {list(bias.shape)}.")
