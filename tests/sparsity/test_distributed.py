@@ -45,3 +45,10 @@ def test_what_several_processes_cannot_do_is_refused(ranks):
     for rank in ranks:
         assert "DistributedDataParallel does not allow" in rank["refused"]
         assert "differs from that of backward()" in rank["forgotten"]
+
+
+def test_all_processes_wait_or_go_on_together_if_one_lacks_a_finite_gradient(ranks):
+    first, second = (rank["uneven"] for rank in ranks)
+    # After step 4, whose gradient is infinite in one process, an update is due in step 5 too.
+    assert first["waited"] == second["waited"] == [False, True, False, True, True, True, False, False]
+    assert all(torch.equal(mask, second["masks"][name]) for name, mask in first["masks"].items())

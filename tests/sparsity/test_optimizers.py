@@ -73,6 +73,9 @@ def test_a_frozen_matrix_that_nothing_trains_is_refused_by_name():
     trained = adamw(p for p in model.parameters() if p.requires_grad)
     with pytest.raises(BlastError, match=r"holds the weight of '1.0' \(it is frozen\)"):
         Sparsifier(model, trained, config())
+    adapter = nn.Parameter(torch.zeros(3))
+    with pytest.raises(BlastError, match=r"holds the weight of '0.0' \(it is frozen\)"):
+        Sparsifier(two_mlps().requires_grad_(False), adamw([adapter]), config())
     Sparsifier(model, trained, config(targets=("0.*", "1.2")))
 
 
@@ -204,8 +207,20 @@ def test_an_object_without_the_hooks_of_torch_is_refused():
         def __init__(self, parameters):
             self.param_groups, self.state = [{"params": list(parameters)}], {}
 
+        def step(self):
+            pass
+
+    class Wrapper(Duck):
+        """Keeps a state of its own, which it may write into the weights after the step of the optimizer inside."""
+
+        def __init__(self, optimizer):
+            super().__init__(optimizer.param_groups[0]["params"])
+            self.optimizer = optimizer
+
     model = two_mlps()
-    with pytest.raises(BlastError, match=r"Duck is no torch\.optim\.Optimizer"):
+    with pytest.raises(BlastError, match="Wrapper calls no step hooks"):
+        Sparsifier(model, Wrapper(adamw(model.parameters())), config())
+    with pytest.raises(BlastError, match="Duck calls no step hooks"):
         Sparsifier(model, Duck(model.parameters()), config())
 
 

@@ -31,6 +31,7 @@ def work(rank: int, folder: str) -> None:
     out["apart"] = trained(rank, "masked", averaged=False)
     out["refused"] = refusal(lambda: trained(rank, "sparse", wrapped=True))
     out["forgotten"] = refusal(lambda: trained(rank, "sparse", averaged=False))
+    out["uneven"] = uneven(rank)
     torch.save(out, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -50,6 +51,28 @@ def trained(rank: int, way: str, wrapped: bool = False, averaged: bool = True) -
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
     return {"masks": sparsifier.masks, "weights": dense_weights(model), "execution": sparsifier.execution}
+
+
+def uneven(rank: int) -> dict:
+    """A run in which one process alone lacks a gradient, and one alone has an infinite one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(2)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    sparsifier = Sparsifier(model, optimizer, SparsifyConfig(0.5, 8, steps=8, update_every=2, initial_sparsity=0.25))
+    waited = []
+    for step in range(8):
+        model(torch.randn(8, 16, generator=torch.Generator().manual_seed(10 * rank + step))).square().mean().backward()
+        average_gradients(model)
+        if rank == 1 and step == 2:
+            model[0][0].weight.grad = None
+        if rank == 1 and step == 4:
+            model[1][0].weight.grad.fill_(float("inf"))
+        sparsifier.step()
+        waited.append(sparsifier.update_due)
+        if step != 4:
+            optimizer.step()
+        optimizer.zero_grad()
+    return {"masks": sparsifier.masks, "waited": waited, "weights": {}}
 
 
 def refusal(case) -> str:

@@ -83,7 +83,7 @@ class Optimizers:
         held = [held_by(levels[-1]) for levels in self._levels]
         targets = _one_each(mask_groups)
         holders = [sum(id(parameter_of(target)) in ids for ids in held) for target in targets]
-        if not any(holders):
+        if not any(holders) and any(parameter_of(target).requires_grad for target in targets):
             raise BlastError(
                 "the optimizer holds none of the matrices to prune; create it from this model's parameters(), "
                 "after all changes to the model's layers."
@@ -162,20 +162,23 @@ class Optimizers:
         """Registers hooks of torch's optimizers: before and after each step, and after `load_state_dict`.
 
         Raises:
-            BlastError: if an optimizer has no such hooks.
+            BlastError: if an optimizer, or a wrapper with a state of its own, calls no such hooks.
         """
         handles: list[Handle] = []
         for levels in self._levels:
-            hooked = [level for level in levels if hasattr(level, "_optimizer_step_post_hooks")]
-            if not hooked:
-                raise BlastError(
-                    f"{type(levels[-1]).__name__} is no torch.optim.Optimizer, so that dead blocks cannot be cleared "
-                    "after its steps; give an optimizer that is derived from it."
-                )
-            for level in hooked:
-                handles.append(level.register_step_pre_hook(before_step))
-                handles.append(level.register_step_post_hook(after_step))
-                handles.append(level.register_load_state_dict_post_hook(after_load))
+            for level, inner in zip(levels, [*levels[1:], None], strict=True):
+                if getattr(type(level).step, "hooked", False):
+                    handles.append(level.register_step_pre_hook(before_step))
+                    handles.append(level.register_step_post_hook(after_step))
+                    # A wrapper that does not call the initializer of its class may lack this one.
+                    if hasattr(level, "_optimizer_load_state_dict_post_hooks"):
+                        handles.append(level.register_load_state_dict_post_hook(after_load))
+                # A wrapper that forwards everything (accelerate) needs no hooks.
+                elif inner is None or level.state is not inner.state:
+                    raise BlastError(
+                        f"{type(level).__name__} calls no step hooks of torch.optim.Optimizer, so that dead blocks "
+                        "cannot be cleared after its steps; give an optimizer that is derived from it."
+                    )
         return handles
 
 
