@@ -19,7 +19,7 @@ MODELS = Path(transformers.__path__[0]) / "models"
 EXPERTS = re.compile(r"^class (\w*Experts)\(nn\.Module\)", re.MULTILINE)
 # Their parameters are not the two of `gate_up_proj` (or `up_proj`) and `down_proj`, so they stay dense and are told.
 OTHERS = {"DbrxExperts", "JetMoeParallelExperts"}
-REFUSED = {"InklingSharedExperts": "its parameter 'gate_proj' is unknown"}
+REFUSED = {"InklingSharedExperts": "the parameter 'gate_proj' is unknown"}
 UNGATED = {"NemotronHExperts"}
 TRANSPOSED = {"AriaExperts", "GptOssExperts", "Llama4TextExperts", "OpenAIPrivacyFilterExperts"}
 

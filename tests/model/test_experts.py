@@ -87,4 +87,4 @@ def test_experts_that_compute_something_else_are_not_taken():
 def test_experts_with_an_unknown_parameter_are_not_taken():
     experts = OtherExperts(1.0)
     experts.scale = nn.Parameter(torch.ones(4))
-    assert unsupported_experts(nn.ModuleDict({"experts": experts})) == {"experts": "its parameter 'scale' is unknown"}
+    assert unsupported_experts(nn.ModuleDict({"experts": experts})) == {"experts": "the parameter 'scale' is unknown"}

@@ -93,7 +93,7 @@ def test_experts_that_cannot_be_pruned_are_told_with_the_reason():
     model = build("qwen2_moe")
     for layer in model.model.layers:
         layer.mlp.experts.scale = nn.Parameter(torch.ones(4))
-    told = r"^\d+% of the MLP weights .* 'model.layers.0.mlp.experts' cannot be pruned because its parameter 'scale' is"
+    told = r"^\d+% of the MLP weights .* 'model.layers.0.mlp.experts' cannot be pruned because the parameter 'scale' is"
     with pytest.warns(UserWarning, match=told):
         sparsifier = make(model)
     assert all("shared_expert" in name for name in sparsifier.masks)

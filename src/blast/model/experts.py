@@ -98,24 +98,24 @@ def form_of(module: nn.Module) -> ExpertsForm | str | None:
     parameters = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
     others = sorted(parameters.keys() - {up, down, f"{up}_bias", f"{down}_bias"})
     if others:
-        return f"its parameter '{others[0]}' is unknown"
+        return f"the parameter '{others[0]}' is unknown"
     for name, parameter in parameters.items():
         if is_sharded(parameter):
-            return "its weights are sharded over processes (fully_shard)"
+            return "the weights are sharded over processes (fully_shard)"
         if type(parameter) is not nn.Parameter or parameter.dtype not in DTYPES:
-            return f"its '{name}' is quantised, or a {type(parameter).__name__}"
+            return f"'{name}' is quantised, or a {type(parameter).__name__}"
     if "forward" in module.__dict__:
-        return "its forward was replaced (by an adapter, or to offload it)"
+        return "the forward was replaced (by an adapter, or to offload it)"
     if any(getattr(type(module), method) is not getattr(nn.Module, method) for method in STATE_METHODS):
-        return "its class has its own way to save its state"
+        return "the class has a way of its own to save its state"
     if any(getattr(module, hooks) for hooks in STATE_HOOKS):
         return "a hook changes its state dict"
     arguments = len(inspect.signature(type(module).forward).parameters) - 1
     if arguments not in (1, 3):
-        return f"its forward takes {arguments} arguments"
+        return f"the forward takes {arguments} arguments"
     transposed = _transposed(module, up, parameters[up].shape, parameters[down].shape)
     if transposed is None:
-        return f"the shapes of its '{up}' and '{down}' do not fit each other"
+        return f"the shapes of '{up}' and '{down}' do not fit each other"
     return ExpertsForm(up, down, transposed, routed=arguments == 3)
 
 
@@ -178,7 +178,7 @@ def _difference(module: nn.Module, form: ExpertsForm) -> str | None:
             expected = module.forward(x, *routing)
             found = run_experts(module, form, partial(multiply_dense, module, form), x, *routing)
     except Exception as error:
-        return f"its forward fails on random tokens ({error})"
+        return f"the forward fails on random tokens ({error})"
     # Weights that are zero or not finite, as before they are loaded, say nothing.
     if not expected.isfinite().all() or not expected.any():
         return None
