@@ -43,7 +43,7 @@ def run_one_shot_point(point: Point, folder: GridFolder, code: str = "") -> Resu
         folder.record(point.parent),
         "record of the dense parent",
         f"run the point '{point.parent}' first.",
-        ("status", "cause"),
+        ("status", "cause", "result"),
     )
     if parent["status"] != "ok":
         raise BlastError(f"its dense parent '{point.parent}' failed ({parent['cause']}); mend that one first.")
