@@ -88,7 +88,7 @@ def test_batched_layouts_and_lists_match_those_of_single_matrices():
             [(layer.row_offsets, layer.col_indices) for layer in front],
             (down.row_offsets, down.col_indices),
             front[0].in_features // front[0].block.cols,
-            mlp.gate == "tied",
+            mlp.gate_kind == "tied",
         )
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(given, expected, strict=True))
 

@@ -35,7 +35,7 @@ def test_a_fused_model_computes_what_the_sparse_one_does(kind, skip_dead) -> Non
     _, sparse, _ = pair(kind)
     fused = blast.fuse(copy.deepcopy(sparse), skip_dead=skip_dead)
     assert len(fused_of(fused)) == 2
-    assert {mlp.gate for mlp in fused_of(fused)} == ({"untied"} if kind == "llama" else {"none"})
+    assert {mlp.gate_kind for mlp in fused_of(fused)} == ({"untied"} if kind == "llama" else {"none"})
     close(fused, sparse, kind)
 
 
@@ -57,7 +57,7 @@ def test_gate_and_up_can_share_a_mask() -> None:
     tied = {name: masks[name.replace("up_proj", "gate_proj")] for name in masks}
     sparse = to_sparse(dense, tied, drop=True)
     fused = blast.fuse(copy.deepcopy(sparse))
-    assert {mlp.gate for mlp in fused_of(fused)} == {"tied"}
+    assert {mlp.gate_kind for mlp in fused_of(fused)} == {"tied"}
     close(fused, sparse, "llama")
 
 
@@ -272,3 +272,107 @@ def test_qwen3_is_fused() -> None:
         fused = blast.fuse(sparse)
         assert len(fused_of(fused)) == 2
         torch.testing.assert_close(fused(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+class Stacked(nn.Module):
+    """An MLP with all that its children do not tell, one at a time."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
+        self.what, self.scale = what, 1
+        if what == "parameter":
+            self.gain = nn.Parameter(torch.ones(1))
+        elif what == "buffer":
+            self.register_buffer("gain", torch.ones(1))
+        elif what == "clipped":
+            self.act = Clipped()
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x))) * self.scale * getattr(self, "gain", 1)
+
+
+class Clipped(nn.Module):
+    def forward(self, x):
+        return nn.functional.gelu(x).clamp(-10, 10)
+
+
+class WithResidual(Stacked):
+    def forward(self, x, residual):
+        return super().forward(x) + residual
+
+
+class OnlyBatches(Stacked):
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        return super().forward(x.view(batch * tokens, width)).view(x.shape)
+
+
+def stacked(*mlps: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    masks = {"fc1": torch.rand(4, 2) < 0.7, "fc2": torch.rand(2, 4) < 0.7}
+    named = {f"{place}.{name}": mask for place in range(len(mlps)) for name, mask in masks.items()}
+    return to_sparse(nn.Sequential(*mlps), named, drop=True)
+
+
+def instance_forward(model: nn.Module) -> None:
+    plain = model.forward
+    model.forward = lambda x: plain(x) + 1
+
+
+@pytest.mark.parametrize(
+    ("build", "change", "reason"),
+    [
+        (lambda: WithResidual(""), None, r"its forward takes 2 arguments \(x, residual\)"),
+        (lambda: OnlyBatches(""), None, "OnlyBatches computes something else than its children suggest"),
+        (lambda: Stacked("parameter"), None, "it has a parameter or buffer 'gain' of its own"),
+        (lambda: Stacked("buffer"), None, "it has a parameter or buffer 'gain' of its own"),
+        (lambda: Stacked("clipped"), None, "one activation that is silu or gelu"),
+        (lambda: Stacked(""), instance_forward, "its forward was replaced"),
+        (lambda: Stacked(""), lambda m: instance_forward(m.fc2), "the forward of one of its layers was replaced"),
+        (lambda: Stacked(""), lambda m: m.act.register_forward_hook(lambda *_: None), "a hook on one of its layers"),
+        (lambda: Stacked(""), lambda m: m.register_state_dict_post_hook(lambda *_: None), "a hook changes its state"),
+    ],
+    ids=["residual", "3-D", "parameter", "buffer", "clipped", "forward", "layer-forward", "hook", "state-hook"],
+)
+def test_an_mlp_that_is_more_than_its_children_is_left_as_it_is_with_the_reason(build, change, reason) -> None:
+    model = stacked(build(), Stacked(""))
+    if change is not None:
+        change(model[0])
+    kept = model[0]
+    blast.fuse(model)
+    assert model[0] is kept
+    assert isinstance(model[1], SparseMlp)
+    blast.unfuse(model)
+    with pytest.raises(BlastError, match=reason):
+        blast.fuse(nn.Sequential(model[0]))
+
+
+def test_mlps_of_one_class_with_other_options_or_another_order_are_checked_each() -> None:
+    plain, scaled = Stacked(""), Stacked("")
+    scaled.scale = 2
+    first = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+    second = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 32), nn.GELU())
+    torch.manual_seed(0)
+    masks = {"2.0": torch.rand(4, 2) < 0.7, "2.2": torch.rand(2, 4) < 0.7}
+    masks |= {"3.0": masks["2.0"], "3.1": masks["2.2"]}
+    model = stacked(plain, scaled)
+    model.extend([first, second])
+    to_sparse(model, masks, drop=True)
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(blast.fuse(model)(x), expected, rtol=1e-4, atol=1e-5)
+    assert [isinstance(mlp, SparseMlp) for mlp in model] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("empty", [("gate",), ("up",), ("down",), ("gate", "up"), ("gate", "up", "down")])
+@pytest.mark.parametrize("skip_dead", [False, True])
+def test_an_mlp_without_live_blocks_is_fused(empty, skip_dead) -> None:
+    dense, _, masks = pair("llama")
+    first = {f"model.layers.0.mlp.{name}_proj" for name in empty}
+    masks = {name: mask & (name not in first) for name, mask in masks.items()}
+    sparse = to_sparse(dense, masks, drop=True)
+    fused = blast.fuse(copy.deepcopy(sparse), skip_dead=skip_dead)
+    assert len(fused_of(fused)) == 2
+    close(fused, sparse, "llama")

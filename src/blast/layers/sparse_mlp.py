@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
 from blast.layers.mlp_autograd import MlpLists, can_train, run_training
+from blast.layers.stand_in import stand_in_class
 
 # Storage of the weights for the fused kernels: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
@@ -68,6 +70,8 @@ class Roles(NamedTuple):
 class SparseMlp(nn.Module):
     """Replaces an MLP whose matrices are `BlockLinear`. It has the same children under the same names.
 
+    It is an instance of the class of that MLP too, has its attributes, and takes its arguments.
+
     Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
     it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a
     child was changed (replaced, hooked), and if the block sides of the up and down projections do not match. The
@@ -89,6 +93,10 @@ class SparseMlp(nn.Module):
 
     original: nn.Module
 
+    def __new__(cls, original: nn.Module, *_: Any, **__: Any) -> SparseMlp:
+        kinds: tuple[Any, Any] = (cls, type(original))
+        return cast(SparseMlp, object.__new__(stand_in_class(*kinds)))
+
     def __init__(
         self,
         original: nn.Module,
@@ -98,8 +106,9 @@ class SparseMlp(nn.Module):
         dense_fallback: bool = False,
         weights: str = "same",
     ) -> None:
-        super().__init__()
-        self.roles, self.activation, self.skip_dead = roles, activation, skip_dead
+        # Not that of `super()`: the class of the original follows there.
+        nn.Module.__init__(self)
+        self.roles, self.activation_name, self.skip_dead = roles, activation, skip_dead
         self.dense_fallback, self.weights = dense_fallback, weights
         # nn.Module.__setattr__ would register it as a child. It is none, but both have the same children.
         object.__setattr__(self, "original", original)
@@ -109,6 +118,7 @@ class SparseMlp(nn.Module):
             setattr(self, hooks, getattr(original, hooks))
         self._children = tuple(original._modules.values())
         self._hooks_of_children = [getattr(child, hooks) for child in original.children() for hooks in HOOKS[:-1]]
+        self._argument = next(iter(inspect.signature(original.forward).parameters), "")
         self.lists = MlpLists()
         self._row_lists: RowLists | None = None
         self._fp8: Weights | None = None
@@ -120,7 +130,7 @@ class SparseMlp(nn.Module):
         self.prepare()
 
     @property
-    def gate(self) -> str:
+    def gate_kind(self) -> str:
         """`none`, `tied` (gate and up share one index) or `untied`."""
         if self.roles.gate is None:
             return "none"
@@ -155,9 +165,9 @@ class SparseMlp(nn.Module):
         with torch.no_grad():
             if any(layer.values.is_meta for layer in self.layers):
                 return
-            self._row_lists = _row_lists_of(self.layers, self.gate, self.skip_dead)
+            self._row_lists = _row_lists_of(self.layers, self.gate_kind, self.skip_dead)
             if self.weights == "fp8" and self.layers[0].values.dtype in HALVES:
-                self._fp8 = _in_fp8(self._layer_weights(), self.gate)
+                self._fp8 = _in_fp8(self._layer_weights(), self.gate_kind)
             if self.dense_fallback:
                 self._choose_dense()
         self._versions = self._current()
@@ -186,8 +196,11 @@ class SparseMlp(nn.Module):
             full = self._run(x, row_lists, self._layer_weights()).float()
             return ((self._run(x, row_lists, self._fp8).float() - full).norm() / full.norm()).item()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`, as the MLP it replaces."""
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`, as the MLP it replaces; with further arguments layer by layer."""
+        x = self._only_input(inputs, named)
+        if x is None:
+            return self.original.forward(*inputs, **named)
         if self._runs_layers():
             return self.original.forward(x)
         if not self._can_fuse(x):
@@ -198,6 +211,12 @@ class SparseMlp(nn.Module):
         if self._dense is not None and dense_wins(x.numel() // x.shape[-1], self._ranges):
             return self._run_dense(x, self._dense)
         return self._run(x, row_lists, self.kernel_weights)
+
+    def _only_input(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor | None:
+        """The input, if the MLP is called with nothing else."""
+        if len(inputs) == 1 and not named:
+            return inputs[0]
+        return named[self._argument] if not inputs and list(named) == [self._argument] else None
 
     def _train(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
@@ -211,7 +230,7 @@ class SparseMlp(nn.Module):
         return self._run_training(x, layers)
 
     def _run_training(self, x: Tensor, layers: list[BlockLinear]) -> Tensor:
-        return run_training(x, layers, self.lists, self.activation)
+        return run_training(x, layers, self.lists, self.activation_name)
 
     @torch.compiler.disable
     def _train_outside_graph(self, x: Tensor) -> Tensor:
@@ -230,8 +249,8 @@ class SparseMlp(nn.Module):
             down.bias,
             up.out_features,
             down.out_features,
-            self.activation,
-            self.gate,
+            self.activation_name,
+            self.gate_kind,
             weights.first_scales,
             weights.up_scales,
             weights.down_scales,
@@ -248,7 +267,8 @@ class SparseMlp(nn.Module):
         return super().train(mode)
 
     def extra_repr(self) -> str:
-        return f"gate={self.gate}, activation={self.activation}, skip_dead={self.skip_dead}, weights={self.weights}"
+        how = f"skip_dead={self.skip_dead}, weights={self.weights}"
+        return f"gate={self.gate_kind}, activation={self.activation_name}, {how}"
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseMlp:
         super()._apply(function, recurse)
@@ -265,7 +285,9 @@ class SparseMlp(nn.Module):
         A child was changed if it was replaced (an adapter, another activation), or got a hook or another forward. The
         children are asked in each call, because all this can happen after the MLP was fused.
         """
-        for child, fused in zip(self._modules.values(), self._children, strict=False):
+        if len(self._modules) != len(self._children):
+            return True
+        for child, fused in zip(self._modules.values(), self._children, strict=True):
             if child is not fused or (child is not None and "forward" in child.__dict__):
                 return True
             if isinstance(child, nn.Dropout) and child.training and child.p > 0:
@@ -282,7 +304,7 @@ class SparseMlp(nn.Module):
 
     def _run_dense(self, x: Tensor, weights: list[Tensor]) -> Tensor:
         *gate, up, down = weights
-        act = ACTIVATIONS[self.activation]
+        act = ACTIVATIONS[self.activation_name]
         biases = [layer.bias for layer in self.layers]
         hidden = F.linear(x, up, biases[-2])
         hidden = act(F.linear(x, gate[0], biases[0])) * hidden if gate else act(hidden)
@@ -293,7 +315,7 @@ class SparseMlp(nn.Module):
         total = sum(layer.in_features * layer.out_features for layer in self.layers)
         sparsity = 1 - sum(layer.values.numel() for layer in self.layers) / total
         shape, gpu = (up.out_features, up.in_features), gpu_name(values.device)
-        self._ranges = dense_ranges(sparsity, up.block, self.gate, shape, values.dtype, gpu)
+        self._ranges = dense_ranges(sparsity, up.block, self.gate_kind, shape, values.dtype, gpu)
         # Dense weights are stored only if the table uses them for some number of tokens.
         if any(dense for _, dense in self._ranges):
             self._dense = [layer.matrix().to_dense() for layer in self.layers]

@@ -30,8 +30,11 @@ class TrainingMlp(SparseMlp):
         if can_train(layers) and not layers[0].values.is_meta:
             self.lists.make(layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`, as the MLP it replaces."""
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`, as the MLP it replaces; with further arguments layer by layer."""
+        x = self._only_input(inputs, named)
+        if x is None:
+            return self.original.forward(*inputs, **named)
         return self.original.forward(x) if self._runs_layers() else self._train(x)
 
     def _run_training(self, x: Tensor, layers: list[BlockLinear]) -> Tensor:
@@ -43,10 +46,10 @@ class TrainingMlp(SparseMlp):
             if not all_accumulate(layers):
                 return self.original.forward(x)
             on_backward = self._accumulate
-        return run_uncompiled(x, layers, self.lists, self.activation, on_backward)
+        return run_uncompiled(x, layers, self.lists, self.activation_name, on_backward)
 
     def _accumulate(self, x: Tensor, grad: Tensor) -> None:
-        accumulate_dense_gradients([(self.layers, self.activation, [(x, grad)])])
+        accumulate_dense_gradients([(self.layers, self.activation_name, [(x, grad)])])
 
     def _save(self, x: Tensor, grad: Tensor) -> None:
         # Detached, so that the autograd graph is freed.

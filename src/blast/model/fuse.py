@@ -7,6 +7,7 @@ input.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from functools import partial
 from typing import cast
@@ -23,6 +24,7 @@ from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp
 from blast.layers.training_mlp import TrainingMlp
 from blast.model.agreement import agree, in_eval_mode
 from blast.model.discovery import find_mlps
+from blast.model.eligibility import STATE_HOOKS
 from blast.model.module_replacement import replace_modules, unwrapped
 from blast.model.target import Mlp
 
@@ -76,7 +78,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
                     f"fp8 weights are multiplied with float16 or bfloat16, but '{mlp.name}' is {dtype}; "
                     "cast the model first, for instance with model.bfloat16()."
                 )
-            kind = (type(module), fused.activation, fused.gate)
+            kind = _kind(module, fused)
             if kind not in verified:
                 verified[kind] = _agrees(build() if weights == "fp8" else fused)
             reason = (
@@ -136,7 +138,7 @@ def fuse_for_training(model: nn.Module) -> nn.Module:
         if isinstance(module, SparseMlp) or module is model or _reason_against(module, mlp) is not None:
             continue
         made = TrainingMlp(module, _roles(mlp), cast(str, _activation(module)))
-        kind = (type(module), made.activation, made.gate)
+        kind = _kind(module, made)
         if not can_train(made.layers):
             continue
         if kind not in verified:
@@ -187,8 +189,14 @@ def _reason_against(module: nn.Module, mlp: Mlp) -> str | None:
         if not isinstance(layer, BlockLinear):
             return "not all of its matrices are block-sparse"
         matrices[leaf] = layer
-    if any(getattr(layer, hooks) for layer in matrices.values() for hooks in HOOKS[:-1]):
-        return "a hook on one of its layers would no longer be called"
+    against = _reason_in_module(module)
+    if against is not None:
+        return against
+    for child in module.children():
+        if any(getattr(child, hooks) for hooks in HOOKS[:-1]):
+            return "a hook on one of its layers would no longer be called"
+        if "forward" in child.__dict__:
+            return "the forward of one of its layers was replaced"
     others = [child for name, child in module._modules.items() if name not in matrices]
     if len([child for child in others if not isinstance(child, nn.Dropout)]) != 1 or _activation(module) is None:
         return "it has other children than matrices, dropout and one activation that is silu or gelu"
@@ -198,18 +206,37 @@ def _reason_against(module: nn.Module, mlp: Mlp) -> str | None:
     return None if len(blocks) == 1 else "gate and up have different blocks"
 
 
+def _reason_in_module(module: nn.Module) -> str | None:
+    """Why a module cannot be replaced by one that computes with its children."""
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    arguments = inspect.signature(module.forward).parameters.items()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [name for name, each in arguments if each.default is each.empty and each.kind not in several]
+    if len(needed) > 1:
+        return f"its forward takes {len(needed)} arguments ({', '.join(needed)})"
+    own = [name for name, part in (*module._parameters.items(), *module._buffers.items()) if part is not None]
+    if own:
+        return f"it has a parameter or buffer '{own[0]}' of its own"
+    if any(getattr(module, hooks) for hooks in STATE_HOOKS):
+        return "a hook changes its state dict"
+    return None
+
+
 def _activation(module: nn.Module) -> str | None:
     """Name of the activation among the children of an MLP, recognised by its values; None if unknown."""
     found = [child for child in module.children() if not isinstance(child, BlockLinear | nn.Dropout)]
     if len(found) != 1 or any(True for _ in found[0].parameters()):
         return None
-    x = torch.linspace(-6, 6, 601)
+    # Large values too: some activations clip them.
+    large = torch.logspace(1, 3, 21)
+    x = torch.cat([-large, torch.linspace(-6, 6, 601), large])
     with torch.no_grad():
         try:
             y = found[0](x)
         except (TypeError, RuntimeError):
             return None
-        fits = [name for name, function in ACTIVATIONS.items() if torch.allclose(y, function(x), rtol=0, atol=2e-6)]
+        fits = [name for name, function in ACTIVATIONS.items() if torch.allclose(y, function(x), rtol=1e-6, atol=2e-6)]
     return fits[0] if fits else None
 
 
@@ -221,6 +248,19 @@ def _agrees(fused: SparseMlp) -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, fused.layers[0].in_features, generator=generator).to(values.device, values.dtype)
     with in_eval_mode(fused):
-        same = agree(fused.forward(x), fused.original.forward(x), values.dtype)
+        try:
+            same = agree(fused.forward(x), fused.original.forward(x), values.dtype)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            same = False
     fused.original.training = fused.training
     return same
+
+
+def _kind(module: nn.Module, fused: SparseMlp) -> tuple[object, ...]:
+    """What the computation of an MLP depends on besides its matrices. MLPs of one kind are checked once."""
+    plain = (bool, int, float, str, type(None))
+    options = {
+        name: value for name, value in module.__dict__.items() if isinstance(value, plain) and name != "training"
+    }
+    children = [(name, type(child)) for name, child in module._modules.items()]
+    return (type(module), fused.activation_name, fused.gate_kind, *children, *sorted(options.items()))

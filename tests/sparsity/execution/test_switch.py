@@ -95,7 +95,7 @@ def test_gate_and_up_with_one_mask_share_their_index():
     ours = run("llama-nano", "switching", tie_gate_up=True)
     mlp = ours.model.model.layers[0].mlp
     assert mlp.gate_proj.index is mlp.up_proj.index
-    assert mlp.gate == "tied"
+    assert mlp.gate_kind == "tied"
 
 
 @pytest.mark.parametrize("ranking", ["layer", "model"])

@@ -175,7 +175,7 @@ def recompute_dense_gradients(mlps: Sequence[TrainingMlp]) -> None:
     """Computes the dense gradients of accumulating layers from the retained activations; all or none of them."""
     retained = [(mlp, mlp.saved_activations) for mlp in mlps if mlp.saved_activations and all_accumulate(mlp.layers)]
     try:
-        accumulate_dense_gradients([(mlp.layers, mlp.activation, saved) for mlp, saved in retained])
+        accumulate_dense_gradients([(mlp.layers, mlp.activation_name, saved) for mlp, saved in retained])
     except BaseException:
         for gradient in (layer.dense_gradient for mlp, _ in retained for layer in mlp.layers):
             if gradient is not None:
