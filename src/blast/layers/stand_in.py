@@ -55,7 +55,7 @@ def _set_attribute(module: nn.Module, name: str, value: Any) -> None:
 
 def _part(module: nn.Module, place: int | slice) -> Any:
     # A slice is a new Sequential, not a new stand-in.
-    return module.original[place]  # type: ignore[operator]
+    return module.original[place]  # type: ignore[index]
 
 
 def _reduce(module: nn.Module, protocol: object) -> tuple[Any, ...]:
