@@ -320,6 +320,10 @@ def instance_forward(model: nn.Module) -> None:
     model.forward = lambda x: plain(x) + 1
 
 
+def mixed_dtypes(model: nn.Module) -> None:
+    model.fc1.values.data = model.fc1.values.data.bfloat16()
+
+
 @pytest.mark.parametrize(
     ("build", "change", "reason"),
     [
@@ -328,12 +332,24 @@ def instance_forward(model: nn.Module) -> None:
         (lambda: Stacked("parameter"), None, "it has a parameter or buffer 'gain' of its own"),
         (lambda: Stacked("buffer"), None, "it has a parameter or buffer 'gain' of its own"),
         (lambda: Stacked("clipped"), None, "one activation that is silu or gelu"),
+        (lambda: Stacked(""), mixed_dtypes, "its weights and biases have several dtypes"),
         (lambda: Stacked(""), instance_forward, "its forward was replaced"),
         (lambda: Stacked(""), lambda m: instance_forward(m.fc2), "the forward of one of its layers was replaced"),
         (lambda: Stacked(""), lambda m: m.act.register_forward_hook(lambda *_: None), "a hook on one of its layers"),
         (lambda: Stacked(""), lambda m: m.register_state_dict_post_hook(lambda *_: None), "a hook changes its state"),
     ],
-    ids=["residual", "3-D", "parameter", "buffer", "clipped", "forward", "layer-forward", "hook", "state-hook"],
+    ids=[
+        "residual",
+        "3-D",
+        "parameter",
+        "buffer",
+        "clipped",
+        "dtypes",
+        "forward",
+        "layer-forward",
+        "hook",
+        "state-hook",
+    ],
 )
 def test_an_mlp_that_is_more_than_its_children_is_left_as_it_is_with_the_reason(build, change, reason) -> None:
     model = stacked(build(), Stacked(""))
@@ -376,3 +392,14 @@ def test_an_mlp_without_live_blocks_is_fused(empty, skip_dead) -> None:
     fused = blast.fuse(copy.deepcopy(sparse), skip_dead=skip_dead)
     assert len(fused_of(fused)) == 2
     close(fused, sparse, "llama")
+
+
+def test_hooks_for_all_modules_are_called_for_the_layers_of_a_fused_mlp() -> None:
+    model, seen = blast.fuse(stacked(Stacked(""))), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.no_grad():
+            model(torch.randn(3, 32))
+    finally:
+        handle.remove()
+    assert {model[0].fc1, model[0].act, model[0].fc2} <= set(seen)

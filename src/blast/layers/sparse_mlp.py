@@ -283,7 +283,8 @@ class SparseMlp(nn.Module):
         """Whether the MLP has to run layer by layer: with active dropout, or because a child was changed.
 
         A child was changed if it was replaced (an adapter, another activation), or got a hook or another forward. The
-        children are asked in each call, because all this can happen after the MLP was fused.
+        children are asked in each call, because all this can happen after the MLP was fused. Hooks for all modules
+        (`register_module_forward_hook`) count too.
         """
         if len(self._modules) != len(self._children):
             return True
@@ -292,7 +293,7 @@ class SparseMlp(nn.Module):
                 return True
             if isinstance(child, nn.Dropout) and child.training and child.p > 0:
                 return True
-        return any(self._hooks_of_children)
+        return any(self._hooks_of_children) or _any_hook_for_all_modules()
 
     def _can_fuse(self, x: Tensor) -> bool:
         if torch.is_autocast_enabled(x.device.type):
@@ -326,6 +327,17 @@ class SparseMlp(nn.Module):
             tensors += [layer.values for layer in self.layers]
         # An inference tensor has no version counter. It cannot be changed in place outside inference mode.
         return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _any_hook_for_all_modules() -> bool:
+    """Whether there is a hook that is called for every module."""
+    hooks = nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )
 
 
 def _prepare_again(module: nn.Module, keys: Any) -> None:

@@ -200,6 +200,9 @@ def _reason_against(module: nn.Module, mlp: Mlp) -> str | None:
     others = [child for name, child in module._modules.items() if name not in matrices]
     if len([child for child in others if not isinstance(child, nn.Dropout)]) != 1 or _activation(module) is None:
         return "it has other children than matrices, dropout and one activation that is silu or gelu"
+    parts = [part for layer in matrices.values() for part in (layer.values, layer.bias) if part is not None]
+    if len({part.dtype for part in parts}) > 1:
+        return "its weights and biases have several dtypes"
     if mlp.gate is not None and any(matrices[name].bias is not None for name in list(matrices)[:2]):
         return "its gate has a bias"
     blocks = {matrices[name].block for name in list(matrices)[:-1]}
