@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -351,3 +352,23 @@ def test_muon_and_adamw_together_leave_dead_blocks_at_zero():
     assert_dead_blocks_hold_zeros(sparsifier)
     with pytest.raises(BlastError, match="Muon cannot train live blocks only"):
         Sparsifier(model, optimizers, config(execution="sparse"))
+
+
+def test_a_loop_that_never_calls_step_is_told_once():
+    model = two_mlps()
+    optimizer = adamw(model.parameters())
+    sparsifier = Sparsifier(model, optimizer, config())
+    model(torch.randn(8, 16)).square().mean().backward()
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"has made 200 steps without sparsifier.step\(\)") as told:
+        run(500)
+    assert len(told) == 1
+    optimizer.zero_grad()
+    train(sparsifier, [optimizer])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(500)

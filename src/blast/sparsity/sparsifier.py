@@ -443,7 +443,8 @@ class Sparsifier:
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         # An optimizer that mixes elements (Muon) moves dead weights even if gradients and moments are zero.
-        self._accumulation.after_optimizer(self._mask_groups)
+        if not self.finished:
+            self._accumulation.after_optimizer(self._mask_groups)
         self._clear_weights(None if len(self._optimizers.names) == 1 else optimizer)
 
     def _after_load(self, *_: object) -> None:

@@ -15,6 +15,8 @@ from blast.sparsity.mask_groups import MaskGroup
 # Steps in a row that a mask update may wait for finite gradients. A gradient scaler that starts at 2^24 and halves its
 # factor in each step needs fewer.
 LONGEST_WAIT = 64
+# Optimizer steps without `sparsifier.step()` after which a loop is told.
+LONGEST_ALONE = 200
 
 
 class ReplacementCheck:
@@ -117,10 +119,12 @@ class FiniteCheck:
 
 
 class AccumulationCheck:
-    """Detects a mask update between the micro-batches of one optimizer step."""
+    """Detects a mask update between the micro-batches of one optimizer step, and a loop that never asks for one."""
 
     def __init__(self) -> None:
         self._stepped = True
+        # Optimizer steps since the last `sparsifier.step()`.
+        self._alone = 0
         self._gradient: weakref.ref[Tensor] | None = None
         # A gradient that the optimizer has used, and its version then.
         self._used: tuple[weakref.ref[Tensor], int] | None = None
@@ -128,12 +132,21 @@ class AccumulationCheck:
     def after_optimizer(self, mask_groups: Sequence[MaskGroup] = ()) -> None:
         """Call it after each optimizer step; without mask groups, the gradients it has used are unknown."""
         self._stepped = True
+        # A replayed step has no hooks, and its loop counts it.
+        self._alone = self._alone + 1 if mask_groups else 0
+        if self._alone == LONGEST_ALONE:
+            warnings.warn(
+                f"the optimizer has made {LONGEST_ALONE} steps without sparsifier.step(), so nothing was pruned; call "
+                "it in each step, after backward() and before optimizer.step().",
+                stacklevel=4,
+            )
         gradient = _first_gradient(mask_groups)
         self._used = None if gradient is None else (weakref.ref(gradient), gradient._version)
 
     def after_step(self, mask_groups: Sequence[MaskGroup]) -> None:
         """Call it at the end of `sparsifier.step()`."""
         gradient = _first_gradient(mask_groups)
+        self._alone = 0
         self._stepped, self._gradient = False, None if gradient is None else weakref.ref(gradient)
 
     def before_update(self, mask_groups: Sequence[MaskGroup], step: int) -> None:
