@@ -42,6 +42,34 @@ def test_a_hook_that_is_registered_after_fusing_is_called(fuse, child):
 
 
 @FUSE
+def test_a_hook_of_all_modules_sees_the_layers_of_a_fused_mlp(fuse):
+    dense, sparse = models("gated, shared mask")
+    fuse(sparse)
+    seen = {"SiLU": 0, "BlockLinear": 0}
+
+    def count(module, given, output):
+        seen[type(module).__name__] = seen.get(type(module).__name__, 0) + 1
+
+    handle = nn.modules.module.register_module_forward_hook(count)
+    try:
+        sparse(torch.ones(2, 16))
+    finally:
+        handle.remove()
+    assert (seen["SiLU"], seen["BlockLinear"]) == (1, 3)
+    same(dense, sparse)
+
+
+@FUSE
+def test_a_fused_model_is_exported_with_and_without_gradients(fuse):
+    dense, sparse = models("gated, shared mask")
+    exported = [torch.export.export(fuse(sparse), (torch.ones(2, 16),))]
+    with torch.no_grad():
+        exported.append(torch.export.export(sparse, (torch.ones(2, 16),)))
+    for program in exported:
+        same(dense, program.module())
+
+
+@FUSE
 def test_a_child_that_is_replaced_after_fusing_is_used(fuse):
     dense, sparse = models("gated, separate masks")
     fuse(sparse)

@@ -225,7 +225,8 @@ class SparseMlp(nn.Module):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             return self._train_outside_graph(x)
         layers = self.layers
-        if not can_train(layers):
+        # An exported graph cannot hold index lists that are computed while it is traced.
+        if not can_train(layers) or (torch.compiler.is_exporting() and not self.lists.tensors):
             return self.original.forward(x)
         return self._run_training(x, layers)
 
