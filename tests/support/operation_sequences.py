@@ -11,14 +11,18 @@ import io
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import blast
 from blast.block_sparse.blocks import as_block, clear_dead_
+from blast.errors import BlastError
+from blast.layers.sparse_mlp import SparseMlp
 from blast.model.discovery import match_matrices
 from blast.model.fuse import fuse_for_training
 
@@ -175,9 +179,14 @@ class Pair:
         self.model = self.run = blast.to_sparse(copy.deepcopy(self.dense), self.masks)
 
     def set_model(self, model: nn.Module) -> None:
-        """Another object takes the place of the model; hooks of this module are not kept in step with copies."""
-        self.remove_hooks()
+        """Another object takes the place of the model. Hooks have to be removed before it is made."""
+        assert not self.hooks
         self.model = self.run = model
+
+    def hooked(self) -> bool:
+        """Whether a layer of an MLP that is not fused has a hook."""
+        layers = [self.model.get_submodule(name) for name in self.masks]
+        return not isinstance(self.model.mlp, SparseMlp) and any(layer._forward_hooks for layer in layers)
 
     def both(self) -> tuple[nn.Module, nn.Module]:
         return self.model, self.dense
@@ -253,6 +262,7 @@ def move_there_and_back(pair: Pair, how: int) -> None:
 
 def copied(pair: Pair, how: int) -> None:
     """The model is replaced by a copy, and the first one is overwritten."""
+    pair.remove_hooks()
     first = pair.model
     if how % 2:
         with torch.no_grad():
@@ -282,7 +292,10 @@ def overwrite(model: nn.Module) -> None:
 
 
 def fuse(pair: Pair, how: int) -> None:
-    blast.fuse(pair.model, skip_dead=bool(how % 2))
+    """Fuses it; an MLP with a hook on one of its layers is refused, and the only one here."""
+    refused = pytest.raises(BlastError, match="a hook on one of its layers") if pair.hooked() else nullcontext()
+    with refused:
+        blast.fuse(pair.model, skip_dead=bool(how % 2))
 
 
 def unfuse(pair: Pair, how: int) -> None:
