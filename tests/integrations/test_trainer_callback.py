@@ -208,7 +208,7 @@ def test_options_of_the_trainer_work(options, execution, tmp_path):
 
 def test_a_second_training_prunes_anew(tmp_path):
     callback = SparsifyCallback(**SETTINGS, execution="sparse")
-    ours = trainer(tmp_path, callback)
+    ours = trainer(tmp_path, callback, {"max_steps": 4})
     ours.train()
     first = callback.sparsifier
     ours.train()
@@ -241,14 +241,14 @@ def test_more_steps_than_the_trainer_runs_are_refused(tmp_path):
 
 
 def test_a_checkpoint_of_a_training_without_the_callback_is_refused(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 4}
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     trainer(tmp_path, [], options).train()
     with pytest.raises(BlastError, match="was not written by a training with this callback"):
         trainer(tmp_path, SparsifyCallback(**SETTINGS), options).train(resume_from_checkpoint=True)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 4}
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     trainer(tmp_path, SparsifyCallback(**SETTINGS), options).train()
     with pytest.raises(BlastError, match=r"another config \(sparsity was 0.5 and is 0.75\)"):
         trainer(tmp_path, SparsifyCallback(**{**SETTINGS, "sparsity": 0.75}), options).train(
