@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import transformers
@@ -10,6 +12,14 @@ import blast
 from blast.integrations import SparsifyCallback
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def no_folder_passes_for_datasets(monkeypatch):
+    """Where the library `datasets` is not installed, transformers takes the folder tests/datasets for it."""
+    found = importlib.util.find_spec("datasets")
+    if found is not None and found.origin is None:
+        monkeypatch.setattr(transformers.trainer, "is_datasets_available", lambda: False)
 
 
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
