@@ -403,3 +403,21 @@ def test_hooks_for_all_modules_are_called_for_the_layers_of_a_fused_mlp() -> Non
     finally:
         handle.remove()
     assert {model[0].fc1, model[0].act, model[0].fc2} <= set(seen)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_dense_runs_with_the_weights_of_now(monkeypatch, compiled) -> None:
+    _, sparse, _ = pair("llama")
+    monkeypatch.setattr(sparse_mlp, "dense_ranges", lambda *_: ((None, True),))
+    before = blast.model_bytes(blast.fuse(copy.deepcopy(sparse))).weights
+    model = blast.fuse(copy.deepcopy(sparse), dense_fallback=True)
+    assert blast.model_bytes(model).weights == before
+    run = torch.compile(lambda x: output_of(model, x), backend="aot_eager") if compiled else None
+    with torch.no_grad():
+        old = run(inputs_of("llama")) if run else output_of(model, inputs_of("llama"))
+        for left, right in zip(model.parameters(), sparse.parameters(), strict=True):
+            left.data.mul_(1.2)
+            right.data.mul_(1.2)
+        now = run(inputs_of("llama")) if run else output_of(model, inputs_of("llama"))
+        torch.testing.assert_close(now, output_of(sparse, inputs_of("llama")), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(now, old)

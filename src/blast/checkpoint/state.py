@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
+from blast.layers.fp8_linear import Fp8BlockLinear
 
 # Classes of tensors that are nothing but their values. Others keep more beside them, or compute differently.
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
@@ -34,6 +35,8 @@ def refuse_unstored_state(model: nn.Module, stored: Mapping[str, Tensor]) -> Non
         if isinstance(value, Tensor) and tensor is not None and _same_memory(value, tensor):
             continue
         path = _owner(model, key)
+        if isinstance(model.get_submodule(path), Fp8BlockLinear):
+            raise BlastError(f"the weights of '{path}' are in fp8; call blast.unfuse(model) before saving.")
         kind = type(model.get_submodule(path)).__name__
         what = "extra state" if key.endswith("_extra_state") else f"'{key}'"
         holds = "a changed tensor" if isinstance(value, Tensor) and tensor is not None else f"a {type(value).__name__}"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
-from blast_kernels.common.quantize import HALVES, quantize_blocks, quantize_pairs
+from blast_kernels.common.quantize import HALVES
 from blast_kernels.mlp_inference.row_lists import drop_columns, gated_row_list, live_hidden_rows, plain_row_list
 from blast_kernels.tables.break_even import Ranges, dense_ranges, dense_wins, gpu_name
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
+from blast.layers.fp8_linear import Fp8BlockLinear, from_fp8, to_fp8
 from blast.layers.mlp_autograd import MlpLists, can_train, run_training
 from blast.layers.stand_in import stand_in_class
 
@@ -76,8 +77,8 @@ class SparseMlp(nn.Module):
     it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a
     child was changed (replaced, hooked), and if the block sides of the up and down projections do not match. The
     kernels read the parameters of the layers, so that a change of a parameter takes effect at once, however it was
-    made. The fp8 weights and the dense weights of `dense_fallback` are copies. They are made again after a parameter
-    was changed in place, moved or loaded; a write through `.data` is not noticed.
+    made. With fp8 weights (`quantize`) the layers have no parameters for their blocks: the fp8 blocks are the only
+    ones, and the MLP cannot be trained.
 
     Args:
         original: The MLP; its children are shared, not copied.
@@ -86,9 +87,7 @@ class SparseMlp(nn.Module):
         skip_dead: Whether to skip hidden blocks that are always zero, or that no block reads. The result is the
             same for finite inputs.
         dense_fallback: Whether to run dense where `blast_kernels.tables.break_even` says that dense is faster for this
-            number of tokens. Then the dense weights are stored as well.
-        weights: `same`, or `fp8`: half the bytes to read, with the error that `quantization_error` measures. An MLP
-            that is cast to float32 or float64 runs with its own weights.
+            number of tokens. Each such call computes the dense weights again.
     """
 
     original: nn.Module
@@ -104,12 +103,11 @@ class SparseMlp(nn.Module):
         activation: str,
         skip_dead: bool = True,
         dense_fallback: bool = False,
-        weights: str = "same",
     ) -> None:
         # Not that of `super()`: the class of the original follows there.
         nn.Module.__init__(self)
         self.roles, self.activation_name, self.skip_dead = roles, activation, skip_dead
-        self.dense_fallback, self.weights = dense_fallback, weights
+        self.dense_fallback, self.weights, self._error = dense_fallback, "same", 0.0
         # nn.Module.__setattr__ would register it as a child. It is none, but both have the same children.
         object.__setattr__(self, "original", original)
         self._modules = original._modules
@@ -121,8 +119,6 @@ class SparseMlp(nn.Module):
         self._argument = next(iter(inspect.signature(original.forward).parameters), "")
         self.lists = MlpLists()
         self._row_lists: RowLists | None = None
-        self._fp8: Weights | None = None
-        self._dense: list[Tensor] | None = None
         self._ranges: Ranges = ()
         self._versions: tuple[tuple[int, int], ...] = ()
         # Compiled code cannot compare versions.
@@ -143,8 +139,9 @@ class SparseMlp(nn.Module):
 
     @property
     def extra_tensors(self) -> list[Tensor]:
-        """The index, fp8 and dense tensors that it holds besides those of its layers."""
-        own = (*(self._row_lists or ()), *(self._fp8 or ()), *(self._dense or ()), *self.lists.tensors)
+        """The index and fp8 tensors that it holds besides the parameters and buffers of its layers."""
+        fp8 = [part for layer in self.layers if isinstance(layer, Fp8BlockLinear) for part in layer.fp8[:2]]
+        own = (*(self._row_lists or ()), *fp8, *self.lists.tensors)
         return [tensor for tensor in own if isinstance(tensor, Tensor)]
 
     @property
@@ -156,45 +153,79 @@ class SparseMlp(nn.Module):
 
     @property
     def kernel_weights(self) -> Weights:
-        """The blocks that the kernels read: those of the layers, or their fp8 copies."""
-        return self._layer_weights() if self._fp8 is None else self._fp8
+        """The blocks that the kernels read: those of the layers, in fp8 if they are stored so."""
+        layers = self.layers
+        if not self._in_fp8():
+            return self._layer_weights()
+        if any(layer.loaded is not None for layer in layers):  # type: ignore[attr-defined]
+            self.prepare()
+        (*gate, up, down) = [layer.fp8 for layer in layers]  # type: ignore[attr-defined]
+        if not gate:
+            return Weights(up.blocks, None, down.blocks, up.scales, None, down.scales)
+        up_scales = None if self.gate_kind == "tied" else up.scales
+        return Weights(gate[0].blocks, up.blocks, down.blocks, gate[0].scales, up_scales, down.scales)
 
     def prepare(self) -> None:
-        """Makes the index for the kernels, and the copies in fp8 and dense if they are asked for."""
-        self._row_lists = self._fp8 = self._dense = None
+        """Makes the index for the kernels, and quantizes weights that are to be in fp8 and were loaded or cast."""
+        self._row_lists, layers = None, self.layers
+        if any(layer.row_offsets.is_meta or layer.values.is_meta for layer in layers):
+            return
         with torch.no_grad():
-            if any(layer.values.is_meta for layer in self.layers):
-                return
-            self._row_lists = _row_lists_of(self.layers, self.gate_kind, self.skip_dead)
-            if self.weights == "fp8" and self.layers[0].values.dtype in HALVES:
-                self._fp8 = _in_fp8(self._layer_weights(), self.gate_kind)
+            self._row_lists = _row_lists_of(layers, self.gate_kind, self.skip_dead)
+            if self.weights == "fp8" and layers[0].values.dtype in HALVES:
+                self._quantize(measure=any(getattr(layer, "loaded", None) is not None for layer in layers))
             if self.dense_fallback:
-                self._choose_dense()
+                self._ranges = self._dense_ranges()
         self._versions = self._current()
 
-    def quantization_error(self, x: Tensor | None = None) -> float:
-        """The relative error of the output with the fp8 weights: `‖out − full‖ / ‖full‖`.
+    def quantize(self) -> None:
+        """Stores the blocks in fp8 and nowhere else: half the bytes to read, and to store.
 
-        Args:
-            x: Activations `[..., in]` in the dtype of the MLP; 64 normally distributed tokens if left out.
+        The layers lose their parameter `values`. Each access to it computes the blocks again. `unfuse` gives them
+        parameters again; the blocks stay rounded. An MLP that is cast to float32 or float64 computes in that dtype.
+        """
+        self.weights = "fp8"
+        if self._row_lists is not None and self.layers[0].values.dtype in HALVES:
+            self._quantize(measure=True)
+
+    def dequantize(self) -> None:
+        """Undoes `quantize`, except for the rounding."""
+        self.weights = "same"
+        from_fp8(self.layers)
+
+    def _quantize(self, measure: bool) -> None:
+        full = self._layer_weights() if measure else None
+        to_fp8(self.layers, self.gate_kind == "tied")
+        if full is not None:
+            self._error = self._distance_from(full)
+
+    def _in_fp8(self) -> bool:
+        return isinstance(self._layer(self.roles.down), Fp8BlockLinear)
+
+    def quantization_error(self) -> float:
+        """The relative error of the output that rounding the weights to fp8 made: `‖out − full‖ / ‖full‖`.
+
+        It was measured with 64 normally distributed tokens when the weights were quantized.
 
         Returns:
-            The error; 0 if the weights are not quantized.
+            The error; 0 if the weights were not quantized.
 
         Raises:
             BlastError: if the weights are on the meta device.
         """
-        row_lists, values = self.row_lists, self.layers[0].values
-        if row_lists is None:
+        if self._row_lists is None:
             raise BlastError("weights on the meta device have no values to compare; load the model first.")
-        if self._fp8 is None:
+        return self._error
+
+    def _distance_from(self, full: Weights) -> float:
+        generator, row_lists = torch.Generator().manual_seed(0), self._row_lists
+        x = torch.randn(ERROR_TOKENS, self.layers[0].in_features, generator=generator).to(full.down)
+        if row_lists is None:
             return 0.0
-        if x is None:
-            generator = torch.Generator().manual_seed(0)
-            x = torch.randn(ERROR_TOKENS, self.layers[0].in_features, generator=generator).to(values)
         with torch.no_grad():
-            full = self._run(x, row_lists, self._layer_weights()).float()
-            return ((self._run(x, row_lists, self._fp8).float() - full).norm() / full.norm()).item()
+            expected = self._run(x, row_lists, full).float()
+            off = (self._run(x, row_lists, self.kernel_weights).float() - expected).norm() / expected.norm()
+        return off.item()
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, as the MLP it replaces; with further arguments layer by layer."""
@@ -204,12 +235,14 @@ class SparseMlp(nn.Module):
         if self._runs_layers():
             return self.original.forward(x)
         if not self._can_fuse(x):
+            if self.training and self._in_fp8() and torch.is_grad_enabled():
+                raise BlastError("fp8 weights cannot be trained; call blast.unfuse(model), or model.eval() to infer.")
             return self._train(x)
         row_lists = self._row_lists if torch.compiler.is_compiling() else self.row_lists
         if row_lists is None:
             raise BlastError("the weights are on the meta device; load the model first.")
-        if self._dense is not None and dense_wins(x.numel() // x.shape[-1], self._ranges):
-            return self._run_dense(x, self._dense)
+        if dense_wins(x.numel() // x.shape[-1], self._ranges):
+            return self._run_dense(x)
         return self._run(x, row_lists, self.kernel_weights)
 
     def _only_input(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor | None:
@@ -272,6 +305,8 @@ class SparseMlp(nn.Module):
         return f"gate={self.gate_kind}, activation={self.activation_name}, {how}"
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseMlp:
+        # fp8 blocks must not be cast: the layers are moved and cast with ordinary blocks.
+        from_fp8(self.layers)
         super()._apply(function, recurse)
         self.prepare()
         return self
@@ -301,31 +336,27 @@ class SparseMlp(nn.Module):
             return False
         if not torch.is_grad_enabled():
             return True
-        tensors = [x, *(p for layer in self.layers for p in (layer.values, layer.bias) if p is not None)]
+        parameters = [layer._parameters.get(name) for layer in self.layers for name in ("values", "bias")]
+        tensors = [x, *(parameter for parameter in parameters if parameter is not None)]
         return not any(tensor.requires_grad for tensor in tensors)
 
-    def _run_dense(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        *gate, up, down = weights
+    def _run_dense(self, x: Tensor) -> Tensor:
+        *gate, up, down = [layer.matrix().to_dense() for layer in self.layers]
         act = ACTIVATIONS[self.activation_name]
         biases = [layer.bias for layer in self.layers]
         hidden = F.linear(x, up, biases[-2])
         hidden = act(F.linear(x, gate[0], biases[0])) * hidden if gate else act(hidden)
         return F.linear(hidden, down, biases[-1])
 
-    def _choose_dense(self) -> None:
+    def _dense_ranges(self) -> Ranges:
         up, values = self._layer(self.roles.up), self.layers[0].values
         total = sum(layer.in_features * layer.out_features for layer in self.layers)
         sparsity = 1 - sum(layer.values.numel() for layer in self.layers) / total
         shape, gpu = (up.out_features, up.in_features), gpu_name(values.device)
-        self._ranges = dense_ranges(sparsity, up.block, self.gate_kind, shape, values.dtype, gpu)
-        # Dense weights are stored only if the table uses them for some number of tokens.
-        if any(dense for _, dense in self._ranges):
-            self._dense = [layer.matrix().to_dense() for layer in self.layers]
+        return dense_ranges(sparsity, up.block, self.gate_kind, shape, values.dtype, gpu)
 
     def _current(self) -> tuple[tuple[int, int], ...]:
         tensors = [tensor for layer in self.layers for tensor in (layer.row_offsets, layer.col_indices)]
-        if self.weights == "fp8" or self.dense_fallback:
-            tensors += [layer.values for layer in self.layers]
         # An inference tensor has no version counter. It cannot be changed in place outside inference mode.
         return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
@@ -346,18 +377,6 @@ def _prepare_again(module: nn.Module, keys: Any) -> None:
         module.prepare()
 
 
-def _in_fp8(weights: Weights, gate: str) -> Weights:
-    down, down_scales = quantize_blocks(weights.down)
-    up, up_scales = None, None
-    if gate == "tied" and weights.up is not None:
-        first, up, first_scales = quantize_pairs(weights.first, weights.up)
-    else:
-        first, first_scales = quantize_blocks(weights.first)
-        if weights.up is not None:
-            up, up_scales = quantize_blocks(weights.up)
-    return Weights(first, up, down, first_scales, up_scales, down_scales)
-
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -371,7 +390,7 @@ def _row_lists_of(layers: list[BlockLinear], gate: str, skip_dead: bool) -> RowL
     live = None
     # The up and down projections have the same hidden blocks only if their block sides agree.
     if skip_dead and up.block.rows == down.block.cols:
-        read = torch.zeros(up.row_offsets.numel() - 1, dtype=torch.bool, device=up.values.device)
+        read = torch.zeros(up.row_offsets.numel() - 1, dtype=torch.bool, device=up.row_offsets.device)
         read[down.col_indices.long()] = True
         live = read if gate == "none" else live_hidden_rows(layers[0].row_offsets, up.row_offsets, down.col_indices)
     if gate == "untied":

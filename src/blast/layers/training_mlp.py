@@ -25,7 +25,7 @@ class TrainingMlp(SparseMlp):
 
     def prepare(self) -> None:
         """Computes the index lists of the current masks. Call it after an index was replaced."""
-        self._row_lists = self._fp8 = self._dense = None
+        self._row_lists = None
         layers = self.layers
         if can_train(layers) and not layers[0].values.is_meta:
             self.lists.make(layers)

@@ -33,15 +33,19 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     """Replaces each block-sparse MLP by a `SparseMlp`, which runs it in two kernels if no gradient is needed.
 
     Names, parameters, state dict and checkpoints do not change. `unfuse` undoes it. MLPs that do not qualify (another
-    structure, a gate with a bias, a dense matrix, hooks on their layers) do not change. The fused kernels
-    read the parameters of the layers, so each weight is stored once. With fp8 weights, all blocks are stored once more.
+    structure, a gate with a bias, a dense matrix, hooks on their layers) do not change. The fused kernels read the
+    parameters of the layers, so each weight is stored once.
+
+    With fp8 weights, the fp8 blocks are stored in the place of the parameters, which takes half the memory. The model
+    cannot be trained then. `unfuse` makes parameters of them again, with the rounded weights.
 
     Args:
         model: A sparse model (`blast.to_sparse`); changed in place.
         skip_dead: Skip hidden blocks that are always zero or that no block reads: the same result, faster.
-        dense_fallback: Run dense where the table of this GPU says dense is faster; stores the dense weights as well.
+        dense_fallback: Run dense where the table of this GPU says dense is faster. Each such call computes the dense
+            weights again from the blocks.
         weights: `same`: in the dtype of the layers. `fp8` (e4m3, a scale for each block): half the bytes to read, which
-            is faster for few tokens. It needs a float16 or bfloat16 model and changes the result;
+            is faster for few tokens and large matrices. It needs a float16 or bfloat16 model and changes the result;
             `quantization_errors` gives the difference. A fused model with other weights is fused again.
 
     Returns:
@@ -71,7 +75,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
         reason = _reason_against(module, mlp)
         if reason is None:
             build = partial(SparseMlp, module, _roles(mlp), cast(str, _activation(module)), skip_dead, dense_fallback)
-            fused = build(weights)
+            fused = build()
             if weights == "fp8" and fused.layers[0].values.dtype not in HALVES:
                 dtype = str(fused.layers[0].values.dtype).removeprefix("torch.")
                 raise BlastError(
@@ -80,7 +84,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
                 )
             kind = _kind(module, fused)
             if kind not in verified:
-                verified[kind] = _agrees(build() if weights == "fp8" else fused)
+                verified[kind] = _agrees(fused)
             reason = (
                 None if verified[kind] else f"{type(module).__name__} computes something else than its children suggest"
             )
@@ -98,12 +102,17 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
             f"no MLP of this model can be fused{why}; make its MLPs block-sparse first, "
             "with blast.to_sparse(model, masks)."
         )
+    for fused in replacements.values():
+        if weights == "fp8":
+            fused.quantize()
+        else:
+            fused.dequantize()
     replace_modules(model, replacements)
     return whole
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """Undoes `fuse`.
+    """Undoes `fuse`. Weights that were in fp8 stay rounded.
 
     Args:
         model: Any model; changed in place.
@@ -117,7 +126,10 @@ def unfuse(model: nn.Module) -> nn.Module:
         'GPT2MLP'
     """
     whole, model = model, unwrapped(model)
-    replace_modules(model, {id(m): m.original for m in model.modules() if isinstance(m, SparseMlp)})
+    fused = [module for module in model.modules() if isinstance(module, SparseMlp)]
+    for mlp in fused:
+        mlp.dequantize()
+    replace_modules(model, {id(mlp): mlp.original for mlp in fused})
     return whole
 
 

@@ -39,7 +39,9 @@ def model_bytes(model: nn.Module) -> ModelBytes:
     extra: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, BlockLinear):
-            mlp += [module.values, *module.index.buffers()]
+            # Blocks in fp8 are no parameter: their MLP has them.
+            values = module._parameters.get("values")
+            mlp += [*([] if values is None else [values]), *module.index.buffers()]
         elif isinstance(module, SparseMlp):
             extra += module.extra_tensors
     return ModelBytes(_bytes([*model.parameters(), *model.buffers(), *extra]), _bytes([*mlp, *extra]))
