@@ -25,7 +25,7 @@ from blast.layers.training_mlp import TrainingMlp
 from blast.model.agreement import agree, in_eval_mode
 from blast.model.discovery import find_mlps
 from blast.model.eligibility import STATE_HOOKS
-from blast.model.module_replacement import replace_modules, unwrapped
+from blast.model.module_replacement import replace_modules, sparse_layers, unwrapped
 from blast.model.target import Mlp
 
 
@@ -97,11 +97,14 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     experts = [name for name, module in model.named_modules() if isinstance(module, SparseExperts)]
     reasons += [f"'{name}': experts run one after the other and are not fused" for name in experts]
     if not replacements and not any(isinstance(module, SparseMlp) for module in model.modules()):
-        why = f" ({reasons[0]})" if reasons else ""
-        raise BlastError(
-            f"no MLP of this model can be fused{why}; make its MLPs block-sparse first, "
-            "with blast.to_sparse(model, masks)."
-        )
+        sparse = next(iter(sparse_layers(model)), None)
+        if sparse is None:
+            raise BlastError(
+                "no MLP of this model can be fused; make its MLPs block-sparse first, "
+                "with blast.to_sparse(model, masks)."
+            )
+        reasons.append(f"'{sparse}' is in no MLP whose gate, up and down projections are linear layers of their own")
+        raise BlastError(f"no MLP of this model can be fused ({reasons[0]}); use the model without blast.fuse.")
     for fused in replacements.values():
         if weights == "fp8":
             fused.quantize()
