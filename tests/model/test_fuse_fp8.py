@@ -185,6 +185,14 @@ def test_a_layer_that_is_loaded_alone_is_quantised_before_it_is_used() -> None:
     assert mlp.layers[0].loaded is None
 
 
+def test_a_load_writes_in_place_so_that_a_captured_cuda_graph_stays_right() -> None:
+    model = blast.fuse(sparse_model("llama-nano"), weights="fp8")
+    mlp = next(iter(fused_of(model).values()))
+    before = [tensor.data_ptr() for tensor in mlp.extra_tensors]
+    model.load_state_dict({k: 2 * v if k.endswith("values") else v for k, v in model.state_dict().items()})
+    assert [tensor.data_ptr() for tensor in mlp.extra_tensors] == before
+
+
 def test_a_cast_keeps_the_rounded_weights() -> None:
     model = blast.fuse(sparse_model("llama-nano"), weights="fp8")
     errors, blocks = blast.quantization_errors(model), [m.layers[0].values for m in fused_of(model).values()]

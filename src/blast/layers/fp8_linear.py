@@ -77,6 +77,8 @@ def to_fp8(layers: Sequence[BlockLinear], shared_mask: bool) -> None:
             parts = [quantize_blocks(each) for each in values]
     for layer, (blocks, scales), old in zip(layers, parts, values, strict=True):
         if isinstance(layer, Fp8BlockLinear):
+            # In place, because a CUDA graph reads the memory that it was captured with.
+            blocks, scales = layer.fp8.blocks.copy_(blocks), layer.fp8.scales.copy_(scales)
             requires_grad = layer.fp8.requires_grad
         else:
             requires_grad = layer._parameters.pop("values").requires_grad  # type: ignore[union-attr]

@@ -167,11 +167,13 @@ class SparseMlp(nn.Module):
 
     def prepare(self) -> None:
         """Makes the index for the kernels, and quantizes weights that are to be in fp8 and were loaded or cast."""
-        self._row_lists, layers = None, self.layers
+        before, self._row_lists, layers = self._row_lists, None, self.layers
         if any(layer.row_offsets.is_meta or layer.values.is_meta for layer in layers):
             return
         with torch.no_grad():
-            self._row_lists = _row_lists_of(layers, self.gate_kind, self.skip_dead)
+            made = _row_lists_of(layers, self.gate_kind, self.skip_dead)
+            # A CUDA graph reads the memory that it was captured with, so equal lists stay where they are.
+            self._row_lists = before if before is not None and _equal(before, made) else made
             if self.weights == "fp8" and layers[0].values.dtype in HALVES:
                 self._quantize(measure=any(getattr(layer, "loaded", None) is not None for layer in layers))
             if self.dense_fallback:
@@ -370,6 +372,11 @@ def _any_hook_for_all_modules() -> bool:
         or hooks._global_backward_hooks
         or hooks._global_backward_pre_hooks
     )
+
+
+def _equal(left: RowLists, right: RowLists) -> bool:
+    pairs = zip(left[:2], right[:2], strict=True)
+    return left.down_blocks == right.down_blocks and all(a.device == b.device and torch.equal(a, b) for a, b in pairs)
 
 
 def _prepare_again(module: nn.Module, keys: Any) -> None:
