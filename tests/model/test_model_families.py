@@ -25,6 +25,9 @@ from blast.errors import BlastError  # noqa: E402
 from blast.layers.sparse_mlp import SparseMlp  # noqa: E402
 from blast.model.discovery import find_mlps, match_matrices  # noqa: E402
 
+# A Sparsifier warns of what stays dense, in many of these families.
+pytestmark = pytest.mark.filterwarnings("ignore:.*of the MLP weights of this model stay dense")
+
 # One family for each structure of an MLP; the others are slow only together.
 QUICK = [
     "llama",  # gate, up, down
