@@ -35,10 +35,10 @@ def test_the_heuristic_config_costs_a_few_percent_over_the_best_at_decode():
     costs = []
     for (_, _, b_out, b_in, gate, tokens, records, row_blocks), configs in swept().items():
         heuristic = heuristic_config(tokens, records, b_out, b_in, gate, row_blocks=row_blocks)
-        # The records lack configs that were neither the best nor chosen at the time.
+        # The records lack configs that were neither the best nor chosen at the time, as those found on an H200 later.
         if tokens == 16 and tuple(heuristic) in configs:
             costs.append(configs[tuple(heuristic)] / min(configs.values()) - 1)
-    assert len(costs) >= 90
+    assert len(costs) >= 85
     assert max(costs) < 0.06
 
 

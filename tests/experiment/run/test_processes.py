@@ -162,7 +162,7 @@ def test_no_process_outlives_a_killed_job_and_one_process_does_not_resume_the_st
     [("", (), [0]), ("0,1,2,3", (), [0, 2]), ("0,1,2,3", ("--resources", "gpus=4"), [1, 2])],
 )
 def test_the_workflow_asks_for_gpus_where_there_are_any(tmp_path, gpus, words, asked):
-    place = Place(tmp_path)
+    place = Place(tmp_path / "grid")
     values = grid("two")
     values["training"]["default"]["processes"] = 2
     alone = {**values["grid"][0], "variant": "alone", "training": {"processes": 1}}
