@@ -15,6 +15,7 @@ from blast.block_sparse.conv1d import is_conv1d
 from blast.block_sparse.cpu_index import CpuIndex
 from blast.block_sparse.csr import BlockCSR, BlockIndex
 from blast.errors import BlastError, check_argument
+from blast.layers.computed_weight import ComputedWeight
 from blast.layers.dense_gradient import DenseGradient
 
 
@@ -184,9 +185,10 @@ class BlockLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight as the dense layer stores it. Each access computes it again."""
+        """The dense weight as the dense layer stores it. Each access computes it again; a write to it raises."""
         dense = self.matrix().to_dense()
-        return dense.t() if self.transposed else dense
+        dense = dense.t() if self.transposed else dense
+        return dense if torch.compiler.is_compiling() else dense.as_subclass(ComputedWeight)
 
     def check_state_dict(self, state: Mapping[str, Any], prefix: str = "") -> None:
         """Checks that a state dict fits this layer, without loading it. Loading does this first.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from blast_kernels.common.quantize import dequantize, quantize_blocks, quantize_pairs
@@ -81,9 +81,11 @@ def to_fp8(layers: Sequence[BlockLinear], shared_mask: bool) -> None:
             blocks, scales = layer.fp8.blocks.copy_(blocks), layer.fp8.scales.copy_(scales)
             requires_grad = layer.fp8.requires_grad
         else:
-            requires_grad = layer._parameters.pop("values").requires_grad  # type: ignore[union-attr]
+            parameter = layer._parameters.pop("values")
+            requires_grad = parameter is not None and parameter.requires_grad
             layer.__class__ = Fp8BlockLinear
-        layer.loaded, layer.fp8 = None, Fp8Blocks(blocks, scales, old.dtype, requires_grad)  # type: ignore[attr-defined]
+        changed = cast(Fp8BlockLinear, layer)
+        changed.loaded, changed.fp8 = None, Fp8Blocks(blocks, scales, old.dtype, requires_grad)
 
 
 def from_fp8(layers: Sequence[BlockLinear]) -> None:
@@ -92,5 +94,6 @@ def from_fp8(layers: Sequence[BlockLinear]) -> None:
         if isinstance(layer, Fp8BlockLinear):
             values = nn.Parameter(layer.values, requires_grad=layer.fp8.requires_grad)
             del layer.fp8, layer.loaded
-            layer.__class__ = BlockLinear
-            layer._parameters = {"values": values, **layer._parameters}
+            plain = cast(BlockLinear, layer)
+            plain.__class__ = BlockLinear
+            plain._parameters = {"values": values, **plain._parameters}

@@ -154,12 +154,12 @@ class SparseMlp(nn.Module):
     @property
     def kernel_weights(self) -> Weights:
         """The blocks that the kernels read: those of the layers, in fp8 if they are stored so."""
-        layers = self.layers
         if not self._in_fp8():
             return self._layer_weights()
-        if any(layer.loaded is not None for layer in layers):  # type: ignore[attr-defined]
+        layers = cast("list[Fp8BlockLinear]", self.layers)
+        if any(layer.loaded is not None for layer in layers):
             self.prepare()
-        (*gate, up, down) = [layer.fp8 for layer in layers]  # type: ignore[attr-defined]
+        *gate, up, down = [layer.fp8 for layer in layers]
         if not gate:
             return Weights(up.blocks, None, down.blocks, up.scales, None, down.scales)
         up_scales = None if self.gate_kind == "tied" else up.scales
