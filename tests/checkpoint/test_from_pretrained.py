@@ -195,7 +195,8 @@ ORDERS = {
 
 
 @pytest.mark.parametrize(
-    "order", ["blast first", "without blast", pytest.param("transformers first", marks=pytest.mark.slow)]
+    "order",
+    ["without blast", *(pytest.param(f"{first} first", marks=pytest.mark.slow) for first in ("blast", "transformers"))],
 )
 def test_a_fresh_process_opens_the_tokenizer_and_the_sparse_model_or_raises(order: str, saved) -> None:
     code = OPEN.replace("IMPORTS", ORDERS[order])

@@ -139,7 +139,7 @@ def test_save_model_and_the_library_go_on_from_a_finished_training(execution, tm
     assert loaded.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 19)
 
 
-@pytest.mark.parametrize("execution", ["masked", "sparse"])
+@pytest.mark.parametrize("execution", ["masked", pytest.param("sparse", marks=pytest.mark.slow)])
 def test_the_best_model_has_the_final_masks(execution, tmp_path):
     callback = SparsifyCallback(**SETTINGS, execution=execution)
     options = {
@@ -169,7 +169,9 @@ class StopAt(transformers.TrainerCallback):
         return control
 
 
-@pytest.mark.parametrize(("best", "execution"), [(False, "masked"), (True, "masked"), (True, "sparse")])
+@pytest.mark.parametrize(
+    ("best", "execution"), [(True, "masked"), (True, "sparse"), pytest.param(False, "masked", marks=pytest.mark.slow)]
+)
 def test_a_training_that_stops_early_is_trimmed_with_a_warning(best, execution, tmp_path):
     callback = SparsifyCallback(**SETTINGS, execution=execution)
     options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}

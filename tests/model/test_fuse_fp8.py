@@ -122,7 +122,7 @@ def test_the_input_has_its_gradient_but_training_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_loaded_state_dict_is_quantised_as_before_fusing(assign, compiled, tied) -> None:
     model = blast.fuse(sparse_model("llama-nano", tied=tied), weights="fp8")

@@ -98,7 +98,7 @@ def test_gate_and_up_with_one_mask_share_their_index():
     assert mlp.gate_kind == "tied"
 
 
-@pytest.mark.parametrize("ranking", ["layer", "model"])
+@pytest.mark.parametrize("ranking", ["layer", pytest.param("model", marks=pytest.mark.slow)])
 def test_masks_that_compete_over_matrices_are_the_same(ranking):
     run("llama-nano", "switching", ranking=ranking)
 
