@@ -1,11 +1,14 @@
-"""Settings that all tests share: one thread, no network of MLflow's own, and Triton's interpreter without a GPU."""
+"""What all tests share: one thread, no network of MLflow's own, Triton's interpreter without a GPU, and a torch whose
+settings are those of the start."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -25,3 +28,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def torch_settings_come_back() -> Iterator[None]:
+    """Takes back what a test changed in the process: a compiled run of the HF Trainer leaves TF32 on, for one."""
+    backends = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn)
+    matmul, precisions = torch.get_float32_matmul_precision(), [backend.fp32_precision for backend in backends]
+    nested_graph_breaks = torch._dynamo.config.nested_graph_breaks
+    yield
+    torch._dynamo.config.nested_graph_breaks = nested_graph_breaks
+    if torch.get_float32_matmul_precision() != matmul:
+        torch.set_float32_matmul_precision(matmul)
+    for backend, precision in zip(backends, precisions, strict=True):
+        if backend.fp32_precision != precision:
+            backend.fp32_precision = precision
