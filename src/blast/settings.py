@@ -96,6 +96,14 @@ class ListOrOne:
 
 
 @dataclass(frozen=True)
+class Later:
+    """The field came when records already existed: at its default it stays out of the plain form.
+
+    So the digests of older settings, and with them the records, stay valid.
+    """
+
+
+@dataclass(frozen=True)
 class PartOf:
     """A mapping with some of the keys of a settings class; the values stay plain.
 
@@ -248,12 +256,20 @@ def updated(defaults: T, given: Mapping[str, Any] | None, place: Place) -> T:
 def plain(value: Any) -> Any:
     """Settings as JSON or YAML can hold them: mappings, lists and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if _shows(value, field)
+        }
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
     return value
+
+
+def _shows(settings: Any, field: dataclasses.Field[Any]) -> bool:
+    """Whether the plain form of settings holds a field: all, but a `Later` one at its default."""
+    later = Later in split_hint(field_hints(type(settings))[field.name])[1]
+    return not later or getattr(settings, field.name) != field.default
 
 
 def check(hint: Any, value: Any, place: Place) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from blast.errors import BlastError
-from blast.settings import Bounds, Count, Place, Share, check_fields, read
+from blast.settings import Bounds, Count, Later, Place, Share, check_fields, read
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,11 @@ class TrainingSettings:
         batch: Sequences or images a step.
         learning_rate: Peak of the learning rate.
         length: Tokens a sequence; not used for images.
-        warmup: Share of the steps over which the learning rate rises linearly; it then falls along a cosine.
+        warmup: Share of the steps over which the learning rate rises linearly.
+        learning_rate_schedule: What follows the warm-up. `cosine`: it falls along a half cosine. `wsd` (warm-up,
+            stable, decay): it stays at its peak, then falls linearly over the last `decay` steps. With `wsd` the masks
+            of a pruned run are fixed when the decay begins, unless the config sets `hold`.
+        decay: Share of the steps, at the end, over which `wsd` lowers the learning rate; not used by `cosine`.
         final_learning_rate: Share of the peak that is left at the last step.
         weight_decay: Weight decay of AdamW, on matrices only.
         clip: Largest norm of the gradient.
@@ -55,6 +59,8 @@ class TrainingSettings:
     learning_rate: Annotated[float, Bounds(gt=0)]
     length: Count = 128
     warmup: Share = 0.05
+    learning_rate_schedule: Annotated[Literal["cosine", "wsd"], Later()] = "cosine"
+    decay: Annotated[Share, Later()] = 0.25
     final_learning_rate: NotNegative = 0.05
     weight_decay: NotNegative = 0.1
     clip: NotNegative = 1.0
@@ -75,6 +81,11 @@ class TrainingSettings:
             raise BlastError(
                 f"the training setting 'batch' is {self.batch}, which {self.processes} processes cannot share equally; "
                 "make it a multiple of 'processes'."
+            )
+        if self.learning_rate_schedule == "wsd" and self.warmup + self.decay > 1:
+            raise BlastError(
+                f"the training settings 'warmup' {self.warmup:g} and 'decay' {self.decay:g} together exceed the run; "
+                "lower one of them, so that their sum is at most 1."
             )
 
     @classmethod
@@ -99,10 +110,18 @@ class TrainingSettings:
         return deterministic_algorithms(self.deterministic or device.type == "cpu")
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step (counted from 0): linear warm-up, then a cosine."""
+        """Learning rate of a step (counted from 0): linear warm-up, then `learning_rate_schedule`.
+
+        Sources: a cosine (arXiv 1608.03983); warm-up, stable, decay (arXiv 2404.06395).
+        """
         rise = max(1, round(self.warmup * self.steps))
         if step < rise:
             return self.learning_rate * (step + 1) / rise
-        progress = (step - rise) / max(1, self.steps - rise)
         floor = self.final_learning_rate
-        return self.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+        if self.learning_rate_schedule == "wsd":
+            fall = round(self.decay * self.steps)
+            left = min(1.0, (self.steps - step) / max(1, fall))
+        else:
+            progress = (step - rise) / max(1, self.steps - rise)
+            left = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * (floor + (1 - floor) * left)

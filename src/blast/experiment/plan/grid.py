@@ -115,11 +115,17 @@ def _settings(config: Config, block: GridBlock, architecture: str, dataset: str)
 
 
 def _sparsify(
-    config: Config, block: GridBlock, method: str, sparsity: float, shape: tuple[int, int], steps: int, seed: int
+    config: Config, block: GridBlock, method: str, sparsity: float, shape: tuple[int, int], training: dict, seed: int
 ) -> dict:
+    # With `wsd` the masks are fixed when the learning rate begins to fall.
+    tied = (
+        {"hold": training.get("decay", TrainingSettings.decay)}
+        if training.get("learning_rate_schedule") == "wsd"
+        else {}
+    )
     # Nothing overrides the preset of a method: methods are compared.
-    values = {**config.sparsify, **block.sparsify, **METHODS[method]}
-    values |= {"sparsity": sparsity, "block": list(shape), "steps": steps, "seed": seed}
+    values = {**tied, **config.sparsify, **block.sparsify, **METHODS[method]}
+    values |= {"sparsity": sparsity, "block": list(shape), "steps": training["steps"], "seed": seed}
     return SparsifyConfig.from_dict(values).to_dict()
 
 
@@ -227,7 +233,7 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
                 start="parent" if METHOD_DETAILS[method].prunes_parent else block.start,
                 parent=dense,
                 training=training,
-                sparsify=_sparsify(config, block, method, sparsity, shape, training["steps"], seed),
+                sparsify=_sparsify(config, block, method, sparsity, shape, training, seed),
                 **common,
             )
 
