@@ -53,7 +53,7 @@ def test_a_rate_never_exceeds_the_peak_and_never_rises_after_the_warmup(schedule
 
 
 def test_a_schedule_whose_parts_exceed_the_run_is_refused():
-    with pytest.raises(BlastError, match="'warmup' 0.6 and 'decay' 0.5 together exceed the run; lower one"):
+    with pytest.raises(BlastError, match=r"'warmup' 0\.6 and 'decay' 0\.5 together exceed the run; lower one"):
         rates(learning_rate_schedule="wsd", warmup=0.6, decay=0.5)
     assert len(rates(warmup=0.6, decay=0.5)) == 100  # a cosine has no decay of its own
 
