@@ -31,7 +31,8 @@ class StepClock:
     @property
     def update_due(self) -> bool:
         """Whether the coming step updates the masks or fixes them."""
-        regular = self.step_count % self._config.update_every == 0
+        since = self.step_count - self._config.first_step
+        regular = since >= 0 and since % self._config.update_every == 0
         return not self.finished and (self.last_update or self.postponed or regular)
 
     @property

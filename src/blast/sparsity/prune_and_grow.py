@@ -40,12 +40,14 @@ def prune_and_grow(
     grow: str,
     swap_limit: float = 0.3,
     costs: Sequence[int] | None = None,
+    grow_share: float = 1.0,
 ) -> list[Tensor]:
     """New masks from the old ones.
 
-    `kept` are the best live blocks within the budget. `wanted` are the best blocks by grow score within the same
-    budget, live or not. `union` returns both. `swap` grows the best of `wanted` that are not kept, at most `swap_limit`
-    of the budget, and drops the worst of `kept` for them. `none` returns `kept`.
+    `kept` are the best live blocks within the budget. `wanted` are the best blocks by grow score, live or not, within
+    the same budget (with `union` within `grow_share` of it). `union` returns both. `swap` grows the best of `wanted`
+    that are not kept, at most `swap_limit` of the budget, and drops the worst of `kept` for them. `none` returns
+    `kept`.
 
     Args:
         live: Masks before the update, bool `[rows, cols]`, of one pruning scope.
@@ -55,6 +57,7 @@ def prune_and_grow(
         grow: `union`, `swap` or `none`.
         swap_limit: Largest share of the budget that `swap` exchanges.
         costs: Matrices under each mask; 1 each if None.
+        grow_share: Share of the budget that `union` fills by grow score.
 
     Returns:
         Masks of the same shapes, on the devices of `live`; with `swap` and `none` they cost exactly the budget.
@@ -65,7 +68,7 @@ def prune_and_grow(
     if grow == "none" or grow_scores is None:
         return _as_tensors(kept, live)
     gain = [as_numpy(score) for score in grow_scores]
-    wanted = select_blocks(gain, budget, costs, one_each=False)
+    wanted = select_blocks(gain, int(grow_share * budget) if grow == "union" else budget, costs, one_each=False)
     grown = [want & ~old for want, old in zip(wanted, kept, strict=True)]
     if grow == "swap":
         most = min(int(swap_limit * budget), budget - sum(costs))

@@ -32,7 +32,7 @@ from blast.sparsity.mask_groups import MaskGroup, find_mask_groups, pruning_scop
 from blast.sparsity.one_shot import full_mask, prune_to_budget
 from blast.sparsity.optimizers import Handle, Optimizers, check_state, held_by
 from blast.sparsity.prune_and_grow import prune_and_grow
-from blast.sparsity.schedule import swap_limit, target_sparsity
+from blast.sparsity.schedule import grow_share, swap_limit, target_sparsity
 from blast.sparsity.scores import NonFiniteGradientError, keep_and_grow_scores, keep_scores
 from blast.sparsity.selection import as_numpy, block_budget, live_cost
 from blast.sparsity.usage_checks import AccumulationCheck, FiniteCheck, ReplacementCheck
@@ -363,6 +363,7 @@ class Sparsifier:
                 grow=self.config.grow,
                 swap_limit=swap_limit(self.config, step),
                 costs=costs,
+                grow_share=grow_share(self.config, step),
             )
             for group, mask in zip(changing, chosen, strict=True):
                 masks[group.index] = mask
