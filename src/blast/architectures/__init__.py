@@ -80,6 +80,7 @@ def build(
     num_classes: int | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    ffn: int | None = None,
 ) -> nn.Module:
     """A freshly initialised model; call `torch.manual_seed` first to fix its weights.
 
@@ -92,6 +93,7 @@ def build(
         num_classes: Classes to tell apart (vision; a language model becomes a classifier of sequences).
         image_size: Side of the square images in pixels (vision).
         channels: Channels of the images (vision).
+        ffn: Inner width of the MLPs.
 
     Raises:
         BlastError: for an unknown name, a size that is neither given nor fixed by the shape, or sizes that do not fit.
@@ -103,6 +105,7 @@ def build(
         "classes": num_classes,
         "image": image_size,
         "channels": channels,
+        "ffn": ffn,
     }
     shape = replace(architecture.shape, **{key: value for key, value in given.items() if value is not None})
     needed = ("classes", "image", "channels") if architecture.modality == "vision" else ("vocab", "context")

@@ -34,14 +34,14 @@ class Method:
     """A method of pruning: a preset of `SparsifyConfig`, and what else differs between methods.
 
     Attributes:
-        preset: The settings that make the method.
+        preset: The settings of `SparsifyConfig` that make the method; None for a dense model.
         label: Name in figures and tables.
         description: One sentence about it.
         prunes_parent: Whether it prunes the trained dense model instead of training a model of its own.
         finds_masks: Whether training finds its masks; else they are random, or those of a dense model.
     """
 
-    preset: dict[str, Any]
+    preset: dict[str, Any] | None
     label: str
     description: str
     prunes_parent: bool = False
@@ -72,8 +72,15 @@ METHOD_DETAILS: dict[str, Method] = {
         description="The trained dense model keeps its largest blocks; no training follows.",
         prunes_parent=True,
     ),
+    "small_dense": Method(
+        None,
+        label="small dense",
+        description="A dense model with narrower MLPs: as many MLP weights as the sparsity leaves, or the given `ffn`.",
+    ),
 }
-METHODS: dict[str, dict[str, Any]] = {name: method.preset for name, method in METHOD_DETAILS.items()}
+METHODS: dict[str, dict[str, Any]] = {
+    name: method.preset for name, method in METHOD_DETAILS.items() if method.preset is not None
+}
 """The settings of each named method, for `SparsifyConfig.from_method`.
 
 Example:

@@ -270,6 +270,7 @@ def test_everything_that_runs_is_in_the_fingerprint(tmp_path, name):
     # What names and starts points, and digests them.
     machinery = ("blast.experiment.plan", "blast.experiment.records", "blast.experiment.run.worker")
     digests = {Name("blast.files", "json_digest"), Name("blast.files", "canonical_json")}
+    digests |= {Name("blast.settings", "plain"), Name("blast.settings", "_shows")}
     missing = {found for found in ran - reached - digests if not found.module.startswith(machinery)}
     # `_` is a part of the operator that it is registered for.
     assert not {found for found in missing if not SPEED & set(found.module.split(".")) and found.name != "_"}

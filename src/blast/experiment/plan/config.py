@@ -12,15 +12,15 @@ import yaml
 
 from blast.benchmark.settings import SUITES
 from blast.errors import BlastError
-from blast.settings import Bounds, Count, Name, NotEmpty, OneOf, PartOf, Pattern, Seed, Sparsity, plain, read
-from blast.sparsity.config import METHODS, SparsifyConfig
+from blast.settings import Bounds, Count, ListOrOne, Name, NotEmpty, OneOf, PartOf, Pattern, Seed, Sparsity, plain, read
+from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
 from blast.training.settings import TrainingSettings
 
 DEFAULT_FILE = Path("config/config.yaml")
 OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 Block = Count | tuple[Count, Count]
-MethodName = Annotated[str, OneOf("method", (*METHODS, "dense"))]
+MethodName = Annotated[str, OneOf("method", (*METHOD_DETAILS, "dense"))]
 SuiteName = Annotated[str, OneOf("benchmark suite", tuple(SUITES))]
 Variant = Annotated[
     str,
@@ -63,6 +63,8 @@ class GridBlock:
         sparsity: Shares of empty blocks; 0 is the dense model.
         methods: Methods of pruning. `dense` comes by itself.
         blocks: Sides of square blocks, or pairs `[out, in]`; each has to divide the MLP matrices.
+        ffn: Inner widths of the MLPs of `small_dense`. Without it, the width with as many weights as the sparsity
+            leaves, rounded up to a multiple of 32.
         seeds: Seeds of weights, batches and random masks.
         start: `scratch`: fresh weights. `pretrained`: the published weights, trained further. `published`: the
             published weights as they are; nothing is trained, so only dense and `one_shot` are possible.
@@ -76,6 +78,7 @@ class GridBlock:
     sparsity: Annotated[tuple[Sparsity, ...], NotEmpty()]
     methods: Annotated[tuple[MethodName, ...], NotEmpty()] = ("blast",)
     blocks: Annotated[tuple[Block, ...], NotEmpty()] = (16,)
+    ffn: Annotated[tuple[Count, ...], ListOrOne()] = ()
     seeds: Annotated[tuple[Seed, ...], NotEmpty()] = (0,)
     start: Literal["scratch", "pretrained", "published"] = "scratch"
     variant: Variant | None = None

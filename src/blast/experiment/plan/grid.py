@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from blast.settings import Place, plain
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
 from blast.training.settings import TrainingSettings
 
+SMALL_DENSE = "small_dense"
+# Widths of small dense models are multiples of this, which tensor cores handle well.
+WIDTH_STEP = 32
 # Modalities of the datasets that an architecture can train on, by its own modality.
 FITS = {"language": ("language", "classification"), "encoder": ("classification",), "vision": ("vision",)}
 
@@ -100,6 +104,16 @@ def check_block(architecture: str, block: tuple[int, int], transposed_down: bool
                 f"block {sides[0]}x{sides[1]} does not divide the '{role}' matrix {rows}x{cols} of '{architecture}'; "
                 f"square blocks that do: {legal}."
             )
+
+
+def equal_weights_ffn(architecture: str, sparsity: float) -> int:
+    """The inner width at which dense MLPs have as many weights as the sparsity leaves, rounded up to a multiple of 32.
+
+    The number of MLP weights is proportional to the inner width.
+    """
+    shape = architectures.get(architecture).shape
+    # Rounded first: 0.05 * 5120 is a little above 256 in floating point.
+    return WIDTH_STEP * math.ceil(round(shape.ffn * (1 - sparsity) / WIDTH_STEP, 9))
 
 
 def _settings(config: Config, block: GridBlock, architecture: str, dataset: str) -> dict[str, Any]:
@@ -193,6 +207,10 @@ def _check_start(block: GridBlock, architecture: str, dataset: str) -> None:
     """Refuses a start from weights that do not exist, and methods that train where nothing is trained."""
     if block.start == "scratch":
         return
+    if SMALL_DENSE in block.methods:
+        raise BlastError(
+            f"'{SMALL_DENSE}' has narrower MLPs than the published '{architecture}'; write 'start: scratch' for it."
+        )
     if architectures.get(architecture).weights is None:
         raise BlastError(f"'{architecture}' has no published weights; write 'start: scratch' for it.")
     tokens = datasets.tokenizer_of(dataset)
@@ -221,9 +239,17 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
         training = _settings(config, block, architecture, dataset)
         dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix if block.training else start}"
         yield Point(id=dense, training=training, start=block.start, **common)
-        for method, sparsity, side in itertools.product(block.methods, block.sparsity, block.blocks):
-            if sparsity == 0 or method == "dense":
-                continue
+        of_parent = {"training": training, "parent": dense, **common}
+        pruned = [method for method in block.methods if METHODS.get(method) is not None]
+        sparsities = [sparsity for sparsity in block.sparsity if sparsity > 0]
+        if SMALL_DENSE in block.methods:
+            for sparsity in sparsities:
+                for ffn in block.ffn or (equal_weights_ffn(architecture, sparsity),):
+                    label = (
+                        f"{architecture}.{dataset}.{SMALL_DENSE}.{share_label(sparsity)}.ffn{ffn}.seed{seed}{suffix}"
+                    )
+                    yield Point(id=label, method=SMALL_DENSE, sparsity=sparsity, ffn=ffn, **of_parent)
+        for method, sparsity, side in itertools.product(pruned, sparsities, block.blocks):
             shape = _as_pair(side)
             yield Point(
                 id=f"{architecture}.{dataset}.{method}.{share_label(sparsity)}.{block_label(shape)}.seed{seed}{suffix}",
@@ -231,10 +257,8 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
                 sparsity=sparsity,
                 block=shape,
                 start="parent" if METHOD_DETAILS[method].prunes_parent else block.start,
-                parent=dense,
-                training=training,
                 sparsify=_sparsify(config, block, method, sparsity, shape, training, seed),
-                **common,
+                **of_parent,
             )
 
 

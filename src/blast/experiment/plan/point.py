@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from blast.errors import BlastError
 from blast.files import json_digest, read_json
-from blast.settings import Count, Name, Pattern, Seed, Sparsity, read
+from blast.settings import Count, Later, Name, Pattern, Seed, Sparsity, plain, read
 
 FORMAT = 1
 # The id names files and folders.
@@ -34,13 +33,14 @@ class Point:
         stage: `train` (train, prune, evaluate) or `benchmark`.
         architecture: Name in `blast.architectures` (for a benchmark: the shape that is timed).
         dataset: Name in `blast.datasets`; None for a benchmark.
-        method: `dense` or a name in `blast.sparsity.METHODS`.
+        method: `dense` or a name in `blast.sparsity.config.METHOD_DETAILS`.
         sparsity: Target share of empty blocks, in [0, 1).
         block: Block shape `[out, in]`; None for a dense point.
         start: `scratch`: fresh weights. `pretrained`: the published weights, trained further. `published`: those
             weights, not trained. `parent`: the checkpoint of the parent, not trained further.
         parent: Id of the dense run that this run is compared with.
         sparsify: Fields of `SparsifyConfig`; None for a dense point.
+        ffn: Inner width of the MLPs of a `small_dense` point; None for the architecture's own.
         training: Fields of `blast.training.settings.TrainingSettings`; None for a benchmark.
         evaluation: `tasks` (lm-eval) and `batch`.
         data: Settings of the preparation of the dataset.
@@ -61,6 +61,7 @@ class Point:
     start: Literal["scratch", "pretrained", "published", "parent"] = "scratch"
     parent: PointId | None = None
     sparsify: dict[str, Any] | None = None
+    ffn: Annotated[Count | None, Later()] = None
     training: dict[str, Any] | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -69,8 +70,7 @@ class Point:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        values = dataclasses.asdict(self)
-        values["block"] = list(self.block) if self.block else None
+        values: dict[str, Any] = plain(self)
         return values
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WITH_WEIGHTS = ("pretrained", "published")
 
 
-def start_model(architecture: str, start: str, data: Any, length: int) -> nn.Module:
+def start_model(architecture: str, start: str, data: Any, length: int, ffn: int | None = None) -> nn.Module:
     """The model of a point before its first step, on the CPU.
 
     Args:
@@ -24,6 +24,7 @@ def start_model(architecture: str, start: str, data: Any, length: int) -> nn.Mod
         start: `scratch`, or one of `WITH_WEIGHTS`.
         data: `LanguageData`, `SentenceData` or `VisionData`; gives the sizes of the model.
         length: Longest sequence in tokens, for fresh language models.
+        ffn: Inner width of the MLPs of a fresh model; None for the architecture's own.
 
     Raises:
         BlastError: if published weights do not exist, cannot be fetched, or do not fit the data.
@@ -40,7 +41,7 @@ def start_model(architecture: str, start: str, data: Any, length: int) -> nn.Mod
         if hasattr(data, "vocab_size"):
             # Sentences have their own length; a text is cut into windows of the training's length.
             sizes |= {"vocab_size": data.vocab_size, "context": getattr(data, "length", length)}
-        model = architectures.build(architecture, **sizes)
+        model = architectures.build(architecture, ffn=ffn, **sizes)
     if hasattr(data, "pad_token"):
         model.config.pad_token_id = data.pad_token
     return model

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from blast import datasets
+from blast import architectures, datasets
 from blast.checkpoint.checkpoint import load, save
 from blast.checkpoint.manifest import MANIFEST, weights_file
 from blast.distributed import is_first_rank
@@ -110,7 +110,7 @@ class PointRun:
     def build_model(self) -> nn.Module:
         """The model before its first step, on the CPU; the seed of the point decides its fresh weights."""
         torch.manual_seed(self.point.seed)
-        return start_model(self.point.architecture, self.point.start, self.data, self.settings.length)
+        return start_model(self.point.architecture, self.point.start, self.data, self.settings.length, self.point.ffn)
 
 
 def run_dense_point(point: Point, folder: GridFolder, code: str = "") -> Result | None:
@@ -134,10 +134,20 @@ def run_dense_point(point: Point, folder: GridFolder, code: str = "") -> Result 
         if not destroy_process_group():
             return None
     model.eval()
-    total = sum(p.numel() for p in model.parameters())
+    parameters, sparsity = {"total": sum(p.numel() for p in model.parameters()), "prunable": 0, "live": 0}, None
+    if point.ffn is not None:
+        parameters, sparsity = _small_dense_facts(point, parameters["total"])
     save_model(run, model)
     del model
-    return evaluate_saved(run, load_model(run), history, {"total": total, "prunable": 0, "live": 0})
+    return evaluate_saved(run, load_model(run), history, parameters, sparsity)
+
+
+def _small_dense_facts(point: Point, total: int) -> tuple[dict[str, int], dict[str, Any]]:
+    """Parameters and sparsity of a `small_dense` model: its MLP weights, compared with those of the architecture."""
+    shape = architectures.get(point.architecture).shape
+    live = replace(shape, ffn=point.ffn).mlp_weights
+    sparsity = {"target": point.sparsity, "achieved": 1 - live / shape.mlp_weights, "matrices": {}}
+    return {"total": total, "prunable": shape.mlp_weights, "live": live}, sparsity
 
 
 def _load_data(point: Point, folder: GridFolder) -> Any:
