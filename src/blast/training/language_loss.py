@@ -48,12 +48,29 @@ def token_loss_of(compiled: bool) -> Loss:
         if not hasattr(model, "base_model") or sharded_modules(model):
             # The hooks that gather parameters and gradients run only in a call of the whole model.
             return loss_alone(token_logits(model, tokens), targets)
-        with _unpadded(model.config):
-            hidden = model.base_model(tokens, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        return whole(hidden, head.weight, getattr(head, "bias", None), targets)
+        return whole(hidden_states(model, tokens)[-1], *head_of(model), targets)
 
     return token_loss
+
+
+def hidden_states(model: nn.Module, tokens: Tensor, every: bool = False) -> tuple[Tensor, ...]:
+    """Hidden states `[batch, length, width]` of a causal language model: the input of its head, last.
+
+    Args:
+        model: Not wrapped; not sharded.
+        tokens: `[batch, length]`, without padding.
+        every: Whether to return the output of each layer too.
+    """
+    with _unpadded(model.config):
+        out = model.base_model(tokens, use_cache=False, output_hidden_states=every)
+    # The last one of `hidden_states` is the normalised output again.
+    return (*out.hidden_states[1:-1], out.last_hidden_state) if every else (out.last_hidden_state,)
+
+
+def head_of(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight `[vocabulary, width]` and bias of the output head."""
+    head = model.get_output_embeddings()
+    return head.weight, getattr(head, "bias", None)
 
 
 def _head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from blast.benchmark.settings import SUITES
 from blast.errors import BlastError
 from blast.settings import Bounds, Count, ListOrOne, Name, NotEmpty, OneOf, PartOf, Pattern, Seed, Sparsity, plain, read
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
+from blast.training.distillation import Distillation
 from blast.training.settings import TrainingSettings
 
 DEFAULT_FILE = Path("config/config.yaml")
@@ -69,6 +70,8 @@ class GridBlock:
         start: `scratch`: fresh weights. `pretrained`: the published weights, trained further. `published`: the
             published weights as they are; nothing is trained, so only dense and `one_shot` are possible.
         variant: A word added to the ids, for a block that gives the same points other settings.
+        distillation: A teacher for all models of this block that are trained, `dense` in `methods` included; needs a
+            `variant`.
         training: Training settings of this block alone; they win over those of the top level.
         sparsify: Pruning settings of this block alone; they win over those of the top level.
     """
@@ -82,6 +85,7 @@ class GridBlock:
     seeds: Annotated[tuple[Seed, ...], NotEmpty()] = (0,)
     start: Literal["scratch", "pretrained", "published"] = "scratch"
     variant: Variant | None = None
+    distillation: Distillation | None = None
     training: Training = field(default_factory=dict)
     sparsify: Sparsify = field(default_factory=dict)
 

@@ -16,6 +16,7 @@ from blast.experiment.plan.config import Benchmark, Config, GridBlock
 from blast.experiment.plan.point import Point
 from blast.settings import Place, plain
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
+from blast.training.distillation import DENSE
 from blast.training.settings import TrainingSettings
 
 SMALL_DENSE = "small_dense"
@@ -239,7 +240,10 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
         training = _settings(config, block, architecture, dataset)
         dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix if block.training else start}"
         yield Point(id=dense, training=training, start=block.start, **common)
-        of_parent = {"training": training, "parent": dense, **common}
+        of_parent = {"training": training, "parent": dense, **common} | _taught(block, dense)
+        if block.distillation and "dense" in block.methods:
+            label = f"{architecture}.{dataset}.dense.seed{seed}{suffix}"
+            yield Point(id=label, start=block.start, **of_parent)
         pruned = [method for method in block.methods if METHODS.get(method) is not None]
         sparsities = [sparsity for sparsity in block.sparsity if sparsity > 0]
         if SMALL_DENSE in block.methods:
@@ -259,6 +263,47 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
                 start="parent" if METHOD_DETAILS[method].prunes_parent else block.start,
                 sparsify=_sparsify(config, block, method, sparsity, shape, training, seed),
                 **of_parent,
+            )
+
+
+def _taught(block: GridBlock, dense: str) -> dict[str, Any]:
+    """The fields of a point that learns from a teacher; empty without one."""
+    if block.distillation is None:
+        return {}
+    return {
+        "distillation": plain(block.distillation),
+        "teacher": dense if block.distillation.teacher == DENSE else None,
+    }
+
+
+def _check_teacher(block: GridBlock) -> None:
+    """Refuses a teacher that does not exist, cannot be read, or teaches nothing."""
+    if block.distillation is None:
+        return
+    if block.variant is None:
+        raise BlastError("a block with 'distillation' needs a 'variant', which names its points; add one.")
+    once = [method for method in block.methods if method in METHOD_DETAILS and METHOD_DETAILS[method].prunes_parent]
+    if block.start == "published" or once:
+        untrained = once[0] if once else "start: published"
+        raise BlastError(
+            f"'distillation' is for models that are trained, and '{untrained}' trains nothing; "
+            "put it in a block without 'distillation'."
+        )
+    name = block.distillation.teacher
+    if name == DENSE:
+        return
+    teacher = architectures.get(name)
+    if teacher.weights is None:
+        raise BlastError(f"the teacher '{name}' has no published weights; write 'teacher: dense', or another name.")
+    for architecture, named in itertools.product(block.architectures, block.datasets):
+        dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
+        tokens = datasets.tokenizer_of(dataset)
+        vocabulary = None if tokens is None else architectures.get(tokens).shape.vocab
+        if teacher.modality == "language" and vocabulary != teacher.shape.vocab:
+            raise BlastError(
+                f"the teacher '{name}' has a vocabulary of {teacher.shape.vocab} tokens and '{dataset}' "
+                f"{vocabulary or 'one of its own'}; take the dataset in its tokens: "
+                f"'{datasets.base_name(dataset)}@{name}'."
             )
 
 
@@ -299,6 +344,7 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
         _check_sections(config)
         for block in config.grid:
             _check_names(block)
+            _check_teacher(block)
         for point in itertools.chain(
             *(_train_points(config, block) for block in config.grid),
             *(_benchmark_points(config, number, suite) for number, suite in enumerate(config.benchmarks)),
@@ -319,15 +365,15 @@ def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
         suite = (point.benchmark or {}).get("suite")
         groups.setdefault((point.stage, suite, point.architecture, point.dataset), []).append(point)
     for (stage, suite, architecture, dataset), members in groups.items():
-        # Dense runs come first, then the points that start from them, so that one job can hold both.
-        members.sort(key=lambda point: (point.method != "dense", point.start != "parent"))
+        # Dense runs come first, then the points that need them, so that one job can hold both.
+        members.sort(key=lambda point: (bool(point.needs) or point.method != "dense", not point.needs))
         size = config.points_per_job.get(datasets.base_name(dataset or ""), config.points_per_job.get("default", 1))
         if stage == "benchmark":
             size = len(members)
         for number, first in enumerate(range(0, len(members), size)):
             part = members[first : first + size]
             ids = tuple(point.id for point in part)
-            parents = dict.fromkeys(point.parent for point in part if point.start == "parent" and point.parent)
+            needed = dict.fromkeys(other for point in part for other in point.needs)
             label = f"{architecture}.{dataset}" if dataset else f"benchmark-{suite}-{architecture}"
-            after = tuple(parent for parent in parents if parent not in ids)
+            after = tuple(other for other in needed if other not in ids)
             yield Job(name=f"{label}.{number}", stage=stage, dataset=dataset, ids=ids, after=after)

@@ -40,6 +40,8 @@ class Point:
             weights, not trained. `parent`: the checkpoint of the parent, not trained further.
         parent: Id of the dense run that this run is compared with.
         sparsify: Fields of `SparsifyConfig`; None for a dense point.
+        distillation: Fields of `blast.training.distillation.Distillation`; None without a teacher.
+        teacher: Id of the dense run that is the teacher; None without one, and for published weights.
         ffn: Inner width of the MLPs of a `small_dense` point; None for the architecture's own.
         training: Fields of `blast.training.settings.TrainingSettings`; None for a benchmark.
         evaluation: `tasks` (lm-eval) and `batch`.
@@ -61,6 +63,8 @@ class Point:
     start: Literal["scratch", "pretrained", "published", "parent"] = "scratch"
     parent: PointId | None = None
     sparsify: dict[str, Any] | None = None
+    distillation: Annotated[dict[str, Any] | None, Later()] = None
+    teacher: Annotated[PointId | None, Later()] = None
     ffn: Annotated[Count | None, Later()] = None
     training: dict[str, Any] | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +82,11 @@ class Point:
         """Processes that train this point, each on its share of the batch; 1 where nothing is trained."""
         trained = self.stage == "train" and self.start in ("scratch", "pretrained")
         return (self.training or {}).get("processes", 1) if trained else 1
+
+    @property
+    def needs(self) -> list[str]:
+        """Ids of the points whose checkpoints this one reads."""
+        return [other for other in (self.parent if self.start == "parent" else None, self.teacher) if other]
 
     @property
     def digest(self) -> str:

@@ -7,13 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from blast.checkpoint.checkpoint import load
-from blast.errors import BlastError
 from blast.evaluation.sparse_state import require_sparse_state
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.experiment.run.train import PointRun, Result, evaluate_saved, load_model, save_model, train_model
-from blast.files import read_json
+from blast.experiment.run.train import (
+    PointRun,
+    Result,
+    evaluate_saved,
+    load_model,
+    load_other,
+    save_model,
+    train_model,
+)
 from blast.model.convert import to_dense, to_sparse
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
@@ -39,21 +44,7 @@ def run_pruned_point(point: Point, folder: GridFolder, code: str = "") -> Result
 def run_one_shot_point(point: Point, folder: GridFolder, code: str = "") -> Result:
     """Runs a point that prunes its trained dense parent once by magnitude; nothing is trained."""
     run = PointRun.begin(point, folder)
-    parent = read_json(
-        folder.record(point.parent),
-        "record of the dense parent",
-        f"run the point '{point.parent}' first.",
-        ("status", "cause", "result"),
-    )
-    if parent["status"] != "ok":
-        raise BlastError(f"its dense parent '{point.parent}' failed ({parent['cause']}); mend that one first.")
-    trained_on = parent["result"]["dataset"]["digest"]
-    if trained_on != run.data.digest:
-        raise BlastError(
-            f"its dense parent '{point.parent}' was trained on other data or with another tokenizer "
-            f"({trained_on[:19]}… instead of {run.data.digest[:19]}…); run that one again first."
-        )
-    model = load(folder.work(point.parent) / "checkpoint").to(run.device)
+    model = load_other(run, point.parent, "dense parent")
     config = SparsifyConfig.from_dict(point.sparsify)
     masks = one_shot_masks(model, config)
     apply_masks_(model, masks, config.block)

@@ -37,8 +37,9 @@ from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
 from blast.training.compilation import compile_blocks, cross_entropy, cross_entropy_of, release_blocks
+from blast.training.distillation import Distillation, check_teacher, distilled_class_loss, distilled_token_loss
 from blast.training.history import History
-from blast.training.language_loss import token_logits, token_loss_of
+from blast.training.language_loss import Loss, head_of, token_logits, token_loss_of
 from blast.training.launch import destroy_process_group, init_process_group, local_batch
 from blast.training.loop import make_optimizer, train
 from blast.training.parallel import full_model_state, is_fully_sharded, parallelize
@@ -204,11 +205,11 @@ def train_model(
         images, labels = data.test(settings.evaluate_limit)
         held_out = (images.to(device), labels.to(device))
 
-    token_loss, loss = token_loss_of(settings.compile), cross_entropy_of(settings.compile)
+    batch_loss = _loss_of(run, model)
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         with settings.autocast(device):
-            return token_loss(model, *batch) if language else loss(class_logits(model, batch[0]), batch[1])
+            return batch_loss(model, *batch)
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> float:
@@ -246,6 +247,22 @@ def train_model(
     return model, history, sparsifier
 
 
+def _loss_of(run: PointRun, model: nn.Module) -> Loss:
+    """The training loss of a point, nats: a function of model, inputs and targets."""
+    settings = run.settings
+    if run.point.distillation is not None:
+        distillation, teacher = Distillation.from_dict(run.point.distillation), _teacher_of(run, model)
+        if settings.compile:
+            compile_blocks(teacher)
+        if run.language:
+            return distilled_token_loss(teacher, distillation, settings.compile)
+        return distilled_class_loss(teacher, distillation, class_logits)
+    if run.language:
+        return token_loss_of(settings.compile)
+    loss = cross_entropy_of(settings.compile)
+    return lambda model, inputs, targets: loss(class_logits(model, inputs), targets)
+
+
 def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
     tensors = {
         f"step{step:06d}/{name}": mask.to(torch.uint8).cpu().contiguous()
@@ -266,6 +283,42 @@ def save_model(run: PointRun, model: nn.Module) -> None:
 def load_model(run: PointRun) -> nn.Module:
     """The model of a point from its checkpoint, in the state it was saved in."""
     return load(run.folder.work(run.point.id) / "checkpoint").to(run.device)
+
+
+def load_other(run: PointRun, other: str, what: str) -> nn.Module:
+    """The model of another point of the grid, on the device of this one.
+
+    Args:
+        run: The point that needs it.
+        other: Its id.
+        what: What it is to this point, for errors, for instance `"dense parent"`.
+
+    Raises:
+        BlastError: if that point has not run, or failed.
+    """
+    remedy = f"run the point '{other}' first."
+    record = read_json(run.folder.record(other), f"record of the {what}", remedy, ("status", "cause", "result"))
+    if record["status"] != "ok":
+        raise BlastError(f"its {what} '{other}' failed ({record['cause']}); mend that one first.")
+    trained_on = record["result"]["dataset"]["digest"]
+    if trained_on != run.data.digest:
+        raise BlastError(
+            f"its {what} '{other}' was trained on other data or with another tokenizer "
+            f"({trained_on[:19]}… instead of {run.data.digest[:19]}…); run that one again first."
+        )
+    return load(run.folder.work(other) / "checkpoint").to(run.device)
+
+
+def _teacher_of(run: PointRun, model: nn.Module) -> nn.Module:
+    """The teacher of a point that learns from one: a trained dense model of the grid, or published weights."""
+    point, name = run.point, run.point.distillation["teacher"]
+    if point.teacher is not None:
+        name, teacher = point.teacher, load_other(run, point.teacher, "teacher")
+    else:
+        teacher = architectures.load(name, progress=run.say).to(run.device)
+    if run.language:
+        check_teacher(name, (len(head_of(teacher)[0]), len(head_of(unwrapped(model))[0])))
+    return teacher.eval().requires_grad_(False)
 
 
 def _scored(run: PointRun, model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any]]:
