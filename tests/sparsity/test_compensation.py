@@ -8,7 +8,7 @@ from torch import nn
 
 from blast.block_sparse.blocks import BlockShape
 from blast.errors import BlastError
-from blast.model.discovery import match_linears
+from blast.model.discovery import match_matrices
 from blast.sparsity.calibration import input_moments
 from blast.sparsity.compensation import block_saliency, damped_inverse, remove_blocks_
 
@@ -73,7 +73,7 @@ def test_dependent_inputs_are_damped(layer):
 def test_moments_are_means_over_all_tokens_and_leave_the_model_alone():
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 8)).train()
     batches = [torch.randn(2, 3, 8), torch.randn(1, 3, 8)]
-    targets = match_linears(model, "*")
+    targets = match_matrices(model, "*")
     found = input_moments(model, targets, batches, lambda m, x: m(x))
     full = input_moments(model, targets, batches, lambda m, x: m(x), full=True)
     x = torch.cat([batch.flatten(0, 1) for batch in batches])
@@ -87,7 +87,7 @@ def test_moments_are_means_over_all_tokens_and_leave_the_model_alone():
 
 def test_a_matrix_without_inputs_and_an_input_that_is_not_finite_are_refused():
     model = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 8)])
-    targets = match_linears(model, "*")
+    targets = match_matrices(model, "*")
     with pytest.raises(BlastError, match="no token of the calibration reached '1'; give more batches"):
         input_moments(model, targets, [torch.randn(2, 8)], lambda m, x: m[0](x))
     with pytest.raises(BlastError, match="an input of '0' is NaN or infinite"):
