@@ -72,6 +72,18 @@ METHOD_DETAILS: dict[str, Method] = {
         description="The trained dense model keeps its largest blocks; no training follows.",
         prunes_parent=True,
     ),
+    "one_shot_wanda": Method(
+        {"schedule": "constant", "keep_score": "wanda", "grow": "none", "grow_score": "gradient"},
+        label="one-shot Wanda",
+        description="As `one_shot`, but blocks are ranked by weights times activations.",
+        prunes_parent=True,
+    ),
+    "one_shot_obs": Method(
+        {"schedule": "constant", "keep_score": "obs", "grow": "none", "grow_score": "gradient"},
+        label="one-shot OBS",
+        description="As `one_shot`, but the blocks that stay compensate those that go (SparseGPT on blocks).",
+        prunes_parent=True,
+    ),
     "small_dense": Method(
         None,
         label="small dense",
@@ -108,7 +120,8 @@ class SparsifyConfig:
         dense_start: Share of `steps`, at the start, during which the model stays dense; the schedule begins after it.
         hold: Share of `steps`, at the end, during which the mask is fixed.
         update_every: Steps between mask updates.
-        keep_score: Ranks live blocks: `magnitude` (Frobenius norm) or `random` (a fixed random order).
+        keep_score: Ranks live blocks: `magnitude` (Frobenius norm) or `random` (a fixed random order). For one-shot
+            pruning also `wanda` (weights times activations) and `obs` (the error that removal costs, compensated).
         grow: `union` keeps the best blocks by weight and the best by gradient; the achieved sparsity is below the
             target. `swap` drops as many blocks as it grows, so the budget is exact. `none` never grows.
         grow_share: Share of the budget that `union` fills with the best blocks by grow score.
@@ -124,6 +137,8 @@ class SparsifyConfig:
         targets: `"mlp"` (with the experts of mixtures), `"attention"`, shell-style patterns of names (`"*.q_proj"`), or
             `"re:"` + a regex.
         tie_gate_up: Whether the gate and up matrices of one MLP share a mask.
+        permute_hidden: Whether one-shot pruning first permutes the hidden units of each MLP, so that important units
+            lie in the same blocks. The function of the model does not change.
         seed: Seed of the random scores.
         execution: How the model runs while it trains; results differ by rounding only. `masked`: dense, with zeros in
             dead blocks. `sparse`: from `break_even` on, only live blocks are stored and computed. `auto`: `sparse` from
@@ -149,7 +164,7 @@ class SparsifyConfig:
     dense_start: Annotated[Share, Later()] = 0.0
     hold: Share = 0.2
     update_every: Count = 25
-    keep_score: Literal["magnitude", "random"] = "magnitude"
+    keep_score: Literal["magnitude", "random", "wanda", "obs"] = "magnitude"
     grow: Literal["union", "swap", "none"] = "union"
     grow_share: Annotated[Share, Later()] = 1.0
     grow_decay: Annotated[Literal["constant", "cosine", "linear"], Later()] = "constant"
@@ -162,6 +177,7 @@ class SparsifyConfig:
     dense_last: Layers = 0
     targets: Annotated[tuple[Name, ...], NotEmpty(), ListOrOne()] = ("mlp",)
     tie_gate_up: bool = False
+    permute_hidden: Annotated[bool, Later()] = False
     seed: Seed = 0
     execution: Literal["auto", "masked", "sparse"] = "auto"
     break_even: Share | None = None
@@ -188,6 +204,11 @@ class SparsifyConfig:
                 f"dense_start {self.dense_start:g} keeps the model dense, but initial_sparsity is "
                 f"{self.initial_sparsity:g}; set one of them to 0."
             )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the keep score needs activations, which one-shot pruning has and training has not."""
+        return self.keep_score in ("wanda", "obs")
 
     @property
     def hold_steps(self) -> int:

@@ -71,7 +71,12 @@ def full_mask(group: MaskGroup) -> Tensor:
 
 
 def prune_to_budget(
-    mask_groups: Sequence[MaskGroup], live: Sequence[Tensor], config: SparsifyConfig, sparsity: float, step: int
+    mask_groups: Sequence[MaskGroup],
+    live: Sequence[Tensor],
+    config: SparsifyConfig,
+    sparsity: float,
+    step: int,
+    scores: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """The best live blocks at a sparsity: exactly the budget of each pruning scope, without growth.
 
@@ -81,12 +86,13 @@ def prune_to_budget(
         config: `keep_score`, `ranking` and `seed` are used.
         sparsity: Target share of empty blocks.
         step: Current step, for error messages.
+        scores: Keep scores `[rows, cols]` of each mask group, on the CPU; by default those of the config.
 
     Returns:
         The new masks, in the order of `mask_groups`, on the CPU.
     """
     masks = list(live)
-    scores = keep_scores(mask_groups, live, config, step)
+    scores = keep_scores(mask_groups, live, config, step) if scores is None else scores
     for scope in pruning_scopes(mask_groups, config.ranking):
         costs = [group.cost for group in scope]
         budget = block_budget([group.blocks for group in scope], costs, sparsity)

@@ -16,15 +16,20 @@ from blast.experiment.run.train import (
     evaluate_saved,
     load_model,
     load_other,
+    logits_of,
     save_model,
     train_model,
 )
 from blast.model.convert import to_dense, to_sparse
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.one_shot import apply_masks_, one_shot_masks
+from blast.sparsity.one_shot_calibrated import prune_once_
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.history import History
 from blast.training.launch import destroy_process_group
+from blast.training.settings import TrainingSettings
+
+# Tokens that one-shot pruning looks at, where it looks at activations.
+CALIBRATION = 65_536
 
 
 def run_pruned_point(point: Point, folder: GridFolder, code: str = "") -> Result | None:
@@ -42,15 +47,20 @@ def run_pruned_point(point: Point, folder: GridFolder, code: str = "") -> Result
 
 
 def run_one_shot_point(point: Point, folder: GridFolder, code: str = "") -> Result:
-    """Runs a point that prunes its trained dense parent once by magnitude; nothing is trained."""
+    """Runs a point that prunes its trained dense parent once; nothing is trained."""
     run = PointRun.begin(point, folder)
     model = load_other(run, point.parent, "dense parent")
     config = SparsifyConfig.from_dict(point.sparsify)
-    masks = one_shot_masks(model, config)
-    apply_masks_(model, masks, config.block)
+    calibration = range(_calibration_batches(run.settings)) if config.calibrated else ()
+    masks = prune_once_(model, config, (run.batch_at(step)[0] for step in calibration), logits_of)
     # Its masks are those of the last step: it has trained as long as the other methods, all of it dense.
     history = History(masks={point.training["steps"] - 1: masks})
     return _save_and_evaluate(run, model, history, masks)
+
+
+def _calibration_batches(settings: TrainingSettings) -> int:
+    """Training batches of the calibration: as many as hold `CALIBRATION` tokens, or images' worth of them."""
+    return max(1, CALIBRATION // (settings.batch * settings.length))
 
 
 def _save_and_evaluate(run: PointRun, model: nn.Module, history: History, masks: dict[str, Tensor]) -> Result:

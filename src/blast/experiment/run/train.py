@@ -113,6 +113,16 @@ class PointRun:
         torch.manual_seed(self.point.seed)
         return start_model(self.point.architecture, self.point.start, self.data, self.settings.length, self.point.ffn)
 
+    def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a training step; of several processes, the share of this one."""
+        settings, seed = self.settings, self.point.seed
+        if self.language:
+            tokens = self.data.train_batch(step, settings.batch, settings.length, seed)
+            tokens = local_batch(tokens).to(self.device)
+            return tokens[:, :-1], tokens[:, 1:]
+        images, labels = self.data.train_batch(step, settings.batch, seed)
+        return local_batch(images).to(self.device), local_batch(labels).to(self.device)
+
 
 def run_dense_point(point: Point, folder: GridFolder, code: str = "") -> Result | None:
     """Runs a point that is not pruned: trained, or published weights as they are.
@@ -165,7 +175,7 @@ def _load_data(point: Point, folder: GridFolder) -> Any:
     return module.load(cache, point.data)
 
 
-def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
     """Of each token or image; `inputs` are token ids or pixels."""
     return class_logits(model, inputs) if inputs.is_floating_point() else token_logits(model, inputs)
 
@@ -191,13 +201,6 @@ def train_model(
     optimizer = make_optimizer(model, settings)
     sparsifier = make_sparsifier(model, optimizer) if make_sparsifier else None
 
-    def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        if language:
-            tokens = local_batch(data.train_batch(step, settings.batch, settings.length, point.seed)).to(device)
-            return tokens[:, :-1], tokens[:, 1:]
-        images, labels = data.train_batch(step, settings.batch, point.seed)
-        return local_batch(images).to(device), local_batch(labels).to(device)
-
     if language:
         chunks = data.validation_chunks(settings.length, settings.evaluate_limit).to(device)
         held_out = (chunks[:, :-1], chunks[:, 1:])
@@ -219,14 +222,14 @@ def train_model(
         for inputs, targets in zip(*(part.split(settings.batch) for part in held_out), strict=True):
             # Blocks that are compiled for training would be compiled again for this.
             with settings.autocast(device), torch.compiler.set_stance("force_eager"):
-                total += cross_entropy(_logits(model, inputs), targets).item() * len(inputs)
+                total += cross_entropy(logits_of(model, inputs), targets).item() * len(inputs)
         return total / len(held_out[0])
 
     with settings.algorithms(device):
         history = train(
             model,
             settings,
-            batch_at=batch_at,
+            batch_at=run.batch_at,
             loss_of=loss_of,
             evaluate=evaluate,
             optimizer=optimizer,

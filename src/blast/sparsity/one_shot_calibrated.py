@@ -1,0 +1,108 @@
+"""One-shot pruning that looks at activations: block statistics as in Wanda, and optimal-brain-surgeon blocks.
+
+- `wanda` (arXiv 2306.11695, there for single weights): a block scores `sqrt(sum of w² * mean(x²))`.
+- `obs` (arXiv 2301.00774, there for single weights): a block scores the error of the layer's output that its removal
+  costs; when it is removed, the blocks to its right compensate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast.block_sparse.blocks import BlockShape
+from blast.errors import BlastError
+from blast.model.target import Target
+from blast.sparsity.calibration import Forward, input_moments
+from blast.sparsity.compensation import block_saliency, damped_inverse, remove_blocks_
+from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.mask_groups import MaskGroup, find_mask_groups
+from blast.sparsity.one_shot import apply_masks_, full_mask, prune_to_budget
+from blast.sparsity.permutation import permute_hidden_units_
+
+
+@torch.no_grad()
+def prune_once_(
+    model: nn.Module, config: SparsifyConfig, batches: Iterable[Any] = (), forward: Forward | None = None
+) -> dict[str, Tensor]:
+    """Prunes a model once to the final sparsity, in place, by any keep score.
+
+    Args:
+        model: A trained dense model.
+        config: `sparsity`, `block`, `keep_score`, `ranking`, `permute_hidden` and the choice of targets are used.
+        batches: Inputs for the calibration, read several times; `wanda` and `obs` need them.
+        forward: Runs the model on one of them.
+
+    Returns:
+        For each matrix, by name, a bool mask `[out / b_out, in / b_in]`, true where live.
+
+    Raises:
+        BlastError: if the keep score needs a calibration and there is none, or if it cannot be made.
+    """
+    batches = list(batches)
+    mask_groups, _ = find_mask_groups(model, config)
+    if config.permute_hidden:
+        permute_hidden_units_(model, [target.name for group in mask_groups for target in group.targets], config.block)
+    scores = None
+    if config.calibrated:
+        if not batches or forward is None:
+            raise BlastError(
+                f"the keep score '{config.keep_score}' needs inputs of the model; give batches and a forward function."
+            )
+        scores = _calibrated_scores(model, mask_groups, config, batches, forward)
+    whole = [full_mask(group) for group in mask_groups]
+    chosen = prune_to_budget(mask_groups, whole, config, config.sparsity, step=0, scores=scores)
+    masks = {t.name: mask.to(g.device) for g, mask in zip(mask_groups, chosen, strict=True) for t in g.targets}
+    if config.keep_score == "obs" and forward is not None:
+        _remove_in_order(model, mask_groups, masks, batches, forward, config.block)
+    apply_masks_(model, masks, config.block)
+    return masks
+
+
+def _calibrated_scores(
+    model: nn.Module, mask_groups: Sequence[MaskGroup], config: SparsifyConfig, batches: list[Any], forward: Forward
+) -> list[Tensor]:
+    """The score `[rows, cols]` of each block of each mask group, on the CPU: its root mean square over the matrices."""
+    targets = [target for group in mask_groups for target in group.matrices]
+    full = config.keep_score == "obs"
+    moments = input_moments(model, targets, batches, forward, full)
+    squares = {}
+    for target in targets:
+        weight = target.weight.float()
+        if full:
+            squares[target.name] = block_saliency(weight, damped_inverse(moments[target.name]), config.block)
+        else:
+            weighted = weight.square() * moments[target.name]
+            rows, cols = (side // step for side, step in zip(weight.shape, config.block, strict=True))
+            squares[target.name] = weighted.view(rows, config.block.rows, cols, config.block.cols).sum((1, 3))
+    return [
+        torch.stack([squares[target.name] for target in group.matrices]).mean(0).clamp_min(0).sqrt().cpu()
+        for group in mask_groups
+    ]
+
+
+def _remove_in_order(
+    model: nn.Module,
+    mask_groups: Sequence[MaskGroup],
+    masks: dict[str, Tensor],
+    batches: list[Any],
+    forward: Forward,
+    block: BlockShape,
+) -> None:
+    """Removes the dead blocks of one stage after the other, each calibrated with what the earlier ones have become."""
+    for stage in _stages(mask_groups):
+        moments = input_moments(model, stage, batches, forward, full=True)
+        for target in stage:
+            remove_blocks_(target.weight, masks[target.name], damped_inverse(moments[target.name]), block)
+
+
+def _stages(mask_groups: Sequence[MaskGroup]) -> list[list[Target]]:
+    """The matrices in the order in which the model uses them, as names and roles tell it."""
+    stages: dict[object, list[Target]] = {}
+    for group in mask_groups:
+        for target in group.matrices:
+            stages.setdefault((target.layer_path, target.role in ("down", "fc2")), []).append(target)
+    return list(stages.values())
