@@ -45,7 +45,10 @@ def test_dead_blocks_stay_zero_and_the_budget_is_exact_at_the_end(model, optimiz
     assert sparsifier.finished
 
 
-@pytest.mark.parametrize("method", METHODS)
+TRAINABLE = [name for name, preset in METHODS.items() if preset["keep_score"] not in ("wanda", "obs")]
+
+
+@pytest.mark.parametrize("method", TRAINABLE)
 def test_every_method_keeps_dead_blocks_zero_and_ends_at_its_budget(method):
     sparsifier = make(tiny_gpt2(), method=method)
     first = {name: mask.clone() for name, mask in sparsifier.masks.items()}

@@ -120,8 +120,9 @@ class SparsifyConfig:
         dense_start: Share of `steps`, at the start, during which the model stays dense; the schedule begins after it.
         hold: Share of `steps`, at the end, during which the mask is fixed.
         update_every: Steps between mask updates.
-        keep_score: Ranks live blocks: `magnitude` (Frobenius norm) or `random` (a fixed random order). For one-shot
-            pruning also `wanda` (weights times activations) and `obs` (the error that removal costs, compensated).
+        keep_score: Ranks live blocks: `magnitude` (Frobenius norm), `second_moment` (each weight times the root of its
+            second moment in Adam), or `random` (a fixed random order). One-shot pruning also has `wanda` (weights times
+            activations) and `obs` (the error of the output that removal costs, and what stays compensates it).
         grow: `union` keeps the best blocks by weight and the best by gradient; the achieved sparsity is below the
             target. `swap` drops as many blocks as it grows, so the budget is exact. `none` never grows.
         grow_share: Share of the budget that `union` fills with the best blocks by grow score.
@@ -164,7 +165,7 @@ class SparsifyConfig:
     dense_start: Annotated[Share, Later()] = 0.0
     hold: Share = 0.2
     update_every: Count = 25
-    keep_score: Literal["magnitude", "random", "wanda", "obs"] = "magnitude"
+    keep_score: Literal["magnitude", "second_moment", "random", "wanda", "obs"] = "magnitude"
     grow: Literal["union", "swap", "none"] = "union"
     grow_share: Annotated[Share, Later()] = 1.0
     grow_decay: Annotated[Literal["constant", "cosine", "linear"], Later()] = "constant"

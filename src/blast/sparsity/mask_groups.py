@@ -7,7 +7,7 @@ once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ from blast.model.module_replacement import sparse_layers
 from blast.model.sparse_modules import check_all_experts
 from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
+
+# A tensor of the shape of a parameter, or None.
+MomentOf = Callable[[nn.Parameter], "Tensor | None"]
 
 
 @dataclass
@@ -86,18 +89,24 @@ class MaskGroup:
         """The device of its matrices."""
         return parameter_of(self.matrices[0]).device
 
-    def weight_squares(self) -> list[Tensor]:
+    def weight_squares(self, moment_of: MomentOf | None = None) -> list[Tensor]:
         """Sum of squares of the weights by block, for each matrix.
+
+        Args:
+            moment_of: A factor of the square of each weight, as a tensor of the parameter's shape; None for no factor.
 
         Returns:
             float32 `[rows, cols]`; in the sparse state `[nnz]`, one for each live block.
         """
         squares = []
         for target in self.matrices:
+            parameter = parameter_of(target)
+            moment = None if moment_of is None else moment_of(parameter)
+            weight = parameter.detach() if moment is None else parameter.detach() * moment.sqrt()
             if isinstance(target.module, BlockLinear):
-                squares.append(target.module.values.detach().float().square().sum(dim=(1, 2)))
+                squares.append(weight.float().square().sum(dim=(1, 2)))
             else:
-                squares.append(matrix_squares(target.stored(target.parameter), self.block, target.transposed))
+                squares.append(matrix_squares(target.stored(weight), self.block, target.transposed))
         return squares
 
     def gradient_squares(self) -> list[Tensor]:

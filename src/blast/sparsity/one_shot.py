@@ -12,7 +12,7 @@ from blast.block_sparse.sharding import clear_dead_anywhere_
 from blast.errors import BlastError, unknown_name
 from blast.model.discovery import match_matrices
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.mask_groups import MaskGroup, find_mask_groups, pruning_scopes
+from blast.sparsity.mask_groups import MaskGroup, MomentOf, find_mask_groups, pruning_scopes
 from blast.sparsity.prune_and_grow import keep_best
 from blast.sparsity.scores import keep_scores
 from blast.sparsity.selection import block_budget
@@ -77,6 +77,7 @@ def prune_to_budget(
     sparsity: float,
     step: int,
     scores: Sequence[Tensor] | None = None,
+    moment_of: MomentOf | None = None,
 ) -> list[Tensor]:
     """The best live blocks at a sparsity: exactly the budget of each pruning scope, without growth.
 
@@ -87,12 +88,13 @@ def prune_to_budget(
         sparsity: Target share of empty blocks.
         step: Current step, for error messages.
         scores: Keep scores `[rows, cols]` of each mask group, on the CPU; by default those of the config.
+        moment_of: As for `keep_scores`.
 
     Returns:
         The new masks, in the order of `mask_groups`, on the CPU.
     """
     masks = list(live)
-    scores = keep_scores(mask_groups, live, config, step) if scores is None else scores
+    scores = keep_scores(mask_groups, live, config, step, moment_of) if scores is None else scores
     for scope in pruning_scopes(mask_groups, config.ranking):
         costs = [group.cost for group in scope]
         budget = block_budget([group.blocks for group in scope], costs, sparsity)

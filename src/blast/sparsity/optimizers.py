@@ -25,6 +25,8 @@ REFUSED = {
     "Rprop": "Rprop keeps a step size for each weight, so that blocks that grow would start with a step size of zero",
     "ZeroRedundancyOptimizer": "ZeroRedundancyOptimizer keeps the state of a matrix in another process",
 }
+# Names under which Adam and RMSprop keep the running mean of the squared gradient.
+SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
 REMEDY = "use AdamW, SGD or another optimizer whose state is floating-point and has the shape of the weight"
 
 Hook = Callable[..., None]
@@ -139,6 +141,53 @@ class Optimizers:
             for value in state.values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     yield value
+
+    def second_moment(self, parameter: nn.Parameter) -> Tensor | None:
+        """Adam's running mean of the squared gradient of a parameter; None before its first step.
+
+        Raises:
+            BlastError: if the optimizer of the parameter has taken a step and keeps no such mean.
+        """
+        for name, state in self.states(parameter):
+            for key in SECOND_MOMENTS:
+                value = state.get(key)
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    return value
+            raise BlastError(
+                f"the keep score 'second_moment' needs the second moments of Adam, which {name} does not keep; "
+                "use AdamW, or another keep score."
+            )
+        return None
+
+    def split_groups(self, chosen: set[int]) -> list[dict[str, Any]]:
+        """Moves the chosen parameters to groups of their own, with the options of their old groups.
+
+        Args:
+            chosen: The `id` of each parameter.
+
+        Returns:
+            The groups that hold the chosen parameters and no others.
+
+        Raises:
+            BlastError: if a learning-rate scheduler exists already, which would not know the new groups.
+        """
+        made = []
+        for inner in (levels[-1] for levels in self._levels):
+            for group in list(inner.param_groups):
+                moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+                if len(moved) == len(group["params"]):
+                    made.append(group)
+                elif moved:
+                    if "initial_lr" in group:
+                        raise BlastError(
+                            "lr_density_power gives the pruned matrices parameter groups of their own, which an "
+                            "existing learning-rate scheduler does not know; create the scheduler after the Sparsifier."
+                        )
+                    options = {key: value for key, value in group.items() if key != "params"}
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+                    inner.add_param_group({**options, "params": moved})
+                    made.append(inner.param_groups[-1])
+        return made
 
     def replace_parameter(self, old: nn.Parameter, new: nn.Parameter, convert: Callable[[Tensor], Tensor]) -> None:
         """Replaces a parameter in its optimizer, and converts its state.

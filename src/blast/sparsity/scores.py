@@ -1,6 +1,7 @@
 """The keep score and the grow score of each block: a mask update ranks blocks by them.
 
-- Keep score of a live block: the Frobenius norm of its weights, or a random number (`SparsifyConfig.keep_score`).
+- Keep score of a live block: the Frobenius norm of its weights, the same with each weight multiplied by the root of its
+  second moment in Adam, or a random number (`SparsifyConfig.keep_score`).
 - Grow score of any block: the Frobenius norm of its dense gradient, or a random number (`SparsifyConfig.grow_score`).
 
 Where several matrices share a mask, the score is the root mean square of their norms. The mean, not the sum, makes a
@@ -19,7 +20,7 @@ from torch import Tensor
 from blast.distributed import mean_over_ranks_
 from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.mask_groups import MaskGroup
+from blast.sparsity.mask_groups import MaskGroup, MomentOf
 from blast.sparsity.selection import FloatArray, as_numpy
 
 
@@ -38,7 +39,11 @@ class NonFiniteGradientError(BlastError):
 
 @torch.no_grad()
 def keep_scores(
-    mask_groups: Sequence[MaskGroup], live: Sequence[Tensor], config: SparsifyConfig, step: int
+    mask_groups: Sequence[MaskGroup],
+    live: Sequence[Tensor],
+    config: SparsifyConfig,
+    step: int,
+    moment_of: MomentOf | None = None,
 ) -> list[Tensor]:
     """The keep score of each block; every process gets the same scores.
 
@@ -47,6 +52,7 @@ def keep_scores(
         live: Their masks, bool `[rows, cols]` on the CPU.
         config: `keep_score` and `seed` are used.
         step: Current step, for error messages.
+        moment_of: Second moments for the keep score of that name, see `MaskGroup.weight_squares`.
 
     Returns:
         For each mask group `[rows, cols]`, float32 on the CPU. Random scores are the same in every step, so that masks
@@ -55,13 +61,17 @@ def keep_scores(
     Raises:
         BlastError: if a weight is not finite.
     """
-    norms = _norms_on_cpu(_weight_squares(mask_groups, config))
+    norms = _norms_on_cpu(_weight_squares(mask_groups, config, moment_of))
     return _keep_scores(mask_groups, live, norms, config, step)
 
 
 @torch.no_grad()
 def keep_and_grow_scores(
-    mask_groups: Sequence[MaskGroup], live: Sequence[Tensor], config: SparsifyConfig, step: int
+    mask_groups: Sequence[MaskGroup],
+    live: Sequence[Tensor],
+    config: SparsifyConfig,
+    step: int,
+    moment_of: MomentOf | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The keep scores and the grow scores; both come from each GPU in one copy, so that the CPU waits once.
 
@@ -70,6 +80,7 @@ def keep_and_grow_scores(
         live: Their masks, bool `[rows, cols]` on the CPU.
         config: `keep_score`, `grow_score` and `seed` are used.
         step: Current step: for error messages, and for random grow scores, which differ in each step.
+        moment_of: As for `keep_scores`.
 
     Returns:
         Keep scores as from `keep_scores`, and grow scores of the same shapes. A matrix without a gradient has gradient
@@ -79,7 +90,7 @@ def keep_and_grow_scores(
         NonFiniteGradientError: if a gradient is not finite.
         BlastError: if a weight is not finite.
     """
-    weights, gradients = _weight_squares(mask_groups, config), _gradient_squares(mask_groups, config)
+    weights, gradients = _weight_squares(mask_groups, config, moment_of), _gradient_squares(mask_groups, config)
     norms = _norms_on_cpu([*weights, *gradients])
     keep = _keep_scores(mask_groups, live, norms[: len(weights)], config, step)
     return keep, _grow_scores(mask_groups, live, norms[len(weights) :], config, step)
@@ -100,9 +111,14 @@ def random_scores(grid: tuple[int, int], *seeds: int | str) -> Tensor:
     return torch.rand(grid, generator=generator)
 
 
-def _weight_squares(mask_groups: Sequence[MaskGroup], config: SparsifyConfig) -> list[list[Tensor]]:
+def _weight_squares(
+    mask_groups: Sequence[MaskGroup], config: SparsifyConfig, moment_of: MomentOf | None
+) -> list[list[Tensor]]:
     """Sums of squares of the weights by block, for each matrix of each mask group; empty for random keep scores."""
-    return [] if config.keep_score == "random" else [group.weight_squares() for group in mask_groups]
+    if config.keep_score == "random":
+        return []
+    moment_of = moment_of if config.keep_score == "second_moment" else None
+    return [group.weight_squares(moment_of) for group in mask_groups]
 
 
 def _gradient_squares(mask_groups: Sequence[MaskGroup], config: SparsifyConfig) -> list[list[Tensor]]:

@@ -28,7 +28,8 @@ from blast.sparsity.cuda_graphs import CudaGraphSupport
 from blast.sparsity.dead_blocks import DeadBlocks
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution.switch import Execution
-from blast.sparsity.mask_groups import MaskGroup, find_mask_groups, pruning_scopes
+from blast.sparsity.learning_rate import DensityScaledRates
+from blast.sparsity.mask_groups import MaskGroup, find_mask_groups, parameter_of, pruning_scopes
 from blast.sparsity.one_shot import full_mask, prune_to_budget
 from blast.sparsity.optimizers import Handle, Optimizers, check_state, held_by
 from blast.sparsity.prune_and_grow import prune_and_grow
@@ -114,6 +115,11 @@ class Sparsifier:
     ) -> None:
         check_argument("the model", model, nn.Module, "a torch.nn.Module")
         check_argument("the config", config, SparsifyConfig, "a SparsifyConfig, or SparsifyConfig.from_dict(settings)")
+        if config.calibrated:
+            raise BlastError(
+                f"the keep score '{config.keep_score}' needs a calibration, which only one-shot pruning makes; "
+                "take 'magnitude' or 'second_moment'."
+            )
         # The wrappers of torch.compile and of data-parallel training put a prefix before every name.
         model = getattr(model, "_orig_mod", model)
         wrapper = None
@@ -138,7 +144,7 @@ class Sparsifier:
         self.dense_targets = [target.name for target in dense]
         pruned = [target for group in self._mask_groups for target in group.matrices]
         self._dense_mlp_weights = dense_mlp_weights(model, pruned)._asdict()
-        self._clock = StepClock(config)
+        self._clock, self._rates = StepClock(config), DensityScaledRates(config.lr_density_power)
         self.sparsity_target = target_sparsity(config, 0)
         # Masks are chosen and kept on the CPU. Copies on the devices clear the matrices.
         self._device_masks, self._dead_blocks = DeviceMasks(self._mask_groups), DeadBlocks(self._mask_groups)
@@ -151,6 +157,8 @@ class Sparsifier:
         self._finite, self._accumulation = FiniteCheck(), AccumulationCheck()
         self._replacement = ReplacementCheck(model, self._mask_groups)
         self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._accumulation, self._finite)
+        if config.lr_density_power:
+            self._rates.groups = self._optimizers.split_groups({id(parameter_of(target)) for target in pruned})
         # From here on nothing is refused.
         self._hooks: list[Handle] = self._optimizers.register_hooks(
             self._before_optimizer, self._after_optimizer, self._after_load
@@ -344,10 +352,11 @@ class Sparsifier:
         keep: list[Tensor]
         grow: list[Tensor] | None = None
         if self.config.grow == "none":
-            keep = keep_scores(self._mask_groups, self._masks, self.config, step)
+            keep = keep_scores(self._mask_groups, self._masks, self.config, step, self._optimizers.second_moment)
         else:
             self._check_any_gradient(step)
-            keep, grow = keep_and_grow_scores(self._mask_groups, self._masks, self.config, step)
+            moments = self._optimizers.second_moment
+            keep, grow = keep_and_grow_scores(self._mask_groups, self._masks, self.config, step, moments)
         self.sparsity_target = target_sparsity(self.config, step)
         masks = list(self._masks)
         for scope in self._scopes:
@@ -395,7 +404,9 @@ class Sparsifier:
     def _trim(self) -> None:
         """Trims the masks to the exact final budget and fixes them."""
         self.sparsity_target = target = self.config.sparsity
-        self._set_masks(prune_to_budget(self._mask_groups, self._masks, self.config, target, self.step_count))
+        moments = self._optimizers.second_moment
+        masks = prune_to_budget(self._mask_groups, self._masks, self.config, target, self.step_count, moment_of=moments)
+        self._set_masks(masks)
         self._clock.finished = True
 
     def _set_masks(self, masks: list[Tensor]) -> None:
@@ -403,6 +414,7 @@ class Sparsifier:
         self._masks = masks
         self._device_masks.set(masks)
         self._dead_blocks.set(masks)
+        self._rates.set_density(1 - self.sparsity_achieved)
         self._changed = True
 
     @torch.no_grad()
@@ -441,8 +453,10 @@ class Sparsifier:
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         # A gradient scaler hands `found_inf` to a fused optimizer, which then skips the step by itself.
         self._finite.before_optimizer(scaled=getattr(optimizer, "found_inf", None) is not None)
+        self._rates.scale()
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._rates.restore()
         # An optimizer that mixes elements (Muon) moves dead weights even if gradients and moments are zero.
         if not self.finished:
             self._accumulation.after_optimizer(self._mask_groups)
