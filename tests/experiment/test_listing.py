@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from blast import METHODS, architectures, datasets
+from blast import architectures, datasets
 from blast.experiment.cli import main
 from blast.experiment.listing import KINDS, catalogue
+from blast.sparsity.config import METHOD_DETAILS
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -20,7 +21,7 @@ def test_every_name_has_one_line_about_it_in_any_folder(kind, tmp_path, monkeypa
 def test_the_names_are_those_that_a_config_takes():
     assert list(catalogue("architectures")) == architectures.names()
     assert list(catalogue("datasets")) == datasets.names()
-    assert set(catalogue("methods")) == {"dense", *METHODS}
+    assert set(catalogue("methods")) == {"dense", *METHOD_DETAILS}
     assert {"results_table", "relative_loss"} <= set(catalogue("figures"))
 
 

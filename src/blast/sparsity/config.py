@@ -61,6 +61,12 @@ METHOD_DETAILS: dict[str, Method] = {
         description="As `blast`, but each update drops as many blocks as it grows.",
         finds_masks=True,
     ),
+    "gmp": Method(
+        {"schedule": "cubic", "keep_score": "magnitude", "grow": "none", "grow_score": "gradient"},
+        label="gradual magnitude (GMP)",
+        description="The sparsity rises step by step; the best blocks by weight stay, and none grows.",
+        finds_masks=True,
+    ),
     "random": Method(
         {"schedule": "constant", "keep_score": "random", "grow": "none", "grow_score": "gradient"},
         label="static random",

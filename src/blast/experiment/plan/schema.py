@@ -25,6 +25,7 @@ from blast.settings import (
     split_hint,
 )
 from blast.sparsity.config import SparsifyConfig
+from blast.training.distillation import Distillation
 from blast.training.settings import TrainingSettings
 
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -55,7 +56,7 @@ def _dataset_settings() -> list[type]:
 def settings_classes() -> list[type]:
     """Every settings class that a config holds."""
     return [
-        *(Config, Evaluation, GridBlock, Benchmark, TrainingSettings, SparsifyConfig),
+        *(Config, Evaluation, GridBlock, Distillation, Benchmark, TrainingSettings, SparsifyConfig),
         *_dataset_settings(),
         *SUITES.values(),
     ]
