@@ -53,7 +53,7 @@ rule requests:
         slots=1,
     params:
         tasks=lambda wildcards: PLAN.tasks(wildcards.dataset),
-        first=lambda wildcards: PLAN.items(wildcards.dataset),
+        options=lambda wildcards: PLAN.items(wildcards.dataset),
         code=lambda wildcards: language_fingerprint(PLAN.tasks(wildcards.dataset)),
     shell:
-        "{BLAST:q} requests {wildcards.dataset:q} --tasks {params.tasks:q} {params.first:q} --grid-dir {FOLDER.root:q} 2> {log:q} && touch {output:q} || {{ tail -n 20 {log:q} >&2; exit 1; }}"
+        "{BLAST:q} requests {wildcards.dataset:q} --tasks {params.tasks:q} {params.options:q} --grid-dir {FOLDER.root:q} 2> {log:q} && touch {output:q} || {{ tail -n 20 {log:q} >&2; exit 1; }}"

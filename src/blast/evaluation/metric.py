@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from blast.errors import BlastError
 
 BETTER = ("higher", "lower")
+# The learning curves are called `train_loss` and `validation_loss`.
+NAMES_OF_A_PART = {"loss": "final_loss"}
 
 
 def metric(
@@ -56,3 +59,17 @@ def metric(
         "better": better,
         "setting": dict(setting or {}),
     }
+
+
+def of_part(part: str, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metric entries under names that say which part of the data they were measured on.
+
+    Args:
+        part: `"validation"` or `"train"`.
+        entries: Entries as `metric` makes them.
+
+    Returns:
+        `bits_per_byte` as `validation_bits_per_byte` and so on; `loss` as `validation_final_loss`, because
+        `validation_loss` is the learning curve.
+    """
+    return [entry | {"metric": f"{part}_{NAMES_OF_A_PART.get(entry['metric'], entry['metric'])}"} for entry in entries]

@@ -19,6 +19,8 @@ from blast.files import text_digest, write_atomically
 
 FORMAT = 1
 KINDS = ("loglikelihood", "loglikelihood_rolling")
+# Among the settings of a request file: nothing in it comes from the held-out documents that settings are chosen by.
+SEPARATE_TEST = "separate_test"
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ def requests(options: argparse.Namespace) -> int:
     """
     from blast.experiment.data.prepare import build_dataset_requests
 
-    build_dataset_requests(options.dataset, options.tasks, GridFolder(options.grid_dir), options.items)
+    build_dataset_requests(
+        options.dataset, options.tasks, GridFolder(options.grid_dir), options.items, options.separate_test
+    )
     return 0
 
 
@@ -330,6 +332,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("dataset")
     made.add_argument("--tasks", nargs="+", required=True, help="names of lm-eval tasks")
     made.add_argument("--items", type=_count, help="use the first ITEMS documents of each task (default: all)")
+    made.add_argument(
+        "--separate-test", action="store_true", help="leave out what comes from held-out documents of even number"
+    )
     made.add_argument("--grid-dir", **grid_dir)
     ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
     made = verb("language", language)

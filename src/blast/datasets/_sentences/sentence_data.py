@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blast.datasets._vision.vision_data import batch_indices
+from blast.errors import BlastError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,23 @@ class SentenceData:
 
         index = torch.from_numpy(batch_indices(len(self.train_labels), step, batch, seed))
         return self._cut(self.train_tokens[index]), self.train_labels[index]
+
+    def held_out_halves(self) -> tuple[SentenceData, SentenceData]:
+        """The same data, once with the test sentences of even number alone, once with those of odd number.
+
+        Returns:
+            The data for validation and the data for the test. The sentences are counted from 0.
+
+        Raises:
+            BlastError: if there is only one.
+        """
+        if len(self.test_labels) < 2:
+            raise BlastError("there is only one test sentence, which cannot be halved; take another dataset.")
+        even, odd = (
+            replace(self, test_tokens=self.test_tokens[first::2], test_labels=self.test_labels[first::2])
+            for first in (0, 1)
+        )
+        return even, odd
 
     def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test sentences in their order, `batch` at a time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ class LanguageData:
             memory-mapped.
         validation: Likewise of the documents held out.
         token_bytes: Bytes that each token stands for, int64 `[vocab_size]`.
+        end_of_text: The token that ends each document.
         tokenizer_dir: Folder that transformers' `AutoTokenizer.from_pretrained` reads.
         digest: `"sha256:…"` of texts, tokenizer and tokens.
         counts: Documents, bytes and tokens of both splits.
@@ -32,6 +33,7 @@ class LanguageData:
     train: np.ndarray | TokenShards
     validation: np.ndarray | TokenShards
     token_bytes: np.ndarray
+    end_of_text: int
     tokenizer_dir: Path
     digest: str
     counts: dict[str, int]
@@ -75,6 +77,36 @@ class LanguageData:
         there = (len(self.validation) - 1) // length
         wanted = min(limit or there, there)
         return self._windows(self.validation, np.arange(wanted) * there // wanted * length, length)
+
+    def held_out_documents(self) -> list[np.ndarray]:
+        """The tokens of each held-out document, in their order, the end-of-text token included."""
+        import numpy as np
+
+        tokens = np.asarray(self.validation[:])
+        ends = np.flatnonzero(tokens == self.end_of_text) + 1
+        return [document for document in np.split(tokens, ends) if len(document)]
+
+    def held_out_halves(self) -> tuple[LanguageData, LanguageData]:
+        """The same data, once with the held-out documents of even number alone, once with those of odd number.
+
+        Returns:
+            The data for validation and the data for the test. Documents are counted from 0.
+
+        Raises:
+            BlastError: if only one document is held out.
+        """
+        documents = self.held_out_documents()
+        if len(documents) < 2:
+            raise BlastError("only one document is held out, which cannot be halved; hold out a larger share.")
+        return self._holding_out(documents[0::2]), self._holding_out(documents[1::2])
+
+    def _holding_out(self, documents: list[np.ndarray]) -> LanguageData:
+        import numpy as np
+
+        tokens = np.concatenate(documents)
+        counts = {"documents": len(documents), "bytes": int(self.token_bytes[tokens].sum()), "tokens": len(tokens)}
+        named = {f"validation_{what}": count for what, count in counts.items()}
+        return replace(self, validation=tokens, counts=self.counts | named)
 
     def bytes_of(self, tokens: Tensor) -> int:
         """Bytes of text that these tokens stand for: what a loss is divided by to give bits a byte."""

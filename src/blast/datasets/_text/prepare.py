@@ -167,6 +167,7 @@ def open_text(facts: dict[str, Any]) -> LanguageData:
         train=open_shards(folder, shards["train"], kind),
         validation=open_shards(folder, shards["validation"], kind),
         token_bytes=token_bytes(tokenizer),
+        end_of_text=end_of_text(tokenizer, folder / "tokenizer"),
         tokenizer_dir=folder / "tokenizer",
         digest=facts["digest"],
         counts=facts["counts"],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from blast.datasets._vision.vision_data import batch_indices
+from blast.errors import BlastError
 from blast.settings import Count
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ class ImageFolderData:
         chosen = batch_indices(len(self.train), step, batch, seed)
         draw = None if self.augment == "none" else np.random.default_rng([seed, 1, step])
         return self._decoded([self.train[place] for place in chosen], draw)
+
+    def held_out_halves(self) -> tuple[ImageFolderData, ImageFolderData]:
+        """The data with the test images of even number alone, and with those of odd number, as `VisionData` does it."""
+        if len(self.held_out) < 2:
+            raise BlastError("there is only one test image, which cannot be halved; take another dataset.")
+        return replace(self, held_out=self.held_out[0::2]), replace(self, held_out=self.held_out[1::2])
 
     def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images in their order, `batch` at a time."""

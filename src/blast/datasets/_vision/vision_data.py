@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,6 +123,23 @@ class VisionData:
             "image_size": self.image_size,
             "channels": self.channels,
         }
+
+    def held_out_halves(self) -> tuple[VisionData, VisionData]:
+        """The same data, once with the test images of even number alone, once with those of odd number.
+
+        Returns:
+            The data for validation and the data for the test. The images are counted from 0.
+
+        Raises:
+            BlastError: if there is only one.
+        """
+        if len(self.test_labels) < 2:
+            raise BlastError("there is only one test image, which cannot be halved; take another dataset.")
+        even, odd = (
+            replace(self, test_images=self.test_images[first::2], test_labels=self.test_labels[first::2])
+            for first in (0, 1)
+        )
+        return even, odd
 
     def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images in their order, normalised, `batch` at a time."""

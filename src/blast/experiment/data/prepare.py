@@ -60,7 +60,11 @@ def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None
 
 
 def build_dataset_requests(
-    dataset: str, tasks: Sequence[str], folder: GridFolder, items: int | None = None
+    dataset: str,
+    tasks: Sequence[str],
+    folder: GridFolder,
+    items: int | None = None,
+    separate_test: bool = False,
 ) -> dict[str, str]:
     """Lets lm-eval build the requests of a dataset; does nothing if the dataset failed.
 
@@ -72,11 +76,13 @@ def build_dataset_requests(
         tasks: Names of tasks.
         folder: Folder of the grid.
         items: At most so many items a task, the first ones; None for all.
+        separate_test: Leave out what comes from held-out documents of even number, which are there to select by.
 
     Returns:
         Why tasks were left out, by task.
     """
     from blast.datasets._evaluation import sets
+    from blast.datasets._text.prepare import open_text
     from blast.experiment.language.metrics import build_requests
     from blast.experiment.language.tasks_of_lm_eval import sets_of
 
@@ -95,5 +101,12 @@ def build_dataset_requests(
     kept = [task for task in tasks if task not in left_out]
     if kept:
         facts = values["facts"]
-        build_requests(Path(facts["folder"]), kept, Path(facts["tokenizer_dir"]), folder.requests(dataset), limit=items)
+        build_requests(
+            Path(facts["folder"]),
+            kept,
+            Path(facts["tokenizer_dir"]),
+            folder.requests(dataset),
+            limit=items,
+            separate_test_of=open_text(facts) if separate_test else None,
+        )
     return left_out

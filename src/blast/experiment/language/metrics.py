@@ -11,11 +11,12 @@ import os
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from blast.datasets._text.separate_test import documents_of_test
 from blast.errors import BlastError
 from blast.evaluation.metric import metric
-from blast.evaluation.requests import RequestFile, read_requests
+from blast.evaluation.requests import SEPARATE_TEST, RequestFile, read_requests
 from blast.evaluation.scores import ScoreFile, read_scores
 from blast.evaluation.statistics import ratio_and_stderr
 from blast.experiment.language.tasks_of_lm_eval import (
@@ -24,6 +25,9 @@ from blast.experiment.language.tasks_of_lm_eval import (
     read_documents,
 )
 from blast.files import folder_digest
+
+if TYPE_CHECKING:
+    from blast.datasets._text.language_data import LanguageData
 
 # Bootstrap draws for the few metrics without a closed form of the standard error; its own error is then about 2 %.
 BOOTSTRAP = 1000
@@ -44,6 +48,7 @@ def build_requests(
     tokenizer_dir: Path,
     out_file: Path,
     limit: int | None = None,
+    separate_test_of: LanguageData | None = None,
 ) -> RequestFile:
     """Builds and tokenises the requests of some tasks with lm-eval. Writes them and their documents to one file.
 
@@ -53,12 +58,16 @@ def build_requests(
         tokenizer_dir: Folder of a transformers tokenizer.
         out_file: The request file to write (`.jsonl.gz`). The same inputs give the same bytes.
         limit: Use the first `limit` documents of each task; None for all.
+        separate_test_of: The prepared dataset; what comes from its held-out documents of even number is left out. None
+            keeps all.
 
     Raises:
         BlastError: if a task is unknown or asks for something else than likelihoods, or if a document file or the
             tokenizer is missing or damaged.
     """
     documents = read_documents(Path(data_folder), tasks)
+    if separate_test_of is not None:
+        documents = documents_of_test(documents, separate_test_of)
     tokenizer = _tokenizer(Path(tokenizer_dir))
     from blast.experiment.language.models import RequestCollector
 
@@ -85,6 +94,8 @@ def build_requests(
         "tokenizer": folder_digest(Path(tokenizer_dir)),
         "lm_eval": metadata.version("lm_eval"),
     }
+    if separate_test_of is not None:
+        settings[SEPARATE_TEST] = True
     built = RequestFile(list(tasks), collector.requests, documents, settings)
     built.write(Path(out_file))
     return built

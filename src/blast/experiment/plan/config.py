@@ -12,7 +12,21 @@ import yaml
 
 from blast.benchmark.settings import SUITES
 from blast.errors import BlastError
-from blast.settings import Bounds, Count, ListOrOne, Name, NotEmpty, OneOf, PartOf, Pattern, Seed, Sparsity, plain, read
+from blast.settings import (
+    Bounds,
+    Count,
+    Later,
+    ListOrOne,
+    Name,
+    NotEmpty,
+    OneOf,
+    PartOf,
+    Pattern,
+    Seed,
+    Sparsity,
+    plain,
+    read,
+)
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
 from blast.training.distillation import Distillation
 from blast.training.settings import TrainingSettings
@@ -128,12 +142,15 @@ class Evaluation:
         batch: Fixed batch size. The last digits of a score depend on it.
         limit: Held-out sequences for our own loss; the first ones.
         items: Items of each lm-eval task, the first ones; without it, all.
+        separate_test: Halves the held-out data, by document or image. The even half gives the learning curves and the
+            metrics `validation_…`, to choose settings by. The odd half gives all other metrics, to judge by.
     """
 
     tasks: dict[Name, tuple[Name, ...]] = field(default_factory=dict)
     batch: Count = 32
     limit: Count = 384
     items: Count | None = None
+    separate_test: Annotated[bool, Later()] = False
 
 
 @dataclass(frozen=True)

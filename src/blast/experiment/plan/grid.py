@@ -12,6 +12,7 @@ from typing import Any
 from blast import architectures, datasets
 from blast.benchmark.settings import settings_of
 from blast.errors import BlastError, unknown_name
+from blast.evaluation.requests import SEPARATE_TEST
 from blast.experiment.plan.config import Benchmark, Config, GridBlock
 from blast.experiment.plan.point import Point
 from blast.settings import Place, plain
@@ -66,9 +67,10 @@ class Plan:
         return next(point.evaluation.get("tasks", []) for point in self.points.values() if point.dataset == dataset)
 
     def items(self, dataset: str) -> list[str]:
-        """The option of `blast requests` that limits the items of each task; empty for all items."""
-        found = next(point.evaluation.get("items") for point in self.points.values() if point.dataset == dataset)
-        return ["--items", str(found)] if found else []
+        """The options of `blast requests` that limit the items of the tasks; empty for all items."""
+        found = next(point.evaluation for point in self.points.values() if point.dataset == dataset)
+        items = ["--items", str(found["items"])] if found.get("items") else []
+        return [*items, "--separate-test"] if found.get(SEPARATE_TEST) else items
 
 
 def share_label(sparsity: float) -> str:
@@ -150,6 +152,8 @@ def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
     evaluation = {"tasks": tasks, "batch": config.evaluation.batch, "limit": config.evaluation.limit}
     if config.evaluation.items and tasks:
         evaluation["items"] = config.evaluation.items
+    if config.evaluation.separate_test:
+        evaluation[SEPARATE_TEST] = True
     return {
         "grid": config.name,
         "stage": "train",

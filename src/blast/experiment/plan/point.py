@@ -44,7 +44,7 @@ class Point:
         teacher: Id of the dense run that is the teacher; None without one, and for published weights.
         ffn: Inner width of the MLPs of a `small_dense` point; None for the architecture's own.
         training: Fields of `blast.training.settings.TrainingSettings`; None for a benchmark.
-        evaluation: `tasks` (lm-eval) and `batch`.
+        evaluation: Fields of `blast.experiment.plan.config.Evaluation`; `tasks` are those of the dataset.
         data: Settings of the preparation of the dataset.
         benchmark: Settings of the benchmark suite; None for a training point.
         threads: Threads that torch may use.

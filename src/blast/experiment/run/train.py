@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,13 @@ from blast.distributed import is_first_rank
 from blast.download.cache import cache_root
 from blast.errors import BlastError
 from blast.evaluation.class_logits import class_logits
-from blast.evaluation.loss import evaluate_language
 from blast.evaluation.metric import metric
-from blast.evaluation.requests import read_requests
+from blast.evaluation.requests import SEPARATE_TEST, read_requests
 from blast.evaluation.scoring import score_requests
-from blast.evaluation.top_k import evaluate_vision
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
+from blast.experiment.run.measure import BATCH, held_out_parts, measure
 from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
@@ -88,10 +88,17 @@ class PointRun:
         print(f"{what} after {time.monotonic() - self.started:.1f} s")
 
     def check_requests(self) -> None:
-        """Refuses lm-eval requests that another tokenizer made, before anything is trained."""
+        """Refuses lm-eval requests of another tokenizer or of other documents, before anything is trained."""
         file = self.folder.requests(self.point.dataset)
         if self.language and self.point.evaluation.get("tasks") and file.is_file():
-            made_with = read_requests(file).settings.get("tokenizer")
+            settings = read_requests(file).settings
+            separate = bool(self.point.evaluation.get(SEPARATE_TEST))
+            if bool(settings.get(SEPARATE_TEST)) != separate:
+                raise BlastError(
+                    f"{file}: these requests were made {'without' if separate else 'for'} a separate test, but the "
+                    f"point '{self.point.id}' has {'one' if separate else 'none'}; delete the file and run again."
+                )
+            made_with = settings.get("tokenizer")
             if made_with is not None and made_with != folder_digest(self.data.tokenizer_dir):
                 raise BlastError(
                     f"{file}: these requests were made with another tokenizer than that of the dataset "
@@ -107,6 +114,11 @@ class PointRun:
     def language(self) -> bool:
         """Whether it is a language model, rather than a classifier."""
         return datasets.get(self.point.dataset).MODALITY == "language"
+
+    @cached_property
+    def held_out(self) -> tuple[Any, Any]:
+        """The data for the learning curves and the data for the metrics, see `held_out_parts`."""
+        return held_out_parts(self.point, self.data)
 
     def build_model(self) -> nn.Module:
         """The model before its first step, on the CPU; the seed of the point decides its fresh weights."""
@@ -201,11 +213,12 @@ def train_model(
     optimizer = make_optimizer(model, settings)
     sparsifier = make_sparsifier(model, optimizer) if make_sparsifier else None
 
+    validation, _ = run.held_out
     if language:
-        chunks = data.validation_chunks(settings.length, settings.evaluate_limit).to(device)
+        chunks = validation.validation_chunks(settings.length, settings.evaluate_limit).to(device)
         held_out = (chunks[:, :-1], chunks[:, 1:])
     else:
-        images, labels = data.test(settings.evaluate_limit)
+        images, labels = validation.test(settings.evaluate_limit)
         held_out = (images.to(device), labels.to(device))
 
     batch_loss = _loss_of(run, model)
@@ -327,14 +340,11 @@ def _teacher_of(run: PointRun, model: nn.Module) -> nn.Module:
 def _scored(run: PointRun, model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Metrics of a model, and the scores of lm-eval's requests as an artifact."""
     point, work = run.point, run.folder.work(run.point.id)
-    batch = point.evaluation.get("batch", 32)
     artifacts: dict[str, Any] = {}
-    if not run.language:
-        return evaluate_vision(model, run.data, batch=batch), artifacts
-    limit = point.evaluation.get("limit")
-    metrics = evaluate_language(model, run.data, length=point.training["length"], limit=limit, batch=batch)
+    metrics = measure(point, model, *run.held_out)
     requests_file = run.folder.requests(point.dataset)
-    if point.evaluation.get("tasks") and requests_file.is_file():
+    if run.language and point.evaluation.get("tasks") and requests_file.is_file():
+        batch = point.evaluation.get("batch", BATCH)
         score_requests(
             model, requests_file, work / "scores.json", batch_size=batch, max_length=point.training["length"]
         )

@@ -1,0 +1,117 @@
+"""Points with a separate test: which part of the held-out data gives which number."""
+
+from __future__ import annotations
+
+import pytest
+
+from blast import datasets
+from blast.datasets._vision.vision_data import VisionData
+from blast.download.cache import cache_root
+from blast.errors import BlastError
+from blast.evaluation.requests import RequestFile, read_requests
+from blast.evaluation.top_k import evaluate_vision
+from blast.experiment.data.prepare import build_dataset_requests, prepare_dataset
+from blast.experiment.plan.config import parse
+from blast.experiment.plan.grid import expand
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
+from blast.experiment.run.measure import measure
+from blast.experiment.run.train import PointRun, load_model
+from blast.experiment.run.worker import run_point
+
+TRAINING = {"steps": 4, "batch": 4, "learning_rate": 0.001, "evaluate_every": 4, "evaluate_limit": 1000}
+
+
+def plan(separate: bool | None, architecture: str = "vit-nano", dataset: str = "digits"):
+    values = {
+        "name": "halves",
+        "training": {"default": TRAINING},
+        "grid": [{"architectures": [architecture], "datasets": [dataset], "sparsity": [0]}],
+    }
+    if separate is not None:
+        values["evaluation"] = {"separate_test": separate}
+    return expand(parse(values, "grid.yaml"))
+
+
+def only(separate: bool | None, **names) -> Point:
+    (point,) = plan(separate, **names).points.values()
+    return point
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[bool, dict]:
+    return {
+        separate: run_point(only(separate), GridFolder(tmp_path_factory.mktemp(f"separate_{separate}")))
+        for separate in (False, True)
+    }
+
+
+def by_name(result: dict) -> dict[str, dict]:
+    return {entry["metric"]: entry for entry in result["metrics"]}
+
+
+def test_points_of_before_keep_their_form():
+    assert only(None) == only(False)
+    assert "separate_test" not in only(False).evaluation
+    assert only(True).digest != only(False).digest
+    assert only(True).evaluation["separate_test"] is True
+
+
+def test_both_halves_are_measured_and_together_they_are_the_whole(results):
+    whole, halves = by_name(results[False]), by_name(results[True])
+    assert "validation_top1" not in whole
+    for name in ("top1", "top5"):
+        test, validation = halves[name], halves[f"validation_{name}"]
+        assert test["n"] == validation["n"] == 180
+        assert whole[name]["n"] == 360
+        # The same model: training did not change.
+        assert (test["value"] + validation["value"]) / 2 == pytest.approx(whole[name]["value"], abs=1e-12)
+    assert results[True]["dataset"] == results[False]["dataset"]
+
+
+def test_the_learning_curve_is_that_of_the_validation_half(results, tmp_path, monkeypatch):
+    whole, halves = (results[separate]["curves"]["validation_loss"]["value"] for separate in (False, True))
+    validation, _ = datasets.get("digits").load(cache_root()).held_out_halves()
+    # A run that has no other images than those of the validation half.
+    monkeypatch.setattr(VisionData, "test", lambda self, limit=None, test=VisionData.test: test(validation, limit))
+    alone = run_point(only(False), GridFolder(tmp_path))["curves"]["validation_loss"]["value"]
+    assert halves == alone
+    assert halves != whole
+
+
+def test_the_metrics_without_a_prefix_are_those_of_the_test_half(tmp_path):
+    point, folder = only(True), GridFolder(tmp_path)
+    run_point(point, folder)
+    run = PointRun.begin(point, folder)
+    model = load_model(run)
+    validation, test = run.held_out
+    found = measure(point, model, validation, test)
+    assert found[:2] == evaluate_vision(model, test, batch=32)
+    assert [entry["value"] for entry in found[2:]] == [
+        entry["value"] for entry in evaluate_vision(model, validation, batch=32)
+    ]
+
+
+def test_requests_hold_the_test_half_alone_and_others_are_refused(tmp_path):
+    """Through the options of the workflow's rule."""
+    folder = GridFolder(tmp_path)
+    made = plan(True, "gpt2-nano", "pystdlib")
+    assert made.items("pystdlib") == ["--separate-test"]
+    assert plan(False, "gpt2-nano", "pystdlib").items("pystdlib") == []
+    prepare_dataset("pystdlib", {}, None, folder.data("pystdlib"))
+    tasks = made.tasks("pystdlib")
+    build_dataset_requests("pystdlib", tasks, folder, items=3)
+    every = read_requests(folder.requests("pystdlib"))
+    with pytest.raises(BlastError, match=r"made without a separate test, but the point .* has one; delete the file"):
+        PointRun.begin(only(True, architecture="gpt2-nano", dataset="pystdlib"), folder)
+    build_dataset_requests("pystdlib", tasks, folder, items=3, separate_test=True)
+    half: RequestFile = read_requests(folder.requests("pystdlib"))
+    assert "separate_test" not in every.settings
+    for file, rows in every.documents.items():
+        names, kept = ([row["name"] for row in some] for some in (rows, half.documents[file]))
+        assert set(kept) < set(names)
+        assert 0.2 < len(kept) / len(names) < 0.8
+    run = PointRun.begin(only(True, architecture="gpt2-nano", dataset="pystdlib"), folder)
+    assert run.held_out[1].counts["validation_documents"] < run.data.counts["validation_documents"]
+    with pytest.raises(BlastError, match=r"made for a separate test, but the point .* has none; delete the file"):
+        PointRun.begin(only(False, architecture="gpt2-nano", dataset="pystdlib"), folder)
