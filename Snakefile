@@ -14,7 +14,7 @@ from blast.errors import BlastError
 from blast.experiment.records.fingerprint import fingerprint_of_points, language_fingerprint
 from blast.experiment.plan.config import used_config
 from blast.experiment.plan.grid import expand
-from blast.experiment.run.launch import visible_gpus
+from blast.experiment.run.gpus import visible_gpus
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.run.locks import hold_grid
 from blast.experiment.plan.resources import jobs_at_once
@@ -49,7 +49,7 @@ drop_stale_stamps(PLAN, FOLDER)
 # Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
 SLOTS = jobs_at_once(CONFIG)
 workflow.global_resources["slots"] = SLOTS
-# Trainings of several processes take a GPU per process; `--resources gpus=4` limits them to four GPUs.
+# Where there are several GPUs, a training takes one per process; `--resources gpus=4` limits them to four GPUs.
 GPUS_GIVEN = "gpus" in workflow.global_resources
 if not GPUS_GIVEN:
     workflow.global_resources["gpus"] = len(visible_gpus())

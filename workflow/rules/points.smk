@@ -30,9 +30,9 @@ def processes_of(wildcards):
 
 
 def gpus_of(wildcards):
-    """One GPU per process; jobs of one process share the GPUs, unless `--resources gpus=…` was given."""
+    """One GPU per process. A single GPU is shared by jobs of one process, unless `--resources gpus=1` was given."""
     processes = processes_of(wildcards)
-    return processes if GPUS and (processes > 1 or GPUS_GIVEN) else 0
+    return processes if GPUS > 1 or (GPUS and (processes > 1 or GPUS_GIVEN)) else 0
 
 
 def own_gpus_of(wildcards, resources):
@@ -41,7 +41,8 @@ def own_gpus_of(wildcards, resources):
 
 
 # The plan is `ancient`: where a grid grows, its file is written anew, and only the new points run.
-JOB = "{BLAST:q} job {params.ids:q} --plan {input.plan:q} --out {FOLDER.root:q} --log {log:q} {params.own_gpus:q}"
+# A job runs its points one after the other; Snakemake runs jobs side by side.
+JOB = "{BLAST:q} job {params.ids:q} --plan {input.plan:q} --out {FOLDER.root:q} --log {log:q} --jobs 1 {params.own_gpus:q}"
 
 
 rule point:

@@ -69,7 +69,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def job(options: argparse.Namespace) -> int:
-    """Runs points from files, or of a plan, and writes a record of each, also of those that fail.
+    """Runs points from files, or of a plan, one a GPU side by side, and writes a record of each, also of failures.
 
     Example: blast job points/*.json --out away
     """
@@ -85,7 +85,7 @@ def job(options: argparse.Namespace) -> int:
         points, total = [Point.read(Path(file)) for file in options.points], options.total
     folder = GridFolder(options.out)
     log = options.log or folder.log(f"job-{os.getpid()}")
-    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus)
+    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs)
     return 1 if failures and options.strict else 0
 
 
@@ -292,7 +292,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="folder for records and checkpoints")
     made.add_argument("--log", type=Path, help="log file (default: OUT/logs/job-<pid>.log)")
     made.add_argument("--total", type=_count, help="number of points in the grid, for the progress line")
-    made.add_argument("--own-gpus", action="store_true", help="let each point hold a GPU alone")
+    made.add_argument("--jobs", type=_count, metavar="N", help="points at once (default: one a GPU; 1 without a GPU)")
+    made.add_argument(
+        "--own-gpus",
+        action="store_true",
+        help="let each point hold a GPU alone also with --jobs 1, and let benchmarks run side by side",
+    )
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
     recorded = {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}
     tuned = {"type": Path, "default": CHECKOUT / "kernels" / "tuned", "help": "default: kernels/tuned of the checkout"}

@@ -189,6 +189,9 @@ def test_training_times_become_a_curve_and_do_not_change_the_run_id():
     assert compiling == [0.5, 0.5]
     assert [row["value"] for row in record_rows(record) if row["metric"] == "mask_update_time"] == [0.1, 0.3]
     assert not [row for row in record_rows(make()[0]) if row["metric"] in ("training_time", "compile_time")]
+    # Other points on the machine took a part of its time.
+    record["run"]["side_by_side"] = 2
+    assert not [row for row in record_rows(record) if row["metric"].endswith("_time")]
 
 
 def test_rows_name_the_points_that_differ_only_in_execution():

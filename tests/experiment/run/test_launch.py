@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import threading
-import time
 
 import pytest
 import torch
@@ -15,7 +13,9 @@ from blast.errors import BlastError
 from blast.experiment.plan.config import parse
 from blast.experiment.plan.grid import expand
 from blast.experiment.plan.point import Point
-from blast.experiment.run.launch import gpus_held, together, visible_gpus, worker_command
+from blast.experiment.run.gpus import GpuHold, visible_gpus
+from blast.experiment.run.launch import worker_command
+from blast.experiment.run.schedule import Schedule
 from blast.training import checkpoint, launch
 from blast.training.checkpoint import TrainingState
 from blast.training.history import History
@@ -38,8 +38,10 @@ def config(training: dict, **block) -> dict:
 
 def test_points_of_one_process_share_a_child_and_points_of_several_do_not(tmp_path):
     points = [point(1), point(1, "published"), point(2), point(3), point(1)]
-    assert together(points) == points[:2]
-    assert together(points[2:]) == [points[2]]
+    one_at_once = Schedule.of(1, 0)
+    assert one_at_once.next(points, []) == points[:2]
+    assert one_at_once.next(points[2:], []) == [points[2]]
+    assert one_at_once.next(points[2:], [points[:2]]) == []
     assert worker_command(points[:2], tmp_path, ["p.json"], tmp_path)[:3] == [
         sys.executable,
         "-m",
@@ -95,35 +97,47 @@ def four_gpus(monkeypatch, tmp_path):
 
 
 def test_two_jobs_hold_different_gpus(four_gpus):
-    with gpus_held(2) as first, gpus_held(2) as second:
-        assert first == {"CUDA_VISIBLE_DEVICES": "0,1"}
-        assert second == {"CUDA_VISIBLE_DEVICES": "GPU-7,3"}
-    with gpus_held(4) as whole:
-        assert whole["CUDA_VISIBLE_DEVICES"] == "0,1,GPU-7,3"
+    first, second, whole = (GpuHold(visible_gpus(), count) for count in (2, 2, 4))
+    assert first.take()
+    assert second.take()
+    assert first.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert second.environment == {"CUDA_VISIBLE_DEVICES": "GPU-7,3"}
+    first.release()
+    assert not whole.take()
+    assert whole.missing == 2
+    second.release()
+    assert whole.take()
+    assert whole.environment == {"CUDA_VISIBLE_DEVICES": "0,1,GPU-7,3"}
+    whole.release()
 
 
-def test_a_job_waits_for_gpus_that_another_holds(four_gpus, capsys):
-    order = []
-
-    def other():
-        with gpus_held(3):
-            order.append("got")
-
-    with gpus_held(2):
-        waiting = threading.Thread(target=other)
-        waiting.start()
-        time.sleep(1.2)
-        order.append("given back")
-    waiting.join(20)
-    assert order == ["given back", "got"]
-    assert capsys.readouterr().out == "waiting for 1 of 3 GPUs, which other jobs hold\n"
+def test_one_job_at_a_time_collects_gpus(four_gpus):
+    held, wide, other = (GpuHold(visible_gpus(), count) for count in (2, 4, 1))
+    assert held.take()
+    assert not wide.take()
+    held.release()
+    # The two are kept for the job that collects them.
+    assert not other.take()
+    assert wide.take()
+    assert not other.take()
+    wide.release()
+    assert other.take()
+    other.release()
 
 
-def test_no_gpu_is_held_if_none_is_needed_or_there_are_too_few(four_gpus, monkeypatch):
-    with gpus_held(0) as none, gpus_held(5) as too_many:
-        assert none == too_many == {}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
+def test_no_gpu_is_held_if_none_is_needed_or_there_are_too_few(four_gpus):
+    for count in (0, 5):
+        hold = GpuHold(visible_gpus(), count)
+        assert hold.take()
+        assert hold.environment == {}
+
+
+@pytest.mark.parametrize(
+    ("named", "found"), [("", []), ("-1", []), ("2, GPU-7", ["2", "GPU-7"]), ("1,-1,0", ["1"]), ("3,,1", ["3"])]
+)
+def test_gpus_are_named_as_cuda_reads_the_variable(monkeypatch, named, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == found
 
 
 def test_a_state_of_another_run_is_told_in_one_sentence(tmp_path, monkeypatch):

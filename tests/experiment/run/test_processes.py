@@ -159,7 +159,12 @@ def test_no_process_outlives_a_killed_job_and_one_process_does_not_resume_the_st
 
 @pytest.mark.parametrize(
     ("gpus", "words", "asked"),
-    [("", (), [0]), ("0,1,2,3", (), [0, 2]), ("0,1,2,3", ("--resources", "gpus=4"), [1, 2])],
+    [
+        ("", (), [0]),
+        ("0", (), [0, 2]),
+        ("0,1,2,3", (), [1, 2]),
+        ("0", ("--resources", "gpus=4"), [1, 2]),
+    ],
 )
 def test_the_workflow_asks_for_gpus_where_there_are_any(tmp_path, gpus, words, asked):
     place = Place(tmp_path / "grid")

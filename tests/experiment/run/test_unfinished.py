@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import replace
 
+import fake_worker
 import pytest
 
 from blast.benchmark.settings import settings_of
@@ -112,6 +113,6 @@ def test_the_next_run_redoes_its_job_and_then_nothing(folder, capsys):
 
 
 def test_a_job_that_leaves_a_point_unfinished_counts_it_as_a_failure(folder, tmp_path, monkeypatch):
-    record = json.loads(folder.record(NAME).read_text())
-    monkeypatch.setattr("blast.experiment.run.job._run_child", lambda *_: [record])
-    assert run_points([point()], GridFolder(tmp_path / "other"), tmp_path / "log") == 1
+    lost = {"unfinished": "its time was over."}
+    monkeypatch.setattr("blast.experiment.run.child.worker_command", fake_worker.command)
+    assert run_points([replace(point(), data={"result": lost})], GridFolder(tmp_path / "new"), tmp_path / "log") == 1

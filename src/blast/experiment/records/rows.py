@@ -28,7 +28,7 @@ SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
 # Keys of `setting` that rows of a curve have.
 CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution")
 # Left out of `describe_run`: values that differ between points of one process, or that name a person's machine.
-RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware", "training_seconds"})
+RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware", "training_seconds", "gpus_held"})
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -148,8 +148,9 @@ def _floats(row: Row) -> Row:
 
 def _curves(record: Record) -> dict[str, Mapping[str, Any]]:
     curves = dict(record["result"].get("curves") or {})
-    # Times are in `run`, because they differ each time and `result` does not.
-    seconds = record["run"].get("training_seconds") or {}
+    # Times are in `run`, because they differ each time and `result` does not. A run beside others takes longer.
+    alone = record["run"].get("side_by_side", 1) == 1
+    seconds = (record["run"].get("training_seconds") if alone else None) or {}
     for key, name in (("value", "training_time"), ("compiling", "compile_time"), ("updating", "mask_update_time")):
         if key in seconds:
             curves[name] = {"unit": "s", "step": seconds["step"], "value": seconds[key]}
@@ -167,7 +168,7 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
     Returns:
         A row for each metric, then for each step of each curve, with the keys `COLUMNS`. Three curves are times until
         each evaluation: `training_time` (seconds of training alone), `compile_time` (its share for compiling) and
-        `mask_update_time` (its share for mask updates).
+        `mask_update_time` (its share for mask updates); a point that ran beside others has none.
         A failed record is one row with `status` failed, no metric, and the cause in `setting`. Failed language metrics
         add such a row too.
     """

@@ -1,34 +1,33 @@
-"""Runs the points of a job in a child process and writes a record of each.
+"""Runs the points of a job in child processes and writes a record of each.
 
-This process needs only the standard library; the child (`blast.experiment.run.worker`) imports torch. If the child
+This process needs only the standard library; a child (`blast.experiment.run.worker`) imports torch. If the child
 crashes, meets a NaN or runs out of memory, the record says `status: failed` and the rest of the grid goes on. A job
 that is itself killed writes no record: the next run resumes it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from blast.errors import BlastError
-from blast.experiment.plan.paths import OUTCOME, TRAINING_STATE, GridFolder
+from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records import provenance
 from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import make_record, read_record, retry_reason, write_record
-from blast.experiment.run.launch import gpus_held, together, worker_command
+from blast.experiment.run.child import Child
+from blast.experiment.run.gpus import GpuHold, visible_gpus
 from blast.experiment.run.locks import points_held
 from blast.experiment.run.progress import progress_line
-from blast.files import write_json
+from blast.experiment.run.schedule import Schedule, needs_first
+
+# Seconds between two looks at the children.
+PAUSE = 0.05
 
 
 def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
@@ -44,26 +43,13 @@ def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
     return record if same and retry_reason(record) is None else None
 
 
-def _cause_of_death(returncode: int, processes: int) -> str:
-    if processes > 1:
-        return (
-            f"one of the {processes} training processes died (the log names it), often for lack of memory, and the "
-            "others were ended; run again, with a smaller 'batch' if memory ran out: it resumes from its last state."
-        )
-    if returncode == -signal.SIGKILL:
-        return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or lower 'batch'."
-    if returncode < 0:
-        return f"the process died of signal {-returncode} ({signal.Signals(-returncode).name}); see the log."
-    return f"the process ended with exit code {returncode}; see the log."
-
-
-def _run_block(
-    point: Point, points: Sequence[Point], started: str, seconds: float, outcome: dict[str, Any]
-) -> dict[str, Any]:
+def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str, Any]:
     commit, dirty = provenance.commit()
+    # Only where it is so: the times of a point that ran beside others are not of record.
+    beside = {"side_by_side": child.at_once} if child.at_once > 1 else {}
     return {
-        "wall_s": round(seconds, 3),
-        "started": started,
+        "wall_s": round(child.seconds, 3),
+        "started": child.started,
         "finished": provenance.now(),
         "commit": commit,
         "dirty": dirty,
@@ -73,127 +59,165 @@ def _run_block(
         "host": os.uname().nodename,
         **outcome.get("hardware", {"hardware": None, "gpu": None, "driver": None}),
         **outcome.get("run", {}),
-        "threads": points[0].threads,
-        "command": "python -m blast job " + " ".join(f"{point.id}.json" for point in points),
+        **({"gpus_held": held} if (held := child.hold.environment.get("CUDA_VISIBLE_DEVICES")) else {}),
+        **beside,
+        "threads": child.points[0].threads,
+        "command": "python -m blast job " + " ".join(f"{point.id}.json" for point in child.points),
     }
 
 
 def run_points(
-    points: Sequence[Point], folder: GridFolder, log: Path, total: int | None = None, own_gpus: bool = False
+    points: Sequence[Point],
+    folder: GridFolder,
+    log: Path,
+    total: int | None = None,
+    own_gpus: bool = False,
+    jobs: int | None = None,
 ) -> int:
-    """Runs points one after the other, and writes the record of each.
+    """Runs points, side by side if there are several GPUs, and writes the record of each.
+
+    A point comes after those of the others whose checkpoints it needs. `run.schedule` says which run side by side.
 
     Args:
         points: The points of one job.
         folder: Folder of their grid.
-        log: File for the output of the child, tracebacks included.
+        log: File for the output of the child, tracebacks included. Children that run side by side write a file for
+            each point, in the folder `<log>-points` beside it.
         total: Points of the whole grid, for the progress line.
-        own_gpus: Whether each point holds a GPU alone, if there are any. Points of several processes always do.
+        own_gpus: Whether each point holds a GPU alone, if there are any, also where jobs run one after the other and
+            for benchmarks. Points of several processes always hold theirs.
+        jobs: Children at once; None for one a GPU, and 1 without GPUs.
 
     Returns:
         How many of them failed or were not finished; those have a record too.
 
     Raises:
-        BlastError: if a point is given twice.
+        BlastError: if a point is given twice, points need each other, or there are fewer GPUs than `jobs`.
     """
     if twice := [name for name, times in Counter(point.id for point in points).items() if times > 1]:
         raise BlastError(f"the point '{twice[0]}' is given twice; give each point once.")
+    points = needs_first(points)
+    gpus = visible_gpus()
+    schedule = Schedule.of(jobs, len(gpus), own_gpus)
     with points_held(folder, [point.id for point in points]):
-        return _run_held(points, folder, log, total, own_gpus)
-
-
-def _run_held(points: Sequence[Point], folder: GridFolder, log: Path, total: int | None, own_gpus: bool) -> int:
-    waiting = []
-    failures = 0
-    for point in points:
-        if record := finished(folder, point):
-            print(progress_line(folder, record, total, again=True), flush=True)
-        else:
-            waiting.append(point)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as stream:
-        while waiting:
-            part = together(waiting)
-            with gpus_held(part[0].processes if own_gpus or part[0].processes > 1 else 0) as gpus:
-                done = _run_child(part, folder, log, stream, total, gpus)
-            failures += sum(retry_reason(record) is not None for record in done)
-            waiting = waiting[len(done) :]
-    return failures
-
-
-def _run_child(
-    points: Sequence[Point],
-    folder: GridFolder,
-    log: Path,
-    stream: IO[str],
-    total: int | None,
-    gpus: dict[str, str],
-) -> list[dict[str, Any]]:
-    """Runs several points in one child and writes each record when the child has finished that point."""
-    files = []
-    for point in points:
-        work = folder.work(point.id)
-        write_json(work / "point.json", point.to_dict())
-        (work / OUTCOME).unlink(missing_ok=True)
-        files.append(str(work / "point.json"))
-    scratch = folder.work(points[0].id) / "torchrun"
-    command = worker_command(points, folder.root, files, scratch)
-    environment = {
-        **os.environ,
-        **gpus,
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "PYTHONUNBUFFERED": "1",
-        # A file in the working folder cannot replace a module.
-        "PYTHONSAFEPATH": "1",
-    }
-    environment |= {"OMP_NUM_THREADS": str(points[0].threads), "MKL_NUM_THREADS": str(points[0].threads)}
-    # The child ends when its standard input closes, so it does not outlive this process.
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-    records: list[dict[str, Any]] = []
-    started, clock = provenance.now(), time.monotonic()
-    try:
-        while len(records) < len(points):
-            point = points[len(records)]
-            outcome_file = folder.work(point.id) / OUTCOME
-            ended = child.poll() is not None
-            died = ended and not outcome_file.is_file()
-            if not outcome_file.is_file() and not ended:
-                time.sleep(0.05)
-                continue
-            outcome: dict[str, Any]
-            if died:
-                outcome = {"status": "failed", "cause": _cause_of_death(child.returncode, point.processes)}
+        waiting = []
+        for point in points:
+            if record := finished(folder, point):
+                print(progress_line(folder, record, total, again=True), flush=True)
             else:
-                outcome = json.loads(outcome_file.read_text())
-            run = _run_block(point, points, started, time.monotonic() - clock, outcome)
-            record = make_record(
-                point,
-                status=outcome["status"],
-                cause=outcome.get("cause"),
-                result=outcome.get("result", {}),
-                run=run,
-                log=os.path.relpath(log, folder.root),
-            )
-            write_record(folder, record)
-            outcome_file.unlink(missing_ok=True)
-            folder.retry(point.id).unlink(missing_ok=True)
-            if record["status"] == "ok":
-                (folder.work(point.id) / TRAINING_STATE).unlink(missing_ok=True)
-            records.append(record)
-            print(progress_line(folder, record, total), flush=True)
-            started, clock = provenance.now(), time.monotonic()
-            if died:
-                break
-    finally:
-        if child.poll() is None and len(records) < len(points):
-            child.kill()
-        elif points[0].processes > 1 and records[-1]["status"] == "ok":
-            # Closing standard input would end torchrun's processes early; they end by themselves.
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(10)
-        if child.stdin:
-            child.stdin.close()
-        child.wait()
-        shutil.rmtree(scratch, ignore_errors=True)
-    return records
+                waiting.append(point)
+        return _Job(waiting, folder, log, total, schedule, gpus).run()
+
+
+class _Job:
+    """Points that are run now; a single thread looks after all children.
+
+    Args:
+        waiting: The points, as `needs_first` orders them.
+        folder: Folder of their grid.
+        log: See `run_points`.
+        total: Points of the whole grid, for the progress line.
+        schedule: How they share the machine.
+        gpus: The GPUs, as `visible_gpus` gives them.
+    """
+
+    def __init__(
+        self,
+        waiting: list[Point],
+        folder: GridFolder,
+        log: Path,
+        total: int | None,
+        schedule: Schedule,
+        gpus: Sequence[str],
+    ) -> None:
+        self.waiting, self.folder, self.log, self.total = waiting, folder, log, total
+        self.schedule, self.gpus = schedule, gpus
+        self.children: list[Child] = []
+        self.failures = 0
+        self.logs = schedule.jobs > 1 and len(waiting) > 1
+        self._order = {point.id: place for place, point in enumerate(waiting)}
+        # The next child, while it waits for GPUs that other jobs hold.
+        self._next: tuple[list[Point], GpuHold] | None = None
+        self._tries = 0
+
+    def run(self) -> int:
+        """Runs them all. Returns how many of them failed or were not finished."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.write_text("")
+        try:
+            while self.waiting or self.children:
+                while self._start_one():
+                    pass
+                if not any(self._look_after(child) for child in self.children.copy()):
+                    time.sleep(PAUSE)
+        finally:
+            for child in self.children:
+                child.kill()
+            for child in self.children:
+                child.close()
+            if self._next:
+                self._next[1].release()
+        return self.failures
+
+    def _start_one(self) -> bool:
+        """Starts the next child if it can start now."""
+        if self._next is None:
+            part = self.schedule.next(self.waiting, [child.left for child in self.children])
+            if not part:
+                return False
+            self._next = part, GpuHold(self.gpus, self.schedule.gpus_of(part[0]))
+        part, hold = self._next
+        if not hold.take():
+            self._tries += 1
+            # Not at the first try: another job may be looking at the locks just now.
+            if self._tries == 3:
+                print(f"waiting for {hold.missing} of {hold.count} GPUs, which other jobs hold", flush=True)
+            return False
+        log = self._log_of(part, hold)
+        self.waiting = [point for point in self.waiting if point not in part]
+        self.children.append(Child(part, self.folder, log, hold))
+        self._next, self._tries = None, 0
+        for child in self.children:
+            child.at_once = max(child.at_once, len(self.children))
+        return True
+
+    def _log_of(self, part: Sequence[Point], hold: GpuHold) -> Path:
+        """The log of a child; the log of the job says where it is."""
+        if not self.logs:
+            return self.log
+        log = self.log.parent / f"{self.log.stem}-points" / f"{part[0].id}.log"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("")
+        where = f"GPU {gpus}" if (gpus := ", ".join(hold.held)) else "the CPU"
+        with self.log.open("a") as stream:
+            stream.write(f"{provenance.now()} {part[0].id}: starts on {where}, log {log}\n")
+        return log
+
+    def _look_after(self, child: Child) -> bool:
+        """Writes the record of the point that a child has finished. Returns whether there was one."""
+        outcome = child.outcome()
+        if outcome is None:
+            return False
+        point = child.left[0]
+        record = make_record(
+            point,
+            status=outcome["status"],
+            cause=outcome.get("cause"),
+            result=outcome.get("result", {}),
+            run=_run_block(child, point, outcome),
+            log=os.path.relpath(child.log, self.folder.root),
+        )
+        write_record(self.folder, record)
+        self.folder.retry(point.id).unlink(missing_ok=True)
+        good = record["status"] == "ok"
+        if good:
+            (self.folder.work(point.id) / TRAINING_STATE).unlink(missing_ok=True)
+        child.go_on(good)
+        self.failures += retry_reason(record) is not None
+        print(progress_line(self.folder, record, self.total, at_once=self.schedule.jobs), flush=True)
+        if child.ended or not child.left:
+            self.children.remove(child)
+            child.close()
+            # Of a child that died, the other points run in a new one.
+            self.waiting = sorted([*child.left, *self.waiting], key=lambda point: self._order[point.id])
+        return True

@@ -32,7 +32,9 @@ def headline(record: dict[str, Any]) -> str:
     return f"done{more}"
 
 
-def progress_line(folder: GridFolder, record: dict[str, Any], total: int | None, again: bool = False) -> str:
+def progress_line(
+    folder: GridFolder, record: dict[str, Any], total: int | None, again: bool = False, at_once: int = 1
+) -> str:
     """The line of a finished point.
 
     Args:
@@ -40,6 +42,7 @@ def progress_line(folder: GridFolder, record: dict[str, Any], total: int | None,
         record: The record of the point.
         total: Points of the whole grid; None if not known.
         again: Whether the record existed before and nothing was run.
+        at_once: How many points run at once.
     """
     took = "already done" if again else duration(record["run"]["wall_s"])
     text = f"{record['point']['id']}: {took}, {headline(record)}"
@@ -55,4 +58,6 @@ def progress_line(folder: GridFolder, record: dict[str, Any], total: int | None,
     if not left:
         return f"{text}; {len(seconds)} of {total} points, none left"
     work = left * sum(seconds) / len(seconds)
-    return f"{text}; {len(seconds)} of {total} points, about {duration(work)} of work left"
+    text = f"{text}; {len(seconds)} of {total} points, about {duration(work)} of work left"
+    at_once = min(at_once, left)
+    return f"{text}, {duration(work / at_once)} with {at_once} at once" if at_once > 1 else text

@@ -70,8 +70,22 @@ def _wait_for_first_failure(known: bool) -> None:
         time.sleep(GRACE)
 
 
-def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
+def _check_gpus(held: int) -> None:
+    """Refuses to train on the CPU, or on a GPU of another job, where a GPU that the job holds cannot be used."""
+    if held > (found := torch.cuda.device_count()):
+        raise BlastError(
+            f"the job holds {held} GPUs for this point (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}) "
+            f"and torch can use {found}; set CUDA_VISIBLE_DEVICES to GPUs that torch can use, or empty for the CPU."
+        )
+
+
+def outcome_of(point: Point, folder: GridFolder, gpus: int = 0) -> dict[str, Any] | None:
     """Runs one point. An exception becomes its `cause`, one sentence; the traceback goes to the log.
+
+    Args:
+        point: What to run.
+        folder: Folder of its grid.
+        gpus: GPUs that the job holds for it.
 
     Returns:
         What the job makes a record of; None in all processes but the first.
@@ -79,6 +93,7 @@ def outcome_of(point: Point, folder: GridFolder) -> dict[str, Any] | None:
     if rank_and_world_size()[0] == 0:
         print(f"== {point.id}", flush=True)
     try:
+        _check_gpus(gpus)
         set_up_torch(point)
         result = run_point(point, folder)
     except BlastError as error:
@@ -101,13 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry of `python -m blast.experiment.run.worker`, which `blast.experiment.run.job` calls."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--grid-dir", type=Path, required=True)
+    parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("points", type=Path, nargs="+")
     parsed = parser.parse_args(arguments)
     _end_with_parent()
     folder = GridFolder(parsed.grid_dir)
     for file in parsed.points:
         point = Point.read(file)
-        outcome = outcome_of(point, folder)
+        outcome = outcome_of(point, folder, parsed.gpus)
         if outcome is None:
             continue
         file = folder.work(point.id) / OUTCOME
