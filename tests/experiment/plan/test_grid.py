@@ -11,7 +11,7 @@ from blast.benchmark.kernels import mlp_size
 from blast.errors import BlastError
 from blast.experiment.plan.config import Config, parse, read_config
 from blast.experiment.plan.grid import block_label, expand, share_label
-from blast.experiment.records.rows import execution_facts
+from blast.experiment.records.point_facts import execution_facts
 
 TRAINING = {
     "default": {"steps": 10, "batch": 4, "learning_rate": 0.01},

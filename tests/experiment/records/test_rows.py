@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from blast.errors import BlastError
 from blast.experiment.records.export import CURVE_STEPS, export
+from blast.experiment.records.point_facts import execution_facts
 from blast.experiment.records.rows import (
     COLUMNS,
-    execution_facts,
     read_grid,
     read_rows,
     record_rows,

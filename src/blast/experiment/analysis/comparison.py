@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from blast.experiment.analysis.trials import HIGHER as HIGHER_CHOICE
+from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.records.table import one_machine
 
 # Metrics of model quality in display order. The first one that a point has is its main metric.
@@ -14,10 +16,16 @@ QUALITY = ("bits_per_byte", "perplexity", "top1", "acc", "top5", "loss")
 HIGHER_IS_BETTER = frozenset({"acc", "acc_norm", "top1", "top5", "rouge_sum"})
 KEY = ("grid", "hardware", "config", "metric", "task")
 PLACE = ("grid", "hardware", "model", "dataset", "metric", "task")
-SUMMARY = (
+# The same for all points of a configuration.
+SAME = (
     "grid", "hardware", "model", "dataset", "method", "metric", "task", "config", "sparsity", "block", "unit", "higher",
-    "chance", "source", "achieved_sparsity", "seeds", "n", "value", "error", "lowest", "highest", "at_chance", "dense",
-    "relative", "relative_error", "relative_lowest", "relative_highest", "noise", "within_noise",
+    "chance", "source", "start", "trained", "teacher", "ffn", "choices", "learning_rate", "trials", "chosen_by",
+    "choice", "parameters", "prunable",
+)  # fmt: skip
+SUMMARY = (
+    *SAME, "achieved_sparsity", "seeds", "n", "value", "error", "lowest", "highest", "at_chance", "dense",
+    "dense_config", "relative", "relative_error", "relative_lowest", "relative_highest", "noise", "within_noise",
+    "points",
 )  # fmt: skip
 
 
@@ -61,13 +69,13 @@ def final_scores(table: pd.DataFrame, metrics: tuple[str, ...] = QUALITY) -> pd.
     """Final quality scores: one row for each point, metric and task.
 
     All rows of one grid, model and dataset come from one machine. Of points that differ in `execution` alone, the
-    `auto` one is kept. If a point has bits per byte from lm-eval, that value replaces ours, because it has a standard
-    error over documents.
+    `auto` one is kept, and of trials of a learning rate the best (see `trials.chosen_trials`). If a point has bits per
+    byte from lm-eval, that value replaces ours, because it has a standard error over documents.
 
     Returns:
         The table's columns and `error` (standard error), `chance`, `higher`.
     """
-    table = without_execution_variants(table)
+    table = chosen_trials(without_execution_variants(table))
     wanted = (
         (table["status"] == "ok") & (table["suite"] == "train") & table["step"].isna() & table["metric"].isin(metrics)
     )
@@ -93,24 +101,51 @@ def _place(row: Any) -> tuple[Any, ...]:
     return tuple(getattr(row, key) for key in PLACE)
 
 
-def _dense_of(row: Any, dense: dict[tuple, dict[str, Any]]) -> Any:
-    """The dense run to compare a score with: its parent, else one of the same seed, else any of the same place."""
-    places = dense.get(_place(row), {})
-    if row.parent in places:
-        return places[row.parent]
-    return next((other for other in places.values() if other.seed == row.seed), next(iter(places.values()), None))
+class _Dense:
+    """The dense models without a teacher, and which of them a score is compared with."""
+
+    def __init__(self, groups: list[list[Any]]) -> None:
+        self._by_place: dict[tuple, list[list[Any]]] = {}
+        for rows in groups:
+            if rows[0].method == "dense" and not _present(rows[0].teacher):
+                self._by_place.setdefault(_place(rows[0]), []).append(rows)
+
+    def best(self, row: Any) -> list[Any]:
+        """Points of the best dense model of the same start, trained on as many tokens; empty if there is none.
+
+        The metric that chooses between trials says which is the best. Where it was not recorded, it is the parent.
+        """
+        known = self._by_place.get(_place(row), [])
+        alike = [rows for rows in known if self._same_run(rows[0], row)] or [
+            rows for rows in known if row.parent in {dense.point for dense in rows}
+        ]
+        if not alike:
+            return []
+        chosen_by = {rows[0].chosen_by for rows in alike}
+        if len(alike) > 1 and len(chosen_by) == 1 and None not in chosen_by:
+            sign = -1 if chosen_by <= HIGHER_CHOICE else 1
+            return min(alike, key=lambda rows: sign * rows[0].choice)
+        return next((rows for rows in alike if row.parent in {dense.point for dense in rows}), alike[0])
+
+    @staticmethod
+    def _same_run(dense: Any, row: Any) -> bool:
+        return _text(dense.start) == _text(row.start) and (
+            dense.trained == row.trained or math.isnan(dense.trained) or math.isnan(row.trained)
+        )
 
 
-def _summary(rows: list[Any], parents: list[Any]) -> dict[str, Any]:
-    """One summary line from the seeds of a score and the dense run that each is compared with."""
+def _text(value: Any) -> str:
+    # Rows of older versions do not say how a point started.
+    return str(value) if _present(value) else "scratch"
+
+
+def _summary(rows: list[Any], dense: list[Any]) -> dict[str, Any]:
+    """One summary line from the seeds of a score and those of the dense model that it is compared with."""
     first, values = rows[0], [row.value for row in rows]
-    errors = [row.error for row in rows if not math.isnan(row.error)]
-    # Seeds share their evaluation examples: averaging over seeds does not reduce the error from the examples.
-    error = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else math.nan
+    error = _shared_error(rows)
     mean = sum(values) / len(values)
     line = {
-        **{key: getattr(first, key) for key in ("grid", "hardware", "model", "dataset", "method", "metric", "task")},
-        **{key: getattr(first, key) for key in ("config", "sparsity", "block", "unit", "higher", "chance", "source")},
+        **{key: getattr(first, key) for key in SAME},
         "achieved_sparsity": pd.Series([row.achieved_sparsity for row in rows], dtype=float).mean(),
         "seeds": len(rows),
         "n": first.n,
@@ -119,59 +154,60 @@ def _summary(rows: list[Any], parents: list[Any]) -> dict[str, Any]:
         "lowest": min(values),
         "highest": max(values),
         "at_chance": at_chance(mean, error, first.chance),
-        "dense": math.nan, "relative": math.nan, "relative_error": math.nan, "relative_lowest": math.nan,
-        "relative_highest": math.nan, "noise": math.nan, "within_noise": None,
+        "points": tuple(row.point for row in rows),
+        "dense": math.nan, "dense_config": None, "relative": math.nan, "relative_error": math.nan,
+        "relative_lowest": math.nan, "relative_highest": math.nan, "noise": math.nan, "within_noise": None,
     }  # fmt: skip
-    pairs = [(row, parent) for row, parent in zip(rows, parents, strict=True) if parent is not None]
-    if first.method == "dense" or not pairs:
+    if not dense or first.point in {row.point for row in dense}:
         return line
-    dense = list({parent.point: parent for _, parent in pairs}.values())
-    dense_mean = sum(parent.value for parent in dense) / len(dense)
-    dense_error = max((parent.error for parent in dense if not math.isnan(parent.error)), default=math.nan)
-    line["dense"] = dense_mean
+    by_seed = {row.seed: row.value for row in dense}
+    dense_mean = sum(by_seed.values()) / len(by_seed)
+    dense_error = _shared_error(dense)
+    line["dense"], line["dense_config"] = dense_mean, dense[0].config
     if line["at_chance"] or at_chance(dense_mean, dense_error, first.chance):
         return line
-    single = [relative_loss(row.value, parent.value, first.higher) for row, parent in pairs]
+    single = [relative_loss(row.value, by_seed.get(row.seed, dense_mean), first.higher) for row in rows]
     line["relative"] = sum(single) / len(single)
     line["relative_lowest"], line["relative_highest"] = min(single), max(single)
     line["relative_error"] = 100 * math.hypot(error, dense_error) / abs(dense_mean)
+    spreads = [max(group) - min(group) for group in (list(by_seed.values()), values) if len(group) > 1]
+    if spreads:
+        gap = abs(mean - dense_mean)
+        line["noise"] = 100 * max(spreads) / abs(dense_mean)
+        line["within_noise"] = gap < max(spreads) or gap == 0
     return line
 
 
+def _shared_error(rows: list[Any]) -> float:
+    # Seeds share their evaluation examples: averaging over seeds does not reduce the error from the examples.
+    errors = [row.error for row in rows if not math.isnan(row.error)]
+    return math.sqrt(sum(error * error for error in errors) / len(errors)) if errors else math.nan
+
+
 def summarise(table: pd.DataFrame, metrics: tuple[str, ...] = QUALITY) -> pd.DataFrame:
-    """Quality of each configuration over its seeds, compared with the dense runs on the same machine.
+    """Quality of each configuration over its seeds, compared with the best dense model on the same machine.
 
     Returns:
         One row for each grid, machine, configuration (all settings but the seed), metric and task. Columns:
 
-        - `value`: mean over `seeds` seeds; `lowest` and `highest` are the extremes.
+        - `value`: mean over `seeds` seeds; `lowest` and `highest` are the extremes. `points`: their ids.
         - `error`: standard error of the score. `at_chance`: see `at_chance`.
-        - `dense`: mean score of the dense runs.
-        - `relative`: mean loss relative to dense in percent, each seed against its own parent; NaN if a score is at
-          chance. `relative_lowest` and `relative_highest` are its extremes.
+        - `dense`: mean score of the best dense model without a teacher that started alike and was trained on as many
+          tokens; `dense_config` names it.
+        - `relative`: mean loss relative to dense in percent, each seed against dense of the same seed, else against the
+          mean of dense; NaN if a score is at chance. `relative_lowest` and `relative_highest` are its extremes.
         - `relative_error`: standard error of `relative` for independent scores. Both scores share their examples, so
           the true error is smaller.
         - `noise`: spread over seeds in percent of dense, the larger of dense's and the configuration's own; NaN if
           each has one seed. `within_noise`: whether the gap to dense is smaller than that spread; None if unknown.
+        - `trials`, `chosen_by`, `choice`: see `trials.chosen_trials`.
     """
     scores = final_scores(table, metrics)
-    dense: dict[tuple, dict[str, Any]] = {}
     groups: dict[tuple, list[Any]] = {}
     for row in scores.itertuples(index=False):
         groups.setdefault(tuple(getattr(row, key) for key in KEY), []).append(row)
-        if row.method == "dense":
-            dense.setdefault(_place(row), {})[row.point] = row
-    lines = []
-    for rows in groups.values():
-        line = _summary(rows, [_dense_of(row, dense) for row in rows])
-        if not math.isnan(line["relative"]):
-            siblings = [row.value for row in dense[_place(rows[0])].values()]
-            spreads = [max(group) - min(group) for group in (siblings, [row.value for row in rows]) if len(group) > 1]
-            if spreads:
-                gap = abs(line["value"] - sum(siblings) / len(siblings))
-                line["noise"] = 100 * max(spreads) / abs(line["dense"])
-                line["within_noise"] = gap < max(spreads) or gap == 0
-        lines.append(line)
+    dense = _Dense(list(groups.values()))
+    lines = [_summary(rows, dense.best(rows[0])) for rows in groups.values()]
     frame = pd.DataFrame(lines, columns=list(SUMMARY))
     order = ["grid", "model", "dataset", "metric", "task", "method", "sparsity", "config"]
     return frame.sort_values(order, kind="stable", na_position="first", ignore_index=True)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from blast.errors import BlastError
+from blast.experiment.records.point_facts import execution_facts, training_facts
 from blast.experiment.records.record import read_record
 from blast.files import canonical_json, json_digest, read_json, write_atomically
 
@@ -65,32 +66,15 @@ def _suite(point: Mapping[str, Any]) -> str:
     return (point.get("benchmark") or {}).get("suite") or point.get("suite") or point["stage"]
 
 
-def execution_facts(point: Mapping[str, Any]) -> dict[str, str]:
-    """The `execution` of a pruned training point, and a digest of all its other settings.
-
-    Points with equal `same_but_execution` differ only in `execution`, so their results agree except for rounding.
-
-    Args:
-        point: As `Point.to_dict` gives it.
-
-    Returns:
-        `execution` and `same_but_execution`; nothing for other points.
-    """
-    sparsify = point.get("sparsify") or {}
-    if "execution" not in sparsify:
-        return {}
-    rest = {key: value for key, value in point.items() if key not in ("id", "grid", "parent", "sparsify")}
-    rest["sparsify"] = {key: value for key, value in sparsify.items() if key != "execution"}
-    return {"execution": sparsify["execution"], "same_but_execution": json_digest(rest).removeprefix("sha256:")[:12]}
-
-
 def _setting(record: Record) -> dict[str, Any]:
     point = record["point"]
     training = point.get("training") or {}
     dataset = (record.get("result") or {}).get("dataset") or {}
     setting = {"grid": point["grid"], "point": point["id"], "parent": point.get("parent")}
     setting["digest"] = (record.get("point_digest") or "").removeprefix("sha256:")[:12] or None
-    setting |= {key: training.get(key) for key in SHOWN_TRAINING} | execution_facts(point)
+    setting |= {key: training.get(key) for key in SHOWN_TRAINING} | execution_facts(point) | training_facts(point)
+    parameters = (record.get("result") or {}).get("parameters") or {}
+    setting |= {"parameters": parameters.get("total"), "prunable": parameters.get("prunable") or None}
     classes = dataset.get("num_classes") or (dataset.get("counts") or {}).get("classes")
     setting["classes"] = classes
     if record["run"].get("gpu"):

@@ -12,13 +12,13 @@ import pandas as pd
 
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point, read_plan
+from blast.experiment.records.point_facts import execution_facts, training_facts
 from blast.experiment.records.record import read_record
 from blast.experiment.records.rows import (
     COLUMNS,
     FLOATS,
     INTEGERS,
     Row,
-    execution_facts,
     read_grid,
     read_rows,
     read_setting,
@@ -41,7 +41,19 @@ FROM_SETTING = (
     "mask",
     "execution",
     "same_but_execution",
+    "learning_rate",
+    "start",
+    "trained",
+    "teacher",
+    "ffn",
+    "same_but_rate",
+    "choices",
+    "parameters",
+    "prunable",
 )
+NUMBERS_FROM_SETTING = frozenset({
+    "chance", "classes", "gpus", "learning_rate", "trained", "ffn", "parameters", "prunable",
+})  # fmt: skip
 NOT_RUN = "not run"
 
 
@@ -59,9 +71,13 @@ def as_table(rows: Iterable[Row], source: str = "local") -> pd.DataFrame:
         kind = "float64" if column in FLOATS else "Int64" if column in INTEGERS else object
         data[column] = pd.Series(values, dtype=kind)
     for column in FROM_SETTING:
-        kind = "float64" if column in ("chance", "classes", "gpus") else object
+        kind = "float64" if column in NUMBERS_FROM_SETTING else object
         data[column] = pd.Series([setting.get(column) for setting in settings], dtype=kind)
     data["config"] = pd.Series([_without_seed(setting.get("point")) for setting in settings], dtype=object)
+    # What prunes a trained model started where that one started.
+    starts = {setting.get("point"): setting["start"] for setting in settings if setting.get("start")}
+    of_parents = [starts.get(parent, "parent") for parent in data["parent"]]
+    data["start"] = data["start"].mask(data["start"] == "parent", pd.Series(of_parents, dtype=object))
     return pd.DataFrame(data)
 
 
@@ -103,7 +119,10 @@ def local_records(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, An
 
 
 def _not_run(point: Point) -> Row:
-    setting = {"grid": point.grid, "point": point.id, "parent": point.parent, **execution_facts(point.to_dict())}
+    values = point.to_dict()
+    setting = {"grid": point.grid, "point": point.id, "parent": point.parent}
+    setting |= execution_facts(values) | training_facts(values)
+    setting["learning_rate"] = (point.training or {}).get("learning_rate")
     return dict.fromkeys(COLUMNS) | {
         "suite": "train" if point.stage == "train" else (point.benchmark or {}).get("suite", point.stage),
         "model": point.architecture,
