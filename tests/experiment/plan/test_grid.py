@@ -65,6 +65,17 @@ def test_training_settings_go_from_general_to_particular():
     assert (training["steps"], training["batch"], training["learning_rate"]) == (7, 9, 0.01)
 
 
+def test_entries_with_other_learning_rates_can_share_a_dense_run():
+    trial = {"variant": "fast", "training": {"learning_rate": 0.5}, "dense_run": "shared"}
+    dense, pruned = expand(config(**trial)).points.values()
+    assert (dense.id, pruned.id) == ("vit-nano.digits.dense.seed0", "vit-nano.digits.blast.s50.b16.seed0.fast")
+    assert (dense.training["learning_rate"], pruned.training["learning_rate"]) == (0.01, 0.5)
+    assert pruned.parent == dense.id
+    assert dense == next(iter(expand(config()).points.values()))
+    own, _ = expand(config(**trial | {"dense_run": "own"})).points.values()
+    assert (own.id, own.training["learning_rate"]) == ("vit-nano.digits.dense.seed0.fast", 0.5)
+
+
 def test_every_method_gets_equal_steps():
     plan = expand(config(methods=["blast", "rigl_swap", "one_shot", "random"]))
     assert {point.training["steps"] for point in plan.points.values()} == {7}

@@ -87,6 +87,8 @@ class GridBlock:
         distillation: A teacher for all models of this block that are trained, `dense` in `methods` included; needs a
             `variant`.
         training: Training settings of this block alone; they win over those of the top level.
+        dense_run: The dense runs of this block. `own`: they have its `training` too. `shared`: they have the top level's,
+            so that entries with other learning rates are compared with the same dense runs.
         sparsify: Pruning settings of this block alone; they win over those of the top level.
     """
 
@@ -101,6 +103,7 @@ class GridBlock:
     variant: Variant | None = None
     distillation: Distillation | None = None
     training: Training = field(default_factory=dict)
+    dense_run: Literal["own", "shared"] = "own"
     sparsify: Sparsify = field(default_factory=dict)
 
 

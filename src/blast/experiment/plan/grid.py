@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +241,12 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
         # Published weights work with the tokens of their own tokenizer only.
         dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
         common = _common(config, architecture, dataset) | {"seed": seed}
-        training = _settings(config, block, architecture, dataset)
-        dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix if block.training else start}"
-        yield Point(id=dense, training=training, start=block.start, **common)
+        training = of_dense = _settings(config, block, architecture, dataset)
+        own = block.training and block.dense_run == "own"
+        if not own:
+            of_dense = _settings(config, replace(block, training={}), architecture, dataset)
+        dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix if own else start}"
+        yield Point(id=dense, training=of_dense, start=block.start, **common)
         of_parent = {"training": training, "parent": dense, **common} | _taught(block, dense)
         if block.distillation and "dense" in block.methods:
             label = f"{architecture}.{dataset}.dense.seed{seed}{suffix}"
