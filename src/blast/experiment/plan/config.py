@@ -87,8 +87,8 @@ class GridBlock:
         distillation: A teacher for all models of this block that are trained, `dense` in `methods` included; needs a
             `variant`.
         training: Training settings of this block alone; they win over those of the top level.
-        dense_run: The dense runs of this block. `own`: they have its `training` too. `shared`: they have the top level's,
-            so that entries with other learning rates are compared with the same dense runs.
+        dense_run: The dense runs of this block. `own`: they have its `training` too. `shared`: they have that of the
+            top level, so that entries with other learning rates are compared with the same dense runs.
         sparsify: Pruning settings of this block alone; they win over those of the top level.
     """
 
