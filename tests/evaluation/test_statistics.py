@@ -11,6 +11,8 @@ from blast.errors import BlastError
 from blast.evaluation.metric import metric
 from blast.evaluation.statistics import (
     binomial_stderr,
+    bootstrap_sums,
+    interval,
     mean_and_stderr,
     ratio_and_stderr,
 )
@@ -70,3 +72,24 @@ def test_a_metric_entry_holds_one_standard_error_either_side() -> None:
 def test_a_metric_that_is_not_finite_fails_in_one_sentence() -> None:
     with pytest.raises(BlastError, match="t: acc is nan, not a finite number"):
         metric("acc", math.nan, unit="fraction", better="higher", task="t")
+
+
+def test_bootstrap_draws_keep_two_models_paired_and_give_the_standard_error():
+    random = np.random.default_rng(5)
+    base = random.normal(size=400)
+    both = np.stack([base, base + 1.0], axis=1)
+    draws = bootstrap_sums(both, "set") / 400
+    assert np.allclose(draws[:, 1] - draws[:, 0], 1.0)
+    assert np.allclose(draws[:, 0], bootstrap_sums(base, "set") / 400)
+    assert not np.allclose(draws[:, 0], bootstrap_sums(base, "other set") / 400)
+    assert draws[:, 0].std() == pytest.approx(base.std() / 20, rel=0.05)
+
+
+def test_the_percentile_interval_covers_a_mean_as_often_as_it_says():
+    random = np.random.default_rng(6)
+    covered = 0
+    for _ in range(300):
+        low, high = interval(bootstrap_sums(random.exponential(size=120), "set") / 120)
+        covered += low <= 1.0 <= high
+    # .95 is asked for; a mean of 120 exponential values gives .94. Three standard errors of the count are .04.
+    assert 0.90 <= covered / 300 <= 0.98

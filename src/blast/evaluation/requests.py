@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class RequestFile:
     def __iter__(self) -> Iterator[Request]:
         return iter(self.requests)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`sha256:…` of everything in the file."""
         return _digest(self._lines())

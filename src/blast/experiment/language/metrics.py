@@ -11,14 +11,16 @@ import os
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blast.datasets._text.separate_test import documents_of_test
 from blast.errors import BlastError
+from blast.evaluation.item_scores import ItemScores
 from blast.evaluation.metric import metric
 from blast.evaluation.requests import SEPARATE_TEST, RequestFile, read_requests
 from blast.evaluation.scores import ScoreFile, read_scores
 from blast.evaluation.statistics import ratio_and_stderr
+from blast.experiment.language.items import chance_of, item_scores
 from blast.experiment.language.tasks_of_lm_eval import (
     check_answers,
     loaded_tasks,
@@ -101,6 +103,13 @@ def build_requests(
     return built
 
 
+class Evaluated(NamedTuple):
+    """Metrics as entries of a record, and by task lm-eval's samples: each document with its answers and its scores."""
+
+    metrics: list[dict[str, Any]]
+    samples: dict[str, list[dict[str, Any]]]
+
+
 class LmEvalMetrics:
     """A context in which lm-eval computes metrics from score files. It loads the tasks of one request file once.
 
@@ -123,7 +132,11 @@ class LmEvalMetrics:
         self._loading.__exit__(*error)
 
     def compute(self, scores_file: Path) -> list[dict[str, Any]]:
-        """The metrics of all tasks as entries of a record, with standard errors and counts.
+        """The metrics of all tasks as entries of a record; see `evaluate`, which also gives the items."""
+        return self.evaluate(scores_file).metrics
+
+    def evaluate(self, scores_file: Path) -> Evaluated:
+        """What lm-eval makes of the scores: metrics with standard errors and counts, and its samples.
 
         lm-eval gives no standard error for bits per byte and perplexities. Here it is that of a ratio estimate over
         documents (delta method, see `ratio_and_stderr`).
@@ -135,12 +148,23 @@ class LmEvalMetrics:
         scores = read_scores(scores_file)
         scores.check_against(self.requests, str(scores_file))
         results = self._evaluate(scores)
-        return [
+        metrics = [
             self._entry(results, scores, task, *key.split(","))
             for task in self.requests.tasks
             for key in results["results"][task]
             if "," in key and "_stderr," not in key
         ]
+        return Evaluated(metrics, results["samples"])
+
+    def items(self, evaluated: Evaluated) -> dict[str, ItemScores]:
+        """By task, the scores of its items."""
+        from blast.experiment.language.models import request_key
+
+        tokens = {request.key: len(request.continuation) for request in self.requests}
+        return {
+            task: item_scores(self._tasks[task], samples, lambda kind, text: tokens[request_key(kind, text)])
+            for task, samples in evaluated.samples.items()
+        }
 
     def _evaluate(self, scores: ScoreFile) -> dict[str, Any]:
         from lm_eval.evaluator import evaluate
@@ -161,7 +185,7 @@ class LmEvalMetrics:
         )
 
     def _entry(self, results: dict[str, Any], scores: ScoreFile, task: str, name: str, kept: str) -> dict[str, Any]:
-        found, config = results["results"][task], self._tasks[task].config
+        found = results["results"][task]
         stderr = found[f"{name}_stderr,{kept}"]
         setting = {
             "num_fewshot": results["n-shot"][task] or 0,
@@ -176,9 +200,9 @@ class LmEvalMetrics:
             setting |= {"stderr": "delta method over documents", SIZES[name]: sum(size for _, size in pairs)}
         if kept != "none":
             setting["filter"] = kept
-        chance = (config.metadata or {}).get("chance", {}).get(name)
-        if chance is not None:
-            setting["chance"] = chance
+        chance = chance_of(self._tasks[task], [sample["doc"] for sample in results["samples"][task]])
+        if name in chance:
+            setting["chance"] = chance[name]
         return metric(
             name,
             found[f"{name},{kept}"],

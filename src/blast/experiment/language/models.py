@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -15,10 +16,14 @@ from blast.evaluation.requests import Request
 from blast.evaluation.scores import Score
 
 
-def key_of(instance: Instance) -> str:
+def request_key(kind: str, arguments: Sequence[Any]) -> str:
     """Digest of the kind and the text of a request."""
-    text = json.dumps([instance.request_type, *instance.args])
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps([kind, *arguments]).encode()).hexdigest()[:24]
+
+
+def key_of(instance: Instance) -> str:
+    """The key of a request of lm-eval."""
+    return request_key(instance.request_type, instance.args)
 
 
 class RequestCollector(HFLM):

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from blast.errors import BlastError
+from blast.evaluation.item_scores import write_item_scores
 from blast.experiment.language.metrics import LmEvalMetrics
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records import provenance
@@ -25,7 +26,9 @@ def _left_out(folder: GridFolder, dataset: str) -> dict[str, str]:
 
 
 def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
-    """Writes `language/<id>.json` for each point. The file of a point without scores gives the reason.
+    """Writes `language/<id>.json` for each point, and the scores of single items beside it.
+
+    The file of a point without scores gives the reason.
 
     The tasks of a dataset are loaded once for all its points.
     """
@@ -43,8 +46,10 @@ def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
                     raise BlastError("; ".join(missing.values()))
                 if dataset not in loaded:
                     loaded[dataset] = contexts.enter_context(LmEvalMetrics(folder.requests(dataset)))
-                entry["metrics"] = loaded[dataset].compute(folder.work(name) / "scores.json")
-                entry["left_out"] = missing
+                evaluated = loaded[dataset].evaluate(folder.work(name) / "scores.json")
+                entry["metrics"], entry["left_out"] = evaluated.metrics, missing
+                facts = {"point": name, "record": record["record_digest"], "requests": loaded[dataset].requests.digest}
+                write_item_scores(folder.item_scores(name), loaded[dataset].items(evaluated), facts)
             except BlastError as error:
                 entry |= {"status": "failed", "cause": str(error)}
             except Exception as error:

@@ -32,6 +32,10 @@ class GridFolder:
         """The metrics that lm-eval computes from the scores of a point."""
         return self.root / "language" / f"{point}.json"
 
+    def item_scores(self, point: str) -> Path:
+        """The scores of single items of a point, for paired comparisons."""
+        return self.root / "language" / f"{point}.items.npz"
+
     def work(self, point: str) -> Path:
         """The folder of everything else of a point: checkpoint, scores, masks, training state."""
         return self.root / "points" / point

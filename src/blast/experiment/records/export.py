@@ -11,6 +11,7 @@ from typing import Any
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records.item_scores import export_item_scores
 from blast.experiment.records.masks import export_masks
 from blast.experiment.records.rows import (
     Record,
@@ -164,14 +165,18 @@ def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_di
 
 
 def export_grid(grid_dir: Path, recorded_dir: Path) -> list[Path]:
-    """Exports every record of a grid with its language metrics (see `export`), and the masks that exist.
+    """Exports every record of a grid with its language metrics (see `export`), the masks and the scores of items.
 
     Raises:
-        BlastError: if there is no record, one is damaged, or its masks do not match their digest.
+        BlastError: if there is no record, one is damaged, or its masks or items are not those of the record.
     """
     entries = list(read_grid(grid_dir))
     if not entries:
         raise BlastError(f"{grid_dir}: there are no records to export; run the grid first.")
     folder = GridFolder(Path(grid_dir))
-    masks = [export_masks(folder, record, _folder(recorded_dir, record)) for record, _ in entries]
-    return export(entries, recorded_dir) + [file for file in masks if file]
+    beside = []
+    for record, language in entries:
+        machine_dir = _folder(recorded_dir, record)
+        beside.append(export_masks(folder, record, machine_dir))
+        beside.append(export_item_scores(folder, record, language, machine_dir))
+    return export(entries, recorded_dir) + [file for file in beside if file]

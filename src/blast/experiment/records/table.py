@@ -12,6 +12,7 @@ import pandas as pd
 
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point, read_plan
+from blast.experiment.records.item_scores import item_scores_of, recorded_item_scores
 from blast.experiment.records.point_facts import execution_facts, training_facts
 from blast.experiment.records.record import read_record
 from blast.experiment.records.rows import (
@@ -147,18 +148,21 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
     Returns:
         Long-form rows as `as_table` returns them. For the same grid, point and hardware, local rows replace recorded
         ones. A failed point is a row with status "failed". A planned point without a record is a row with status
-        "not run". `attrs["masks"]` maps a local point to its file of masks.
+        "not run". `attrs["masks"]` maps a local point to its file of masks. `attrs["items"]` maps grid, hardware and
+        id of a point to the file with the scores of its items.
 
     Raises:
         BlastError: if a record or a recorded file is damaged.
     """
     rows: list[Row] = []
-    local, done, masks = set(), set(), {}
+    local, done, masks, items = set(), set(), {}, {}
     for record, language in local_records(grid_dir):
         point = record["point"]
         local.add((point["grid"], point["id"], record["run"].get("hardware")))
         done.add(point["id"])
         rows += [row | {"source": "local"} for row in record_rows(record, language)]
+        if (scored := item_scores_of(GridFolder(Path(grid_dir)), record, language)) is not None:
+            items[point["grid"], record["run"].get("hardware"), point["id"]] = scored
         artifact = ((record.get("result") or {}).get("artifacts") or {}).get("masks")
         if artifact:
             masks[point["id"]] = str(Path(grid_dir, "points", point["id"], artifact["path"]))
@@ -168,9 +172,13 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
             if (setting.get("grid"), setting.get("point"), row["hardware"]) not in local:
                 rows.append(row | {"source": "recorded"})
                 done.add(setting.get("point"))
+    for (grid, hardware, point), file in recorded_item_scores(Path(recorded_dir)):
+        if (grid, point, hardware) not in local:
+            items[grid, hardware, point] = file
     rows += [_not_run(point) for point in planned_points(grid_dir).values() if point.id not in done]
     table = as_table(rows)
     table.attrs["masks"] = masks
+    table.attrs["items"] = items
     return table
 
 

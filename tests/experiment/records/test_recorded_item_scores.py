@@ -1,0 +1,68 @@
+"""Scores of single items go from a grid into the evidence, and the paired verdict is made there without the grid."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fake_records as fake
+
+from blast.errors import BlastError
+from blast.evaluation.item_scores import ItemScores, write_item_scores
+from blast.experiment.analysis.verdicts import COLUMNS, verdicts
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records.export import export_grid
+from blast.experiment.records.record import read_record
+from blast.experiment.records.table import load_table
+
+DENSE, PRUNED = "gpt2-nano.pystdlib.dense.seed0", "gpt2-nano.pystdlib.blast.s95.b16.seed0"
+
+
+def items(percent: float) -> dict[str, ItemScores]:
+    random = np.random.default_rng(0)
+    nats = random.normal(900, 90, 64) * (1 + percent / 100)
+    return {"text_heldout": ItemScores(nats, np.full(64, 1500), {}, {}, 24_000, "sha256:text")}
+
+
+def keep(grid: GridFolder, point: str, percent: float) -> None:
+    facts = {"record": read_record(grid.record(point))["record_digest"]}
+    write_item_scores(grid.item_scores(point), items(percent), facts)
+
+
+@pytest.fixture
+def grid(tmp_path):
+    made = GridFolder(fake.write_grid(tmp_path / "default"))
+    keep(made, DENSE, 0)
+    keep(made, PRUNED, 7)
+    return made
+
+
+def test_the_verdict_is_the_same_from_the_grid_and_from_the_evidence(grid, tmp_path):
+    local = verdicts(load_table(grid.root, tmp_path / "none"))
+    assert list(local.columns) == list(COLUMNS)
+    assert list(local["verdict"]) == ["outside"]
+    (line,) = local.itertuples(index=False)
+    assert (line.config, line.sparsity, line.block) == (PRUNED.removesuffix(".seed0"), 0.95, "16x16")
+    assert line.relative == pytest.approx(7, abs=0.01)
+    assert line.relative_perplexity > line.relative
+    written = export_grid(grid.root, tmp_path / "recorded")
+    folder = tmp_path / "recorded" / fake.HARDWARE / "items" / fake.GRID
+    assert {folder / f"{DENSE}.npz", folder / f"{PRUNED}.npz"} <= set(written)
+    shutil.rmtree(grid.root)
+    assert verdicts(load_table(grid.root, tmp_path / "recorded")).equals(local)
+
+
+def test_a_point_whose_parent_has_no_items_gets_no_verdict(grid, tmp_path):
+    grid.item_scores(DENSE).unlink()
+    assert verdicts(load_table(grid.root, tmp_path / "none")).empty
+
+
+def test_items_of_another_record_are_not_exported(grid, tmp_path):
+    shutil.copy(grid.item_scores(DENSE), grid.item_scores(PRUNED))
+    with pytest.raises(BlastError, match=rf"not those of the record of '{PRUNED}'"):
+        export_grid(grid.root, tmp_path / "recorded")
