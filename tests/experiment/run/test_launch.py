@@ -13,7 +13,7 @@ from blast.errors import BlastError
 from blast.experiment.plan.config import parse
 from blast.experiment.plan.grid import expand
 from blast.experiment.plan.point import Point
-from blast.experiment.run.gpus import GpuHold, visible_gpus
+from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.launch import worker_command
 from blast.experiment.run.schedule import Schedule
 from blast.training import checkpoint, launch
@@ -103,6 +103,7 @@ def test_two_jobs_hold_different_gpus(four_gpus):
     assert first.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert second.environment == {"CUDA_VISIBLE_DEVICES": "GPU-7,3"}
     first.release()
+    assert gpus_in_use(visible_gpus()) == 2
     assert not whole.take()
     assert whole.missing == 2
     second.release()

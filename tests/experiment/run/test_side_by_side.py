@@ -134,6 +134,15 @@ def test_a_training_of_several_processes_waits_for_its_gpus_and_benchmarks_run_a
     assert read_record(machine.record("b0"))["log"] == read_record(machine.record("b1"))["log"]
 
 
+def test_points_of_two_jobs_that_run_at_once_are_marked_too(machine):
+    other = GpuHold(visible_gpus(), 1)
+    assert other.take()
+    assert run_points([point("p0"), point("p1")], machine, machine.root / "log", jobs=1, own_gpus=True) == 0
+    other.release()
+    run = read_record(machine.record("p1"))["run"]
+    assert (run["gpus_held"], run["side_by_side"]) == ("GPU-7", 2)
+
+
 def test_benchmarks_run_side_by_side_if_each_is_told_to_hold_its_own_gpu():
     points = [benchmark("b0"), benchmark("b1")]
     assert Schedule.of(None, 2).next(points, []) == points

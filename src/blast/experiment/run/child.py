@@ -34,12 +34,12 @@ class Child:
         left: The points without an outcome; the first of them runs now.
         ended: Whether the process is gone although points are left.
         started: When the first of them began, UTC.
-        at_once: The most children of the job that ran at the same time as this point, this one included.
+        at_once: The most points that were seen to run at once while this one ran, this one included.
     """
 
     def __init__(self, points: Sequence[Point], folder: GridFolder, log: Path, hold: GpuHold) -> None:
         self.points, self.left, self.ended = tuple(points), list(points), False
-        self.folder, self.log, self.hold, self.at_once = folder, log, hold, 1
+        self.folder, self.log, self.hold = folder, log, hold
         files = []
         for point in points:
             work = folder.work(point.id)
@@ -68,7 +68,7 @@ class Child:
         self._begin()
 
     def _begin(self) -> None:
-        self.started, self._clock = provenance.now(), time.monotonic()
+        self.started, self._clock, self.at_once = provenance.now(), time.monotonic(), 1
 
     @property
     def seconds(self) -> float:
@@ -95,7 +95,6 @@ class Child:
         """
         point, self._good = self.left.pop(0), good
         (self.folder.work(point.id) / OUTCOME).unlink(missing_ok=True)
-        self.at_once = 1
         self._begin()
 
     def kill(self) -> None:

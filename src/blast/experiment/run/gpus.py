@@ -34,8 +34,6 @@ def visible_gpus() -> list[str]:
 
 def _listed() -> int:
     """GPUs that the driver lists, for systems that have no file for each GPU."""
-    if not Path("/dev/dxg").exists():
-        return 0
     try:
         said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -54,7 +52,6 @@ class GpuHold:
     def __init__(self, names: Sequence[str], count: int) -> None:
         self.names = list(names)
         self.count = count if count <= len(self.names) else 0
-        self._folder = Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}"
         self._held: dict[str, BaseFileLock] = {}
         self._gathering: BaseFileLock | None = None
 
@@ -78,12 +75,12 @@ class GpuHold:
         if not self.missing:
             return True
         # One job at a time collects GPUs, so that no two jobs wait for each other.
-        self._gathering = self._gathering or _taken(self._folder / "gathering.lock")
+        self._gathering = self._gathering or _taken(_lock_file("gathering"))
         if self._gathering is None:
             return False
         for name in self.names:
             if self.missing and name not in self._held:
-                lock = _taken(self._folder / f"{name.replace('/', '_')}.lock")
+                lock = _taken(_lock_file(name))
                 if lock is not None:
                     self._held[name] = lock
         if self.missing:
@@ -97,6 +94,18 @@ class GpuHold:
         for lock in [*self._held.values(), *([self._gathering] if self._gathering else [])]:
             lock.release()
         self._held, self._gathering = {}, None
+
+
+def gpus_in_use(names: Sequence[str]) -> int:
+    """How many of these GPUs are held now, by this job or another one."""
+    free = [lock for name in names if (lock := _taken(_lock_file(name)))]
+    for lock in free:
+        lock.release()
+    return len(names) - len(free)
+
+
+def _lock_file(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}" / f"{name.replace('/', '_')}.lock"
 
 
 def _taken(file: Path) -> BaseFileLock | None:

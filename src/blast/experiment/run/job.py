@@ -21,13 +21,14 @@ from blast.experiment.records import provenance
 from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import make_record, read_record, retry_reason, write_record
 from blast.experiment.run.child import Child
-from blast.experiment.run.gpus import GpuHold, visible_gpus
+from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.locks import points_held
 from blast.experiment.run.progress import progress_line
 from blast.experiment.run.schedule import Schedule, needs_first
 
-# Seconds between two looks at the children.
+# Seconds between two looks at the children, and between two counts of what runs on the machine.
 PAUSE = 0.05
+COUNT = 2.0
 
 
 def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
@@ -139,6 +140,7 @@ class _Job:
         # The next child, while it waits for GPUs that other jobs hold.
         self._next: tuple[list[Point], GpuHold] | None = None
         self._tries = 0
+        self._counted = time.monotonic()
 
     def run(self) -> int:
         """Runs them all. Returns how many of them failed or were not finished."""
@@ -150,6 +152,8 @@ class _Job:
                     pass
                 if not any(self._look_after(child) for child in self.children.copy()):
                     time.sleep(PAUSE)
+                if time.monotonic() - self._counted > COUNT:
+                    self._count()
         finally:
             for child in self.children:
                 child.kill()
@@ -177,9 +181,17 @@ class _Job:
         self.waiting = [point for point in self.waiting if point not in part]
         self.children.append(Child(part, self.folder, log, hold))
         self._next, self._tries = None, 0
-        for child in self.children:
-            child.at_once = max(child.at_once, len(self.children))
+        self._count()
         return True
+
+    def _count(self) -> None:
+        """Counts what runs on the machine now: the children of this job, and one on each GPU that others hold."""
+        holds = [child.hold for child in self.children] + ([self._next[1]] if self._next else [])
+        ours = sum(len(hold.held) for hold in holds)
+        now = len(self.children) + (gpus_in_use(self.gpus) - ours if ours else 0)
+        for child in self.children:
+            child.at_once = max(child.at_once, now)
+        self._counted = time.monotonic()
 
     def _log_of(self, part: Sequence[Point], hold: GpuHold) -> Path:
         """The log of a child; the log of the job says where it is."""
@@ -198,6 +210,7 @@ class _Job:
         outcome = child.outcome()
         if outcome is None:
             return False
+        self._count()
         point = child.left[0]
         record = make_record(
             point,
