@@ -43,7 +43,7 @@ METHODS = {
 METRICS = {
     "bits_per_byte": "bits per byte",
     "perplexity": "perplexity",
-    "loss": "loss (nats/token)",
+    "loss": "loss (nats)",
     "top1": "top-1 accuracy (%)",
     "top5": "top-5 accuracy (%)",
     "acc": "accuracy (%)",

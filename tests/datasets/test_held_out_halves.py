@@ -127,3 +127,24 @@ def test_one_image_cannot_be_halved():
     ):
         with pytest.raises(BlastError, match="there is only one test"):
             data.held_out_halves()
+
+
+def test_training_data_can_stand_in_for_the_held_out_data(data):
+    chunks = data.training_part(4).validation_chunks(20, 4)
+    there = (len(data.train) - 1) // 20
+    expected = [data.train[place * 20 : place * 20 + 21] for place in (n * there // 4 for n in range(4))]
+    assert np.array_equal(chunks.numpy(), np.stack(expected))
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(2, [0, 3]), (3, [0, 2, 4]), (100, [0, 1, 2, 3, 4, 5])])
+def test_training_images_that_stand_in_are_spread_evenly_and_not_augmented(count, chosen):
+    numbers, one = torch.arange(6), torch.zeros(1, dtype=torch.long)
+    pictures = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    vision = VisionData(pictures, numbers, pictures[:1], one, 6, (0.5,), (0.25,), "sha256:", "shift_flip")
+    images, labels = vision.training_part(count).test()
+    assert labels.tolist() == chosen
+    assert torch.equal(images, (pictures[chosen].float() / 255 - 0.5) / 0.25)
+    sentences = SentenceData(numbers[:, None], numbers, one[:, None], one, 6, -1, 6, Path(), "sha256:")
+    assert sentences.training_part(count).test()[1].tolist() == chosen
+    folder = ImageFolderData([(str(n), n) for n in range(6)], [("0", 0)], 6, 8, "shift", "sha256:")
+    assert [label for _, label in folder.training_part(count).held_out] == chosen

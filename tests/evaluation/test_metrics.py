@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from blast.errors import BlastError
 from blast.evaluation.loss import evaluate_language
+from blast.evaluation.metric import of_part
 from blast.evaluation.statistics import ratio_and_stderr
 from blast.evaluation.top_k import evaluate_vision
 
@@ -62,17 +63,18 @@ def language(n: int = 7, length: int = 5, vocabulary: int = 13) -> Language:
 
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() -> None:
     data = language()
-    loss, bits = evaluate_language(Table(13, scale=0.0), data, length=5)
+    loss, bits, perplexity = evaluate_language(Table(13, scale=0.0), data, length=5)
     assert loss["value"] == pytest.approx(math.log(13))
     assert loss["high"] - loss["value"] == pytest.approx(0.0, abs=1e-6)
     size = int((data.chunks[:, 1:] + 1).sum())
     assert bits["value"] == pytest.approx(35 * math.log2(13) / size)
-    assert (loss["unit"], bits["unit"]) == ("nats/token", "bits/byte")
+    assert perplexity["value"] == pytest.approx(13)
+    assert [entry["unit"] for entry in (loss, bits, perplexity)] == ["nats/token", "bits/byte", "perplexity/token"]
 
 
 def test_the_loss_is_the_mean_over_all_tokens_with_its_standard_error_over_chunks() -> None:
     model, data = Table(13), language()
-    loss, bits = evaluate_language(model, data, length=5, batch=3)
+    loss, bits, perplexity = evaluate_language(model, data, length=5, batch=3)
     inputs, targets = data.chunks[:, :-1], data.chunks[:, 1:]
     with torch.no_grad():
         nats = F.cross_entropy(model.table[inputs].flatten(0, 1), targets.flatten(), reduction="none").view(7, 5)
@@ -80,6 +82,11 @@ def test_the_loss_is_the_mean_over_all_tokens_with_its_standard_error_over_chunk
     assert loss["high"] - loss["value"] == pytest.approx(nats.mean(1).std().item() / math.sqrt(7), abs=1e-6)
     ratio, stderr = ratio_and_stderr((nats.sum(1) / math.log(2)).tolist(), (targets + 1).sum(1).tolist())
     assert (bits["value"], bits["high"] - bits["value"]) == pytest.approx((ratio, stderr), abs=1e-6)
+    # The delta method, against a difference quotient.
+    reach = loss["high"] - loss["value"]
+    slope = (math.exp(loss["value"] + 1e-6) - math.exp(loss["value"] - 1e-6)) / 2e-6
+    assert perplexity["high"] - perplexity["value"] == pytest.approx(reach * slope, rel=1e-6)
+    assert (perplexity["value"], perplexity["n"]) == (math.exp(loss["value"]), 7)
     assert (loss["n"], loss["task"], loss["better"]) == (7, None, "lower")
     assert loss["setting"] == {"window": 5, "tokens": 35, "bytes": int((targets + 1).sum()), "batch": 3}
 
@@ -115,7 +122,7 @@ def vision(ranks: list[int], classes: int = 10) -> Vision:
 
 def test_top_k_counts_labels_among_the_k_largest_outputs() -> None:
     ranks = [0, 0, 1, 4, 5, 9, 0, 3]
-    top1, top5 = evaluate_vision(nn.Identity(), vision(ranks), batch=3, device="cpu")
+    top1, top5, _ = evaluate_vision(nn.Identity(), vision(ranks), batch=3, device="cpu")
     assert (top1["metric"], top1["value"], top1["n"]) == ("top1", 3 / 8, 8)
     assert (top5["metric"], top5["value"], top5["n"]) == ("top5", 6 / 8, 8)
     assert top1["high"] - top1["value"] == pytest.approx(math.sqrt(3 / 8 * 5 / 8 / 8))
@@ -124,9 +131,38 @@ def test_top_k_counts_labels_among_the_k_largest_outputs() -> None:
 
 
 def test_with_fewer_classes_than_guesses_every_guess_is_right() -> None:
-    _, top5 = evaluate_vision(nn.Identity(), vision([0, 1, 2], classes=3), device="cpu")
+    _, top5, _ = evaluate_vision(nn.Identity(), vision([0, 1, 2], classes=3), device="cpu")
     assert top5["value"] == 1.0
     assert top5["setting"]["chance"] == 1.0
+
+
+def test_the_loss_of_images_is_their_mean_cross_entropy_with_its_standard_error() -> None:
+    data = vision([0, 0, 1, 4, 5, 9, 0, 3])
+    *_, loss = evaluate_vision(nn.Identity(), data, batch=3, device="cpu")
+    nats = -data.images.double().log_softmax(1)[torch.arange(8), data.labels]
+    assert loss["value"] == pytest.approx(nats.mean().item(), abs=1e-6)
+    assert loss["high"] - loss["value"] == pytest.approx(nats.std().item() / math.sqrt(8), abs=1e-6)
+    assert (loss["metric"], loss["unit"], loss["better"], loss["n"]) == ("loss", "nats", "lower", 8)
+
+
+def test_a_loss_too_large_for_a_perplexity_is_kept_without_one() -> None:
+    model = Table(13)
+    model.table.data.zero_()
+    model.table.data[:, 0] = 1e4
+    data = Language(torch.ones(2, 6, dtype=torch.long))
+    assert [entry["metric"] for entry in evaluate_language(model, data, length=5)] == ["loss", "bits_per_byte"]
+
+
+def test_metrics_of_a_part_are_named_after_it_and_not_as_the_learning_curves() -> None:
+    entries = evaluate_language(Table(13), language(), length=5)
+    named = of_part("validation", entries)
+    assert [entry["metric"] for entry in named] == [
+        "validation_final_loss",
+        "validation_bits_per_byte",
+        "validation_perplexity",
+    ]
+    assert [entry | {"metric": None} for entry in named] == [entry | {"metric": None} for entry in entries]
+    assert entries[0]["metric"] == "loss"
 
 
 def test_outputs_that_are_not_finite_fail_in_one_sentence() -> None:

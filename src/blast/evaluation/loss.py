@@ -1,4 +1,4 @@
-"""Validation loss of a language model on held-out chunks, in nats a token and bits a byte."""
+"""Loss of a language model on chunks of text: nats a token, perplexity, and bits a byte."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from blast.errors import BlastError
 from blast.evaluation.metric import metric
 from blast.evaluation.mode import evaluating
 from blast.evaluation.statistics import mean_and_stderr, ratio_and_stderr
+
+# The perplexity of a larger loss is no floating-point number; it is left out.
+LARGEST_LOSS = 700.0
 
 
 @torch.inference_mode()
@@ -57,10 +60,11 @@ def evaluate_language(
     batch: int = 16,
     device: torch.device | str | None = None,
 ) -> list[dict[str, Any]]:
-    """`loss` (nats a token) and `bits_per_byte` on the held-out chunks of a language dataset.
+    """`loss` (nats a token), `perplexity` and `bits_per_byte` on the held-out chunks of a language dataset.
 
-    Both are sums over all chunks, one divided by the tokens, the other by ln 2 and the bytes that these very tokens
-    stand for. So bits per byte compare models with different tokenizers. Standard errors are over chunks, because
+    Loss and bits are sums over all chunks, one divided by the tokens, the other by ln 2 and the bytes that these very
+    tokens stand for. So bits per byte compare models with different tokenizers. Perplexity is exp(loss), and its
+    standard error is that of the loss times the perplexity (delta method). Standard errors are over chunks, because
     tokens within a chunk are not independent.
 
     Args:
@@ -78,7 +82,12 @@ def evaluate_language(
     bits, bits_stderr = ratio_and_stderr([one / math.log(2.0) for one in nats], sizes)
     setting = {"window": length, "tokens": len(nats) * length, "bytes": sum(sizes), "batch": batch}
     shared = {"better": "lower", "n": len(nats), "setting": setting}
-    return [
+    metrics = [
         metric("loss", loss, unit="nats/token", stderr=loss_stderr, **shared),
         metric("bits_per_byte", bits, unit="bits/byte", stderr=bits_stderr, **shared),
     ]
+    if loss < LARGEST_LOSS:
+        perplexity = math.exp(loss)
+        error = None if loss_stderr is None else perplexity * loss_stderr
+        metrics.append(metric("perplexity", perplexity, unit="perplexity/token", stderr=error, **shared))
+    return metrics

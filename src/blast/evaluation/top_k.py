@@ -1,29 +1,30 @@
-"""Top-k accuracy of a classifier."""
+"""Top-k accuracy and loss of a classifier."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blast.errors import BlastError
 from blast.evaluation.class_logits import class_logits
 from blast.evaluation.metric import metric
 from blast.evaluation.mode import evaluating
-from blast.evaluation.statistics import binomial_stderr
+from blast.evaluation.statistics import binomial_stderr, mean_and_stderr
 
 
 @torch.inference_mode()
-def top_k_hits(
+def top_k_hits_and_losses(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     ks: tuple[int, ...] = (1, 5),
     batch_size: int = 100,
     device: torch.device | str | None = None,
-) -> dict[int, int]:
-    """Number of labels among the k classes with the largest output, for each k.
+) -> tuple[dict[int, int], list[float]]:
+    """Number of labels among the k classes with the largest output, for each k, and the loss of each image in nats.
 
     Args:
         model: `model(images [batch, channels, height, width])` gives `[batch, classes]`.
@@ -41,23 +42,26 @@ def top_k_hits(
             f"{images.shape[0]} images and {labels.shape[0]} labels; give at least one image, and one label for each."
         )
     device = device or next(model.parameters()).device
-    hits = dict.fromkeys(ks, 0)
+    hits, losses = dict.fromkeys(ks, 0), []
     with evaluating(model):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             outputs = class_logits(model, x.to(device))  # [batch, classes]
             if not torch.isfinite(outputs).all():
                 raise BlastError("the model gives outputs that are not finite; look at its training loss.")
+            losses += F.cross_entropy(outputs, y.to(device), reduction="none").double().tolist()
             best = outputs.topk(min(max(ks), outputs.shape[1]), dim=1).indices  # [batch, k]
             right = best == y.to(device)[:, None]
             for k in ks:
                 hits[k] += int(right[:, :k].any(1).sum())
-    return hits
+    return hits, losses
 
 
 def evaluate_vision(
     model: nn.Module, data: Any, *, batch: int = 100, device: torch.device | str | None = None
 ) -> list[dict[str, Any]]:
-    """`top1` and `top5` on the test images (or sentences) of a dataset, with binomial standard errors.
+    """`top1`, `top5` and `loss` (nats) on the test images (or sentences) of a dataset, with their standard errors.
+
+    The error of a share is the binomial one, that of the loss is over images.
 
     Args:
         model: A classifier.
@@ -66,14 +70,15 @@ def evaluate_vision(
         device: Device of the model; by default that of its first parameter.
     """
     hits: dict[int, int] = {}
-    n = 0
+    losses: list[float] = []
     for images, labels in data.test_batches(batch):
-        for k, count in top_k_hits(model, images, labels, batch_size=batch, device=device).items():
-            hits[k] = hits.get(k, 0) + count
-        n += len(labels)
+        found, nats = top_k_hits_and_losses(model, images, labels, batch_size=batch, device=device)
+        hits = {k: hits.get(k, 0) + count for k, count in found.items()}
+        losses += nats
+    n = len(losses)
     if not n:
         raise BlastError("there is no image to evaluate on; give at least one.")
-    return [
+    shares = [
         metric(
             f"top{k}",
             count / n,
@@ -84,4 +89,9 @@ def evaluate_vision(
             setting={"chance": min(1.0, k / data.num_classes), "batch": batch},
         )
         for k, count in hits.items()
+    ]
+    loss, loss_stderr = mean_and_stderr(losses)
+    return [
+        *shares,
+        metric("loss", loss, unit="nats", better="lower", n=n, stderr=loss_stderr, setting={"batch": batch}),
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blast.datasets._vision.vision_data import batch_indices
+from blast.datasets._vision.vision_data import batch_indices, spread_evenly
 from blast.errors import BlastError
 
 if TYPE_CHECKING:
@@ -84,6 +84,14 @@ class SentenceData:
             for first in (0, 1)
         )
         return even, odd
+
+    def training_part(self, count: int) -> SentenceData:
+        """The same data with `count` training sentences in place of the test sentences, as in `VisionData`.
+
+        They are spread evenly over all; a larger count takes all of them.
+        """
+        chosen = spread_evenly(len(self.train_labels), count)
+        return replace(self, test_tokens=self.train_tokens[chosen], test_labels=self.train_labels[chosen])
 
     def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test sentences in their order, `batch` at a time."""

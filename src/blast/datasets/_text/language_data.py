@@ -108,6 +108,14 @@ class LanguageData:
         named = {f"validation_{what}": count for what, count in counts.items()}
         return replace(self, validation=tokens, counts=self.counts | named)
 
+    def training_part(self, count: int) -> LanguageData:
+        """The same data with the training tokens in place of the held-out ones, to measure what a model has learnt.
+
+        Args:
+            count: For images, how many. Of text, `validation_chunks` takes as many windows as are wanted.
+        """
+        return replace(self, validation=self.train)
+
     def bytes_of(self, tokens: Tensor) -> int:
         """Bytes of text that these tokens stand for: what a loss is divided by to give bits a byte."""
         return int(self.token_bytes[tokens.numpy()].sum())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from blast.datasets._vision.vision_data import batch_indices
+from blast.datasets._vision.vision_data import batch_indices, spread_evenly
 from blast.errors import BlastError
 from blast.settings import Count
 
@@ -84,6 +84,10 @@ class ImageFolderData:
         if len(self.held_out) < 2:
             raise BlastError("there is only one test image, which cannot be halved; take another dataset.")
         return replace(self, held_out=self.held_out[0::2]), replace(self, held_out=self.held_out[1::2])
+
+    def training_part(self, count: int) -> ImageFolderData:
+        """The data with `count` training images, not augmented, in place of the test images, as in `VisionData`."""
+        return replace(self, held_out=[self.train[place] for place in spread_evenly(len(self.train), count)])
 
     def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images in their order, `batch` at a time."""

@@ -141,6 +141,14 @@ class VisionData:
         )
         return even, odd
 
+    def training_part(self, count: int) -> VisionData:
+        """The same data with `count` training images in place of the test images, to measure what a model has learnt.
+
+        They are spread evenly over all; a larger count takes all of them.
+        """
+        chosen = spread_evenly(len(self.train_labels), count)
+        return replace(self, test_images=self.train_images[chosen], test_labels=self.train_labels[chosen])
+
     def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images in their order, normalised, `batch` at a time."""
         for start in range(0, len(self.test_labels), batch):
@@ -191,6 +199,14 @@ def batch_indices(n: int, step: int, batch: int, seed: int) -> np.ndarray:
         here = places // n == epoch
         chosen[here] = _order(n, seed, int(epoch))[places[here] % n]
     return chosen
+
+
+def spread_evenly(n: int, count: int) -> np.ndarray:
+    """`count` of `n` numbers, spread evenly; all if `count` is larger."""
+    import numpy as np
+
+    wanted = min(count, n)
+    return np.arange(wanted) * n // wanted
 
 
 @lru_cache(maxsize=2)

@@ -147,6 +147,8 @@ class Evaluation:
         items: Items of each lm-eval task, the first ones; without it, all.
         separate_test: Halves the held-out data, by document or image. The even half gives the learning curves and the
             metrics `validation_…`, to choose settings by. The odd half gives all other metrics, to judge by.
+        train: Windows or images of the training data that the trained model is evaluated on too, for the metrics
+            `train_…`. They are spread evenly, and images are not augmented.
     """
 
     tasks: dict[Name, tuple[Name, ...]] = field(default_factory=dict)
@@ -154,6 +156,7 @@ class Evaluation:
     limit: Count = 384
     items: Count | None = None
     separate_test: Annotated[bool, Later()] = False
+    train: Annotated[Count | None, Later()] = None
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,8 @@ def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
         evaluation["items"] = config.evaluation.items
     if config.evaluation.separate_test:
         evaluation[SEPARATE_TEST] = True
+    if config.evaluation.train:
+        evaluation["train"] = config.evaluation.train
     return {
         "grid": config.name,
         "stage": "train",

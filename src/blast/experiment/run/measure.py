@@ -25,7 +25,7 @@ def held_out_parts(point: Point, data: Any) -> tuple[Any, Any]:
 
 
 def measure(point: Point, model: nn.Module, validation: Any, test: Any) -> list[dict[str, Any]]:
-    """The metrics of a model on its test data; with a separate test, those on its validation data too.
+    """The metrics of a model on its test data, and if the point says so, on its validation and training data.
 
     Args:
         point: Says how to evaluate.
@@ -33,15 +33,18 @@ def measure(point: Point, model: nn.Module, validation: Any, test: Any) -> list[
         validation: Data for the learning curves, see `held_out_parts`.
         test: Data for the metrics; the same object where there is no separate test.
     """
-    metrics = _of_held_out(point, model, test)
+    limit = point.evaluation.get("limit")
+    metrics = _of_held_out(point, model, test, limit)
     if validation is not test:
-        metrics += of_part("validation", _of_held_out(point, model, validation))
+        metrics += of_part("validation", _of_held_out(point, model, validation, limit))
+    if count := point.evaluation.get("train"):
+        metrics += of_part("train", _of_held_out(point, model, test.training_part(count), count))
     return metrics
 
 
-def _of_held_out(point: Point, model: nn.Module, data: Any) -> list[dict[str, Any]]:
+def _of_held_out(point: Point, model: nn.Module, data: Any, limit: int | None) -> list[dict[str, Any]]:
+    """The metrics on the data that `data` holds out; `limit` is the largest number of windows of a text."""
     batch = point.evaluation.get("batch", BATCH)
     if datasets.get(point.dataset).MODALITY != "language":
         return evaluate_vision(model, data, batch=batch)
-    limit = point.evaluation.get("limit")
     return evaluate_language(model, data, length=point.training["length"], limit=limit, batch=batch)

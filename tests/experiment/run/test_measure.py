@@ -1,13 +1,18 @@
-"""Points with a separate test: which part of the held-out data gives which number."""
+"""Which part of the data gives which number: with a separate test, and with training data measured too."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
+import torch.nn.functional as F
 
 from blast import datasets
 from blast.datasets._vision.vision_data import VisionData
 from blast.download.cache import cache_root
 from blast.errors import BlastError
+from blast.evaluation.metric import of_part
 from blast.evaluation.requests import RequestFile, read_requests
 from blast.evaluation.top_k import evaluate_vision
 from blast.experiment.data.prepare import build_dataset_requests, prepare_dataset
@@ -22,14 +27,13 @@ from blast.experiment.run.worker import run_point
 TRAINING = {"steps": 4, "batch": 4, "learning_rate": 0.001, "evaluate_every": 4, "evaluate_limit": 1000}
 
 
-def plan(separate: bool | None, architecture: str = "vit-nano", dataset: str = "digits"):
+def plan(separate: bool | None, architecture: str = "vit-nano", dataset: str = "digits", **evaluation):
     values = {
         "name": "halves",
         "training": {"default": TRAINING},
         "grid": [{"architectures": [architecture], "datasets": [dataset], "sparsity": [0]}],
     }
-    if separate is not None:
-        values["evaluation"] = {"separate_test": separate}
+    values["evaluation"] = evaluation | ({} if separate is None else {"separate_test": separate})
     return expand(parse(values, "grid.yaml"))
 
 
@@ -86,10 +90,51 @@ def test_the_metrics_without_a_prefix_are_those_of_the_test_half(tmp_path):
     model = load_model(run)
     validation, test = run.held_out
     found = measure(point, model, validation, test)
-    assert found[:2] == evaluate_vision(model, test, batch=32)
-    assert [entry["value"] for entry in found[2:]] == [
-        entry["value"] for entry in evaluate_vision(model, validation, batch=32)
+    assert found[:3] == evaluate_vision(model, test, batch=32)
+    assert found[3:] == of_part("validation", evaluate_vision(model, validation, batch=32))
+
+
+class Bigram(torch.nn.Module):
+    """A language model that has counted which token follows which in some training tokens."""
+
+    def __init__(self, tokens: torch.Tensor, vocabulary: int) -> None:
+        super().__init__()
+        counts = torch.full((vocabulary, vocabulary), 0.1)
+        counts.index_put_((tokens[:-1], tokens[1:]), torch.ones(len(tokens) - 1), accumulate=True)
+        self.table = torch.nn.Parameter(counts.log())
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+def test_the_loss_on_training_text_is_below_that_on_held_out_text():
+    point = only(True, architecture="gpt2-nano", dataset="pystdlib", train=40, limit=30)
+    assert point.evaluation["train"] == 40
+    assert "train" not in only(True).evaluation
+    data = datasets.get("pystdlib").load(cache_root(), {"vocab_size": 512})
+    # All that is measured of the training text has been counted.
+    start, length = data.training_part(40).validation_chunks(point.training["length"], 40), point.training["length"]
+    model = Bigram(start.flatten(), data.vocab_size)
+    found = {entry["metric"]: entry for entry in measure(point, model, *data.held_out_halves())}
+    assert list(found) == [
+        *("loss", "bits_per_byte", "perplexity"),
+        *("validation_final_loss", "validation_bits_per_byte", "validation_perplexity"),
+        *("train_final_loss", "train_bits_per_byte", "train_perplexity"),
     ]
+    assert found["train_final_loss"]["value"] < min(found[name]["value"] for name in ("loss", "validation_final_loss"))
+    assert found["train_final_loss"]["n"] == 40
+    assert found["train_final_loss"]["setting"]["tokens"] == 40 * length
+    assert found["loss"]["n"] == found["validation_final_loss"]["n"] == 30
+    assert found["loss"]["value"] != found["validation_final_loss"]["value"]
+    expected = F.cross_entropy(model(start[:, :-1]).logits.flatten(0, 1), start[:, 1:].flatten()).item()
+    assert found["train_final_loss"]["value"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_accuracy_on_training_images_is_measured_where_it_is_asked_for(tmp_path):
+    result = run_point(only(None, train=100), GridFolder(tmp_path))
+    found = by_name(result)
+    assert [name for name in found if name.startswith("train_")] == ["train_top1", "train_top5", "train_final_loss"]
+    assert (found["train_top1"]["n"], found["top1"]["n"]) == (100, 360)
 
 
 def test_requests_hold_the_test_half_alone_and_others_are_refused(tmp_path):
