@@ -15,7 +15,8 @@ from blast.block_sparse.blocks import tiles
 from blast.errors import BlastError
 from blast.model.convert import to_sparse
 from blast.sparsity.config import SparsifyConfig
-from blast.sparsity.sparsifier import _IN_USE, Sparsifier
+from blast.sparsity.ownership import _IN_USE
+from blast.sparsity.sparsifier import Sparsifier
 
 SETTINGS = {"sparsity": 0.5, "block": 8, "steps": 8, "update_every": 2}
 

@@ -75,12 +75,12 @@ class Memory:
                 self.counted = True
             else:
                 # What a capture holds of the sparsifier's step: the CPU has counted it already.
-                stepped = sparsifier._accumulation._stepped
+                stepped = sparsifier._checks.accumulation._stepped
                 sparsifier._clear_dead()
                 self.one._norm = self.one._clip_gradients()
                 optimizer.step()
                 # A replay calls no hooks.
-                sparsifier._accumulation._stepped = stepped
+                sparsifier._checks.accumulation._stepped = stepped
 
         graphs = [Graph(work) for work in (first, second, third)]
         for graph in graphs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from blast.errors import BlastError
 from blast.sparsity.clock import StepClock
 from blast.sparsity.execution.switch import Execution
-from blast.sparsity.usage_checks import AccumulationCheck, FiniteCheck
+from blast.sparsity.step_checks import StepChecks
 
 
 class CudaGraphSupport:
@@ -21,14 +21,11 @@ class CudaGraphSupport:
     Args:
         clock: The clock of the sparsifier.
         execution: Its execution state.
-        accumulation: Its check of gradient accumulation.
-        finite: Its check of finite gradients.
+        checks: Its checks around each step.
     """
 
-    def __init__(
-        self, clock: StepClock, execution: Execution, accumulation: AccumulationCheck, finite: FiniteCheck
-    ) -> None:
-        self._clock, self._execution, self._accumulation, self._finite = clock, execution, accumulation, finite
+    def __init__(self, clock: StepClock, execution: Execution, checks: StepChecks) -> None:
+        self._clock, self._execution, self._checks = clock, execution, checks
 
     def count_replayed_step(self) -> None:
         """Counts a step that was replayed whole, the work of `step()` and of the optimizer included.
@@ -49,8 +46,8 @@ class CudaGraphSupport:
         Raises:
             BlastError: if the gradient of this step was not finite when a mask update was due.
         """
-        self._finite.before_optimizer()
-        self._accumulation.after_optimizer()
+        self._checks.finite.before_optimizer()
+        self._checks.accumulation.after_optimizer()
 
     def retain_activations(self, wanted: bool = True) -> None:
         """Retains what `recompute_dense_gradients` needs of the next backward pass, or frees it.

@@ -11,8 +11,7 @@ the masked forward pass, and its dense gradient is there to grow blocks by. At t
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,20 +28,16 @@ from blast.sparsity.dead_blocks import DeadBlocks
 from blast.sparsity.device_masks import DeviceMasks
 from blast.sparsity.execution.switch import Execution
 from blast.sparsity.learning_rate import DensityScaledRates
-from blast.sparsity.mask_groups import MaskGroup, find_mask_groups, parameter_of, pruning_scopes
+from blast.sparsity.mask_groups import find_mask_groups, parameter_of
+from blast.sparsity.mask_update import MaskUpdate
 from blast.sparsity.one_shot import full_mask, prune_to_budget
-from blast.sparsity.optimizers import Handle, Optimizers, check_state, held_by
-from blast.sparsity.prune_and_grow import prune_and_grow
-from blast.sparsity.schedule import grow_share, swap_limit, target_sparsity
-from blast.sparsity.scores import NonFiniteGradientError, keep_and_grow_scores, keep_scores
-from blast.sparsity.selection import as_numpy, block_budget, live_cost
-from blast.sparsity.usage_checks import AccumulationCheck, FiniteCheck, ReplacementCheck
-
-STATE_FORMAT = 2
-# What every saved state has; states of before have no `postponed`.
-STATE_KEYS = ("config", "step_count", "finished", "execution", "world_size", "sparsity_target", "masks")
-# All sparsifiers that no newer one has replaced.
-_IN_USE: weakref.WeakSet[Sparsifier] = weakref.WeakSet()
+from blast.sparsity.optimizers import Optimizers, held_by
+from blast.sparsity.ownership import Ownership
+from blast.sparsity.saved_state import STATE_FORMAT, check_saved_state
+from blast.sparsity.schedule import target_sparsity
+from blast.sparsity.scores import NonFiniteGradientError
+from blast.sparsity.selection import live_cost
+from blast.sparsity.step_checks import StepChecks
 
 
 class Sparsifier:
@@ -134,17 +129,15 @@ class Sparsifier:
         self.config = config
         self._optimizers = Optimizers(optimizer)
         self._mask_groups, dense = find_mask_groups(model, config)
-        self._scopes = pruning_scopes(self._mask_groups, config.ranking)
         self._optimizers.check_matrices(self._mask_groups)
-        check_state(self._optimizers, self._mask_groups, sparse=False)
-        # Coming steps that check the optimizer state: an optimizer makes it in its first step.
-        self._checks_left = 2
+        self._clock, self._rates = StepClock(config), DensityScaledRates(config.lr_density_power)
+        self._checks = StepChecks(model, self._mask_groups, self._optimizers, self._clock)
+        self._update = MaskUpdate(self._mask_groups, config, self._optimizers)
         # Whether an optimizer state was loaded since the last step.
         self._loaded = False
         self.dense_targets = [target.name for target in dense]
         pruned = [target for group in self._mask_groups for target in group.matrices]
         self._dense_mlp_weights = dense_mlp_weights(model, pruned)._asdict()
-        self._clock, self._rates = StepClock(config), DensityScaledRates(config.lr_density_power)
         self.sparsity_target = target_sparsity(config, 0)
         # Masks are chosen and kept on the CPU. Copies on the devices clear the matrices.
         self._device_masks, self._dead_blocks = DeviceMasks(self._mask_groups), DeadBlocks(self._mask_groups)
@@ -154,16 +147,12 @@ class Sparsifier:
         elif self.sparsity_target > 0:
             self._set_masks(prune_to_budget(self._mask_groups, self._masks, config, self.sparsity_target, step=0))
         self._execution = Execution(model, self._optimizers, self._mask_groups, config, self._clock, wrapper)
-        self._finite, self._accumulation = FiniteCheck(), AccumulationCheck()
-        self._replacement = ReplacementCheck(model, self._mask_groups)
-        self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._accumulation, self._finite)
+        self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._checks)
         if config.lr_density_power:
             self._rates.groups = self._optimizers.split_groups({id(parameter_of(target)) for target in pruned})
         # From here on nothing is refused.
-        self._hooks: list[Handle] = self._optimizers.register_hooks(
-            self._before_optimizer, self._after_optimizer, self._after_load
-        )
-        self._take_over()
+        hooks = self._optimizers.register_hooks(self._before_optimizer, self._after_optimizer, self._after_load)
+        self._ownership = Ownership(self._mask_groups, hooks)
         self._clear_weights()
         if state is None:
             self._execution.switch_if_due(self._masks, self.sparsity_achieved)
@@ -218,21 +207,15 @@ class Sparsifier:
         """
         if self._optimizers.accumulating:
             return
-        self._check_in_use()
+        self._ownership.check()
         self._reshard()
-        self._replacement.check()
-        self._finite.new_step()
+        self._checks.before_step(sparse=self.execution == "sparse")
         due = self.update_due
-        if due or self._checks_left:
-            check_state(self._optimizers, self._mask_groups, sparse=self.execution == "sparse")
-            self._checks_left = max(0, self._checks_left - 1)
         if self._loaded:
             self._clear_state()
             self._loaded = False
         if due:
-            # While an update waits, skipped steps look like accumulation.
-            if not self._clock.postponed:
-                self._accumulation.before_update(self._mask_groups, self.step_count)
+            self._checks.before_update()
             self._execution.before_update()
             if self._clock.last_update:
                 self._trim()
@@ -243,11 +226,11 @@ class Sparsifier:
         if due:
             self._execution.switch_if_due(self._masks, self.sparsity_achieved)
         self._execution.accumulate_if_due()
-        self._accumulation.after_step(self._mask_groups)
+        self._checks.after_step()
 
     def finish(self) -> None:
         """Trims the masks to the exact final budget and fixes them, unless the schedule has done so."""
-        self._check_in_use()
+        self._ownership.check()
         if not self.finished:
             self._reshard()
             self._trim()
@@ -260,7 +243,7 @@ class Sparsifier:
         Raises:
             BlastError: if the optimizer cannot train live blocks only. Nothing is changed then.
         """
-        self._check_in_use()
+        self._ownership.check()
         self._execution.to_sparse(self._masks)
         self._execution.accumulate_if_due()
 
@@ -308,7 +291,7 @@ class Sparsifier:
         Raises:
             BlastError: if the state has another config, number of processes, or set of matrices.
         """
-        self._check_in_use()
+        self._ownership.check()
         self._load_masks(state)
         if state["execution"] == "masked":
             self._execution.to_masked()
@@ -321,7 +304,7 @@ class Sparsifier:
 
     def _load_masks(self, state: dict[str, Any]) -> None:
         """Loads all of a saved state but the execution."""
-        _check_state(state, self.config, self._by_name(self._masks))
+        check_saved_state(state, self.config, self._by_name(self._masks))
         saved = [state["masks"][group.targets[0].name] for group in self._mask_groups]
         self._set_masks([mask.to("cpu", torch.bool, copy=True) for mask in saved])
         self._clock.step_count = int(state["step_count"])
@@ -332,81 +315,23 @@ class Sparsifier:
     def _update_or_postpone(self) -> None:
         """Updates the masks; if a gradient is not finite, the next step does."""
         try:
-            self._update(self.step_count)
+            masks = self._update.updated(self._masks, self.step_count)
         except NonFiniteGradientError as error:
             self._clock.postponed = True
             self._execution.discard_dense_gradients()
             # In the sparse state the optimizer sees other products than the dense gradients, which may overflow alone.
-            seen = self.execution == "masked" or not self._live_gradients_are_finite()
-            self._finite.postpone(error, ignored=error.only_dead or not seen)
+            seen = self.execution == "masked" or not self._checks.live_gradients_are_finite()
+            self._checks.finite.postpone(error, ignored=error.only_dead or not seen)
         else:
+            self.sparsity_target = target_sparsity(self.config, self.step_count)
+            self._set_masks(masks)
             self._clock.postponed = False
-            self._finite.updated()
-
-    def _live_gradients_are_finite(self) -> bool:
-        gradients = [p.grad for group in self._mask_groups for p in group.parameters if p.grad is not None]
-        return all(bool(gradient.isfinite().all()) for gradient in gradients)
-
-    def _update(self, step: int) -> None:
-        """Chooses new masks for a step, one pruning scope after the other."""
-        keep: list[Tensor]
-        grow: list[Tensor] | None = None
-        if self.config.grow == "none":
-            keep = keep_scores(self._mask_groups, self._masks, self.config, step, self._optimizers.second_moment)
-        else:
-            self._check_any_gradient(step)
-            moments = self._optimizers.second_moment
-            keep, grow = keep_and_grow_scores(self._mask_groups, self._masks, self.config, step, moments)
-        self.sparsity_target = target_sparsity(self.config, step)
-        masks = list(self._masks)
-        for scope in self._scopes:
-            changing = self._with_gradients(scope, grow)
-            if not changing:
-                continue
-            costs = [group.cost for group in changing]
-            chosen = prune_and_grow(
-                live=[self._masks[group.index] for group in changing],
-                keep_scores=[keep[group.index] for group in changing],
-                grow_scores=None if grow is None else [grow[group.index] for group in changing],
-                budget=self._budget(scope, changing),
-                grow=self.config.grow,
-                swap_limit=swap_limit(self.config, step),
-                costs=costs,
-                grow_share=grow_share(self.config, step),
-            )
-            for group, mask in zip(changing, chosen, strict=True):
-                masks[group.index] = mask
-        self._set_masks(masks)
-
-    def _check_any_gradient(self, step: int) -> None:
-        """Checks that there was a backward pass; it may have left out all matrices to prune."""
-        if self.config.grow_score == "gradient" and not self._optimizers.have_gradients:
-            raise BlastError(
-                f"no parameter has a gradient at the mask update of step {step}; call sparsifier.step() after "
-                "backward() and before zero_grad(), and use no optimizer that steps inside backward()."
-            )
-
-    def _with_gradients(self, scope: list[MaskGroup], grow: list[Tensor] | None) -> list[MaskGroup]:
-        """The mask groups of a scope whose masks may change: the gradient of the others is missing, or all zero."""
-        if grow is None or self.config.grow_score != "gradient":
-            return scope
-        return [group for group in scope if as_numpy(grow[group.index]).any()]
-
-    def _budget(self, scope: list[MaskGroup], changing: list[MaskGroup]) -> int:
-        """The weight blocks that the changing mask groups of a scope may keep, beside those that stay as they are."""
-        costs = [group.cost for group in scope]
-        budget = block_budget([group.blocks for group in scope], costs, self.sparsity_target)
-        indices = {group.index for group in changing}
-        staying = [group for group in scope if group.index not in indices]
-        taken = live_cost([self._masks[group.index] for group in staying], [group.cost for group in staying])
-        return max(budget - taken, sum(group.cost for group in changing))
+            self._checks.finite.updated()
 
     def _trim(self) -> None:
         """Trims the masks to the exact final budget and fixes them."""
-        self.sparsity_target = target = self.config.sparsity
-        moments = self._optimizers.second_moment
-        masks = prune_to_budget(self._mask_groups, self._masks, self.config, target, self.step_count, moment_of=moments)
-        self._set_masks(masks)
+        self.sparsity_target = self.config.sparsity
+        self._set_masks(self._update.trimmed(self._masks, self.step_count))
         self._clock.finished = True
 
     def _set_masks(self, masks: list[Tensor]) -> None:
@@ -451,69 +376,15 @@ class Sparsifier:
             module.reshard()
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        # A gradient scaler hands `found_inf` to a fused optimizer, which then skips the step by itself.
-        self._finite.before_optimizer(scaled=getattr(optimizer, "found_inf", None) is not None)
+        self._checks.before_optimizer(optimizer)
         self._rates.scale()
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._rates.restore()
+        self._checks.after_optimizer()
         # An optimizer that mixes elements (Muon) moves dead weights even if gradients and moments are zero.
-        if not self.finished:
-            self._accumulation.after_optimizer(self._mask_groups)
         self._clear_weights(None if len(self._optimizers.names) == 1 else optimizer)
 
     def _after_load(self, *_: object) -> None:
-        self._optimizers.check_loaded(self._mask_groups)
-        self._checks_left, self._loaded = 2, True
-
-    def _take_over(self) -> None:
-        """Retires older sparsifiers of the same matrices, as when a cell of a notebook is run again."""
-        ours = {(id(target.module), target.name) for group in self._mask_groups for target in group.targets}
-        for other in list(_IN_USE):
-            targets = [target for group in other._mask_groups for target in group.targets]
-            if any((id(target.module), target.name) in ours for target in targets):
-                for hook in other._hooks:
-                    hook.remove()
-                _IN_USE.discard(other)
-        _IN_USE.add(self)
-
-    def _check_in_use(self) -> None:
-        if self not in _IN_USE:
-            raise BlastError(
-                "a newer Sparsifier prunes the same matrices, so this one is no longer in use; use the newer one."
-            )
-
-
-def _check_state(state: Mapping[str, Any], config: SparsifyConfig, masks: Mapping[str, Tensor]) -> None:
-    """Checks that a saved state fits this run.
-
-    Args:
-        state: A result of `Sparsifier.state_dict`.
-        config: The config of this run.
-        masks: The masks of this run, by name.
-
-    Raises:
-        BlastError: if it is no such state, or the format, the config, the number of processes or the matrices differ.
-    """
-    check_argument("the saved state of the sparsifier", state, Mapping, "a result of sparsifier.state_dict()")
-    if state.get("format") != STATE_FORMAT:
-        raise BlastError(
-            f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start the training again."
-        )
-    missing = [key for key in STATE_KEYS if key not in state]
-    if missing or not isinstance(state["masks"], Mapping) or not isinstance(state["config"], Mapping):
-        what = f"lacks '{missing[0]}'" if missing else "is damaged"
-        raise BlastError(f"the saved state of the sparsifier {what}; give a result of sparsifier.state_dict().")
-    ours, theirs = config.to_dict(), state["config"]
-    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    if keys:
-        differ = ", ".join(f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}" for key in keys)
-        raise BlastError(f"the saved sparsifier has another config ({differ}); resume with the saved one.")
-    if state["world_size"] != world_size():
-        raise BlastError(
-            f"the saved sparsifier is from {state['world_size']} processes and this run has {world_size()}; "
-            "resume with the same number, because each process has its share of the data."
-        )
-    shapes = {name: mask.shape for name, mask in masks.items()}
-    if shapes != {name: mask.shape for name, mask in state["masks"].items()}:
-        raise BlastError("the saved masks belong to other matrices than this model has; resume with the saved model.")
+        self._checks.after_load()
+        self._loaded = True

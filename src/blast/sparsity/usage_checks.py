@@ -138,7 +138,7 @@ class AccumulationCheck:
             warnings.warn(
                 f"the optimizer has made {LONGEST_ALONE} steps without sparsifier.step(), so nothing was pruned; call "
                 "it in each step, after backward() and before optimizer.step().",
-                stacklevel=4,
+                stacklevel=5,
             )
         gradient = _first_gradient(mask_groups)
         self._used = None if gradient is None else (weakref.ref(gradient), gradient._version)
