@@ -141,6 +141,21 @@ def language(options: argparse.Namespace) -> int:
     return 0
 
 
+def agreement(options: argparse.Namespace) -> int:
+    """Compares the scores of a point with those of stock lm-eval on its exported checkpoint, in float32.
+
+    Example: blast agreement gpt2-nano.pystdlib.dense.seed0 --grid-dir results/default --items 500
+    """
+    from blast.experiment.language.agreement import check_agreement, describe
+
+    folder = GridFolder(options.grid_dir)
+    found = check_agreement(folder, options.id, options.items)
+    for line in describe(found):
+        print(line)
+    print(f"written: {folder.agreement(options.id)}")
+    return 0 if found["passed"] else 1
+
+
 def mlflow(options: argparse.Namespace) -> int:
     """Imports the records of points into MLflow.
 
@@ -344,6 +359,10 @@ def _parser() -> argparse.ArgumentParser:
     ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
     made = verb("language", language)
     made.add_argument("ids", **ids)
+    made.add_argument("--grid-dir", **grid_dir)
+    made = verb("agreement", agreement)
+    made.add_argument("id", metavar="ID", help="id of a point with scores")
+    made.add_argument("--items", type=_count, help="compare the first ITEMS items of each task (default: all)")
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("mlflow", mlflow)
     made.add_argument("ids", **ids)

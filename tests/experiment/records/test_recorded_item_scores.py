@@ -19,6 +19,7 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.export import export_grid
 from blast.experiment.records.record import read_record
 from blast.experiment.records.table import load_table
+from blast.files import write_json
 
 DENSE, PRUNED = "gpt2-nano.pystdlib.dense.seed0", "gpt2-nano.pystdlib.blast.s95.b16.seed0"
 
@@ -60,6 +61,17 @@ def test_the_verdict_is_the_same_from_the_grid_and_from_the_evidence(grid, tmp_p
 def test_a_point_whose_parent_has_no_items_gets_no_verdict(grid, tmp_path):
     grid.item_scores(DENSE).unlink()
     assert verdicts(load_table(grid.root, tmp_path / "none")).empty
+
+
+def test_a_comparison_with_stock_lm_eval_is_exported_with_its_record_and_with_no_other(grid, tmp_path):
+    file = tmp_path / "recorded" / fake.HARDWARE / "agreement" / fake.GRID / f"{DENSE}.json"
+    write_json(grid.agreement(DENSE), {"passed": True, "record_digest": "sha256:another"})
+    export_grid(grid.root, tmp_path / "recorded")
+    assert not file.exists()
+    digest = read_record(grid.record(DENSE))["record_digest"]
+    write_json(grid.agreement(DENSE), {"passed": True, "record_digest": digest})
+    assert file in export_grid(grid.root, tmp_path / "recorded")
+    assert file.read_bytes() == grid.agreement(DENSE).read_bytes()
 
 
 def test_items_of_another_record_are_not_exported(grid, tmp_path):

@@ -135,11 +135,15 @@ class LmEvalMetrics:
         """The metrics of all tasks as entries of a record; see `evaluate`, which also gives the items."""
         return self.evaluate(scores_file).metrics
 
-    def evaluate(self, scores_file: Path) -> Evaluated:
+    def evaluate(self, scores_file: Path, limit: int | None = None) -> Evaluated:
         """What lm-eval makes of the scores: metrics with standard errors and counts, and its samples.
 
         lm-eval gives no standard error for bits per byte and perplexities. Here it is that of a ratio estimate over
         documents (delta method, see `ratio_and_stderr`).
+
+        Args:
+            scores_file: The scores of all requests.
+            limit: Use the first so many documents of each task; None for all that have requests.
 
         Raises:
             BlastError: if the scores are missing, damaged, not finite or of other requests, or if a task changed since
@@ -147,7 +151,7 @@ class LmEvalMetrics:
         """
         scores = read_scores(scores_file)
         scores.check_against(self.requests, str(scores_file))
-        results = self._evaluate(scores)
+        results = self._evaluate(scores, limit or self.requests.settings["limit"])
         metrics = [
             self._entry(results, scores, task, *key.split(","))
             for task in self.requests.tasks
@@ -166,7 +170,7 @@ class LmEvalMetrics:
             for task, samples in evaluated.samples.items()
         }
 
-    def _evaluate(self, scores: ScoreFile) -> dict[str, Any]:
+    def _evaluate(self, scores: ScoreFile, limit: int | None) -> dict[str, Any]:
         from lm_eval.evaluator import evaluate
 
         from blast.experiment.language.models import StoredScores
@@ -180,7 +184,7 @@ class LmEvalMetrics:
         return evaluate(
             lm=StoredScores(by_key),
             task_dict={"tasks": self._tasks, "groups": {}, "group_map": {}},
-            limit=self.requests.settings["limit"],
+            limit=limit,
             bootstrap_iters=BOOTSTRAP,
         )
 

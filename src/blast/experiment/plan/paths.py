@@ -36,6 +36,10 @@ class GridFolder:
         """The scores of single items of a point, for paired comparisons."""
         return self.root / "language" / f"{point}.items.npz"
 
+    def agreement(self, point: str) -> Path:
+        """The comparison of a point with stock lm-eval."""
+        return self.root / "agreement" / f"{point}.json"
+
     def work(self, point: str) -> Path:
         """The folder of everything else of a point: checkpoint, scores, masks, training state."""
         return self.root / "points" / point

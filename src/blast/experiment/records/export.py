@@ -11,6 +11,7 @@ from typing import Any
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records.agreement import export_agreement
 from blast.experiment.records.item_scores import export_item_scores
 from blast.experiment.records.masks import export_masks
 from blast.experiment.records.rows import (
@@ -165,7 +166,8 @@ def export(records: Iterable[Record | tuple[Record, Record | None]], recorded_di
 
 
 def export_grid(grid_dir: Path, recorded_dir: Path) -> list[Path]:
-    """Exports every record of a grid with its language metrics (see `export`), the masks and the scores of items.
+    """Exports every record of a grid with its language metrics (see `export`), masks, scores of items
+    and comparisons with stock lm-eval.
 
     Raises:
         BlastError: if there is no record, one is damaged, or its masks or items are not those of the record.
@@ -179,4 +181,5 @@ def export_grid(grid_dir: Path, recorded_dir: Path) -> list[Path]:
         machine_dir = _folder(recorded_dir, record)
         beside.append(export_masks(folder, record, machine_dir))
         beside.append(export_item_scores(folder, record, language, machine_dir))
+        beside.append(export_agreement(folder, record, machine_dir))
     return export(entries, recorded_dir) + [file for file in beside if file]
