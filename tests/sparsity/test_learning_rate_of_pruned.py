@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -98,6 +100,32 @@ def test_masked_and_sparse_training_agree():
         outputs.append((sparsifier.masks, blast.to_dense(model)(torch.ones(1, 16, dtype=torch.float64))))
     assert all(torch.equal(outputs[0][0][name], outputs[1][0][name]) for name in outputs[0][0])
     assert torch.allclose(outputs[0][1], outputs[1][1], atol=1e-9)
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_a_resumed_run_still_scales_the_rate(execution):
+    """`Optimizer.load_state_dict` makes new parameter groups."""
+    settings = config(lr_density_power=0.5, execution=execution, initial_sparsity=0.5)
+    runs = []
+    for cut in (None, 9):
+        model = small()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        sparsifier = blast.Sparsifier(model, optimizer, settings)
+        for step in range(16):
+            if step == cut:
+                saved = sparsifier.state_dict(), model.state_dict(), optimizer.state_dict()
+                model = small()
+                optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+                sparsifier = blast.Sparsifier(model, optimizer, settings)
+                for part, state in zip((sparsifier, model, optimizer), copy.deepcopy(saved), strict=True):
+                    part.load_state_dict(state)
+            torch.manual_seed(step)
+            model(torch.randn(8, 16)).square().mean().backward()
+            sparsifier.step()
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append(dict(blast.to_dense(model).named_parameters()))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
 def test_rates_that_are_tensors_are_scaled_by_a_tensor_that_follows_the_density():

@@ -65,6 +65,11 @@ class Optimizers:
         return [type(levels[-1]).__name__ for levels in self._levels]
 
     @property
+    def unwrapped(self) -> list[torch.optim.Optimizer]:
+        """Each optimizer without wrappers."""
+        return [levels[-1] for levels in self._levels]
+
+    @property
     def accumulating(self) -> bool:
         """Whether accelerate is between two micro-batches; its optimizers then skip their steps."""
         states = (getattr(level, "gradient_state", None) for levels in self._levels for level in levels)
@@ -188,6 +193,11 @@ class Optimizers:
                     inner.add_param_group({**options, "params": moved})
                     made.append(inner.param_groups[-1])
         return made
+
+    def groups_of(self, chosen: set[int]) -> list[dict[str, Any]]:
+        """The parameter groups that hold any of the chosen parameters, given by their `id`."""
+        groups = (group for inner in self.unwrapped for group in inner.param_groups)
+        return [group for group in groups if any(id(parameter) in chosen for parameter in group["params"])]
 
     def replace_parameter(self, old: nn.Parameter, new: nn.Parameter, convert: Callable[[Tensor], Tensor]) -> None:
         """Replaces a parameter in its optimizer, and converts its state.

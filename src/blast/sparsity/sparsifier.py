@@ -388,3 +388,6 @@ class Sparsifier:
     def _after_load(self, *_: object) -> None:
         self._checks.after_load()
         self._loaded = True
+        if self.config.lr_density_power:
+            # `load_state_dict` makes new parameter groups.
+            self._rates.groups = self._optimizers.groups_of({id(p) for g in self._mask_groups for p in g.parameters})
