@@ -17,6 +17,10 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
           "<": r"$<$", ">": r"$>$"}  # fmt: skip
 
 
+# The column of a table with the command that runs the points of a row again; it is in the CSV file alone.
+RERUN = "rerun"
+
+
 def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
     """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi). Each is renamed when complete."""
     written = []
@@ -71,13 +75,15 @@ def save_table(
     """Writes `name.csv` (all numbers in full), `name.md` and `name.tex` (as printed).
 
     Args:
-        frame: Rows with numbers and text.
+        frame: Rows with numbers and text; with a column `RERUN`, the Markdown says where the commands are.
         shown: The same rows as printed.
         out_dir: Folder; created if missing.
         name: Name without suffix.
         widths: See `latex`.
     """
     texts = {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": markdown(shown), "tex": latex(shown, widths)}
+    if RERUN in frame:
+        texts["md"] += f"\nThe column `{RERUN}` of `{name}.csv` has the command that runs the points of a row again.\n"
     written = []
     for kind, text in texts.items():
         file = Path(out_dir, f"{name}.{kind}")

@@ -8,12 +8,15 @@ from typing import Any
 import pandas as pd
 
 from blast.experiment.analysis.comparison import missing, summarise
+from blast.experiment.plan.rerun import rerun_of_grid
 from paper_figures import _style as style
+from paper_figures._write import RERUN
 
 TITLE = "All results"
 COLUMNS = (
     "grid", "hardware", "architecture", "dataset", "metric", "task", "unit", "method", "sparsity", "achieved_sparsity",
     "block", "seeds", "n", "value", "standard_error", "seed_spread", "relative_loss_percent", "note",
+    RERUN,
 )  # fmt: skip
 ORDER = {name: place for place, name in enumerate(style.METHODS)}
 
@@ -37,7 +40,7 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
             "achieved_sparsity": row.achieved_sparsity, "block": row.block, "seeds": row.seeds, "n": row.n,
             "value": row.value, "standard_error": row.error,
             "seed_spread": row.highest - row.lowest if row.seeds > 1 else math.nan,
-            "relative_loss_percent": row.relative, "note": _note(row),
+            "relative_loss_percent": row.relative, "note": _note(row), RERUN: rerun_of_grid(row.grid, row.points),
         }
         for row in summarise(table).itertuples(index=False)
     ]  # fmt: skip
@@ -46,6 +49,7 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
             "grid": row.grid, "hardware": row.hardware, "architecture": row.model, "dataset": row.dataset,
             "method": row.method, "sparsity": row.sparsity, "block": row.block,
             "note": f"seed {row.seed} {row.status}" + (f": {row.cause}" if row.status == "failed" else ""),
+            RERUN: rerun_of_grid(row.grid, [row.point]),
         }
         for row in missing(table[table["suite"] == "train"]).itertuples(index=False)
     ]  # fmt: skip

@@ -62,6 +62,7 @@ EXPERIMENT = [
     "gpu_tables",
     "tracking",
     "listing",
+    "rerun",
     "snakemake_hooks",
     "cli",
 ]

@@ -89,6 +89,26 @@ def job(options: argparse.Namespace) -> int:
     return 1 if failures and options.strict else 0
 
 
+def rerun(options: argparse.Namespace) -> int:
+    """Runs points of a config again, with the points whose checkpoints they need and their lm-eval tasks.
+
+    Example: blast rerun vit-nano.digits.one_shot.s95.b16.seed0 --config config/config.yaml
+    """
+    from blast.experiment.rerun import check_digest, with_needs
+    from blast.experiment.rerun import rerun as run_again
+
+    plan = plan_of(options.config)
+    points = with_needs(plan, options.ids)
+    if options.digest:
+        if len(options.ids) > 1:
+            raise BlastError("--digest is the digest of one point; give one id, or leave it out.")
+        check_digest(points[-1], options.digest, options.config)
+    folder = GridFolder(options.out or Path("results") / "again" / points[0].grid)
+    failures = run_again(plan, options.ids, folder)
+    print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
+    return 1 if failures else 0
+
+
 def fetch(options: argparse.Namespace) -> int:
     """Downloads one dataset, or all that a config needs, into the cache, and prints the sizes first.
 
@@ -314,6 +334,12 @@ def _parser() -> argparse.ArgumentParser:
         help="let each point hold a GPU alone also with --jobs 1, and let benchmarks run side by side",
     )
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
+    ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
+    made = verb("rerun", rerun)
+    made.add_argument("ids", **ids)
+    made.add_argument("--config", **config)
+    made.add_argument("--digest", metavar="HEX", help="begin of the digest of the settings; others are refused")
+    made.add_argument("--out", type=Path, help="folder for records and checkpoints (default: results/again/<grid>)")
     recorded = {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}
     tuned = {"type": Path, "default": CHECKOUT / "kernels" / "tuned", "help": "default: kernels/tuned of the checkout"}
     for name, function in (("bench", bench), ("tune", tune)):
@@ -356,7 +382,6 @@ def _parser() -> argparse.ArgumentParser:
         "--separate-test", action="store_true", help="leave out what comes from held-out documents of even number"
     )
     made.add_argument("--grid-dir", **grid_dir)
-    ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
     made = verb("language", language)
     made.add_argument("ids", **ids)
     made.add_argument("--grid-dir", **grid_dir)

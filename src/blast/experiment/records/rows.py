@@ -29,7 +29,9 @@ SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
 # Keys of `setting` that rows of a curve have.
 CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution")
 # Left out of `describe_run`: values that differ between points of one process, or that name a person's machine.
-RUN_LEFT_OUT = frozenset({"wall_s", "started", "finished", "host", "hardware", "training_seconds", "gpus_held"})
+RUN_LEFT_OUT = frozenset(
+    {"wall_s", "started", "finished", "host", "hardware", "training_seconds", "gpus_held", "command"}
+)
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -42,7 +44,7 @@ def describe_run(record: Record) -> dict[str, Any]:
         record: A record; its `run` part is read.
 
     Returns:
-        Versions, driver, commit, command, … and the day it started.
+        Versions, driver, commit, … and the day it started.
     """
     run = record["run"]
     kept = {key: value for key, value in run.items() if key not in RUN_LEFT_OUT}

@@ -17,6 +17,7 @@ from typing import Any
 from blast.errors import BlastError
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
+from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records import provenance
 from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import make_record, read_record, retry_reason, write_record
@@ -63,7 +64,7 @@ def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str,
         **({"gpus_held": held} if (held := child.hold.environment.get("CUDA_VISIBLE_DEVICES")) else {}),
         **beside,
         "threads": child.points[0].threads,
-        "command": "python -m blast job " + " ".join(f"{point.id}.json" for point in child.points),
+        "command": rerun_command(point, child.folder),
     }
 
 

@@ -18,6 +18,7 @@ import torch
 from blast.errors import BlastError
 from blast.experiment.plan.paths import OUTCOME, GridFolder
 from blast.experiment.plan.point import Point
+from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records.fingerprint import entry_of, fingerprint
 from blast.experiment.records.provenance import hardware
 from blast.files import write_json
@@ -91,7 +92,7 @@ def outcome_of(point: Point, folder: GridFolder, gpus: int = 0) -> dict[str, Any
         What the job makes a record of; None in all processes but the first.
     """
     if rank_and_world_size()[0] == 0:
-        print(f"== {point.id}", flush=True)
+        print(f"== {point.id}\nagain with: {rerun_command(point, folder)}", flush=True)
     try:
         _check_gpus(gpus)
         set_up_torch(point)
