@@ -14,7 +14,7 @@ from blast.evaluation.mode import evaluating
 from blast.evaluation.requests import Request, RequestFile, read_requests
 from blast.evaluation.scores import Score, ScoreFile, require_finite, write_scores
 
-__all__ = ["max_length_of", "score", "score_requests", "windows", "write_scores"]
+__all__ = ["max_length_of", "read_tokens", "score", "score_requests", "windows", "write_scores"]
 
 Window = tuple[list[int], int]  # token ids (inputs and the last target), and how many of the last are scored
 
@@ -53,6 +53,11 @@ def windows(request: Request, max_length: int) -> list[Window]:
             f"not fit a window of {max_length}; take a longer window or leave the document out."
         )
     return [(tokens[-(max_length + 1) :], scored)]
+
+
+def read_tokens(requests: RequestFile | Sequence[Request], max_length: int) -> list[int]:
+    """How many tokens a model reads to score each request: what it costs, without padding."""
+    return [sum(len(tokens) - 1 for tokens, _ in windows(request, max_length)) for request in requests]
 
 
 @torch.inference_mode()

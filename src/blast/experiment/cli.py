@@ -37,6 +37,12 @@ def check(options: argparse.Namespace) -> int:
     if options.list:
         for name in plan.points:
             print(name)
+    if options.cost:
+        from blast.experiment.language.cost import describe_cost
+
+        folder = options.grid_dir or Path("results", next(iter(plan.points.values())).grid)
+        for line in describe_cost(plan, GridFolder(folder), options.recorded):
+            print(line)
     return 0
 
 
@@ -313,9 +319,13 @@ def _parser() -> argparse.ArgumentParser:
 
     config = {"type": Path, "default": in_checkout("config/config.yaml"), "help": "default: config/config.yaml"}
     grid_dir = {"type": Path, "required": True, "help": "folder of the grid, such as results/default"}
+    recorded = {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}
     made = verb("check", check)
     made.add_argument("config", **config, nargs="?")
     made.add_argument("--list", action="store_true", help="also print the id of each point")
+    made.add_argument("--cost", action="store_true", help="also print what the evaluation costs, in tokens and minutes")
+    made.add_argument("--grid-dir", type=Path, help="folder of the grid, for --cost (default: results/<name>)")
+    made.add_argument("--recorded", **recorded)
     made = verb("list", list_names)
     made.add_argument("kinds", nargs="*", metavar="KIND", help="architectures, datasets, methods, … (default: all)")
     made = verb("plan", plan)
@@ -340,7 +350,6 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--config", **config)
     made.add_argument("--digest", metavar="HEX", help="begin of the digest of the settings; others are refused")
     made.add_argument("--out", type=Path, help="folder for records and checkpoints (default: results/again/<grid>)")
-    recorded = {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}
     tuned = {"type": Path, "default": CHECKOUT / "kernels" / "tuned", "help": "default: kernels/tuned of the checkout"}
     for name, function in (("bench", bench), ("tune", tune)):
         made = verb(name, function)

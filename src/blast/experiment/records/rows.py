@@ -30,8 +30,11 @@ SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
 CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution")
 # Left out of `describe_run`: values that differ between points of one process, or that name a person's machine.
 RUN_LEFT_OUT = frozenset(
-    {"wall_s", "started", "finished", "host", "hardware", "training_seconds", "gpus_held", "command"}
+    {"wall_s", "started", "finished", "host", "hardware", "training_seconds", "scoring", "gpus_held", "command"}
 )
+
+# Tokens a second that a model reads while lm-eval's requests are scored, padding not counted.
+SCORING_RATE = "scoring_rate"
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -143,6 +146,15 @@ def _curves(record: Record) -> dict[str, Mapping[str, Any]]:
     return curves
 
 
+def _scoring_rate(record: Record) -> list[dict[str, Any]]:
+    """How many tokens a second the model read while lm-eval's requests were scored, as a metric; empty if unknown."""
+    took = record["run"].get("scoring")
+    if not took or record["run"].get("side_by_side", 1) != 1:
+        return []
+    value = took["tokens"] / took["seconds"]
+    return [{"metric": SCORING_RATE, "unit": "tokens/s", "value": value, "n": took["tokens"], "better": "higher"}]
+
+
 def record_rows(record: Record, language: Record | None = None) -> list[Row]:
     """Long-form rows of one record.
 
@@ -162,7 +174,8 @@ def record_rows(record: Record, language: Record | None = None) -> list[Row]:
     if record["status"] != "ok":
         return [_floats(_failure(common, setting, record.get("cause")))]
     result = record["result"]
-    rows = [_metric_row(common, setting, metric) for metric in result.get("metrics", ())]
+    metrics = [*result.get("metrics", ()), *_scoring_rate(record)]
+    rows = [_metric_row(common, setting, metric) for metric in metrics]
     if language is not None and language.get("record_digest") == record["record_digest"]:
         if language.get("status") == "ok":
             rows += [_metric_row(common, setting, metric) for metric in language.get("metrics", ())]

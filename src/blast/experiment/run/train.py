@@ -28,7 +28,7 @@ from blast.errors import BlastError
 from blast.evaluation.class_logits import class_logits
 from blast.evaluation.metric import metric
 from blast.evaluation.requests import SEPARATE_TEST, read_requests
-from blast.evaluation.scoring import score_requests
+from blast.evaluation.scoring import read_tokens, score_requests
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
@@ -337,19 +337,20 @@ def _teacher_of(run: PointRun, model: nn.Module) -> nn.Module:
     return teacher.eval().requires_grad_(False)
 
 
-def _scored(run: PointRun, model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Metrics of a model, and the scores of lm-eval's requests as an artifact."""
+def _scored(run: PointRun, model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Metrics of a model, the scores of lm-eval's requests as an artifact, and how long scoring them took."""
     point, work = run.point, run.folder.work(run.point.id)
     artifacts: dict[str, Any] = {}
+    took: dict[str, Any] = {}
     metrics = measure(point, model, *run.held_out)
     requests_file = run.folder.requests(point.dataset)
     if run.language and point.evaluation.get("tasks") and requests_file.is_file():
-        batch = point.evaluation.get("batch", BATCH)
-        score_requests(
-            model, requests_file, work / "scores.json", batch_size=batch, max_length=point.training["length"]
-        )
+        batch, length = point.evaluation.get("batch", BATCH), point.training["length"]
+        requests, start = read_requests(requests_file), time.perf_counter()
+        score_requests(model, requests, work / "scores.json", batch_size=batch, max_length=length)
+        took = {"scoring": {"seconds": time.perf_counter() - start, "tokens": sum(read_tokens(requests, length))}}
         artifacts["scores"] = {"path": "scores.json", "digest": file_digest(work / "scores.json")}
-    return metrics, artifacts
+    return metrics, artifacts, took
 
 
 def evaluate_saved(
@@ -369,7 +370,7 @@ def evaluate_saved(
         sparsity: Target and achieved sparsity; None for a dense model.
     """
     point, work = run.point, run.folder.work(run.point.id)
-    metrics, artifacts = _scored(run, model)
+    metrics, artifacts, took = _scored(run, model)
     run.say("evaluated")
     sizes = model_bytes(model)
     checkpoint = work / "checkpoint"
@@ -397,5 +398,5 @@ def evaluate_saved(
         **weights_of(point),
         "artifacts": artifacts,
         # Time is no result: it goes into the part of the record that says how the run went.
-        "run": {"training_seconds": history.seconds} if history.seconds["step"] else {},
+        "run": ({"training_seconds": history.seconds} if history.seconds["step"] else {}) | took,
     }
