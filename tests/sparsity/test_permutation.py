@@ -99,6 +99,20 @@ def test_an_mlp_whose_units_are_told_apart_stays_as_it_is():
         permute_hidden_units_(nn.Sequential(Normed()), ["0.fc1", "0.fc2"], BLOCK)
 
 
+def test_a_model_whose_mlps_are_all_pruned_in_part_cannot_be_permuted():
+    model = models()["gated"]
+    up_alone = [name for name in names_of(model) if name.endswith("up_proj")]
+    with pytest.raises(BlastError, match="because only some of the matrices of each are pruned; choose all of them"):
+        permute_hidden_units_(model, up_alone, BLOCK)
+
+
+def test_a_sparsifier_does_not_permute():
+    model = models()["gated"]
+    config = blast.SparsifyConfig(sparsity=0.5, block=8, steps=10, permute_hidden=True)
+    with pytest.raises(BlastError, match="permute_hidden reorders a trained model before one-shot pruning"):
+        blast.Sparsifier(model, torch.optim.SGD(model.parameters(), 0.1), config)
+
+
 def test_an_mlp_that_is_pruned_in_part_stays_as_it_is():
     model = models()["gated"]
     before = copy.deepcopy(model.state_dict())

@@ -41,7 +41,7 @@ def run(folder: Path, file: Path) -> None:
     if asked.get("dies"):
         os.kill(os.getpid(), asked["dies"])
     outcome = {"status": "ok", "result": asked.get("result", {"metrics": []})}
-    for other in filter(None, (values["parent"], values.get("teacher"))):
+    for other in filter(None, (values["parent"] if values["start"] == "parent" else None, values.get("teacher"))):
         if json.loads((folder / "records" / f"{other}.json").read_text())["status"] != "ok":
             outcome = {"status": "failed", "cause": f"its parent '{other}' failed."}
     if asked.get("fails"):

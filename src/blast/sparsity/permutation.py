@@ -35,19 +35,23 @@ def permute_hidden_units_(model: nn.Module, names: Sequence[str], block: BlockSh
     Raises:
         BlastError: if no MLP can be permuted.
     """
-    wanted, made = set(names), {}
+    wanted, made, in_part = set(names), {}, False
     for mlp in find_mlps(model):
-        if not all(target.name in wanted for target in mlp.targets) or _reads_units_by_place(model, mlp):
+        pruned = [target.name in wanted for target in mlp.targets]
+        in_part |= any(pruned) and not all(pruned)
+        if not all(pruned) or _reads_units_by_place(model, mlp):
             continue
         order = hidden_order(mlp, block)
         for target in mlp.targets:
             _permute(target, order, rows=target is not mlp.down)
         made[mlp.name] = order
     if not made:
-        raise BlastError(
-            "no MLP of this model can be permuted, because something else reads its hidden units by their place; "
-            "leave the permutation out."
+        why = (
+            "only some of the matrices of each are pruned; choose all of them with 'targets', or"
+            if in_part
+            else "something else reads its hidden units by their place;"
         )
+        raise BlastError(f"no MLP of this model can be permuted, because {why} leave the permutation out.")
     return made
 
 

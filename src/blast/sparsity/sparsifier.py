@@ -115,6 +115,11 @@ class Sparsifier:
                 f"the keep score '{config.keep_score}' needs a calibration, which only one-shot pruning makes; "
                 "take 'magnitude' or 'second_moment'."
             )
+        if config.permute_hidden:
+            raise BlastError(
+                "permute_hidden reorders a trained model before one-shot pruning, and a Sparsifier prunes while "
+                "training; leave it out."
+            )
         # The wrappers of torch.compile and of data-parallel training put a prefix before every name.
         model = getattr(model, "_orig_mod", model)
         wrapper = None

@@ -165,6 +165,15 @@ def test_more_jobs_than_gpus_and_points_that_need_each_other_are_one_sentence(ma
         needs_first([point("a", teacher="b"), point("b", teacher="a")])
 
 
+@pytest.mark.parametrize("needs", [{"teacher": "dense"}, {"start": "parent", "parent": "dense"}])
+def test_a_point_whose_parent_or_teacher_is_missing_is_refused_before_anything_runs(machine, needs):
+    with pytest.raises(BlastError, match="the point 'p0' needs the checkpoint of 'dense', which has no record in"):
+        run_points([point("first"), point("p0", **needs)], machine, machine.root / "log")
+    assert not (machine.root / "journal.txt").exists()
+    # A parent that is for comparison alone is not needed.
+    assert run_points([point("p0", parent="dense")], machine, machine.root / "log") == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_children_and_frees_their_gpus(machine, number):
     files = []

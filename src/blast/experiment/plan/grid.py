@@ -13,6 +13,7 @@ from blast import architectures, datasets
 from blast.benchmark.settings import settings_of
 from blast.errors import BlastError, unknown_name
 from blast.evaluation.requests import SEPARATE_TEST
+from blast.experiment.plan.block_checks import check_permutation, check_teacher
 from blast.experiment.plan.config import Benchmark, Config, GridBlock
 from blast.experiment.plan.point import Point
 from blast.settings import Place, plain
@@ -285,37 +286,6 @@ def _taught(block: GridBlock, dense: str) -> dict[str, Any]:
     }
 
 
-def _check_teacher(block: GridBlock) -> None:
-    """Refuses a teacher that does not exist, cannot be read, or teaches nothing."""
-    if block.distillation is None:
-        return
-    if block.variant is None:
-        raise BlastError("a block with 'distillation' needs a 'variant', which names its points; add one.")
-    once = [method for method in block.methods if method in METHOD_DETAILS and METHOD_DETAILS[method].prunes_parent]
-    if block.start == "published" or once:
-        untrained = once[0] if once else "start: published"
-        raise BlastError(
-            f"'distillation' is for models that are trained, and '{untrained}' trains nothing; "
-            "put it in a block without 'distillation'."
-        )
-    name = block.distillation.teacher
-    if name == DENSE:
-        return
-    teacher = architectures.get(name)
-    if teacher.weights is None:
-        raise BlastError(f"the teacher '{name}' has no published weights; write 'teacher: dense', or another name.")
-    for architecture, named in itertools.product(block.architectures, block.datasets):
-        dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
-        tokens = datasets.tokenizer_of(dataset)
-        vocabulary = None if tokens is None else architectures.get(tokens).shape.vocab
-        if teacher.modality == "language" and vocabulary != teacher.shape.vocab:
-            raise BlastError(
-                f"the teacher '{name}' has a vocabulary of {teacher.shape.vocab} tokens and '{dataset}' "
-                f"{vocabulary or 'one of its own'}; take the dataset in its tokens: "
-                f"'{datasets.base_name(dataset)}@{name}'."
-            )
-
-
 def _benchmark_points(config: Config, number: int, suite: Benchmark) -> Iterator[Point]:
     settings = {"suite": suite.suite, "tokens": list(suite.tokens), "dtype": suite.dtype, "repeats": suite.repeats}
     settings |= settings_of(suite.suite, suite.settings, Place("key", ("benchmarks", number, "settings")))
@@ -353,7 +323,8 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
         _check_sections(config)
         for block in config.grid:
             _check_names(block)
-            _check_teacher(block)
+            check_teacher(block)
+            check_permutation(config, block)
         for point in itertools.chain(
             *(_train_points(config, block) for block in config.grid),
             *(_benchmark_points(config, number, suite) for number, suite in enumerate(config.benchmarks)),

@@ -94,7 +94,8 @@ def run_points(
         How many of them failed or were not finished; those have a record too.
 
     Raises:
-        BlastError: if a point is given twice, points need each other, or there are fewer GPUs than `jobs`.
+        BlastError: if a point is given twice, points need each other or one that has not run, or there are fewer GPUs
+            than `jobs`.
     """
     if twice := [name for name, times in Counter(point.id for point in points).items() if times > 1]:
         raise BlastError(f"the point '{twice[0]}' is given twice; give each point once.")
@@ -108,7 +109,20 @@ def run_points(
                 print(progress_line(folder, record, total, again=True), flush=True)
             else:
                 waiting.append(point)
+        _check_needs(waiting, points, folder)
         return _Job(waiting, folder, log, total, schedule, gpus).run()
+
+
+def _check_needs(waiting: Sequence[Point], given: Sequence[Point], folder: GridFolder) -> None:
+    """Refuses a point whose parent or teacher has not run and will not run now, before anything is trained."""
+    ids = {point.id for point in given}
+    for point in waiting:
+        for other in point.needs:
+            if other not in ids and not folder.record(other).is_file():
+                raise BlastError(
+                    f"the point '{point.id}' needs the checkpoint of '{other}', which has no record in "
+                    f"{folder.root}; give that point too."
+                )
 
 
 class _Job:

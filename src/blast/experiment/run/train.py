@@ -334,6 +334,8 @@ def _teacher_of(run: PointRun, model: nn.Module) -> nn.Module:
         teacher = architectures.load(name, progress=run.say).to(run.device)
     if run.language:
         check_teacher(name, (len(head_of(teacher)[0]), len(head_of(unwrapped(model))[0])))
+    elif point.teacher is None and (classes := architectures.get(name).shape.classes):
+        check_teacher(name, (classes, run.data.num_classes))
     return teacher.eval().requires_grad_(False)
 
 
