@@ -31,8 +31,13 @@ def input_moments(
         For each name of a target, float32 on its device.
 
     Raises:
-        BlastError: if a matrix got no input, or an input is not finite.
+        BlastError: if a matrix got no input, is the slice of an expert, or an input is not finite.
     """
+    if experts := [target.name for target in targets if target.expert is not None]:
+        raise BlastError(
+            f"the inputs of '{experts[0]}' cannot be observed, because it is an expert in a larger parameter; "
+            "prune without a calibration ('magnitude'), or leave it out of the targets."
+        )
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 

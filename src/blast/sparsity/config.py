@@ -109,7 +109,9 @@ Example:
 """
 
 PLACE = Place("sparsify setting")
-_NUMBERS = ("sparsity", "initial_sparsity", "dense_start", "hold", "swap_share", "grow_share", "break_even")
+_NUMBERS = (
+    "sparsity", "initial_sparsity", "dense_start", "hold", "swap_share", "grow_share", "layer_spread", "break_even",
+)  # fmt: skip
 Layers = Annotated[int, Bounds(ge=0)]
 
 
@@ -139,11 +141,16 @@ class SparsifyConfig:
         lr_density_power: The learning rate of the pruned matrices is multiplied by `density ** -power`. The density is
             the achieved share of live blocks. 0 changes nothing; 0.25 multiplies by 2.1 at a sparsity of 0.95.
         ranking: Blocks compete within a `matrix`, a `layer`, or the whole `model`.
+        layer_spread: Layers with more outliers keep more blocks (OWL). The sparsity of a layer lies within the target
+            plus or minus this number, and the mean is the target. Outliers are counted anew at each mask update.
+            0 gives all layers the same sparsity.
         dense_first: Layers at the start of the model that are not pruned.
         dense_last: Layers at the end of the model that are not pruned.
         targets: `"mlp"` (with the experts of mixtures), `"attention"`, shell-style patterns of names (`"*.q_proj"`), or
             `"re:"` + a regex.
         tie_gate_up: Whether the gate and up matrices of one MLP share a mask.
+        joint_hidden: Whether the keep score of a block is multiplied by the norms of the other matrices of its MLP in
+            the same hidden units. So live blocks of gate, up and down meet in the same hidden units.
         permute_hidden: Whether one-shot pruning first permutes the hidden units of each MLP, so that important units
             lie in the same blocks. The function of the model does not change.
         seed: Seed of the random scores.
@@ -180,10 +187,12 @@ class SparsifyConfig:
     swap_decay: Literal["cosine", "constant"] = "cosine"
     lr_density_power: Annotated[float, Bounds(ge=0, le=1), Later()] = 0.0
     ranking: Literal["matrix", "layer", "model"] = "matrix"
+    layer_spread: Annotated[Sparsity, Later()] = 0.0
     dense_first: Layers = 0
     dense_last: Layers = 0
     targets: Annotated[tuple[Name, ...], NotEmpty(), ListOrOne()] = ("mlp",)
     tie_gate_up: bool = False
+    joint_hidden: Annotated[bool, Later()] = False
     permute_hidden: Annotated[bool, Later()] = False
     seed: Seed = 0
     execution: Literal["auto", "masked", "sparse"] = "auto"
@@ -211,6 +220,23 @@ class SparsifyConfig:
                 f"dense_start {self.dense_start:g} keeps the model dense, but initial_sparsity is "
                 f"{self.initial_sparsity:g}; set one of them to 0."
             )
+        self._check_scores()
+
+    def _check_scores(self) -> None:
+        """Refuses switches that change nothing, or that a score or a ranking does not allow."""
+        if self.layer_spread and self.ranking == "model":
+            raise BlastError(
+                f"layer_spread {self.layer_spread:g} spreads the sparsity over the layers, which the ranking 'model' "
+                "does already; set layer_spread to 0, or the ranking to 'matrix' or 'layer'."
+            )
+        if self.layer_spread and self.layer_spread >= 1 - self.sparsity:
+            raise BlastError(
+                f"layer_spread {self.layer_spread:g} may empty a layer, because the sparsity {self.sparsity:g} keeps "
+                f"only {1 - self.sparsity:.3g} of the blocks; give a smaller layer_spread."
+            )
+        for switch in ("layer_spread", "joint_hidden"):
+            if getattr(self, switch) and self.keep_score == "random":
+                raise BlastError(f"{switch} needs scores of the weights, and the keep score is 'random'; leave it out.")
 
     @property
     def calibrated(self) -> bool:

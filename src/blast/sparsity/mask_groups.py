@@ -25,6 +25,7 @@ from blast.model.module_replacement import sparse_layers
 from blast.model.sparse_modules import check_all_experts
 from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.joint_scores import check_hidden_units
 
 # A tensor of the shape of a parameter, or None.
 MomentOf = Callable[[nn.Parameter], "Tensor | None"]
@@ -173,20 +174,26 @@ def find_mask_groups(model: nn.Module, config: SparsifyConfig) -> tuple[list[Mas
 
     Args:
         model: The model, dense.
-        config: `targets`, `block`, `dense_first`, `dense_last` and `tie_gate_up` are used.
+        config: `targets`, `block`, `dense_first`, `dense_last`, `tie_gate_up` are used, and `layer_spread` and
+            `joint_hidden` are checked.
 
     Returns:
         The mask groups, and the targets that stay dense.
 
     Raises:
         BlastError: if a target matches nothing or is block-sparse already, a layer cannot be made block-sparse, a block
-            does not divide a matrix, or a matrix to prune shares its parameter with a module that is not a target.
+            does not divide a matrix, a matrix to prune shares its parameter with a module that is not a target, or the
+            matrices do not allow `layer_spread` or `joint_hidden`.
     """
     _refuse_sparse(model, config.targets)
     pruned, dense = split_dense(match_matrices(model, config.targets), config.dense_first, config.dense_last)
     layers = (target.name for target in pruned if target.expert is None)
     refuse_ineligible(dict(model.named_modules()), layers, "leave it out of the targets")
     check_all_experts(pruned, "the targets")
+    if config.joint_hidden:
+        check_hidden_units(pruned)
+    if config.layer_spread and len({target.layer_path or target.name for target in pruned}) == 1:
+        raise BlastError("layer_spread spreads the sparsity over layers, and one alone is pruned; leave it out.")
     _refuse_experts_on_meta(pruned)
     _check_sharing(model, pruned)
     told = warning_about(dense_mlp_weights(model, [*pruned, *dense]), model) if MLP in config.targets else None

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.layer_budgets import scope_budgets
 from blast.sparsity.mask_groups import MaskGroup, pruning_scopes
 from blast.sparsity.one_shot import prune_to_budget
 from blast.sparsity.optimizers import Optimizers
 from blast.sparsity.prune_and_grow import prune_and_grow
 from blast.sparsity.schedule import grow_share, swap_limit, target_sparsity
 from blast.sparsity.scores import keep_and_grow_scores, keep_scores
-from blast.sparsity.selection import as_numpy, block_budget, live_cost
+from blast.sparsity.selection import as_numpy, live_cost
 
 
 class MaskUpdate:
@@ -50,16 +51,17 @@ class MaskUpdate:
         else:
             self._check_any_gradient(step)
             keep, grow = keep_and_grow_scores(self._mask_groups, masks, config, step, moments)
-        new = list(masks)
-        for scope in self._scopes:
-            changing = self._with_gradients(scope, grow)
+        new, changes = list(masks), [self._with_gradients(scope, grow) for scope in self._scopes]
+        growing = [config.grow == "swap" and bool(changing) for changing in changes]
+        budgets = scope_budgets(self._scopes, config, target_sparsity(config, step), masks, keep, growing=growing)
+        for scope, changing, budget in zip(self._scopes, changes, budgets, strict=True):
             if not changing:
                 continue
             chosen = prune_and_grow(
                 live=[masks[group.index] for group in changing],
                 keep_scores=[keep[group.index] for group in changing],
                 grow_scores=None if grow is None else [grow[group.index] for group in changing],
-                budget=self._budget(masks, scope, changing, step),
+                budget=self._left_of(budget, masks, scope, changing),
                 grow=config.grow,
                 swap_limit=swap_limit(config, step),
                 costs=[group.cost for group in changing],
@@ -88,10 +90,8 @@ class MaskUpdate:
             return scope
         return [group for group in scope if as_numpy(grow[group.index]).any()]
 
-    def _budget(self, masks: Sequence[Tensor], scope: list[MaskGroup], changing: list[MaskGroup], step: int) -> int:
+    def _left_of(self, budget: int, masks: Sequence[Tensor], scope: list[MaskGroup], changing: list[MaskGroup]) -> int:
         """The weight blocks that the changing mask groups of a scope may keep, beside those that stay as they are."""
-        costs = [group.cost for group in scope]
-        budget = block_budget([group.blocks for group in scope], costs, target_sparsity(self._config, step))
         indices = {group.index for group in changing}
         staying = [group for group in scope if group.index not in indices]
         taken = live_cost([masks[group.index] for group in staying], [group.cost for group in staying])

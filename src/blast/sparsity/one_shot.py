@@ -12,10 +12,10 @@ from blast.block_sparse.sharding import clear_dead_anywhere_
 from blast.errors import BlastError, unknown_name
 from blast.model.discovery import match_matrices
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.layer_budgets import scope_budgets
 from blast.sparsity.mask_groups import MaskGroup, MomentOf, find_mask_groups, pruning_scopes
 from blast.sparsity.prune_and_grow import keep_best
 from blast.sparsity.scores import keep_scores
-from blast.sparsity.selection import block_budget
 
 
 def one_shot_masks(model: nn.Module, config: SparsifyConfig) -> dict[str, Tensor]:
@@ -25,8 +25,8 @@ def one_shot_masks(model: nn.Module, config: SparsifyConfig) -> dict[str, Tensor
 
     Args:
         model: A trained dense model.
-        config: `sparsity`, `block`, `keep_score`, `ranking`, `targets`, `dense_first`, `dense_last`, `tie_gate_up` and
-            `seed` are used.
+        config: `sparsity`, `block`, `keep_score`, `joint_hidden`, `ranking`, `layer_spread`, `targets`, `dense_first`,
+            `dense_last`, `tie_gate_up` and `seed` are used.
 
     Returns:
         For each matrix to prune, by module name, a bool mask `[out / b_out, in / b_in]`, true where live.
@@ -78,26 +78,29 @@ def prune_to_budget(
     step: int,
     scores: Sequence[Tensor] | None = None,
     moment_of: MomentOf | None = None,
+    outliers: Mapping[object, float] | None = None,
 ) -> list[Tensor]:
     """The best live blocks at a sparsity: exactly the budget of each pruning scope, without growth.
 
     Args:
         mask_groups: All mask groups of the model.
         live: Their present masks, on the CPU.
-        config: `keep_score`, `ranking` and `seed` are used.
+        config: `keep_score`, `joint_hidden`, `ranking`, `layer_spread` and `seed` are used.
         sparsity: Target share of empty blocks.
         step: Current step, for error messages.
         scores: Keep scores `[rows, cols]` of each mask group, on the CPU; by default those of the config.
         moment_of: As for `keep_scores`.
+        outliers: As for `scope_budgets`.
 
     Returns:
         The new masks, in the order of `mask_groups`, on the CPU.
     """
     masks = list(live)
     scores = keep_scores(mask_groups, live, config, step, moment_of) if scores is None else scores
-    for scope in pruning_scopes(mask_groups, config.ranking):
+    scopes = pruning_scopes(mask_groups, config.ranking)
+    budgets = scope_budgets(scopes, config, sparsity, live, scores, outliers)
+    for scope, budget in zip(scopes, budgets, strict=True):
         costs = [group.cost for group in scope]
-        budget = block_budget([group.blocks for group in scope], costs, sparsity)
         kept = keep_best([live[g.index] for g in scope], [scores[g.index] for g in scope], budget, costs)
         for group, mask in zip(scope, kept, strict=True):
             masks[group.index] = mask

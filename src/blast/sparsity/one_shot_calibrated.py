@@ -19,6 +19,8 @@ from blast.model.target import Target
 from blast.sparsity.calibration import Forward, input_moments
 from blast.sparsity.compensation import block_saliency, damped_inverse, remove_blocks_
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.joint_scores import joint_scores
+from blast.sparsity.layer_budgets import weight_outliers
 from blast.sparsity.mask_groups import MaskGroup, find_mask_groups
 from blast.sparsity.one_shot import apply_masks_, full_mask, prune_to_budget
 from blast.sparsity.permutation import permute_hidden_units_
@@ -32,7 +34,8 @@ def prune_once_(
 
     Args:
         model: A trained dense model.
-        config: `sparsity`, `block`, `keep_score`, `ranking`, `permute_hidden` and the choice of targets are used.
+        config: `sparsity`, `block`, `keep_score`, `joint_hidden`, `ranking`, `layer_spread`, `permute_hidden` and the
+            choice of targets are used.
         batches: Inputs for the calibration, read several times; `wanda` and `obs` need them.
         forward: Runs the model on one of them.
 
@@ -43,18 +46,21 @@ def prune_once_(
         BlastError: if the keep score needs a calibration and there is none, or if it cannot be made.
     """
     batches = list(batches)
+    if config.calibrated and (not batches or forward is None):
+        raise BlastError(
+            f"the keep score '{config.keep_score}' needs inputs of the model; give batches and a forward function."
+        )
     mask_groups, _ = find_mask_groups(model, config)
     if config.permute_hidden:
         permute_hidden_units_(model, [target.name for group in mask_groups for target in group.targets], config.block)
-    scores = None
-    if config.calibrated:
-        if not batches or forward is None:
-            raise BlastError(
-                f"the keep score '{config.keep_score}' needs inputs of the model; give batches and a forward function."
-            )
-        scores = _calibrated_scores(model, mask_groups, config, batches, forward)
+    scores = outliers = None
+    if config.calibrated and forward is not None:
+        targets = [target for group in mask_groups for target in group.matrices]
+        moments = input_moments(model, targets, batches, forward, full=config.keep_score == "obs")
+        scores = _calibrated_scores(mask_groups, config, moments)
+        outliers = weight_outliers(mask_groups, moments) if config.layer_spread else None
     whole = [full_mask(group) for group in mask_groups]
-    chosen = prune_to_budget(mask_groups, whole, config, config.sparsity, step=0, scores=scores)
+    chosen = prune_to_budget(mask_groups, whole, config, config.sparsity, step=0, scores=scores, outliers=outliers)
     masks = {t.name: mask.to(g.device) for g, mask in zip(mask_groups, chosen, strict=True) for t in g.targets}
     if config.keep_score == "obs" and forward is not None:
         _remove_in_order(model, mask_groups, masks, batches, forward, config.block)
@@ -63,25 +69,25 @@ def prune_once_(
 
 
 def _calibrated_scores(
-    model: nn.Module, mask_groups: Sequence[MaskGroup], config: SparsifyConfig, batches: list[Any], forward: Forward
+    mask_groups: Sequence[MaskGroup], config: SparsifyConfig, moments: dict[str, Tensor]
 ) -> list[Tensor]:
     """The score `[rows, cols]` of each block of each mask group, on the CPU: its root mean square over the matrices."""
-    targets = [target for group in mask_groups for target in group.matrices]
-    full = config.keep_score == "obs"
-    moments = input_moments(model, targets, batches, forward, full)
     squares = {}
-    for target in targets:
+    for target in (target for group in mask_groups for target in group.matrices):
         weight = target.weight.float()
-        if full:
+        if config.keep_score == "obs":
             squares[target.name] = block_saliency(weight, damped_inverse(moments[target.name]), config.block)
         else:
             weighted = weight.square() * moments[target.name]
             rows, cols = (side // step for side, step in zip(weight.shape, config.block, strict=True))
             squares[target.name] = weighted.view(rows, config.block.rows, cols, config.block.cols).sum((1, 3))
-    return [
+    scores = [
         torch.stack([squares[target.name] for target in group.matrices]).mean(0).clamp_min(0).sqrt().cpu()
         for group in mask_groups
     ]
+    if config.joint_hidden:
+        return joint_scores([group.targets for group in mask_groups], config.block, scores)
+    return scores
 
 
 def _remove_in_order(

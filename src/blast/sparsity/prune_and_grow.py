@@ -46,8 +46,8 @@ def prune_and_grow(
 
     `kept` are the best live blocks within the budget. `wanted` are the best blocks by grow score, live or not, within
     the same budget (with `union` within `grow_share` of it). `union` returns both. `swap` grows the best of `wanted`
-    that are not kept, at most `swap_limit` of the budget, and drops the worst of `kept` for them. `none` returns
-    `kept`.
+    that are not kept, at most `swap_limit` of the budget, and drops the worst of `kept` for them. It grows more
+    where fewer blocks are live than the budget allows. `none` returns `kept`.
 
     Args:
         live: Masks before the update, bool `[rows, cols]`, of one pruning scope.
@@ -71,7 +71,8 @@ def prune_and_grow(
     wanted = select_blocks(gain, int(grow_share * budget) if grow == "union" else budget, costs, one_each=False)
     grown = [want & ~old for want, old in zip(wanted, kept, strict=True)]
     if grow == "swap":
-        most = min(int(swap_limit * budget), budget - sum(costs))
+        missing = budget - sum(int(np.count_nonzero(mask)) * cost for mask, cost in zip(before, costs, strict=True))
+        most = min(max(int(swap_limit * budget), missing), budget - sum(costs))
         grown = select_blocks(_exclude_outside(gain, grown), most, costs, one_each=False)
         stay = [old & ~new for old, new in zip(before, grown, strict=True)]
         spent = sum(int(np.count_nonzero(new)) * cost for new, cost in zip(grown, costs, strict=True))

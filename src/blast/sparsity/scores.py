@@ -1,7 +1,8 @@
 """The keep score and the grow score of each block: a mask update ranks blocks by them.
 
 - Keep score of a live block: the Frobenius norm of its weights, the same with each weight multiplied by the root of its
-  second moment in Adam, or a random number (`SparsifyConfig.keep_score`).
+  second moment in Adam, or a random number (`SparsifyConfig.keep_score`). With `joint_hidden` the rest of its hidden
+  block multiplies it.
 - Grow score of any block: the Frobenius norm of its dense gradient, or a random number (`SparsifyConfig.grow_score`).
 
 Where several matrices share a mask, the score is the root mean square of their norms. The mean, not the sum, makes a
@@ -20,6 +21,7 @@ from torch import Tensor
 from blast.distributed import mean_over_ranks_
 from blast.errors import BlastError
 from blast.sparsity.config import SparsifyConfig
+from blast.sparsity.joint_scores import joint_scores
 from blast.sparsity.mask_groups import MaskGroup, MomentOf
 from blast.sparsity.selection import FloatArray, as_numpy
 
@@ -50,7 +52,7 @@ def keep_scores(
     Args:
         mask_groups: All mask groups of the model.
         live: Their masks, bool `[rows, cols]` on the CPU.
-        config: `keep_score` and `seed` are used.
+        config: `keep_score`, `joint_hidden` and `seed` are used.
         step: Current step, for error messages.
         moment_of: Second moments for the keep score of that name, see `MaskGroup.weight_squares`.
 
@@ -78,7 +80,7 @@ def keep_and_grow_scores(
     Args:
         mask_groups: All mask groups of the model.
         live: Their masks, bool `[rows, cols]` on the CPU.
-        config: `keep_score`, `grow_score` and `seed` are used.
+        config: `keep_score`, `joint_hidden`, `grow_score` and `seed` are used.
         step: Current step: for error messages, and for random grow scores, which differ in each step.
         moment_of: As for `keep_scores`.
 
@@ -135,7 +137,10 @@ def _keep_scores(
 ) -> list[Tensor]:
     if config.keep_score == "random":
         return [random_scores(group.grid, config.seed, "keep", group.index) for group in mask_groups]
-    return [_score(*of, "weight", step) for of in zip(mask_groups, live, norms, strict=True)]
+    scores = [_score(*of, "weight", step) for of in zip(mask_groups, live, norms, strict=True)]
+    if config.joint_hidden:
+        return joint_scores([group.targets for group in mask_groups], config.block, scores)
+    return scores
 
 
 def _grow_scores(
