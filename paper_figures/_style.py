@@ -35,7 +35,10 @@ class Mark(NamedTuple):
 
 
 # A method that is not listed is drawn as X.
-MARKERS = {"blast": "o", "rigl_swap": "D", "random": "^", "one_shot": "s"}
+MARKERS = {"blast": "o", "rigl_swap": "D", "random": "^", "one_shot": "s", "one_shot_wanda": "v", "one_shot_obs": "P",
+           "small_dense": "X", "gmp": "h"}  # fmt: skip
+# Where methods share a panel; one that is not listed is grey.
+METHOD_COLOURS = {"blast": "#0072B2", "rigl_swap": "#CC79A7", "gmp": "#D55E00", "small_dense": "#009E73"}
 METHODS = {
     "dense": Mark("dense", "_"),
     **{name: Mark(method.label, MARKERS.get(name, "X")) for name, method in METHOD_DETAILS.items()},
@@ -121,9 +124,14 @@ def method_label(method: str) -> str:
     return METHODS[method].label if method in METHODS else str(method).replace("_", " ")
 
 
+def method_colour(method: str) -> str:
+    """Colour of a method where methods share a panel."""
+    return METHOD_COLOURS.get(method, INK if method == "dense" else MUTED)
+
+
 def dataset_label(dataset: Any) -> str:
-    """`Fashion-MNIST` for `fashion_mnist`; empty for none."""
-    return "" if dataset is None or pd.isna(dataset) else datasets.label(str(dataset))
+    """`Fashion-MNIST` for `fashion_mnist`, without the name of a tokenizer; empty for none."""
+    return "" if dataset is None or pd.isna(dataset) else datasets.label(datasets.base_name(str(dataset)))
 
 
 def metric_label(metric: str, task: Any = None) -> str:
@@ -159,6 +167,14 @@ def hardware_label(hardware: Any) -> str:
 def dataset_markers(datasets: Iterable[str]) -> dict[str, str]:
     """A marker for each dataset, by its position in the sorted list."""
     return {name: DATASET_MARKERS[i % len(DATASET_MARKERS)] for i, name in enumerate(sorted(set(datasets)))}
+
+
+def fitted(title: str, columns: int) -> str:
+    """A title whose lines are cut to what fits above a panel, if so many panels share the width of the figure."""
+    # Inches of a bold letter, and of the axis labels beside a panel.
+    letters = int((DOUBLE / columns - 0.55 if columns > 1 else COLUMN - 0.6) / 0.066)
+    lines = title.split("\n")
+    return "\n".join(line if len(line) <= letters else line[: letters - 1].rstrip() + "…" for line in lines)
 
 
 def handle(label: str, **style: Any) -> Line2D:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -70,9 +71,14 @@ def latex(frame: pd.DataFrame, widths: dict[str, str] | None = None) -> str:
 
 
 def save_table(
-    frame: pd.DataFrame, shown: pd.DataFrame, out_dir: Path, name: str, widths: dict | None = None
+    frame: pd.DataFrame,
+    shown: pd.DataFrame,
+    out_dir: Path,
+    name: str,
+    widths: dict | None = None,
+    remarks: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes `name.csv` (all numbers in full), `name.md` and `name.tex` (as printed).
+    """Writes `name.csv` (all numbers in full), `name.md` and `name.tex` (as printed, below the remarks).
 
     Args:
         frame: Rows with numbers and text; with a column `RERUN`, the Markdown says where the commands are.
@@ -80,8 +86,13 @@ def save_table(
         out_dir: Folder; created if missing.
         name: Name without suffix.
         widths: See `latex`.
+        remarks: Sentences on top of the table.
     """
-    texts = {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": markdown(shown), "tex": latex(shown, widths)}
+    texts = {
+        "csv": frame.to_csv(index=False, lineterminator="\n"),
+        "md": "".join(f"{remark}\n\n" for remark in remarks) + markdown(shown),
+        "tex": "".join(rf"{_escape(remark)}\par" + "\n" for remark in remarks) + latex(shown, widths),
+    }
     if RERUN in frame:
         texts["md"] += f"\nThe column `{RERUN}` of `{name}.csv` has the command that runs the points of a row again.\n"
     written = []

@@ -22,7 +22,7 @@ def test_the_names_are_those_that_a_config_takes():
     assert list(catalogue("architectures")) == architectures.names()
     assert list(catalogue("datasets")) == datasets.names()
     assert set(catalogue("methods")) == {"dense", *METHOD_DETAILS}
-    assert {"results_table", "relative_loss"} <= set(catalogue("figures"))
+    assert {"results_table", "accuracy_vs_sparsity"} <= set(catalogue("figures"))
 
 
 def test_the_command_lists_what_is_asked_for(capsys):

@@ -100,7 +100,7 @@ def test_a_view_has_a_title_and_a_caption(name):
 
 
 def test_a_figure_names_failed_and_missing_points(table):
-    text = words(paper_figures.load("quality_vs_sparsity").draw(table))
+    text = words(paper_figures.load("accuracy_vs_sparsity").draw(table))
     assert "failed" in text.split("\n")
     assert "not run" in text.split("\n")
     assert "Failed: GPT-2 nano Python stdlib static random 95 % seed 0." in text.replace("\n", " ")
@@ -109,16 +109,9 @@ def test_a_figure_names_failed_and_missing_points(table):
 def test_a_model_whose_points_all_failed_has_a_panel_that_says_so(table):
     llama = (table["model"] == "llama-nano") & (table["suite"] == "train")
     broken = table.assign(status=table["status"].where(~llama, "failed"))
-    drawn = paper_figures.load("quality_vs_sparsity").draw(broken)
+    drawn = paper_figures.load("accuracy_vs_sparsity").draw(broken)
     (panel,) = [axes for axes in drawn.axes if "Llama nano" in axes.get_title(loc="left")]
     assert [text.get_text() for text in panel.texts] == ["failed"]
-
-
-def test_the_figure_of_relative_loss_leaves_out_scores_at_chance(table):
-    chance = table.assign(value=table["value"].where(table["metric"] != "acc", 0.25))
-    drawn = paper_figures.load("relative_loss").draw(chance)
-    assert "scores at chance are left out" in words(drawn).replace("\n", " ")
-    assert not any("line" in axes.get_title(loc="left").lower() for axes in drawn.axes)
 
 
 def test_each_panel_of_timings_is_of_one_machine(tmp_path):
@@ -160,7 +153,7 @@ def test_the_figure_script_writes_the_same_bytes_twice(grid, tmp_path):
     written = []
     for place in ("first", "second"):
         arguments = [
-            "relative_loss",
+            "accuracy_vs_sparsity",
             "--grid-dir",
             str(grid),
             "--recorded",
@@ -171,9 +164,9 @@ def test_the_figure_script_writes_the_same_bytes_twice(grid, tmp_path):
         assert figure_script.main(arguments) == 0
         written.append({file.name: file.read_bytes() for file in sorted((tmp_path / place).iterdir())})
     assert written[0] == written[1]
-    assert set(written[0]) == {"relative_loss.pdf", "relative_loss.png"}
+    assert set(written[0]) == {"accuracy_vs_sparsity.pdf", "accuracy_vs_sparsity.png"}
     # TrueType, so that a publisher's check passes and text can be edited.
-    assert b"/Type3" not in written[0]["relative_loss.pdf"]
+    assert b"/Type3" not in written[0]["accuracy_vs_sparsity.pdf"]
 
 
 def test_the_table_script_writes_csv_markdown_and_latex(grid, tmp_path):
@@ -186,8 +179,10 @@ def test_the_table_script_writes_csv_markdown_and_latex(grid, tmp_path):
 
 
 def test_an_unknown_figure_is_one_sentence_with_the_nearest_name(capsys):
-    assert figure_script.main(["relativ_loss"]) == 1
-    assert capsys.readouterr().err == "error: unknown figure 'relativ_loss'; did you mean 'relative_loss'?\n"
+    assert figure_script.main(["accuracy_vs_sparsit"]) == 1
+    assert (
+        capsys.readouterr().err == "error: unknown figure 'accuracy_vs_sparsit'; did you mean 'accuracy_vs_sparsity'?\n"
+    )
     with pytest.raises(BlastError, match="did you mean 'claims'"):
         paper_figures.load("claim")
 

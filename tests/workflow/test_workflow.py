@@ -32,9 +32,9 @@ def test_a_failing_point_stops_no_other_and_the_next_run_redoes_only_it(place):
 
     # One figure alone is redrawn from the records there are, and trains nothing, though the grid is not complete.
     (results / "records" / "vit-nano.digits.blast.s90.b16.seed0.json").unlink()
-    figure = results / "figures" / "quality_vs_sparsity.pdf"
+    figure = results / "figures" / "accuracy_vs_sparsity.pdf"
     figure.unlink()
-    alone = place.run("results/poison/figures/quality_vs_sparsity.pdf")
+    alone = place.run("results/poison/figures/accuracy_vs_sparsity.pdf")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert figure.is_file()
     assert not (results / "records" / "vit-nano.digits.blast.s90.b16.seed0.json").exists()

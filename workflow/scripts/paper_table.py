@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         module = paper_figures.load(given.name)
         frame = module.rows(load_table(given.grid_dir, given.recorded))
         shown = module.printed(frame) if hasattr(module, "printed") else frame
-        save_table(frame, shown, given.out_dir, given.name, getattr(module, "WIDTHS", None))
+        remarks = module.remarks(frame) if hasattr(module, "remarks") else []
+        save_table(frame, shown, given.out_dir, given.name, getattr(module, "WIDTHS", None), remarks)
     except BlastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blast.errors import BlastError
-from blast.experiment.analysis.claims import Verdict, compare, judge, majority, weight_ratio
+from blast.experiment.analysis.claims import Verdict, compare, judge, majority
 from blast.experiment.analysis.paper_values import FILE, read_paper_values
+from blast.experiment.analysis.recipe import weight_ratio
 from blast.experiment.records.rows import record_rows
 from blast.experiment.records.table import as_table
 

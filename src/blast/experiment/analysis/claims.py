@@ -34,6 +34,7 @@ from blast.experiment.analysis import pretraining
 from blast.experiment.analysis.comparison import main_metric, missing, summarise
 from blast.experiment.analysis.paper_values import PaperValue
 from blast.experiment.analysis.ratio import ratios
+from blast.experiment.analysis.recipe import weight_ratio
 from blast.experiment.analysis.time_to_loss import TimedRun, dense_of, timed_runs
 
 Verdict = Literal["met", "not met", "undecided", "projected", "not run"]
@@ -173,23 +174,6 @@ def _comparable(value: PaperValue, found: pd.DataFrame) -> pd.DataFrame:
         gpus = found["gpus"].astype(float).fillna(found["gpu"].astype(float))
         keep &= found["gpu"].astype(bool) & (gpus >= value.gpus)
     return found[keep]
-
-
-def weight_ratio(model: str, sparsity: float) -> float | None:
-    """Number of weights of the dense model divided by those left when the MLPs have this sparsity.
-
-    Calculated from the shape. Norms, biases and block indices are not counted.
-
-    Returns:
-        None for a model without a registered shape.
-    """
-    shape = architectures.SHAPES.get(model)
-    if shape is None or shape.vocab is None:
-        return None
-    attention = 2 * shape.hidden * shape.width_of_head * (shape.heads + shape.kv_heads) * shape.layers
-    embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
-    rest = attention + embeddings
-    return (rest + shape.mlp_weights) / (rest + shape.mlp_weights * (1 - sparsity))
 
 
 def _why_not(value: PaperValue, found: pd.DataFrame) -> str:

@@ -239,6 +239,6 @@ def missing(table: pd.DataFrame, execution_variants: bool = False) -> pd.DataFra
     lost = lost[lost["status"] != "ok"]
     columns = [
         "grid", "hardware", "suite", "model", "dataset", "method", "sparsity", "block", "seed", "status", "cause",
-        "point", "execution",
+        "point", "execution", "start", "trained", "teacher", "ffn", "learning_rate", "choices",
     ]  # fmt: skip
     return lost[columns].drop_duplicates(["grid", "hardware", "point"]).reset_index(drop=True)

@@ -1,0 +1,198 @@
+"""The main results: what each architecture, dataset, method and sparsity loses against the best dense model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.recipe import STUDY, has_equal_weights, main_scores
+from blast.experiment.analysis.trials import chosen_trials
+from blast.experiment.plan.grid import SMALL_DENSE
+from paper_figures import _style as style
+
+TITLE = "Main results"
+LIMIT = 2.25
+COLUMNS = (
+    "grid", "hardware", "architecture", "dataset", "start", "trained", "metric", "unit", "method", "variant", "teacher",
+    "sparsity", "block", "ffn", "mlp_share", "model_share", "learning_rate", "trials", "chosen_by", "seeds", "value",
+    "lowest", "highest", "standard_error", "relative_loss_percent", "low", "high", "relative_perplexity_percent",
+    "above_taught_dense_percent", "above_small_dense_percent", "verdict", "note",
+)  # fmt: skip
+ORDER = {name: place for place, name in enumerate(["dense", SMALL_DENSE, *style.METHODS])}
+PLACE = [*STUDY, "metric"]
+
+
+def _verdict(row: Any) -> str | None:
+    """Whether the interval of the relative loss lies within the limit."""
+    if row.method == "dense" or math.isnan(row.low) or math.isnan(row.high):
+        return None
+    return "within" if row.high < LIMIT else "outside" if row.low >= LIMIT else "undecided"
+
+
+def _note(row: Any) -> str:
+    notes = []
+    if row.at_chance:
+        notes.append("at chance")
+    elif row.method != "dense" and math.isnan(row.relative):
+        notes.append("dense at chance" if not math.isnan(row.dense) else "dense not run")
+    if row.within_noise is True:
+        notes.append("within noise")
+    if row.seeds == 1 and row.method != "dense":
+        notes.append("one seed")
+    return ", ".join(notes)
+
+
+def _best(rows: pd.DataFrame) -> Any:
+    """The row with the best score; None without rows."""
+    if rows.empty:
+        return None
+    higher = bool(rows["higher"].iloc[0])
+    return rows.loc[rows["value"].idxmax() if higher else rows["value"].idxmin()]
+
+
+def _above(row: Any, other: Any) -> float:
+    """How many percent a score is worse than another one; NaN without it."""
+    if other is None or other["config"] == row.config:
+        return math.nan
+    sign = -1 if row.higher else 1
+    return 100 * sign * (row.value - other["value"]) / abs(other["value"])
+
+
+def _lines(study: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of models that are compared with each other."""
+    taught_dense = _best(study[(study["method"] == "dense") & study["teacher"].notna()])
+    small = study[study["method"] == SMALL_DENSE]
+    lines = []
+    for row in study.itertuples(index=False):
+        pruned = row.method not in ("dense", SMALL_DENSE)
+        smaller = _best(small[small["sparsity"] == row.sparsity]) if pruned else None
+        lines.append({
+            "grid": row.grid, "hardware": row.hardware, "architecture": row.model, "dataset": row.dataset,
+            "start": row.start, "trained": row.trained, "metric": row.metric, "unit": row.unit, "method": row.method,
+            "variant": row.variant, "teacher": row.teacher, "sparsity": row.sparsity, "block": row.block,
+            "ffn": row.ffn, "mlp_share": row.achieved_sparsity if row.sparsity else 0.0,
+            "model_share": row.model_share, "learning_rate": row.learning_rate, "trials": row.trials,
+            "chosen_by": row.chosen_by, "seeds": row.seeds, "value": row.value, "lowest": row.lowest,
+            "highest": row.highest, "standard_error": row.error, "relative_loss_percent": row.relative,
+            "low": row.low, "high": row.high, "relative_perplexity_percent": row.relative_perplexity,
+            "above_taught_dense_percent": _above(row, taught_dense) if isinstance(row.teacher, str) else math.nan,
+            "above_small_dense_percent": _above(row, smaller), "verdict": _verdict(row), "note": _note(row),
+        })  # fmt: skip
+    return lines
+
+
+def rows(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each configuration; points that failed or were not run have a note instead of a value."""
+    table = chosen_trials(table)
+    lines = [line for _, study in main_scores(table).groupby(PLACE, dropna=False, sort=False) for line in _lines(study)]
+    lines += [
+        {
+            "grid": row.grid, "hardware": row.hardware, "architecture": row.model, "dataset": row.dataset,
+            "start": row.start, "trained": row.trained, "method": row.method, "teacher": row.teacher,
+            "sparsity": row.sparsity, "block": row.block, "ffn": row.ffn, "learning_rate": row.learning_rate,
+            "note": f"seed {row.seed} {row.status}" + (f": {row.cause}" if row.status == "failed" else ""),
+        }
+        for row in missing(table[table["suite"] == "train"]).itertuples(index=False)
+    ]  # fmt: skip
+    if not lines:
+        lines = [{"note": "not run"}]
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    frame["place"] = frame["method"].map(ORDER).fillna(len(ORDER))
+    frame["taught"] = frame["teacher"].notna()
+    order = ["grid", "architecture", "dataset", "start", "trained", "sparsity", "place", "taught", "variant", "block"]
+    frame = frame.sort_values(order, kind="stable", na_position="last", ignore_index=True)
+    frame = frame.drop(columns=["place", "taught"])
+    return frame.astype({"seeds": "Int64", "trials": "Int64", "ffn": "Int64", "trained": "Int64"})
+
+
+def remarks(frame: pd.DataFrame) -> list[str]:
+    """What has to be said on top of the table: where a small dense model is better than every pruned one."""
+    found = []
+    known = frame[frame["value"].notna() & frame["teacher"].isna()]
+    keys = ["grid", "hardware", "architecture", "dataset", "start", "trained", "metric", "sparsity"]
+    for _, place in known.groupby(keys, dropna=False, sort=False):
+        small = place[place["method"] == SMALL_DENSE]
+        pruned = place[~place["method"].isin(["dense", SMALL_DENSE])]
+        beaten = pruned[pruned["above_small_dense_percent"] > 0]
+        if small.empty or pruned.empty or len(beaten) < len(pruned):
+            continue
+        least = pruned.loc[pruned["above_small_dense_percent"].idxmin()]
+        best = small.loc[(small["relative_loss_percent"]).idxmin()]
+        factor = style.in_percent(best["metric"])
+        found.append(
+            f"{style.model_label(best['architecture'])} on {style.dataset_label(best['dataset'])} at "
+            f"{100 * best['sparsity']:g} %: the small dense model ({_small_label(best)}) is better than every pruned "
+            f"model; the best of these, {style.method_label(least['method'])}, is "
+            f"{least['above_small_dense_percent']:.2f} % behind ({factor * least['value']:.4g} against "
+            f"{factor * best['value']:.4g} {style.metric_label(best['metric'])}, "
+            f"{_overlap(least, best)})."
+        )
+    return found
+
+
+def _overlap(first: Any, second: Any) -> str:
+    if first["seeds"] < 2 and second["seeds"] < 2:
+        return "one seed each"
+    apart = first["lowest"] > second["highest"] or first["highest"] < second["lowest"]
+    return "outside the spread of the seeds" if apart else "within the spread of the seeds"
+
+
+def _small_label(row: Any) -> str:
+    named = row.rename({"architecture": "model"}) if isinstance(row, pd.Series) else row
+    kind = "equal weights" if has_equal_weights(named) else row["variant"].replace("-", " ") or "given width"
+    return f"{kind}, ffn {row['ffn']}"
+
+
+def _method(row: Any) -> str:
+    label = style.method_label(row["method"])
+    if row["method"] == SMALL_DENSE and not pd.isna(row["ffn"]):
+        label += f" ({_small_label(row)})"
+    elif isinstance(row["variant"], str) and row["variant"] and row["variant"] != "taught":
+        label += f" ({row['variant'].replace('-', ' ')})"
+    return label + (f", taught by {row['teacher']}" if isinstance(row["teacher"], str) else "")
+
+
+def _trained(row: Any) -> str:
+    start = "" if row["start"] == "scratch" or pd.isna(row["start"]) else f", {row['start']}"
+    unit = "images" if row["metric"] == "top1" else "tokens"
+    return f"{row['trained'] / 1e6:.3g} M {unit}{start}" if not pd.isna(row["trained"]) else start.removeprefix(", ")
+
+
+def _percent(value: float, digits: int = 1, sign: bool = False) -> str:
+    return "" if pd.isna(value) else f"{value:{'+' if sign else ''}.{digits}f} %"
+
+
+def printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are printed."""
+    lines = []
+    for _, row in frame.iterrows():
+        factor = style.in_percent(row["metric"]) if isinstance(row["metric"], str) else 1
+        digits = 2 if factor == 100 else 4
+        known = not pd.isna(row["value"])
+        spread = f"{factor * row['lowest']:.{digits}f} to {factor * row['highest']:.{digits}f}"
+        rate = "" if pd.isna(row["learning_rate"]) else f"{row['learning_rate']:.2g}"
+        interval = "" if pd.isna(row["low"]) else f" ({row['low']:+.2f} to {row['high']:+.2f})"
+        lines.append({
+            "model": style.model_label(row["architecture"]) if isinstance(row["architecture"], str) else "–",
+            "data": style.dataset_label(row["dataset"]),
+            "trained on": _trained(row),
+            "method": _method(row) if isinstance(row["method"], str) else "",
+            "sparsity": "" if pd.isna(row["sparsity"]) else f"{100 * row['sparsity']:g} %",
+            "MLP weights gone": _percent(100 * row["mlp_share"]),
+            "all weights gone": _percent(100 * row["model_share"]),
+            "block": str(row["block"]).replace("x", " × ") if isinstance(row["block"], str) else "",
+            "learning rate": rate + ("" if pd.isna(row["trials"]) else f" (of {row['trials']})"),
+            "metric": style.metric_label(row["metric"]) if isinstance(row["metric"], str) else "–",
+            "value": f"{factor * row['value']:.{digits}f}" if known else "–",
+            "seeds": "" if not known else "1" if row["seeds"] == 1 else f"{row['seeds']}: {spread}",
+            "relative loss": _percent(row["relative_loss_percent"], 2, True) + interval,
+            "relative perplexity": _percent(row["relative_perplexity_percent"], 1, True),
+            "above taught dense": _percent(row["above_taught_dense_percent"], 2, True),
+            "above small dense": _percent(row["above_small_dense_percent"], 2, True),
+            "verdict": row["verdict"] or "",
+            "note": row["note"],
+        })  # fmt: skip
+    return pd.DataFrame(lines)

@@ -1,0 +1,115 @@
+"""The views of the quality study: main results, levers, and what small dense models do."""
+
+from __future__ import annotations
+
+import itertools
+
+import fake_study as fake
+import pandas as pd
+import pytest
+
+import paper_figures
+from blast.experiment.records.table import load_table
+
+SKIPPED = "gpt2.technical_text.random.s80.b64.seed0"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    fake.write_study(folder / "quality", skip=SKIPPED)
+    fake.write_masks(folder / "recorded" / fake.GPU)
+    return load_table(folder / "quality", folder / "recorded")
+
+
+@pytest.fixture(scope="module")
+def results(study):
+    return paper_figures.load("main_results").rows(study)
+
+
+def one(frame, **which):
+    for key, value in which.items():
+        frame = frame[frame[key] == value]
+    (row,) = frame.to_dict("records")
+    return row
+
+
+def words(figure):
+    found = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return "\n".join(found)
+
+
+GPT2 = {"architecture": "gpt2", "trained": 52428800}
+
+
+def test_the_main_results_give_trials_seeds_and_both_dense_models(results):
+    blast = one(results, **GPT2, method="blast", sparsity=0.95, variant="")
+    assert (blast["trials"], blast["seeds"], blast["learning_rate"]) == (3, 3, 9e-4)
+    assert blast["chosen_by"] == "validation_bits_per_byte"
+    assert pd.isna(blast["above_taught_dense_percent"])
+    taught = one(results, **GPT2, method="blast", sparsity=0.95, variant="taught")
+    dense = one(results, **GPT2, method="dense", variant="taught")
+    wanted = 100 * (taught["value"] / dense["value"] - 1)
+    assert taught["above_taught_dense_percent"] == pytest.approx(wanted)
+    assert taught["relative_loss_percent"] < taught["above_taught_dense_percent"]
+
+
+def test_a_verdict_needs_the_whole_interval_on_one_side(results):
+    for row in results[results["verdict"].notna()].itertuples():
+        wanted = "within" if row.high < 2.25 else "outside" if row.low >= 2.25 else "undecided"
+        assert row.verdict == wanted
+    assert {"within", "outside", "undecided"} <= set(results["verdict"])
+    assert results.loc[results["method"] == "dense", "verdict"].isna().all()
+
+
+def test_a_point_that_was_not_run_has_a_row_that_says_so(results):
+    assert one(results, method="random", sparsity=0.8, architecture="gpt2")["note"] == "seed 0 not run"
+
+
+def test_a_small_dense_model_that_wins_is_named_on_top(study, results):
+    module = paper_figures.load("main_results")
+    assert module.remarks(results) == []
+    wide = (study["ffn"] == 448) & (study["metric"] == "bits_per_byte")
+    better = study.assign(value=study["value"].where(~wide, 1.19))
+    (remark,) = module.remarks(module.rows(better))
+    assert remark.startswith("GPT-2 on technical English at 95 %: the small dense model (live width, ffn 448)")
+    assert "outside the spread of the seeds" in remark
+
+
+def test_remarks_stand_above_the_table_in_markdown_and_latex(tmp_path):
+    from paper_figures._write import save_table
+
+    frame = pd.DataFrame({"a": [1]})
+    save_table(frame, frame, tmp_path, "some", remarks=["5 % less."])
+    assert (tmp_path / "some.md").read_text().startswith("5 % less.\n\n| a |")
+    assert (tmp_path / "some.tex").read_text().startswith("5 \\% less.\\par\n")
+    assert (tmp_path / "some.csv").read_text() == "a\n1\n"
+
+
+def test_the_figure_of_quality_draws_recipes_and_no_levers(study):
+    drawn = paper_figures.load("accuracy_vs_sparsity").draw(study)
+    (panel,) = [axes for axes in drawn.axes if axes.get_title(loc="left") == "GPT-2\ntechnical English"]
+    shown = {round(float(value), 6) for line in panel.lines for value in line.get_ydata()}
+    results = paper_figures.load("main_results").rows(study)
+    recipe = one(results, **GPT2, method="blast", sparsity=0.95, variant="")
+    lever = one(results, **GPT2, method="blast", sparsity=0.95, variant="constant-growth")
+    assert round(recipe["value"], 6) in shown
+    assert round(lever["value"], 6) not in shown
+    assert "BLaST, taught" in words(drawn)
+
+
+def test_no_title_of_the_quality_figure_runs_out_of_the_picture(study):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    long = study.assign(
+        dataset=study["dataset"].where(study["model"] != "vit-s-4", "a_dataset_of_a_very_long_name_indeed")
+    )
+    drawn = paper_figures.load("accuracy_vs_sparsity").draw(long)
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
+    width = drawn.bbox.width
+    titles = [axes._left_title.get_window_extent(canvas.get_renderer()) for axes in drawn.axes if axes.get_visible()]
+    assert len(titles) == 3
+    assert all(box.x0 >= 0 and box.x1 <= width for box in titles)
+    for left, right in itertools.pairwise(titles):
+        assert left.x1 < right.x0
