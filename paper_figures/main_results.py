@@ -8,28 +8,45 @@ from typing import Any
 import pandas as pd
 
 from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.paired import ACCURACY, BITS, POOLED, judge
 from blast.experiment.analysis.recipe import STUDY, has_equal_weights, main_scores
 from blast.experiment.analysis.trials import chosen_trials
+from blast.experiment.analysis.verdicts import verdicts
 from blast.experiment.plan.grid import SMALL_DENSE
+from blast.experiment.plan.rerun import rerun_of_grid
 from paper_figures import _style as style
+from paper_figures._write import RERUN
 
 TITLE = "Main results"
-LIMIT = 2.25
+# From the comparison item by item, by grid, machine, configuration, measure and set.
+Paired = dict[tuple, Any]
 COLUMNS = (
     "grid", "hardware", "architecture", "dataset", "start", "trained", "metric", "unit", "method", "variant", "teacher",
     "sparsity", "block", "ffn", "mlp_share", "model_share", "learning_rate", "trials", "chosen_by", "seeds", "value",
     "lowest", "highest", "standard_error", "relative_loss_percent", "low", "high", "relative_perplexity_percent",
-    "above_taught_dense_percent", "above_small_dense_percent", "verdict", "note",
+    "above_taught_dense_percent", "above_small_dense_percent", "verdict", "accuracy_verdict",
+    "accuracy_loss_percent", "accuracy_low", "accuracy_high", "margin_kept", "note", RERUN,
 )  # fmt: skip
 ORDER = {name: place for place, name in enumerate(["dense", SMALL_DENSE, *style.METHODS])}
 PLACE = [*STUDY, "metric"]
 
 
-def _verdict(row: Any) -> str | None:
-    """Whether the interval of the relative loss lies within the limit."""
-    if row.method == "dense" or math.isnan(row.low) or math.isnan(row.high):
-        return None
-    return "within" if row.high < LIMIT else "outside" if row.low >= LIMIT else "undecided"
+def _judged(row: Any, paired: Paired) -> dict[str, Any]:
+    """Verdicts on the loss and on the accuracy pooled over sets: item by item where the items were kept."""
+    if row.method == "dense" and not isinstance(row.teacher, str):
+        return {}
+    place = row.grid, row.hardware, row.config
+    text, accuracy = paired.get((*place, BITS, row.task)), paired.get((*place, ACCURACY, POOLED))
+    low, high = (text.low, text.high) if text else (row.low, row.high)
+    verdict = text.verdict if text else None
+    if not text and not math.isnan(low + high):
+        verdict = judge(low, high, [row.relative])
+    found = {"low": low, "high": high, "verdict": verdict}
+    if accuracy:
+        found |= {"accuracy_verdict": accuracy.verdict, "accuracy_loss_percent": accuracy.relative,
+                  "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
+                  "margin_kept": accuracy.kept}  # fmt: skip
+    return found
 
 
 def _note(row: Any) -> str:
@@ -61,7 +78,7 @@ def _above(row: Any, other: Any) -> float:
     return 100 * sign * (row.value - other["value"]) / abs(other["value"])
 
 
-def _lines(study: pd.DataFrame) -> list[dict[str, Any]]:
+def _lines(study: pd.DataFrame, paired: Paired) -> list[dict[str, Any]]:
     """The rows of models that are compared with each other."""
     taught_dense = _best(study[(study["method"] == "dense") & study["teacher"].notna()])
     small = study[study["method"] == SMALL_DENSE]
@@ -77,9 +94,10 @@ def _lines(study: pd.DataFrame) -> list[dict[str, Any]]:
             "model_share": row.model_share, "learning_rate": row.learning_rate, "trials": row.trials,
             "chosen_by": row.chosen_by, "seeds": row.seeds, "value": row.value, "lowest": row.lowest,
             "highest": row.highest, "standard_error": row.error, "relative_loss_percent": row.relative,
-            "low": row.low, "high": row.high, "relative_perplexity_percent": row.relative_perplexity,
+            "relative_perplexity_percent": row.relative_perplexity,
             "above_taught_dense_percent": _above(row, taught_dense) if isinstance(row.teacher, str) else math.nan,
-            "above_small_dense_percent": _above(row, smaller), "verdict": _verdict(row), "note": _note(row),
+            "above_small_dense_percent": _above(row, smaller), "note": _note(row),
+            RERUN: rerun_of_grid(row.grid, row.points), **_judged(row, paired),
         })  # fmt: skip
     return lines
 
@@ -87,13 +105,16 @@ def _lines(study: pd.DataFrame) -> list[dict[str, Any]]:
 def rows(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each configuration; points that failed or were not run have a note instead of a value."""
     table = chosen_trials(table)
-    lines = [line for _, study in main_scores(table).groupby(PLACE, dropna=False, sort=False) for line in _lines(study)]
+    paired = {(row.grid, row.hardware, row.config, row.measure, row.task): row for row in verdicts(table).itertuples()}
+    studies = main_scores(table).groupby(PLACE, dropna=False, sort=False)
+    lines = [line for _, study in studies for line in _lines(study, paired)]
     lines += [
         {
             "grid": row.grid, "hardware": row.hardware, "architecture": row.model, "dataset": row.dataset,
             "start": row.start, "trained": row.trained, "method": row.method, "teacher": row.teacher,
             "sparsity": row.sparsity, "block": row.block, "ffn": row.ffn, "learning_rate": row.learning_rate,
             "note": f"seed {row.seed} {row.status}" + (f": {row.cause}" if row.status == "failed" else ""),
+            RERUN: rerun_of_grid(row.grid, [row.point]),
         }
         for row in missing(table[table["suite"] == "train"]).itertuples(index=False)
     ]  # fmt: skip
@@ -165,6 +186,15 @@ def _percent(value: float, digits: int = 1, sign: bool = False) -> str:
     return "" if pd.isna(value) else f"{value:{'+' if sign else ''}.{digits}f} %"
 
 
+def _pooled(row: Any) -> str:
+    """Verdict on the accuracy over all sets, the loss, and what is kept of dense's margin above chance."""
+    if pd.isna(row["accuracy_loss_percent"]):
+        return ""
+    verdict = row["accuracy_verdict"] if isinstance(row["accuracy_verdict"], str) else "no verdict"
+    kept = "" if pd.isna(row["margin_kept"]) else f", {100 * row['margin_kept']:.0f} % of the margin kept"
+    return f"{verdict} ({row['accuracy_loss_percent']:+.2f} %{kept})"
+
+
 def printed(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows as they are printed."""
     lines = []
@@ -192,7 +222,8 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             "relative perplexity": _percent(row["relative_perplexity_percent"], 1, True),
             "above taught dense": _percent(row["above_taught_dense_percent"], 2, True),
             "above small dense": _percent(row["above_small_dense_percent"], 2, True),
-            "verdict": row["verdict"] or "",
+            "verdict": row["verdict"] if isinstance(row["verdict"], str) else "",
+            "accuracy, pooled": _pooled(row),
             "note": row["note"],
         })  # fmt: skip
     return pd.DataFrame(lines)
