@@ -34,12 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def torch_settings_come_back() -> Iterator[None]:
     """Takes back what a test changed in the process: a compiled run of the HF Trainer leaves TF32 on, for one."""
     backends = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn)
-    matmul, precisions = torch.get_float32_matmul_precision(), [backend.fp32_precision for backend in backends]
+    precisions = [backend.fp32_precision for backend in backends]
     nested_graph_breaks = torch._dynamo.config.nested_graph_breaks
     yield
     torch._dynamo.config.nested_graph_breaks = nested_graph_breaks
-    if torch.get_float32_matmul_precision() != matmul:
-        torch.set_float32_matmul_precision(matmul)
-    for backend, precision in zip(backends, precisions, strict=True):
-        if backend.fp32_precision != precision:
+    if [backend.fp32_precision for backend in backends] != precisions:
+        # The setting of before these three, which has no name for "as it was".
+        torch.set_float32_matmul_precision("highest")
+        for backend, precision in zip(backends, precisions, strict=True):
             backend.fp32_precision = precision
