@@ -126,6 +126,8 @@ class LmEvalMetrics:
 
     def __enter__(self) -> LmEvalMetrics:
         self._tasks = self._loading.__enter__()
+        for task in self._tasks.values():
+            _build_once(task)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -217,6 +219,21 @@ class LmEvalMetrics:
             task=task,
             setting=setting,
         )
+
+
+def _build_once(task: Any) -> None:
+    """Lets a task keep its requests: lm-eval builds them at each evaluation, which takes longer than all the rest."""
+    build, kept = task.build_all_requests, {}
+
+    def build_all_requests(*, limit: int | None = None, **options: Any) -> None:
+        if limit not in kept:
+            build(limit=limit, **options)
+            kept[limit] = task._instances
+        for instance in kept[limit]:
+            instance.resps, instance.filtered_resps = [], {}
+        task._instances = kept[limit]
+
+    task.build_all_requests = build_all_requests
 
 
 def _stderr_over_documents(name: str, pairs: list[tuple[float, int]]) -> float | None:
