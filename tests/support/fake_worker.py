@@ -1,7 +1,8 @@
 """Takes the place of `blast.experiment.run.worker` in tests of jobs: points sleep, fail or die as their `data` says.
 
-Keys of `data`: `seconds` to sleep, `result`, `fails` (a cause) or `dies` (a signal). Each line of `journal.txt` in the
-folder of the grid tells the start or the end of a point: what, its id, the time, and its GPUs.
+Keys of `data`: `seconds` to sleep, `meets` (a point that has to start before this one ends), `result`, `fails` (a cause)
+or `dies` (a signal). Each line of `journal.txt` in the folder of the grid tells the start or the end of a point: what,
+its id, the time, and its GPUs.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ def run(folder: Path, file: Path) -> None:
     note(folder, "start", values["id"])
     print(f"== {values['id']}", flush=True)
     asked = values["data"]
-    time.sleep(asked.get("seconds", 0.1))
+    time.sleep(asked.get("seconds", 0.0))
+    deadline = time.monotonic() + 20
+    while asked.get("meets") and f"start {asked['meets']} " not in (folder / "journal.txt").read_text():
+        if time.monotonic() > deadline:
+            asked = {"fails": f"{asked['meets']} does not run beside it."}
+        time.sleep(0.01)
     if asked.get("dies"):
         os.kill(os.getpid(), asked["dies"])
     outcome = {"status": "ok", "result": asked.get("result", {"metrics": []})}

@@ -336,7 +336,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--plan", type=Path, metavar="PLAN.json", help="the plan of a grid, with the points of these ids")
     made.add_argument("--out", type=Path, required=True, help="folder for records and checkpoints")
     made.add_argument("--log", type=Path, help="log file (default: OUT/logs/job-<pid>.log)")
-    made.add_argument("--total", type=_count, help="number of points in the grid, for the progress line")
+    made.add_argument(
+        "--total", type=_count, help="points in the grid, for the progress lines (default: those of the job)"
+    )
     made.add_argument("--jobs", type=_count, metavar="N", help="points at once (default: one a GPU; 1 without a GPU)")
     made.add_argument(
         "--own-gpus",

@@ -63,7 +63,7 @@ def rerun(plan: Plan, ids: Sequence[str], folder: GridFolder) -> int:
     for dataset in dict.fromkeys(point.dataset for point in asked):
         if not folder.requests(dataset).is_file():
             _make_requests(plan, dataset, folder)
-    failures = run_points(points, folder, folder.log("rerun"), total=len(points))
+    failures = run_points(points, folder, folder.log("rerun"))
     if asked:
         from blast.experiment.language.stage import compute_language_metrics
 

@@ -7,7 +7,7 @@ import pytest
 from blast.experiment.plan import resources
 from blast.experiment.plan.config import parse
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.run.progress import duration, progress_line
+from blast.experiment.run.progress import Progress, duration, progress_line
 from blast.files import write_json
 
 
@@ -35,12 +35,27 @@ def test_durations_are_readable():
     assert [duration(s) for s in (41, 200, 3600 * 2 + 300)] == ["41 s", "3 min", "2 h 05 min"]
 
 
-def test_a_progress_line_says_seconds_result_and_what_is_left(tmp_path):
-    folder = GridFolder(tmp_path)
-    for name in "ab":
-        metrics = [{"metric": "top1", "value": 0.925}]
-        record = {"point": {"id": name}, "status": "ok", "result": {"metrics": metrics}, "run": {"wall_s": 30.0}}
-        write_json(folder.record(name), record)
-    assert progress_line(folder, record, 6) == "b: 30 s, 92.5% top-1; 2 of 6 points, about 2 min of work left"
+def finished(name: str, seconds: float = 30.0) -> dict:
+    metrics = [{"metric": "top1", "value": 0.925}]
+    return {"point": {"id": name}, "status": "ok", "result": {"metrics": metrics}, "run": {"wall_s": seconds}}
+
+
+def test_a_progress_line_says_seconds_result_and_what_is_left():
+    record = finished("b")
+    assert progress_line(record, [30, 30], 6) == "b: 30 s, 92.5% top-1; 2 of 6 points, about 2 min of work left"
+    assert progress_line(record, [30, 30], 6, at_once=2).endswith("about 2 min of work left, 60 s with 2 at once")
+    assert progress_line(record, [30, 30], 3, at_once=2).endswith("about 30 s of work left")
     failed = record | {"status": "failed", "cause": "out of memory."}
-    assert "FAILED: out of memory." in progress_line(folder, failed, None)
+    assert "FAILED: out of memory." in progress_line(failed, [], None)
+
+
+def test_progress_counts_the_records_of_a_grid_or_the_points_of_a_job(tmp_path, capsys):
+    folder = GridFolder(tmp_path)
+    for name in ("other", "a"):
+        write_json(folder.record(name), finished(name))
+    for points, total in ((3, 6), (3, None), (1, None)):
+        Progress(folder, points, total, at_once=1).tell(finished("a"), again=True)
+    grid, job, single = capsys.readouterr().out.splitlines()
+    assert grid.endswith("; 2 of 6 points, about 2 min of work left")
+    assert job.endswith("; 1 of 3 points, about 60 s of work left")
+    assert single == "a: already done, 92.5% top-1"

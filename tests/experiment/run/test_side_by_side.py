@@ -25,7 +25,7 @@ from blast.files import write_json
 
 
 def point(name: str, processes: int = 1, **values) -> Point:
-    data = {key: values.pop(key) for key in ("seconds", "fails", "dies") if key in values}
+    data = {key: values.pop(key) for key in ("seconds", "meets", "fails", "dies") if key in values}
     values = {"stage": "train", "dataset": "digits", "training": {"processes": processes}} | values
     return Point(id=name, grid="t", architecture="vit-nano", data=data, **values)
 
@@ -60,11 +60,10 @@ def overlap(one: tuple, two: tuple) -> bool:
 
 
 def test_points_run_side_by_side_and_no_gpu_is_used_twice_at_once(machine, capsys):
-    points = [point(f"p{number}", seconds=0.15 + 0.1 * (number % 2)) for number in range(5)]
+    points = [point("p0", meets="p1"), point("p1", meets="p0"), *(point(f"p{n}", seconds=0.05) for n in (2, 3, 4))]
     assert run_points(points, machine, machine.root / "log", total=5) == 0
     ran = spans(machine)
     assert {gpus for _, _, gpus in ran.values()} == {"5", "GPU-7"}
-    assert overlap(ran["p0"], ran["p1"])
     names = sorted(ran)
     for one in names:
         for two in names:
@@ -72,7 +71,8 @@ def test_points_run_side_by_side_and_no_gpu_is_used_twice_at_once(machine, capsy
     for name in names:
         record = read_record(machine.record(name))
         assert record["run"]["gpus_held"] == ran[name][2]
-        assert record["run"]["side_by_side"] == 2
+        # The last ones may run alone.
+        assert record["run"].get("side_by_side", 1) in ((2,) if name in ("p0", "p1") else (1, 2))
         assert "side_by_side" not in record["result"]
         log = machine.root / record["log"]
         assert log.read_text() == f"== {name}\n"
@@ -86,19 +86,18 @@ def test_points_run_side_by_side_and_no_gpu_is_used_twice_at_once(machine, capsy
 
 def test_a_point_runs_after_those_that_it_needs(machine):
     points = [
-        point("learner", teacher="dense", seconds=0),
-        point("once", start="parent", parent="dense", seconds=0),
-        point("dense", seconds=0.2),
-        point("other", seconds=0.2),
+        point("learner", teacher="dense"),
+        point("once", start="parent", parent="dense"),
+        point("dense", meets="other", seconds=0.1),
+        point("other", meets="dense"),
     ]
     assert run_points(points, machine, machine.root / "log") == 0
     ran = spans(machine)
-    assert overlap(ran["dense"], ran["other"])
     assert min(ran["learner"][0], ran["once"][0]) > ran["dense"][1]
 
 
 def test_one_job_at_once_runs_points_in_one_process_in_the_order_of_their_needs(machine):
-    points = [point("once", start="parent", parent="dense", seconds=0), point("dense", seconds=0)]
+    points = [point("once", start="parent", parent="dense"), point("dense")]
     assert run_points(points, machine, machine.root / "log", jobs=1) == 0
     assert (machine.root / "log").read_text() == "== dense\n== once\n"
     run = read_record(machine.record("once"))["run"]
@@ -107,8 +106,8 @@ def test_one_job_at_once_runs_points_in_one_process_in_the_order_of_their_needs(
 
 
 def test_a_failed_point_fails_those_that_need_it_and_no_other(machine):
-    learner = point("learner", teacher="dense", seconds=0)
-    points = [learner, point("dense", fails="no data.", seconds=0), point("killed", dies=9, seconds=0), point("good")]
+    learner = point("learner", teacher="dense")
+    points = [learner, point("dense", fails="no data."), point("killed", dies=9), point("good")]
     assert run_points(points, machine, machine.root / "log") == 3
     records = {one.id: read_record(machine.record(one.id)) for one in points}
     assert records["dense"]["cause"] == "no data."
@@ -116,20 +115,19 @@ def test_a_failed_point_fails_those_that_need_it_and_no_other(machine):
     assert records["killed"]["cause"].startswith("the process was killed (signal 9)")
     assert records["good"]["status"] == "ok"
     # The next run repeats the failed ones alone.
-    again = [learner, point("dense", seconds=0), point("killed", seconds=0), point("good")]
+    again = [learner, point("dense"), point("killed"), point("good")]
     done = machine.record("good").read_bytes()
     assert run_points(again, machine, machine.root / "log") == 0
     assert machine.record("good").read_bytes() == done
 
 
 def test_a_training_of_several_processes_waits_for_its_gpus_and_benchmarks_run_alone(machine):
-    points = [benchmark("b0"), point("t0"), point("wide", 2), benchmark("b1"), point("t1")]
+    points = [benchmark("b0"), point("t0", meets="t1"), point("wide", 2), benchmark("b1"), point("t1", meets="t0")]
     assert run_points(points, machine, machine.root / "log") == 0
     ran = spans(machine)
     for alone in ("b0", "wide", "b1"):
         assert ran[alone][2] == "5,GPU-7"
         assert not any(overlap(ran[alone], span) for name, span in ran.items() if name != alone)
-    assert overlap(ran["t0"], ran["t1"])
     # Both benchmarks ran in one process.
     assert read_record(machine.record("b0"))["log"] == read_record(machine.record("b1"))["log"]
 
@@ -152,9 +150,9 @@ def test_benchmarks_run_side_by_side_if_each_is_told_to_hold_its_own_gpu():
 
 def test_jobs_on_the_cpu_run_side_by_side_if_asked_to(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert run_points([point("p0"), point("p1")], machine, machine.root / "log", jobs=2) == 0
-    ran = spans(machine)
-    assert overlap(ran["p0"], ran["p1"])
+    points = [point("p0", meets="p1"), point("p1", meets="p0")]
+    assert run_points(points, machine, machine.root / "log", jobs=2) == 0
+    assert read_record(machine.record("p0"))["run"]["side_by_side"] == 2
     assert Schedule.of(None, 0).jobs == 1
 
 

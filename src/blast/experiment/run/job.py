@@ -24,7 +24,7 @@ from blast.experiment.records.record import make_record, read_record, retry_reas
 from blast.experiment.run.child import Child
 from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.locks import points_held
-from blast.experiment.run.progress import progress_line
+from blast.experiment.run.progress import Progress
 from blast.experiment.run.schedule import Schedule, needs_first
 
 # Seconds between two looks at the children, and between two counts of what runs on the machine.
@@ -85,7 +85,7 @@ def run_points(
         folder: Folder of their grid.
         log: File for the output of the child, tracebacks included. Children that run side by side write a file for
             each point, in the folder `<log>-points` beside it.
-        total: Points of the whole grid, for the progress line.
+        total: Points of the whole grid, for the progress lines; None counts the points of this job.
         own_gpus: Whether each point holds a GPU alone, if there are any, also where jobs run one after the other and
             for benchmarks. Points of several processes always hold theirs.
         jobs: Children at once; None for one a GPU, and 1 without GPUs.
@@ -104,13 +104,14 @@ def run_points(
     schedule = Schedule.of(jobs, len(gpus), own_gpus)
     with points_held(folder, [point.id for point in points]):
         waiting = []
+        progress = Progress(folder, len(points), total, schedule.jobs)
         for point in points:
             if record := finished(folder, point):
-                print(progress_line(folder, record, total, again=True), flush=True)
+                progress.tell(record, again=True)
             else:
                 waiting.append(point)
         _check_needs(waiting, points, folder)
-        return _Job(waiting, folder, log, total, schedule, gpus).run()
+        return _Job(waiting, folder, log, progress, schedule, gpus).run()
 
 
 def _check_needs(waiting: Sequence[Point], given: Sequence[Point], folder: GridFolder) -> None:
@@ -132,7 +133,7 @@ class _Job:
         waiting: The points, as `needs_first` orders them.
         folder: Folder of their grid.
         log: See `run_points`.
-        total: Points of the whole grid, for the progress line.
+        progress: Tells of each point that is finished.
         schedule: How they share the machine.
         gpus: The GPUs, as `visible_gpus` gives them.
     """
@@ -142,11 +143,11 @@ class _Job:
         waiting: list[Point],
         folder: GridFolder,
         log: Path,
-        total: int | None,
+        progress: Progress,
         schedule: Schedule,
         gpus: Sequence[str],
     ) -> None:
-        self.waiting, self.folder, self.log, self.total = waiting, folder, log, total
+        self.waiting, self.folder, self.log, self.progress = waiting, folder, log, progress
         self.schedule, self.gpus = schedule, gpus
         self.children: list[Child] = []
         self.failures = 0
@@ -193,7 +194,8 @@ class _Job:
                 print(f"waiting for {hold.missing} of {hold.count} GPUs, which other jobs hold", flush=True)
             return False
         log = self._log_of(part, hold)
-        self.waiting = [point for point in self.waiting if point not in part]
+        started = {point.id for point in part}
+        self.waiting = [point for point in self.waiting if point.id not in started]
         self.children.append(Child(part, self.folder, log, hold))
         self._next, self._tries = None, 0
         self._count()
@@ -242,7 +244,7 @@ class _Job:
             (self.folder.work(point.id) / TRAINING_STATE).unlink(missing_ok=True)
         child.go_on(good)
         self.failures += retry_reason(record) is not None
-        print(progress_line(self.folder, record, self.total, at_once=self.schedule.jobs), flush=True)
+        self.progress.tell(record)
         if child.ended or not child.left:
             self.children.remove(child)
             child.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from blast.experiment.plan.paths import GridFolder
@@ -33,14 +34,14 @@ def headline(record: dict[str, Any]) -> str:
 
 
 def progress_line(
-    folder: GridFolder, record: dict[str, Any], total: int | None, again: bool = False, at_once: int = 1
+    record: dict[str, Any], seconds: Sequence[float], total: int | None, again: bool = False, at_once: int = 1
 ) -> str:
     """The line of a finished point.
 
     Args:
-        folder: Folder of the grid; its records are counted as done.
         record: The record of the point.
-        total: Points of the whole grid; None if not known.
+        seconds: Durations of all points that are done, this one included.
+        total: How many points there are to do in all; None if not known.
         again: Whether the record existed before and nothing was run.
         at_once: How many points run at once.
     """
@@ -48,12 +49,6 @@ def progress_line(
     text = f"{record['point']['id']}: {took}, {headline(record)}"
     if total is None:
         return text
-    seconds = []
-    for file in (folder.root / "records").glob("*.json"):
-        try:
-            seconds.append(json.loads(file.read_text())["run"]["wall_s"])
-        except (OSError, ValueError, KeyError):
-            continue
     left = max(0, total - len(seconds))
     if not left:
         return f"{text}; {len(seconds)} of {total} points, none left"
@@ -61,3 +56,39 @@ def progress_line(
     text = f"{text}; {len(seconds)} of {total} points, about {duration(work)} of work left"
     at_once = min(at_once, left)
     return f"{text}, {duration(work / at_once)} with {at_once} at once" if at_once > 1 else text
+
+
+class Progress:
+    """Prints the line of each point that a job finishes.
+
+    Args:
+        folder: Folder of the grid.
+        points: How many points the job has.
+        total: Points of the whole grid: all records in its folder are counted. None counts the points of the job.
+        at_once: How many points run at once.
+    """
+
+    def __init__(self, folder: GridFolder, points: int, total: int | None, at_once: int) -> None:
+        self._folder, self._points, self._total, self._at_once = folder, points, total, at_once
+        self._done: list[float] = []
+
+    def tell(self, record: dict[str, Any], again: bool = False) -> None:
+        """Prints the line of a point; see `progress_line`."""
+        self._done.append(record["run"]["wall_s"])
+        if self._total is not None:
+            seconds, total = _seconds_of_grid(self._folder), self._total
+        else:
+            # Of a single point there is nothing to tell.
+            seconds, total = self._done, self._points if self._points > 1 else None
+        print(progress_line(record, seconds, total, again, self._at_once), flush=True)
+
+
+def _seconds_of_grid(folder: GridFolder) -> list[float]:
+    """Durations of all points that have a record."""
+    seconds = []
+    for file in (folder.root / "records").glob("*.json"):
+        try:
+            seconds.append(json.loads(file.read_text())["run"]["wall_s"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return seconds
