@@ -1,6 +1,6 @@
 """Takes the place of `blast.experiment.run.worker` in tests of jobs: points sleep, fail or die as their `data` says.
 
-Keys of `data`: `seconds` to sleep, `meets` (a point that has to start before this one ends), `result`, `fails` (a cause)
+Keys of `data`: `seconds` to sleep, `meets` (a point that has to start before this one ends), `result`, `fails` (cause)
 or `dies` (a signal). Each line of `journal.txt` in the folder of the grid tells the start or the end of a point: what,
 its id, the time, and its GPUs.
 """
