@@ -15,6 +15,8 @@ NANO_SIZES = {
     "gpt2-nano": {"vocab_size": 512},
     "llama-nano": {"vocab_size": 512},
     "vit-nano": {"num_classes": 10, "image_size": 28, "channels": 1},
+    "gpt2-nano-wide": {"vocab_size": 512},
+    "vit-nano-wide": {"num_classes": 10, "image_size": 28, "channels": 1},
     "vit-s-4": {"num_classes": 10, "image_size": 28, "channels": 1},
 }
 PACKAGED = {"minilm", "smollm2-135m-q4"}

@@ -43,6 +43,12 @@ ARCHITECTURES = (
         shape=ModelShape(layers=2, hidden=128, ffn=512, heads=4, kv_heads=4, context=256, init_std=0.05),
         description="a small GPT-2 of two layers, with the dataset's vocabulary",
     ),
+    Architecture(
+        name="gpt2-nano-wide",
+        modality="language",
+        shape=ModelShape(layers=2, hidden=128, ffn=1024, heads=4, kv_heads=4, context=256, init_std=0.05),
+        description="gpt2-nano with MLPs twice as wide",
+    ),
     *(
         Architecture(
             name=name,

@@ -27,6 +27,13 @@ ARCHITECTURES = (
         description="a small vision transformer of three layers; every image has 4 × 4 patches",
     ),
     Architecture(
+        name="vit-nano-wide",
+        modality="vision",
+        # With more layers, or more patches, attention alone learns Fashion-MNIST and MNIST as well in a short run.
+        shape=ModelShape(layers=1, hidden=128, ffn=1024, heads=4, kv_heads=4, patches=2, norm_eps=1e-6),
+        description="a vision transformer of one layer with a wide MLP; every image has 2 × 2 patches",
+    ),
+    Architecture(
         name="vit-s-4",
         modality="vision",
         shape=ModelShape(layers=8, hidden=384, ffn=1536, heads=6, kv_heads=6, patch=4, norm_eps=1e-6),
