@@ -98,6 +98,39 @@ def test_the_figure_of_quality_draws_recipes_and_no_levers(study):
     assert "BLaST, taught" in words(drawn)
 
 
+def test_each_lever_is_compared_with_the_recipe_without_it(study, results):
+    found = paper_figures.load("ablations").rows(study)
+    row = one(found, lever="growth decays")
+    assert (row["value"], row["without"], row["base"], row["status"]) == ("cosine", "constant", "blast", "ok")
+    at = {**GPT2, "method": "blast", "sparsity": 0.95}
+    without = one(results, **at, variant="constant-growth")["value"]
+    assert row["held_out_s95"] == pytest.approx(100 * (one(results, **at, variant="")["value"] / without - 1))
+    assert row["low_s95"] <= row["held_out_s95"] <= row["high_s95"]
+    assert row["training_s95"] != row["held_out_s95"]
+    assert (row["seeds_s95"], row["seeds_without_s95"]) == (3, 1)
+
+
+def test_a_lever_without_numbers_at_two_sparsities_is_not_run(study):
+    module = paper_figures.load("ablations")
+    found = module.rows(study)
+    assert one(found, lever="dense start")["status"] == "not run at 80 %"
+    assert one(found, lever="hidden units permuted")["status"] == "not run"
+    assert "not run" in one(module.printed(found), lever="dense start: 0.1 instead of 0.0")["80 %: held-out"]
+
+
+def test_the_levers_of_the_table_are_settings():
+    from dataclasses import fields
+
+    from blast.experiment.analysis.levers import COME_ALONG, LEVERS
+    from blast.sparsity.config import SparsifyConfig
+    from blast.training.distillation import Distillation
+    from blast.training.settings import TrainingSettings
+
+    known = {field.name for kind in (SparsifyConfig, TrainingSettings) for field in fields(kind)}
+    known |= {"teacher"} | {f"distillation.{field.name}" for field in fields(Distillation)}
+    assert {*LEVERS, *COME_ALONG} | {key for keys in COME_ALONG.values() for key in keys} <= known
+
+
 def test_no_title_of_the_quality_figure_runs_out_of_the_picture(study):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
