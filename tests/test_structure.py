@@ -36,6 +36,7 @@ LIBRARY = [
     "errors",
     "settings",
     "files",
+    "moved_modules",
     "download",
     "block_sparse",
     "distributed",

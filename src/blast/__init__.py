@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from blast.checkpoint.import_hook import install as _install_import_hook
+from blast.moved_modules import install as _install_old_paths
 
 if TYPE_CHECKING:
     from blast.block_sparse.csr import BlockCSR
@@ -104,3 +105,4 @@ def _version() -> str:
 
 # With blast imported, `from_pretrained` of transformers opens what `blast.save` wrote.
 _install_import_hook()
+_install_old_paths()
