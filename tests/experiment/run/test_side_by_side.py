@@ -214,4 +214,4 @@ def test_a_worker_without_the_gpu_that_was_held_for_it_refuses_to_run(machine, m
 
     outcome = outcome_of(point("p0"), machine, gpus=1)
     assert outcome["status"] == "failed"
-    assert "torch can use 0; set CUDA_VISIBLE_DEVICES to GPUs that torch can use" in outcome["cause"]
+    assert "torch can use 0 of them; set CUDA_VISIBLE_DEVICES to GPUs that torch can use" in outcome["cause"]

@@ -75,8 +75,8 @@ def _check_gpus(held: int) -> None:
     """Refuses to train on the CPU, or on a GPU of another job, where a GPU that the job holds cannot be used."""
     if held > (found := torch.cuda.device_count()):
         raise BlastError(
-            f"the job holds {held} GPUs for this point (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}) "
-            f"and torch can use {found}; set CUDA_VISIBLE_DEVICES to GPUs that torch can use, or empty for the CPU."
+            f"this point holds the GPUs '{os.environ.get('CUDA_VISIBLE_DEVICES')}' and torch can use {found} of them; "
+            "set CUDA_VISIBLE_DEVICES to GPUs that torch can use, or to nothing for the CPU."
         )
 
 
