@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blast.errors import BlastError
+from blast.evaluation.item_scores import ItemScores
 from blast.evaluation.loss import evaluate_language
 from blast.evaluation.metric import of_part
 from blast.evaluation.statistics import ratio_and_stderr
@@ -95,6 +96,17 @@ def test_a_limit_takes_the_first_chunks() -> None:
     model, data = Table(13), language()
     limited = evaluate_language(model, data, length=5, limit=2)
     assert limited == evaluate_language(model, Language(data.chunks[:2]), length=5)
+
+
+def test_the_losses_of_single_chunks_are_kept_if_asked_for() -> None:
+    kept: list[ItemScores] = []
+    _, bits, _ = evaluate_language(Table(13), language(), length=5, keep=kept.append)
+    (items,) = kept
+    assert items.nats.sum() / items.bytes.sum() / math.log(2) == pytest.approx(bits["value"])
+    assert (len(items), items.tokens, items.metric) == (7, 35, None)
+    other = Language(language().chunks.flip(0))
+    evaluate_language(Table(13), other, length=5, keep=kept.append)
+    assert kept[1].digest != items.digest
 
 
 def test_evaluating_twice_gives_the_same_entries() -> None:

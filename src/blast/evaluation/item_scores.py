@@ -9,7 +9,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ class ItemScores:
     Attributes:
         nats: Minus the log-likelihood of each right answer, `[n]`, float64, in hundredths. For a text, of the whole
             text.
-        bytes: Length of the same answers in UTF-8, `[n]`, with the space before them.
-        correct: By metric (`acc`, `acc_norm`), whether the model gives the right answer, `[n]`, bool. Empty for texts.
+        bytes: Length of the same answers in UTF-8, `[n]`, with the space before them. 0 for images.
+        correct: By metric (`acc`, `acc_norm`, `top1`), whether the model gives the right answer, `[n]`, bool. Empty for
+            texts.
         chance: By metric, the share of right answers without a model: of guessing, or of the most frequent answer where
             all items have the same choices.
         tokens: Tokens of all right answers.
@@ -45,13 +46,18 @@ class ItemScores:
     tokens: int
     digest: str
 
+    @classmethod
+    def of_texts(cls, nats: Sequence[float], sizes: Sequence[int], tokens: int, digest: str) -> ItemScores:
+        """The items of a set of texts: minus log-likelihoods, lengths in bytes, tokens of all, digest."""
+        return cls(np.array(nats, dtype=np.float64), np.array(sizes, dtype=np.int64), {}, {}, tokens, digest)
+
     def __len__(self) -> int:
         return len(self.nats)
 
     @property
     def metric(self) -> str | None:
-        """The metric that judges the set: `acc_norm` where lm-eval computes it, else `acc`; None for texts."""
-        return next((name for name in ("acc_norm", "acc") if name in self.correct), None)
+        """The metric that judges the set: `acc_norm` where it is computed, else `acc` or `top1`; None for texts."""
+        return next((name for name in ("acc_norm", "acc", "top1") if name in self.correct), None)
 
 
 def write_item_scores(file: Path, sets: Mapping[str, ItemScores], facts: Mapping[str, Any]) -> None:

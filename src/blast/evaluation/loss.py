@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blast.errors import BlastError
+from blast.evaluation.item_scores import ItemScores
 from blast.evaluation.metric import metric
 from blast.evaluation.mode import evaluating
 from blast.evaluation.statistics import mean_and_stderr, ratio_and_stderr
+from blast.files import json_digest
 
 # The perplexity of a larger loss is no floating-point number; it is left out.
 LARGEST_LOSS = 700.0
@@ -59,6 +62,7 @@ def evaluate_language(
     limit: int | None = None,
     batch: int = 16,
     device: torch.device | str | None = None,
+    keep: Callable[[ItemScores], None] | None = None,
 ) -> list[dict[str, Any]]:
     """`loss` (nats a token), `perplexity` and `bits_per_byte` on the held-out chunks of a language dataset.
 
@@ -74,10 +78,13 @@ def evaluate_language(
         limit: Largest number of chunks; None for all.
         batch: Chunks a batch.
         device: Device of the model; by default that of its first parameter.
+        keep: Is called with the losses of the single chunks, for paired comparisons.
     """
     chunks = data.validation_chunks(length, limit)
     nats = chunk_losses(model, chunks, batch, device)
     sizes = [data.bytes_of(chunk[1:]) for chunk in chunks]
+    if keep is not None:
+        keep(ItemScores.of_texts(nats, sizes, len(nats) * length, json_digest(chunks.tolist())))
     loss, loss_stderr = mean_and_stderr([one / length for one in nats])
     bits, bits_stderr = ratio_and_stderr([one / math.log(2.0) for one in nats], sizes)
     setting = {"window": length, "tokens": len(nats) * length, "bytes": sum(sizes), "batch": batch}

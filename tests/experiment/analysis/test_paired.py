@@ -144,6 +144,16 @@ def test_each_item_counts_the_same_in_the_pooled_accuracy():
     assert (found.items, found.value, found.chance) == (4000, right / 4000, (3000 * 0.25 + 1000 * 0.5) / 4000)
 
 
+def test_images_are_judged_by_their_accuracy_alone():
+    dense = replace(questions(5000, 0.88, chance=0.1), bytes=np.zeros(5000, dtype=int))
+    dense = replace(dense, correct={"top1": dense.correct["acc"]}, chance={"top1": 0.1})
+    pruned = worse(dense, 5, flipped=0.01)
+    found = compare([{"held_out": pruned}], [{"held_out": dense}])
+    assert [(entry.task, entry.metric) for entry in found] == [("held_out", "top1"), (POOLED, None)]
+    assert found[0].verdict == overall(found) == "within"
+    assert found[0].relative == pytest.approx(1, abs=0.3)
+
+
 def test_seeds_are_averaged_and_must_agree():
     dense = [{"a": questions(2000, 0.6, seed=seed)} for seed in (1, 2, 3)]
     good = [{"a": worse(sets["a"], 0.5)} for sets in dense]

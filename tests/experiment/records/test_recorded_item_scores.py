@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ import fake_records as fake
 from blast.errors import BlastError
 from blast.evaluation.item_scores import ItemScores, write_item_scores
 from blast.experiment.analysis.verdicts import COLUMNS, verdicts
-from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.paths import ITEMS, GridFolder
+from blast.experiment.plan.point import Point
 from blast.experiment.records.export import export_grid
-from blast.experiment.records.record import read_record
+from blast.experiment.records.record import read_record, record_digest
 from blast.experiment.records.table import load_table
-from blast.files import write_json
+from blast.files import file_digest, write_json
 
 DENSE, PRUNED = "gpt2-nano.pystdlib.dense.seed0", "gpt2-nano.pystdlib.blast.s95.b16.seed0"
 
@@ -78,3 +80,24 @@ def test_items_of_another_record_are_not_exported(grid, tmp_path):
     shutil.copy(grid.item_scores(DENSE), grid.item_scores(PRUNED))
     with pytest.raises(BlastError, match=rf"not those of the record of '{PRUNED}'"):
         export_grid(grid.root, tmp_path / "recorded")
+
+
+def test_windows_of_the_held_out_text_and_items_of_lm_eval_are_exported_together(grid, tmp_path):
+    for point, percent in ((DENSE, 0), (PRUNED, 1)):
+        write_item_scores(grid.work(point) / ITEMS, {"held_out": items(percent)["text_heldout"]}, {"point": point})
+        record = json.loads(grid.record(point).read_text())
+        digest = file_digest(grid.work(point) / ITEMS)
+        record["result"].setdefault("artifacts", {})["items"] = {"path": ITEMS, "digest": digest}
+        record["record_digest"] = record_digest(Point.from_dict(record["point"]), record["result"], "ok")
+        write_json(grid.record(point), record)
+        language = json.loads(grid.language(point).read_text()) | {"record_digest": record["record_digest"]}
+        write_json(grid.language(point), language)
+        keep(grid, point, 7 * percent)
+    local = verdicts(load_table(grid.root, tmp_path / "none"))
+    assert dict(zip(local["task"], local["verdict"], strict=True)) == {"held_out": "within", "text_heldout": "outside"}
+    export_grid(grid.root, tmp_path / "recorded")
+    (grid.work(DENSE) / ITEMS).write_bytes((grid.work(PRUNED) / ITEMS).read_bytes())
+    with pytest.raises(BlastError, match=rf"{ITEMS}: these scores of items are not those of the record of '{DENSE}'"):
+        export_grid(grid.root, tmp_path / "recorded")
+    shutil.rmtree(grid.root)
+    assert verdicts(load_table(grid.root, tmp_path / "recorded")).equals(local)

@@ -147,11 +147,11 @@ def compare(pruned: Sequence[Sets], dense: Sequence[Sets], limit: float = LIMIT)
         limit: Largest relative loss, in percent.
 
     Returns:
-        Bits per byte of each set, the accuracy of each set that has one, and the pooled accuracy last. Sets whose items
-        differ between the two models are left out.
+        Bits per byte of each set but images, the accuracy of each set that has one, and the pooled accuracy last. Sets
+        whose items differ between the two models are left out.
 
     Example:
-        >>> text = ItemScores(np.full(64, 900.0), np.full(64, 1500), {}, {}, 64 * 400, "sha256:…")
+        >>> text = ItemScores.of_texts([900.0] * 64, [1500] * 64, 64 * 400, "sha256:…")
         >>> [same] = compare([{"text": text}], [{"text": text}])
         >>> same.relative, same.verdict
         (0.0, 'within')
@@ -174,7 +174,8 @@ def compare(pruned: Sequence[Sets], dense: Sequence[Sets], limit: float = LIMIT)
         if metric is not None:
             groups += [[pair[side].correct[metric] for pair in pairs] for side in (0, 1)]
         sizes, our_nats, their_nats, *right = _draws(task, groups)
-        bits.append(_bits(task, first, sizes, our_nats, their_nats, limit))
+        if first.bytes.any():
+            bits.append(_bits(task, first, sizes, our_nats, their_nats, limit))
         if metric is not None:
             score = Answers(right[0], right[1], len(first), first.chance.get(metric, 0.0) * len(first))
             accuracies.append(_accuracy(task, metric, score, limit))

@@ -23,7 +23,7 @@ def verdicts(table: pd.DataFrame, limit: float = LIMIT) -> pd.DataFrame:
     items, were not kept are left out.
 
     Args:
-        table: As `load_table` gives it; `attrs["items"]` maps (grid, hardware, point) to the file of its items.
+        table: As `load_table` gives it; `attrs["items"]` maps (grid, hardware, point) to the files of its items.
         limit: Largest relative loss, in percent.
 
     Returns:
@@ -37,7 +37,7 @@ def verdicts(table: pd.DataFrame, limit: float = LIMIT) -> pd.DataFrame:
 
     def items_of(place: tuple) -> dict[str, ItemScores]:
         if place not in known:
-            known[place] = read_item_scores(files[place])[0]
+            known[place] = {task: items for file in files[place] for task, items in read_item_scores(file)[0].items()}
         return known[place]
 
     lines: list[dict[str, Any]] = []

@@ -7,6 +7,8 @@ from pathlib import Path
 
 # The folder with `config/`, `paper_figures/` and `results/recorded/`, whatever the working folder is.
 CHECKOUT = Path(__file__).resolve().parents[4]
+# In the work folder of a point: the scores of single windows or images of its test data.
+ITEMS = "items.npz"
 # In the work folder of a point that is not finished: its training state.
 TRAINING_STATE = "training_state.pt"
 # There too: the result of the child process, until the job has made a record of it.

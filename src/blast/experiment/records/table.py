@@ -149,7 +149,7 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
         Long-form rows as `as_table` returns them. For the same grid, point and hardware, local rows replace recorded
         ones. A failed point is a row with status "failed". A planned point without a record is a row with status
         "not run". `attrs["masks"]` maps a local point to its file of masks. `attrs["items"]` maps grid, hardware and
-        id of a point to the file with the scores of its items.
+        id of a point to the files with the scores of its items.
 
     Raises:
         BlastError: if a record or a recorded file is damaged.
@@ -161,7 +161,7 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
         local.add((point["grid"], point["id"], record["run"].get("hardware")))
         done.add(point["id"])
         rows += [row | {"source": "local"} for row in record_rows(record, language)]
-        if (scored := item_scores_of(GridFolder(Path(grid_dir)), record, language)) is not None:
+        if scored := item_scores_of(GridFolder(Path(grid_dir)), record, language):
             items[point["grid"], record["run"].get("hardware"), point["id"]] = scored
         artifact = ((record.get("result") or {}).get("artifacts") or {}).get("masks")
         if artifact:
@@ -174,7 +174,7 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
                 done.add(setting.get("point"))
     for (grid, hardware, point), file in recorded_item_scores(Path(recorded_dir)):
         if (grid, point, hardware) not in local:
-            items[grid, hardware, point] = file
+            items[grid, hardware, point] = [file]
     rows += [_not_run(point) for point in planned_points(grid_dir).values() if point.id not in done]
     table = as_table(rows)
     table.attrs["masks"] = masks

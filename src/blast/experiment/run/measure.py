@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from blast import datasets
+from blast.evaluation.item_scores import ItemScores
 from blast.evaluation.loss import evaluate_language
 from blast.evaluation.metric import of_part
 from blast.evaluation.requests import SEPARATE_TEST
@@ -14,6 +17,8 @@ from blast.evaluation.top_k import evaluate_vision
 from blast.experiment.plan.point import Point
 
 BATCH = 32
+# Name of the set whose items are the windows or images of our own test data.
+HELD_OUT = "held_out"
 
 
 def held_out_parts(point: Point, data: Any) -> tuple[Any, Any]:
@@ -24,7 +29,9 @@ def held_out_parts(point: Point, data: Any) -> tuple[Any, Any]:
     return data.held_out_halves() if point.evaluation.get(SEPARATE_TEST) else (data, data)
 
 
-def measure(point: Point, model: nn.Module, validation: Any, test: Any) -> list[dict[str, Any]]:
+def measure(
+    point: Point, model: nn.Module, validation: Any, test: Any, items: dict[str, ItemScores] | None = None
+) -> list[dict[str, Any]]:
     """The metrics of a model on its test data, and if the point says so, on its validation and training data.
 
     Args:
@@ -32,9 +39,11 @@ def measure(point: Point, model: nn.Module, validation: Any, test: Any) -> list[
         model: As it is loaded from its checkpoint.
         validation: Data for the learning curves, see `held_out_parts`.
         test: Data for the metrics; the same object where there is no separate test.
+        items: Filled with the scores of the single windows or images of the test data, under `HELD_OUT`.
     """
     limit = point.evaluation.get("limit")
-    metrics = _of_held_out(point, model, test, limit)
+    keep = None if items is None else functools.partial(items.__setitem__, HELD_OUT)
+    metrics = _of_held_out(point, model, test, limit, keep)
     if validation is not test:
         metrics += of_part("validation", _of_held_out(point, model, validation, limit))
     if count := point.evaluation.get("train"):
@@ -42,9 +51,11 @@ def measure(point: Point, model: nn.Module, validation: Any, test: Any) -> list[
     return metrics
 
 
-def _of_held_out(point: Point, model: nn.Module, data: Any, limit: int | None) -> list[dict[str, Any]]:
+def _of_held_out(
+    point: Point, model: nn.Module, data: Any, limit: int | None, keep: Callable[[ItemScores], None] | None = None
+) -> list[dict[str, Any]]:
     """The metrics on the data that `data` holds out; `limit` is the largest number of windows of a text."""
     batch = point.evaluation.get("batch", BATCH)
     if datasets.get(point.dataset).MODALITY != "language":
-        return evaluate_vision(model, data, batch=batch)
-    return evaluate_language(model, data, length=point.training["length"], limit=limit, batch=batch)
+        return evaluate_vision(model, data, batch=batch, keep=keep)
+    return evaluate_language(model, data, length=point.training["length"], limit=limit, batch=batch, keep=keep)

@@ -26,10 +26,11 @@ from blast.distributed import is_first_rank
 from blast.download.cache import cache_root
 from blast.errors import BlastError
 from blast.evaluation.class_logits import class_logits
+from blast.evaluation.item_scores import ItemScores, write_item_scores
 from blast.evaluation.metric import metric
 from blast.evaluation.requests import SEPARATE_TEST, read_requests
 from blast.evaluation.scoring import read_tokens, score_requests
-from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
+from blast.experiment.plan.paths import ITEMS, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
 from blast.experiment.run.measure import BATCH, held_out_parts, measure
@@ -344,7 +345,11 @@ def _scored(run: PointRun, model: nn.Module) -> tuple[list[dict[str, Any]], dict
     point, work = run.point, run.folder.work(run.point.id)
     artifacts: dict[str, Any] = {}
     took: dict[str, Any] = {}
-    metrics = measure(point, model, *run.held_out)
+    items: dict[str, ItemScores] = {}
+    metrics = measure(point, model, *run.held_out, items)
+    if items:
+        write_item_scores(work / ITEMS, items, {"point": point.id})
+        artifacts["items"] = {"path": ITEMS, "digest": file_digest(work / ITEMS)}
     requests_file = run.folder.requests(point.dataset)
     if run.language and point.evaluation.get("tasks") and requests_file.is_file():
         batch, length = point.evaluation.get("batch", BATCH), point.training["length"]
