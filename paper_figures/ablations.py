@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from blast.experiment.analysis.levers import SPARSITIES, Effect, Lever, levers
+from blast.experiment.plan.rerun import rerun_of_grid
 from paper_figures import _style as style
+from paper_figures._write import RERUN
 
 TITLE = "Single levers"
 PLACE = ("grid", "hardware", "model", "dataset", "start", "trained", "block")
@@ -16,7 +18,7 @@ EFFECT = ("held_out", "low", "high", "training", "seeds", "seeds_without", "stat
 COLUMNS = (
     *PLACE, "lever", "value", "without", "base",
     *(f"{name}_s{100 * sparsity:g}" for sparsity in SPARSITIES for name in EFFECT),
-    "status",
+    "status", RERUN,
 )  # fmt: skip
 
 
@@ -42,6 +44,9 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
                 "base": lever.base, "status": _status(lever)}  # fmt: skip
         for sparsity in SPARSITIES:
             line |= _cells(sparsity, lever.effects.get(sparsity))
+        points = dict.fromkeys(name for effect in lever.effects.values() for name in effect.points)
+        if points:
+            line[RERUN] = rerun_of_grid(line["grid"], list(points))
         lines.append(line)
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype({"trained": "Int64"})
 

@@ -9,15 +9,17 @@ import pandas as pd
 
 from blast.experiment.analysis.comparison import missing
 from blast.experiment.analysis.time_to_loss import METHODS, TimedRun, dense_of, timed_runs
+from blast.experiment.plan.rerun import rerun_of_grid
 from paper_figures import _kernels as kernels
 from paper_figures import _runs as runs
 from paper_figures import _style as style
+from paper_figures._write import RERUN
 
 TITLE = "Time of whole runs, and to equal validation loss"
 COLUMNS = (
     "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "end_of", "loss",
     "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling",
-    "mask_update_share", "status",
+    "mask_update_share", "status", RERUN,
 )  # fmt: skip
 # Where the times of a row end, as printed.
 ENDS = {"steps": "all steps", "dense": "final loss of dense", "pruned": "final loss of this run"}
@@ -43,6 +45,7 @@ def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
             "ratio_without_compiling": theirs_running / own_running if both else math.nan,
             "mask_update_share": run.update_share,
             "status": "ok" if both else "not reached",
+            RERUN: rerun_of_grid(run.point.grid, [dense.point.point, run.point.point]),
         })  # fmt: skip
     return lines
 
@@ -58,13 +61,17 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
             dense = dense_of(run, group)
             if dense is None:
                 lines.append(_facts(run.point) | {"end_of": "pruned", "loss": run.final, "pruned_s": run.total,
-                                                  "status": "dense not run"})  # fmt: skip
+                                                  "status": "dense not run",
+                                                  RERUN: rerun_of_grid(run.point.grid, [run.point.point])})  # fmt: skip
             else:
                 lines += _lines(run, dense)
     lost = missing(table, execution_variants=True)
     lost = lost[(lost["method"] != "dense") & (lost["sparsity"] > 0)]
     for point in lost.itertuples(index=False):
-        lines.append({name: getattr(point, name, None) for name in COLUMNS[:9]} | {"status": point.status})
+        lines.append(
+            {name: getattr(point, name, None) for name in COLUMNS[:9]}
+            | {"status": point.status, RERUN: rerun_of_grid(point.grid, [point.point])}
+        )
     if not lines:
         lines = [{"status": "not run"}]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype({"seed": "Int64"})

@@ -54,6 +54,7 @@ class Effect:
         training: Change of the same metric on the training data; NaN if unknown.
         seeds: Seeds with the lever, and without it.
         status: `ok`, or why there is no number.
+        points: Ids of the points with the lever, then of those without it; none where there is no number.
     """
 
     held_out: float
@@ -62,6 +63,7 @@ class Effect:
     training: float
     seeds: tuple[int, int]
     status: str
+    points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,4 +221,5 @@ def _effect(on: Any, off: Any) -> Effect:
         training=relative_loss(on.training, off.training, higher) if off.training else math.nan,
         seeds=(int(on.seeds), int(off.seeds)),
         status="ok",
+        points=(*on.points, *off.points),
     )
