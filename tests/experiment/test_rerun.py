@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from blast.experiment.language import stage
 from blast.experiment.plan.paths import CHECKOUT, GridFolder
 from blast.experiment.plan.rerun import config_of, rerun_command, rerun_of_grid
 from blast.experiment.records.record import read_record
+from blast.experiment.records.rows import read_rows
 from blast.experiment.run import child, job
 
 ONCE = "vit-nano.digits.one_shot.s50.b16.seed0"
@@ -51,6 +53,17 @@ def test_the_command_of_a_committed_grid_names_its_config_and_the_digest_of_the_
         None, *(file.relative_to(CHECKOUT) for file in (CHECKOUT / "config").glob("*.yaml"))
     }  # fmt: skip
     assert rerun_of_grid("own", ["a"]) is None
+
+
+def test_every_recorded_point_is_in_the_config_that_its_command_names():
+    found: dict[str, set[str]] = {}
+    for file in (CHECKOUT / "results" / "recorded").glob("*/accuracy.csv"):
+        for row in read_rows(file):
+            setting = json.loads(row["setting"])
+            found.setdefault(setting["grid"], set()).add(setting["point"])
+    assert found
+    for grid, ids in found.items():
+        assert ids <= set(plan_of(CHECKOUT / config_of(grid)).points)
 
 
 def test_the_command_runs_the_point_and_those_it_needs(config, tmp_path, capsys):
