@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from blast import architectures, datasets
 from blast.architectures._weights import packaged
 from blast.architectures._weights.byte_level_vocabulary import ByteLevelVocabulary
-from blast.datasets import technical_text
+from blast.datasets import pystdlib, technical_code, technical_text
 from blast.download import registries
 from blast.download.registries import NpmPackage, PypiPackage
 from blast.download.sources import RemoteFile, SourceError, fetch_files
@@ -207,6 +208,21 @@ def test_texts_that_occur_twice_and_links_are_read_once(debian, tmp_path):
     texts = [document.text for document in technical_text.documents(tmp_path, 0.5)]
     assert len(texts) == len(set(texts))
     assert not list(technical_text.raw(tmp_path).rglob("link*"))
+
+
+def test_english_and_code_together_hold_out_what_each_holds_out_alone(debian, tmp_path, monkeypatch):
+    library = tmp_path / "library"
+    shutil.copytree(pystdlib.library() / "json", library / "json", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(pystdlib.library() / "email", library / "email", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(pystdlib, "library", lambda: library)
+    facts = technical_code.fetch(tmp_path)
+    assert facts["packages"]["anarchism"] == "anarchism_1.0_all.deb"
+    both = list(technical_code.documents(tmp_path, 0.2))
+    assert both == [*technical_text.documents(tmp_path, 0.2), *pystdlib.documents(library, 0.2)]
+    settings = {"vocab_size": 400, "held_out": 0.2}
+    counts = technical_code.prepare(tmp_path, settings)["counts"]
+    assert counts["validation_documents"] == sum(document.held_out for document in both)
+    assert technical_code.load(tmp_path, settings).train_batch(0, 2, 16, 0).shape == (2, 17)
 
 
 def test_only_the_prose_of_a_page_is_kept():
