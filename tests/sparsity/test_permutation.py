@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from experts_models import build
 from torch import nn
 
 import blast
@@ -97,6 +98,21 @@ def test_an_mlp_whose_units_are_told_apart_stays_as_it_is():
         BlastError, match="no MLP of this model can be permuted, because something else reads its hidden"
     ):
         permute_hidden_units_(nn.Sequential(Normed()), ["0.fc1", "0.fc2"], BLOCK)
+
+
+def test_what_has_no_mlp_of_linear_layers_cannot_be_permuted():
+    attention = [name for name, _ in models()["gated"].named_modules() if name.endswith("q_proj")]
+    experts = ["model.layers.0.mlp.experts.down_proj.0"]
+    for model, names in ((models()["gated"], attention), (build("qwen3_moe"), experts)):
+        with pytest.raises(BlastError, match="because the targets are no MLPs of linear layers"):
+            permute_hidden_units_(model, names, BLOCK)
+
+
+def test_an_mlp_that_shares_a_layer_with_another_stays_as_it_is():
+    model = nn.ModuleList(nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(3))
+    model[1][0] = model[0][0]
+    made = permute_hidden_units_(model, [f"{layer}.{place}" for layer in range(3) for place in (0, 2)], BLOCK)
+    assert list(made) == ["2"]
 
 
 def test_a_model_whose_mlps_are_all_pruned_in_part_cannot_be_permuted():

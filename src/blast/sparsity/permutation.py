@@ -19,6 +19,11 @@ from blast.errors import BlastError
 from blast.model.discovery import find_mlps
 from blast.model.target import Mlp, Target
 
+# Why no MLP can be permuted.
+IN_PART = "only some of the matrices of each are pruned; choose all of them with 'targets', or"
+BY_PLACE = "something else reads its hidden units by their place;"
+NO_MLP = "the targets are no MLPs of linear layers (experts in larger parameters are none);"
+
 
 @torch.no_grad()
 def permute_hidden_units_(model: nn.Module, names: Sequence[str], block: BlockShape) -> dict[str, Tensor]:
@@ -35,22 +40,21 @@ def permute_hidden_units_(model: nn.Module, names: Sequence[str], block: BlockSh
     Raises:
         BlastError: if no MLP can be permuted.
     """
-    wanted, made, in_part = set(names), {}, False
+    wanted, made, obstacles = set(names), {}, set()
     for mlp in find_mlps(model):
         pruned = [target.name in wanted for target in mlp.targets]
-        in_part |= any(pruned) and not all(pruned)
-        if not all(pruned) or _reads_units_by_place(model, mlp):
+        if not all(pruned):
+            obstacles |= {IN_PART} if any(pruned) else set()
+            continue
+        if _reads_units_by_place(model, mlp):
+            obstacles.add(BY_PLACE)
             continue
         order = hidden_order(mlp, block)
         for target in mlp.targets:
             _permute(target, order, rows=target is not mlp.down)
         made[mlp.name] = order
     if not made:
-        why = (
-            "only some of the matrices of each are pruned; choose all of them with 'targets', or"
-            if in_part
-            else "something else reads its hidden units by their place;"
-        )
+        why = next((why for why in (IN_PART, BY_PLACE) if why in obstacles), NO_MLP)
         raise BlastError(f"no MLP of this model can be permuted, because {why} leave the permutation out.")
     return made
 
@@ -94,7 +98,10 @@ def _permute(target: Target, order: Tensor, rows: bool) -> None:
 def _reads_units_by_place(model: nn.Module, mlp: Mlp) -> bool:
     """Whether something tells the hidden units of an MLP apart: a norm or scale of them, or a tied matrix."""
     matrices, parameters = {id(t.module) for t in mlp.targets}, {id(t.parameter) for t in mlp.targets}
-    others = [module for module in model.modules() if id(module) not in matrices]
+    # A layer that stands at several places counts as another at each further one.
+    names = {target.name for target in mlp.targets}
+    places = model.named_modules(remove_duplicate=False)
+    others = [module for name, module in places if name not in names]
     if any(id(parameter) in parameters for module in others for parameter in module._parameters.values()):
         return True
     for module in mlp.module.modules():
