@@ -21,7 +21,7 @@ from blast.model.convert import to_dense
 from blast.model.discovery import match_matrices
 from blast.sparsity.permutation import permute_hidden_units_
 
-METHODS = ["one_shot", "one_shot_wanda", "one_shot_obs"]
+METHODS = ["one_shot_wanda", "one_shot_obs"]
 TRAINING = {"steps": 6, "batch": 4, "length": 32, "learning_rate": 0.003, "evaluate_every": 6, "evaluate_limit": 8}
 SPARSIFY = {"plain": {}, "permuted": {"permute_hidden": True}}
 
@@ -119,7 +119,7 @@ def test_a_permutation_of_an_mlp_that_cannot_be_permuted_is_one_sentence(grid):
         (in_part, "because only some of the matrices of each are pruned; choose all of them with 'targets', or leave"),
         ({**in_part, "targets": ["attention"]}, "because the targets are no MLPs of linear layers"),
     ):
-        point = plan({"bad": sparsify})[named("one_shot", "bad")]
+        point = plan({"bad": sparsify})[named("one_shot_wanda", "bad")]
         with pytest.raises(BlastError, match=sentence) as refused:
             run_point(point, folder)
         assert "\n" not in str(refused.value)
