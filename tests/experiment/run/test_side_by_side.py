@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -139,6 +140,23 @@ def test_points_of_two_jobs_that_run_at_once_are_marked_too(machine):
     other.release()
     run = read_record(machine.record("p1"))["run"]
     assert (run["gpus_held"], run["side_by_side"]) == ("GPU-7", 2)
+
+
+def test_a_job_waits_for_gpus_that_another_one_holds(machine, capsys):
+    other = GpuHold(visible_gpus(), 2)
+    assert other.take()
+    job_of_two = threading.Thread(target=run_points, args=([point("p0"), point("p1")], machine, machine.root / "log"))
+    job_of_two.start()
+    deadline, said = time.monotonic() + 20, ""
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.05)
+        said = capsys.readouterr().out
+    assert said == "waiting for 1 of 1 GPUs, which other jobs hold\n"
+    assert not (machine.root / "journal.txt").exists()
+    other.release()
+    job_of_two.join(20)
+    assert {gpus for _, _, gpus in spans(machine).values()} <= {"5", "GPU-7"}
+    assert len(spans(machine)) == 2
 
 
 def test_benchmarks_run_side_by_side_if_each_is_told_to_hold_its_own_gpu():
