@@ -268,7 +268,8 @@ def plain(value: Any) -> Any:
 
 def _shows(settings: Any, field: dataclasses.Field[Any]) -> bool:
     """Whether the plain form of settings holds a field: all, but a `Later` one at its default."""
-    later = Later in split_hint(field_hints(settings.__class__)[field.name])[1]
+    kind: type = type(settings)
+    later = Later in split_hint(field_hints(kind)[field.name])[1]
     return not later or getattr(settings, field.name) != field.default
 
 
