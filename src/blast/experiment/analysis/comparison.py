@@ -164,7 +164,8 @@ def _summary(rows: list[Any], dense: list[Any]) -> dict[str, Any]:
     dense_mean = sum(by_seed.values()) / len(by_seed)
     dense_error = _shared_error(dense)
     line["dense"], line["dense_config"] = dense_mean, dense[0].config
-    if line["at_chance"] or at_chance(dense_mean, dense_error, first.chance):
+    # A dense model that gives no right answer at all (LAMBADA) has nothing to lose.
+    if not dense_mean or line["at_chance"] or at_chance(dense_mean, dense_error, first.chance):
         return line
     single = [relative_loss(row.value, by_seed.get(row.seed, dense_mean), first.higher) for row in rows]
     line["relative"] = sum(single) / len(single)
