@@ -166,10 +166,24 @@ def test_seeds_are_averaged_and_must_agree():
     assert found.verdict == "undecided"
 
 
-def test_sets_of_other_items_are_left_out():
+def test_sets_of_other_items_are_undecided_and_say_why():
     dense = {"a": questions(500, 0.6), "b": questions(400, 0.6)}
     pruned = {"a": replace(dense["a"], digest="sha256:others"), "b": dense["b"], "c": dense["b"]}
-    assert {entry.task for entry in compare([pruned], [dense])} == {"b", POOLED}
+    found = by_place(compare([pruned], [dense]))
+    assert set(found) == {(BITS, "a"), (BITS, "b"), (BITS, "c"), (ACCURACY, "b"), (ACCURACY, POOLED)}
+    for task in ("a", "c"):
+        assert (found[BITS, task].verdict, found[BITS, task].items) == ("undecided", 0)
+        assert "not scored on the same items" in found[BITS, task].reason
+        assert math.isnan(found[BITS, task].relative)
+    assert found[ACCURACY, POOLED].items == 400
+    assert overall(list(found.values())) == "undecided"
+
+
+def test_a_set_that_one_seed_lacks_is_compared_with_the_others_and_not_pooled():
+    sets = {"a": questions(500, 0.6), "b": questions(400, 0.6)}
+    found = by_place(compare([sets, {"a": sets["a"]}], [sets, sets]))
+    assert (found[BITS, "a"].seeds, found[BITS, "b"].seeds) == (2, 1)
+    assert found[ACCURACY, POOLED].items == 500
 
 
 def test_the_interval_covers_the_true_loss_as_often_as_it_says():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -133,13 +133,15 @@ def judge(low: float, high: float, seeds: Sequence[float], limit: float = LIMIT)
 
 
 def compare(pruned: Sequence[Sets], dense: Sequence[Sets], limit: float = LIMIT) -> list[Comparison]:
-    """Compares pruned models with dense ones on every set that both answered.
+    """Compares pruned models with dense ones on every set that the pruned ones answered.
 
     Items are drawn with replacement, the same ones for all models, and the relative loss of each draw is its mean over
-    the pairs. So the interval tells how much depends on the choice of items. How much depends on the seed is in
-    `lowest` and `highest`, and a verdict needs all seeds on one side; with few seeds more cannot be said. In the pooled
-    accuracy each item counts the same. Sets on which dense itself is not clearly above chance are left out of it: there
-    a model that knows nothing loses nothing.
+    the pairs. So the interval tells how much depends on the choice of items. Items count as independent, which windows
+    of one document are not quite. How much depends on the seed is in `lowest` and `highest`, and a verdict needs all
+    seeds on one side; with few seeds more cannot be said.
+
+    In the pooled accuracy each item counts the same. It leaves out sets on which dense is not clearly above chance,
+    where a model that knows nothing loses nothing, and sets that not all seeds answered.
 
     Args:
         pruned: By task, the item scores of the pruned model of each seed.
@@ -147,8 +149,8 @@ def compare(pruned: Sequence[Sets], dense: Sequence[Sets], limit: float = LIMIT)
         limit: Largest relative loss, in percent.
 
     Returns:
-        Bits per byte of each set but images, the accuracy of each set that has one, and the pooled accuracy last. Sets
-        whose items differ between the two models are left out.
+        Bits per byte of each set but images, the accuracy of each set that has one, and the pooled accuracy last. A set
+        that no pair answered with the same items is one entry, undecided, with the reason.
 
     Example:
         >>> text = ItemScores.of_texts([900.0] * 64, [1500] * 64, 64 * 400, "sha256:…")
@@ -168,6 +170,7 @@ def compare(pruned: Sequence[Sets], dense: Sequence[Sets], limit: float = LIMIT)
         # Seeds share their items; one that was scored on others does not belong to them.
         pairs = [pair for pair in pairs if pair[0].digest == pairs[0][0].digest]
         if not pairs or not len(pairs[0][0]):
+            bits.append(_not_comparable(task, limit))
             continue
         first, metric = pairs[0][0], pairs[0][0].metric
         groups = [[first.bytes], *([pair[side].nats for pair in pairs] for side in (0, 1))]
@@ -195,6 +198,13 @@ def overall(comparisons: Sequence[Comparison]) -> str | None:
     if not deciding:
         return None
     return OUTSIDE if OUTSIDE in deciding else UNDECIDED if UNDECIDED in deciding else WITHIN
+
+
+def _not_comparable(task: str, limit: float) -> Comparison:
+    nothing = ItemScores.of_texts([math.nan], [1], 1, "")
+    empty = Draws(np.array([math.nan]), np.full((2, 1), math.nan))
+    reason = "the pruned and the dense model were not scored on the same items; score both again"
+    return replace(_bits(task, nothing, empty, empty, empty, limit), seeds=0, items=0, reason=reason)
 
 
 def _bits(task: str, items: ItemScores, sizes: Draws, ours: Draws, theirs: Draws, limit: float) -> Comparison:
