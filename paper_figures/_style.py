@@ -220,6 +220,13 @@ def missing_remark(lost: pd.DataFrame, shown: int = 4) -> str:
     return " ".join(parts)
 
 
+def side_by_side_remark(table: pd.DataFrame) -> str:
+    """A sentence for the footer of times, if some runs shared their machine with others; empty if none did."""
+    timed = table[(table["suite"] == "train") & (table["metric"] == "training_time") & table["side_by_side"].notna()]
+    count = len(timed[["grid", "point"]].drop_duplicates())
+    return f"{count} runs were timed beside others on their machine." if count else ""
+
+
 def footer(figure: Figure, shown: pd.DataFrame, *remarks: str) -> None:
     """Small print below the panels: machines, grids, seeds, source of the results, and remarks.
 
@@ -238,7 +245,7 @@ def footer(figure: Figure, shown: pd.DataFrame, *remarks: str) -> None:
         lines.append(f"Measured on {machines}; grid {grids}{seeds}; {sources} results.")
     lines += [remark for remark in remarks if remark]
     width, height = figure.get_size_inches()
-    wrapped = textwrap.wrap(" ".join(lines), int(width * 24))
+    wrapped = textwrap.wrap(" ".join(lines), int(width * 22.5))
     share = (0.115 * len(wrapped) + 0.05) / height
     if figure.get_layout_engine() is not None:
         figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))

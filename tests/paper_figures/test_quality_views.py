@@ -146,3 +146,44 @@ def test_no_title_of_the_quality_figure_runs_out_of_the_picture(study):
     assert all(box.x0 >= 0 and box.x1 <= width for box in titles)
     for left, right in itertools.pairwise(titles):
         assert left.x1 < right.x0
+
+
+def test_the_figure_of_masks_counts_hidden_blocks(study):
+    drawn = paper_figures.load("mask_by_layer").draw(study)
+    titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.get_visible()]
+    assert titles == [f"GPT-2, technical English\nBLaST {percent} %" for percent in (80, 90, 95)]
+    heights = [text.get_text() for text in drawn.axes[2].texts]
+    assert len(heights) == 12
+    assert all(0 < int(height) <= 48 for height in heights)
+
+
+def test_the_figure_of_recovery_says_what_two_and_a_quarter_percent_would_take(study):
+    drawn = paper_figures.load("recovery_vs_tokens").draw(study)
+    text = words(drawn).replace("\n", " ")
+    assert "Tokens for 2.25 %: SmolLM2 135M: BLaST 50 %" in text
+    (panel,) = [axes for axes in drawn.axes if axes.get_visible()]
+    assert panel.get_xscale() == panel.get_yscale() == "log"
+
+
+def test_the_pareto_figure_draws_small_dense_models_and_measured_times(study):
+    drawn = paper_figures.load("pareto").draw(study)
+    assert {"small dense", "BLaST", "dense"} <= set(words(drawn).split("\n"))
+    panel = next(axes for axes in drawn.axes if axes.get_xlabel() == "time of a training step (ms)")
+    times = {round(float(value), 4) for line in panel.lines for value in line.get_xdata()}
+    # Of dense, of blast at .95, and of a small dense model at .95.
+    assert {100.0, 71.5, 52.5} <= times
+    assert {"ffn 160", "ffn 448", "95"} <= {text.get_text() for text in panel.texts}
+
+
+def test_without_a_time_of_a_token_its_panel_says_not_run(study):
+    untimed = study[study["metric"] != "scoring_rate"]
+    drawn = paper_figures.load("pareto").draw(untimed)
+    panels = [axes for axes in drawn.axes if axes.get_xlabel().startswith("time of a token")]
+    assert panels
+    assert all([text.get_text() for text in axes.texts] == ["not run"] for axes in panels)
+
+
+def test_times_that_were_measured_beside_other_runs_are_named(study):
+    beside = study.assign(side_by_side=study["side_by_side"].where(study["model"] != "vit-s-4", 2.0))
+    text = words(paper_figures.load("pareto").draw(beside)).replace("\n", " ")
+    assert "21 runs were timed beside others on their machine." in text

@@ -89,7 +89,7 @@ def _metric(metric: str, value: float, error: float, **more: Any) -> dict[str, A
 
 def seconds_a_step(point: Point) -> float:
     """Invented time of a training step."""
-    share = {"dense": 1.0, "small_dense": 0.55}.get(point.method, 0.75)
+    share = {"dense": 1.0, "small_dense": 1 - 0.5 * point.sparsity}.get(point.method, 1 - 0.3 * point.sparsity)
     return 0.1 * share
 
 
@@ -119,7 +119,7 @@ def make_record_of(point: Point, hardware: str = GPU) -> dict[str, Any]:
             _metric("validation_top1", accuracy + 0.002 + noise[1] / 400, 0.003, **fraction),
             _metric("train_top1", min(0.999, accuracy + 0.05), 0.001, **fraction),
         ]
-    steps, every = point.training["steps"], 100
+    steps, every = point.training["steps"], 400
     checks = list(range(every - 1, steps, every))
     falling = [final + (8 - final) * math.exp(-7 * (step + 1) / steps) for step in checks]
     curves = {"validation_loss": falling, "train_loss": [0.97 * loss for loss in falling]}
@@ -138,6 +138,8 @@ def make_record_of(point: Point, hardware: str = GPU) -> dict[str, Any]:
         "artifacts": {},
     }  # fmt: skip
     run = run_part(hardware, point.id, "Imaginary")
+    if language:
+        run["scoring"] = {"seconds": 10 * seconds_a_step(point), "tokens": 1_000_000}
     if point.start != "parent":
         whole = [5.0 + seconds_a_step(point) * (step + 1) for step in checks]
         run["training_seconds"] = {"step": checks, "value": whole, "compiling": [5.0] * len(checks),

@@ -27,7 +27,7 @@ BOOLEANS = frozenset({"tied"})
 # Training settings that are shown in `setting`; the digest of the point covers the others.
 SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
 # Keys of `setting` that rows of a curve have.
-CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution")
+CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution", "side_by_side")
 # Left out of `describe_run`: values that differ between points of one process, or that name a person's machine.
 RUN_LEFT_OUT = frozenset(
     {"wall_s", "started", "finished", "host", "hardware", "training_seconds", "scoring", "gpus_held", "command"}
@@ -84,6 +84,8 @@ def _setting(record: Record) -> dict[str, Any]:
     setting["classes"] = classes
     if record["run"].get("gpu"):
         setting["gpu"] = record["run"]["gpu"]
+    if record["run"].get("side_by_side", 1) > 1:
+        setting["side_by_side"] = record["run"]["side_by_side"]
     return {key: value for key, value in setting.items() if value is not None}
 
 

@@ -51,9 +51,10 @@ FROM_SETTING = (
     "choices",
     "parameters",
     "prunable",
+    "side_by_side",
 )
 NUMBERS_FROM_SETTING = frozenset({
-    "chance", "classes", "gpus", "learning_rate", "trained", "ffn", "parameters", "prunable",
+    "chance", "classes", "gpus", "learning_rate", "trained", "ffn", "parameters", "prunable", "side_by_side",
 })  # fmt: skip
 NOT_RUN = "not run"
 
@@ -149,13 +150,15 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
         Long-form rows as `as_table` returns them. For the same grid, point and hardware, local rows replace recorded
         ones. A failed point is a row with status "failed". A planned point without a record is a row with status
         "not run". `attrs["masks"]` maps a local point to its file of masks. `attrs["items"]` maps grid, hardware and
-        id of a point to the files with the scores of its items.
+        id of a point to the files with the scores of its items; `attrs["last_masks"]` to a file with its last masks,
+        local or recorded.
 
     Raises:
         BlastError: if a record or a recorded file is damaged.
     """
     rows: list[Row] = []
     local, done, masks, items = set(), set(), {}, {}
+    last_masks = _recorded_masks(Path(recorded_dir))
     for record, language in local_records(grid_dir):
         point = record["point"]
         local.add((point["grid"], point["id"], record["run"].get("hardware")))
@@ -166,6 +169,8 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
         artifact = ((record.get("result") or {}).get("artifacts") or {}).get("masks")
         if artifact:
             masks[point["id"]] = str(Path(grid_dir, "points", point["id"], artifact["path"]))
+            if Path(masks[point["id"]]).is_file():
+                last_masks[point["grid"], record["run"].get("hardware"), point["id"]] = Path(masks[point["id"]])
     for file in sorted(Path(recorded_dir).glob("*/*.csv")):
         for row in read_rows(file):
             setting = read_setting(row["setting"])
@@ -179,7 +184,14 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
     table = as_table(rows)
     table.attrs["masks"] = masks
     table.attrs["items"] = items
+    table.attrs["last_masks"] = last_masks
     return table
+
+
+def _recorded_masks(recorded_dir: Path) -> dict[tuple[str, str | None, str], Path]:
+    """Files of the last masks of recorded points, by grid, hardware and id."""
+    files = sorted(recorded_dir.glob("*/masks/*/*.safetensors"))
+    return {(file.parent.name, file.parents[2].name, file.name.removesuffix(".safetensors")): file for file in files}
 
 
 def one_machine(table: pd.DataFrame) -> pd.DataFrame:
