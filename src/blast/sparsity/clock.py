@@ -37,5 +37,10 @@ class StepClock:
 
     @property
     def growth_due(self) -> bool:
-        """Whether the coming step grows blocks; it then needs the dense gradient."""
+        """Whether the coming step grows blocks."""
         return self.update_due and not self.last_update and self._config.grow != "none"
+
+    @property
+    def dense_gradient_due(self) -> bool:
+        """Whether the coming step grows blocks by their gradient, so that it needs the dense gradient."""
+        return self.growth_due and self._config.grows_by_gradient

@@ -135,7 +135,14 @@ class SparsifyConfig:
             target. `swap` drops as many blocks as it grows, so the budget is exact. `none` never grows.
         grow_share: Share of the budget that `union` fills with the best blocks by grow score.
         grow_decay: Whether `grow_share` stays, or falls to zero until the mask is fixed, along a half cosine or a line.
-        grow_score: Ranks dead blocks: `gradient` (Frobenius norm of the dense gradient) or `random`.
+        grow_score: Ranks dead blocks: `gradient` (Frobenius norm of the dense gradient), or `random`. Random growth
+            needs no dense gradient: the sparse state computes none. A block that grows at random trains from the next
+            step on.
+        regrown_state: The state of a block that grows in Adam. `zero`: its moments are zero, and the optimizer takes
+            them for old ones. `warm`: it trains as if Adam had started when it grew (SMET, arXiv 2606.00888); needs
+            torch's Adam or AdamW.
+        regrown_warmup: Optimizer steps that `warm` counts for a block that grows. Its learning rate rises linearly over
+            them. After them its moments have no bias, and Adam goes on as with any other block.
         swap_share: Largest share of the budget that one update of `swap` exchanges.
         swap_decay: Whether `swap_share` falls to zero along a half cosine (as in RigL) or stays.
         lr_density_power: The learning rate of the pruned matrices is multiplied by `density ** -power`. The density is
@@ -183,6 +190,8 @@ class SparsifyConfig:
     grow_share: Annotated[Share, Later()] = 1.0
     grow_decay: Annotated[Literal["constant", "cosine", "linear"], Later()] = "constant"
     grow_score: Literal["gradient", "random"] = "gradient"
+    regrown_state: Annotated[Literal["zero", "warm"], Later()] = "zero"
+    regrown_warmup: Annotated[Count, Later()] = 10
     swap_share: Share = 0.3
     swap_decay: Literal["cosine", "constant"] = "cosine"
     lr_density_power: Annotated[float, Bounds(ge=0, le=1), Later()] = 0.0
@@ -242,6 +251,11 @@ class SparsifyConfig:
     def calibrated(self) -> bool:
         """Whether the keep score needs activations, which one-shot pruning has and training has not."""
         return self.keep_score in ("wanda", "obs")
+
+    @property
+    def grows_by_gradient(self) -> bool:
+        """Whether blocks grow by their gradient, which takes the dense gradient; else at random, or never."""
+        return self.grow != "none" and self.grow_score == "gradient"
 
     @property
     def hold_steps(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from blast.errors import BlastError
 from blast.sparsity.clock import StepClock
 from blast.sparsity.execution.switch import Execution
+from blast.sparsity.regrown_state import RegrownState
 from blast.sparsity.step_checks import StepChecks
 
 
@@ -18,14 +19,28 @@ class CudaGraphSupport:
     2. after the replay of the backward pass, call `recompute_dense_gradients()`, then `step()`;
     3. capture new graphs, because the update replaced parameters.
 
+    Also in the masked-dense state capture new graphs after an update, unless `keeps_graphs`.
+
     Args:
         clock: The clock of the sparsifier.
         execution: Its execution state.
         checks: Its checks around each step.
+        regrown: Its warm regrown state, if it has one.
     """
 
-    def __init__(self, clock: StepClock, execution: Execution, checks: StepChecks) -> None:
-        self._clock, self._execution, self._checks = clock, execution, checks
+    def __init__(
+        self, clock: StepClock, execution: Execution, checks: StepChecks, regrown: RegrownState | None
+    ) -> None:
+        self._clock, self._execution, self._checks, self._regrown = clock, execution, checks, regrown
+
+    @property
+    def keeps_graphs(self) -> bool:
+        """Whether captured graphs stay valid over a mask update in the present execution state.
+
+        Not in the sparse state, where an update replaces parameters. Not with `regrown_state="warm"`, because graphs
+        that were captured before the growth do not hold its corrections.
+        """
+        return self._execution.state == "masked" and self._regrown is None
 
     def count_replayed_step(self) -> None:
         """Counts a step that was replayed whole, the work of `step()` and of the optimizer included.
@@ -48,6 +63,8 @@ class CudaGraphSupport:
         """
         self._checks.finite.before_optimizer()
         self._checks.accumulation.after_optimizer()
+        if self._regrown is not None:
+            self._regrown.optimizer_replayed()
 
     def retain_activations(self, wanted: bool = True) -> None:
         """Retains what `recompute_dense_gradients` needs of the next backward pass, or frees it.

@@ -14,6 +14,8 @@ from blast.sparsity.config import SparsifyConfig
 STATE_FORMAT = 2
 # What every saved state has; states of before have no `postponed`.
 STATE_KEYS = ("config", "step_count", "finished", "execution", "world_size", "sparsity_target", "masks")
+# Beside them, of a config with warm regrown state: the optimizer steps of each block since it grew.
+REGROWN = "regrown_steps"
 
 
 def check_saved_state(state: Mapping[str, Any], config: SparsifyConfig, masks: Mapping[str, Tensor]) -> None:
@@ -32,7 +34,8 @@ def check_saved_state(state: Mapping[str, Any], config: SparsifyConfig, masks: M
         raise BlastError(
             f"the saved sparsifier has format {state.get('format')}, not {STATE_FORMAT}; start the training again."
         )
-    missing = [key for key in STATE_KEYS if key not in state]
+    wanted = (*STATE_KEYS, REGROWN) if config.regrown_state == "warm" else STATE_KEYS
+    missing = [key for key in wanted if key not in state]
     if missing or not isinstance(state["masks"], Mapping) or not isinstance(state["config"], Mapping):
         what = f"lacks '{missing[0]}'" if missing else "is damaged"
         raise BlastError(f"the saved state of the sparsifier {what}; give a result of sparsifier.state_dict().")

@@ -33,7 +33,8 @@ from blast.sparsity.mask_update import MaskUpdate
 from blast.sparsity.one_shot import full_mask, prune_to_budget
 from blast.sparsity.optimizers import Optimizers, held_by
 from blast.sparsity.ownership import Ownership
-from blast.sparsity.saved_state import STATE_FORMAT, check_saved_state
+from blast.sparsity.regrown_state import RegrownState
+from blast.sparsity.saved_state import REGROWN, STATE_FORMAT, check_saved_state
 from blast.sparsity.schedule import target_sparsity
 from blast.sparsity.scores import NonFiniteGradientError
 from blast.sparsity.selection import live_cost
@@ -138,6 +139,8 @@ class Sparsifier:
         self._clock, self._rates = StepClock(config), DensityScaledRates(config.lr_density_power)
         self._checks = StepChecks(model, self._mask_groups, self._optimizers, self._clock)
         self._update = MaskUpdate(self._mask_groups, config, self._optimizers)
+        warm = config.regrown_state == "warm"
+        self._regrown = RegrownState(self._mask_groups, self._optimizers, config) if warm else None
         # Whether an optimizer state was loaded since the last step.
         self._loaded = False
         self.dense_targets = [target.name for target in dense]
@@ -152,7 +155,7 @@ class Sparsifier:
         elif self.sparsity_target > 0:
             self._set_masks(prune_to_budget(self._mask_groups, self._masks, config, self.sparsity_target, step=0))
         self._execution = Execution(model, self._optimizers, self._mask_groups, config, self._clock, wrapper)
-        self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._checks)
+        self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._checks, self._regrown)
         if config.lr_density_power:
             self._rates.groups = self._optimizers.split_groups({id(parameter_of(target)) for target in pruned})
         # From here on nothing is refused.
@@ -222,6 +225,9 @@ class Sparsifier:
         if due:
             self._checks.before_update()
             self._execution.before_update()
+            if self._clock.growth_due and not self.config.grows_by_gradient and self.execution == "masked":
+                # As in the sparse state, a block that grows at random has no gradient in this step.
+                self._dead_blocks.clear_gradients()
             if self._clock.last_update:
                 self._trim()
             else:
@@ -283,6 +289,7 @@ class Sparsifier:
             "world_size": world_size(),
             "sparsity_target": self.sparsity_target,
             "masks": {name: mask.clone() for name, mask in self._by_name(self._masks).items()},
+            **({} if self._regrown is None else {REGROWN: self._regrown.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -316,6 +323,8 @@ class Sparsifier:
         self._clock.finished = bool(state["finished"])
         self._clock.postponed = bool(state.get("postponed", False))
         self.sparsity_target = float(state["sparsity_target"])
+        if self._regrown is not None:
+            self._regrown.load_state_dict(state[REGROWN])
 
     def _update_or_postpone(self) -> None:
         """Updates the masks; if a gradient is not finite, the next step does."""
@@ -329,6 +338,8 @@ class Sparsifier:
             self._checks.finite.postpone(error, ignored=error.only_dead or not seen)
         else:
             self.sparsity_target = target_sparsity(self.config, self.step_count)
+            if self._regrown is not None:
+                self._regrown.grow(self._masks, masks)
             self._set_masks(masks)
             self._clock.postponed = False
             self._checks.finite.updated()
@@ -382,6 +393,8 @@ class Sparsifier:
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._checks.before_optimizer(optimizer)
+        if self._regrown is not None:
+            self._regrown.before_optimizer(optimizer)
         self._rates.scale()
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:

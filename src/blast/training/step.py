@@ -30,8 +30,8 @@ class OptimizationStep:
     the gradients, and for the rest of the step.
 
     - A mask update runs between the graphs of the gradients and the rest.
-    - In the sparse state an update replaces parameters. The rest of that step runs eagerly, and the next step captures
-      new graphs.
+    - In the sparse state an update replaces parameters; with warm regrown state it adds corrections. The rest of that
+      step then runs eagerly, and the next step captures new graphs.
     - The first step in each execution state runs eagerly, so that its code is compiled before the capture.
     - With several processes there are no graphs.
 
@@ -126,10 +126,10 @@ class OptimizationStep:
         value = self._loss.item()
         check_loss(value)
         self._check_dense_norm(check_norm)
-        before = self._execution
+        kept = self._sparsifier.cuda_graphs.keeps_graphs
         # In the masked-dense state new masks overwrite the old ones in place, so the graphs stay valid.
         self._sparsifier.step()
-        if "sparse" in (before, self._execution):
+        if not (kept and self._sparsifier.cuda_graphs.keeps_graphs):
             self._drop_graphs()
             check_norm(self._clip_gradients().item())
             self._optimizer.step()

@@ -97,10 +97,10 @@ class Execution:
         sparse.change_layout(self._mlps, self._optimizers, self._mask_groups, masks)
 
     def accumulate_if_due(self) -> None:
-        """Accumulates dense gradients in the coming step if it grows blocks; stops it otherwise."""
+        """Accumulates dense gradients in the coming step if it grows blocks by them; stops it otherwise."""
         if self.state == "masked":
             return
-        if self._clock.growth_due:
+        if self._clock.dense_gradient_due:
             sparse.attach_dense_gradients(self._mask_groups)
             self._accumulating = True
         elif self._accumulating:
@@ -113,9 +113,9 @@ class Execution:
             sparse.detach_dense_gradients(self._mask_groups)
 
     def retain_activations(self, wanted: bool) -> None:
-        """Retains the activations of the next backward pass if masks still grow; False frees them."""
+        """Retains the activations of the next backward pass if blocks still grow by gradient; False frees them."""
         if self.state == "sparse":
-            growing = not self._clock.finished and self._config.grow != "none"
+            growing = not self._clock.finished and self._config.grows_by_gradient
             sparse.retain_activations(self._mlps, wanted and growing)
 
     @property
