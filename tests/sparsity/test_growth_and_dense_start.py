@@ -85,7 +85,7 @@ def test_a_dense_start_that_exceeds_the_run_is_refused():
 
 
 def test_configs_of_before_keep_their_plain_form_and_digest():
-    new = {"dense_start", "grow_share", "grow_decay", "lr_density_power"}
+    new = {"dense_start", "grow_share", "grow_decay", "lr_density_power", "regrown_state", "regrown_warmup"}
     assert not new & config().to_dict().keys()
     changed = config(grow_decay="linear")
     assert new & changed.to_dict().keys() == {"grow_decay"}

@@ -18,8 +18,8 @@ def small() -> nn.Module:
 
 
 def sparsifier_of(model: nn.Module, **settings) -> blast.Sparsifier:
-    given = {"sparsity": 0.75, "block": 8, "steps": 16, "update_every": 4, "initial_sparsity": 0.5, **settings}
-    config = blast.SparsifyConfig(grow_score="random", **given)
+    given = {"sparsity": 0.75, "block": 8, "steps": 16, "update_every": 4, "initial_sparsity": 0.5}
+    config = blast.SparsifyConfig(**{**given, "grow_score": "random", **settings})
     return blast.Sparsifier(model, torch.optim.AdamW(model.parameters(), lr=0.01), config)
 
 
@@ -78,8 +78,7 @@ def test_the_same_run_that_grows_by_gradient_does_compute_one(monkeypatch):
     made = []
     initialize = DenseGradient.__init__
     monkeypatch.setattr(DenseGradient, "__init__", lambda self, values: (made.append(1), initialize(self, values))[1])
-    sparsifier = sparsifier_of(small(), execution="sparse")
-    object.__setattr__(sparsifier.config, "grow_score", "gradient")
+    sparsifier = sparsifier_of(small(), execution="sparse", grow_score="gradient")
     for _ in range(5):
         backward(sparsifier)
         sparsifier.step()

@@ -59,3 +59,27 @@ def test_the_gpu_is_waited_for_once_or_twice_in_a_mask_update_and_in_no_other_st
         seen.append((due, sum("called a synchronizing" in str(warning.message) for warning in caught)))
         sparsifier.optimizer.step()
     assert seen == [(True, waits), (False, 0)]
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"fused": True, "capturable": True}])
+def test_warm_regrown_state_never_waits_for_the_gpu_in_a_step_of_the_optimizer(execution, options):
+    """Not when blocks grew either: only the mask update itself waits, in `sparsifier.step()`."""
+    settings = {"execution": execution, "regrown_state": "warm", "regrown_warmup": 3, "update_every": 4}
+    sparsifier = sparsify("gpt2-nano", device="cuda", initial_sparsity=0.5, grow="swap", **settings)
+    for group in sparsifier.optimizer.param_groups:
+        group.update(options)
+    waits = []
+    for _ in range(9):
+        sparsifier.optimizer.zero_grad()
+        nano_loss(sparsifier.model, sparsifier.step_count).backward()
+        sparsifier.step()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                sparsifier.optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("called a synchronizing" in str(warning.message) for warning in caught))
+    assert waits == [0] * 9

@@ -17,6 +17,11 @@ CASES = {
     "masked": {"execution": "masked"},
     "switching": {"execution": "sparse", "break_even": 0.55},
     "sparse": {"execution": "sparse", "grow": "swap"},
+    "warm": {"execution": "masked", "regrown_state": "warm", "regrown_warmup": 4},
+    "warm switching": {
+        **{"execution": "sparse", "break_even": 0.55, "regrown_state": "warm", "regrown_warmup": 3},
+        "grow_score": "random",
+    },
 }
 
 

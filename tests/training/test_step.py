@@ -24,6 +24,12 @@ CASES = {
     "trimmed": {"execution": "masked", "hold": 3 / 16},
     "switching": {"execution": "sparse", "break_even": 0.55},
     "sparse": {"execution": "sparse", "grow": "swap"},
+    # Warm regrown state: a mask update adds work to a step, so that a capture serves one mask.
+    "warm": {"execution": "masked", "regrown_state": "warm", "regrown_warmup": 3},
+    "warm switching": {
+        **{"execution": "sparse", "break_even": 0.55, "regrown_state": "warm", "regrown_warmup": 2},
+        "grow_score": "random",
+    },
     "dense": None,
 }
 
@@ -75,7 +81,9 @@ class Memory:
                 self.counted = True
             else:
                 # What a capture holds of the sparsifier's step: the CPU has counted it already.
-                stepped = sparsifier._checks.accumulation._stepped
+                stepped, regrown = sparsifier._checks.accumulation._stepped, sparsifier._regrown
+                if regrown is not None:
+                    regrown._left = {key: left + 1 for key, left in regrown._left.items()}
                 sparsifier._clear_dead()
                 self.one._norm = self.one._clip_gradients()
                 optimizer.step()
@@ -136,17 +144,18 @@ def test_steps_with_graphs_are_those_without(case, monkeypatch):
     if CASES[case] is not None:
         assert ours.step_count == plain.step_count == STEPS
         assert all(torch.equal(mask, plain.masks[name]) for name, mask in ours.masks.items())
-    # Masked-dense one capture serves all masks; in the sparse state each mask has its own.
+    # Masked-dense one capture serves all masks; in the sparse state and with warm regrown state each mask has its own.
     updates = [step for step in range(STEPS) if step % EVERY == 0]
-    assert {"masked": 1, "trimmed": 1, "dense": 1, "sparse": len(updates)}.get(case, memory.captures) == memory.captures
+    captures = {"masked": 1, "trimmed": 1, "dense": 1, "sparse": len(updates), "warm": len(updates)}
+    assert captures.get(case, memory.captures) == memory.captures
     if case == "trimmed":
         assert ours.config.final_step == updates[-1] + 1
-    if case == "switching":
+    if "switching" in case:
         assert 1 < memory.captures < len(updates) + 1
     # The first of each execution, so that it is compiled, and a first mask update; all others are replays, updates too.
     switched = [step for step in memory.launched if step > 1]
     assert memory.launched == ([0] if case == "dense" else [0, 1]) + switched
-    assert len(switched) == (case == "switching")
+    assert len(switched) == ("switching" in case)
     assert memory.released == len(memory.launched)
 
 
