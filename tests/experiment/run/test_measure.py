@@ -12,6 +12,7 @@ from blast import datasets
 from blast.datasets._vision.vision_data import VisionData
 from blast.download.cache import cache_root
 from blast.errors import BlastError
+from blast.evaluation.item_scores import read_item_scores
 from blast.evaluation.metric import of_part
 from blast.evaluation.requests import RequestFile, read_requests
 from blast.evaluation.top_k import evaluate_vision
@@ -44,14 +45,24 @@ def only(separate: bool | None, **names) -> Point:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[bool, dict]:
-    return {
-        separate: run_point(only(separate), GridFolder(tmp_path_factory.mktemp(f"separate_{separate}")))
-        for separate in (False, True)
-    }
+    found = {}
+    for separate in (False, True):
+        folder = GridFolder(tmp_path_factory.mktemp(f"separate_{separate}"))
+        found[separate] = run_point(only(separate), folder)
+        found[separate]["items"] = folder.work(only(separate).id) / found[separate]["artifacts"]["items"]["path"]
+    return found
 
 
 def by_name(result: dict) -> dict[str, dict]:
     return {entry["metric"]: entry for entry in result["metrics"]}
+
+
+def test_the_scores_of_single_images_are_those_of_the_test_data(results):
+    for result in results.values():
+        items, top1 = read_item_scores(result["items"])[0]["held_out"], by_name(result)["top1"]
+        assert items.correct["top1"].mean() == pytest.approx(top1["value"])
+        assert (len(items), items.chance) == (top1["n"], {"top1": 0.1})
+        assert items.nats.mean() == pytest.approx(by_name(result)["loss"]["value"], abs=0.005)
 
 
 def test_points_of_before_keep_their_form():
