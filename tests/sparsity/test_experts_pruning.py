@@ -39,6 +39,11 @@ def filled(weight: torch.Tensor) -> torch.Tensor:
     return (tiles(weight, BLOCK) != 0).any(dim=3).any(dim=1)
 
 
+def test_warm_regrown_state_of_experts_is_refused():
+    with pytest.raises(BlastError, match=r"'warm' cannot train experts, such as '.+\.0'; set regrown_state to 'zero'"):
+        make(build(next(iter(FAMILIES))), regrown_state="warm")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_expert_reaches_the_sparsity_and_its_dead_blocks_are_zero(family):
     sparsifier = make(build(family))
