@@ -8,9 +8,10 @@ learning rate of the weight rise linearly over some steps (ten in its published 
 Our reading of it uses torch's optimizers as they are. Before an optimizer step it writes moments such that the
 optimizer's own step gives the moments, and so the update, of a fresh start. The moment `m` of a fresh start at its step
 `n` is `m(n) = b m(n-1) + (1 - b) g`; corrected for its bias it is `m(n) / (1 - b^n)`. At its own step `T` the optimizer
-divides by `1 - b^T`, so it must hold `m(n) (1 - b^T) / (1 - b^n)`. `moment_factors` says how to get there. The factor of the
-learning rate is put into the first moment. After the last of these steps the moments have no bias, and the optimizer
-goes on alone. SMET counts to the end; a `regrown_warmup` as long as the run does so too, but the rate then rises as long.
+divides by `1 - b^T`, so it must hold `m(n) (1 - b^T) / (1 - b^n)`. `moment_factors` says how to get there. The first
+moment also carries the factor of the learning rate. After the last of these steps the moments have no bias, and the
+optimizer goes on alone. SMET counts to the end. A `regrown_warmup` as long as the run does so too, but then the rate
+also rises that long.
 """
 
 from __future__ import annotations
