@@ -26,6 +26,7 @@ from blast.sparsity.layer_budgets import (
 )
 from blast.sparsity.mask_groups import find_mask_groups, pruning_scopes
 from blast.sparsity.one_shot import full_mask, one_shot_masks
+from blast.sparsity.one_shot_calibrated import prune_once_
 from blast.sparsity.scores import keep_scores
 from blast.sparsity.selection import block_budget
 
@@ -43,7 +44,7 @@ class Mlps(nn.Module):
             for number, mlp in enumerate(self.layers):
                 for linear in mlp.children():
                     rows, cols = (side // 8 for side in linear.weight.shape)
-                    strong = (torch.randperm(rows * cols) < number).view(rows, cols)
+                    strong = (torch.randperm(rows * cols) < 2 * number).view(rows, cols)
                     linear.weight.mul_(1 + 4 * strong.repeat_interleave(8, 0).repeat_interleave(8, 1))
 
     @staticmethod
@@ -104,7 +105,7 @@ def test_budgets_have_the_exact_sum_and_stay_within_the_spread(scopes, sparsity,
     # Some scopes have lost blocks already, though not so many that the sum is out of reach.
     lost = np.random.default_rng(seed).integers(0, blocks) * costs
     most = sizes - lost if (sizes - lost).sum() >= total else sizes
-    densities = spread_densities(shares, sizes, density, spread)
+    densities = spread_densities(shares, sizes, density, spread, stretch=seed % 2 == 0)
     assert abs(np.average(densities, weights=sizes) - density) < 1e-9
     assert (np.abs(densities - density) <= spread + 1e-9).all()
     budgets = np.array(
@@ -140,11 +141,15 @@ def test_layers_with_more_outliers_keep_more_and_the_total_is_that_without_sprea
                 )
 
 
-def test_fresh_weights_have_no_outliers_so_all_layers_are_alike():
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(3)))
-    masks, plain = (one_shot_masks(model, config(block=16, layer_spread=spread)) for spread in (SPREAD, 0.0))
-    assert all(torch.equal(mask, plain[name]) for name, mask in masks.items())
+def test_layers_that_differ_in_scale_and_order_alone_are_alike():
+    model = Mlps(layers=3)
+    with torch.no_grad():
+        for number, mlp in enumerate(model.layers):
+            for name, linear in mlp.items():
+                rows = torch.roll(torch.arange(linear.weight.shape[0]), 8 * number)
+                linear.weight.copy_((number + 1) * model.layers[0][name].weight[rows])
+    masks = one_shot_masks(model, config())
+    assert [float(mask.float().mean()) for mask in masks.values()] == [0.25] * 6
 
 
 @pytest.mark.parametrize(
@@ -216,18 +221,40 @@ def test_a_calibration_counts_outliers_as_owl_does():
             assert shares[f"layers.{number}"] == pytest.approx(expected, abs=2e-4)
             x = x + mlp["fc2"](hidden)
         assert shares["layers.0"] > shares["layers.1"]
+    masks = prune_once_(model, settings, [batch], lambda m, x: m(x))
+    assert live(masks) == 4 * 8
+    assert density_by_layer(masks) == {
+        "0": pytest.approx(0.25 + SPREAD, abs=1 / 32),
+        "1": pytest.approx(0.1, abs=1 / 32),
+    }
 
 
-def test_outliers_are_counted_among_live_blocks_against_the_mean_of_their_matrix():
+def test_outliers_are_the_live_blocks_that_exceed_the_median_of_their_matrix_most():
     groups, _ = find_mask_groups(Mlps(layers=2), config())
-    scores = [torch.ones(group.grid) for group in groups]
+    scores = [torch.rand(group.grid, generator=torch.Generator().manual_seed(group.index)) for group in groups]
     masks = [full_mask(group) for group in groups]
-    scores[0][0] = 10.0  # 4 of 32 blocks; the mean is 2.125
-    scores[1][:] = 5.0  # all alike, though above the mean of the layer
     masks[2][1:] = False  # 4 live blocks
-    scores[2] = torch.where(masks[2], torch.tensor([1.0, 1.0, 1.0, 9.0]), torch.tensor(0.0))
+    scores[2] *= masks[2]
+    scores[3][:, 2:] = 0.0  # live, but just grown
     shares = block_outliers(groups, masks, scores)
-    assert shares == {"layers.0": 4 / 64, "layers.1": 1 / 36}
+    relative = [
+        np.where(mask, score / np.median(score[score > 0]), 0) for score, mask in zip(scores, masks, strict=True)
+    ]
+    limit = np.sort(np.concatenate([part.ravel() for part in relative]))[-10]  # of 100 live blocks
+    above = [int((part >= limit).sum()) for part in relative]
+    assert sum(above) == 10
+    assert shares == {"layers.0": (above[0] + above[1]) / 64, "layers.1": (above[2] + above[3]) / 36}
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+def test_small_differences_are_stretched_only_if_asked(stretch):
+    sizes = np.array([10, 10, 20])
+    small = spread_densities(np.array([0.08, 0.12, 0.1]), sizes, 0.25, 0.1, stretch)
+    assert small == pytest.approx([0.15, 0.35, 0.25] if stretch else [0.23, 0.27, 0.25])
+    large = spread_densities(np.array([0.0, 0.2, 0.1]), sizes, 0.25, 0.1, stretch)
+    assert large == pytest.approx([0.15, 0.35, 0.25])
+    assert spread_densities(np.full(3, 0.5), sizes, 0.25, 0.1, stretch) == pytest.approx([0.25] * 3)
+    assert spread_densities(np.zeros(3), sizes, 0.25, 0.1, stretch) == pytest.approx([0.25] * 3)
 
 
 def test_early_in_the_schedule_the_spread_is_at_most_the_sparsity():

@@ -1,15 +1,15 @@
 """The budget of each pruning scope, and its spread over the layers: `SparsifyConfig.layer_spread`.
 
-OWL (arXiv 2310.05175) gives a layer with more outliers a lower sparsity. An outlier is a value above a multiple of the
-mean of its layer. The layers lie within the target sparsity ± `layer_spread`, and their mean is the target.
+OWL (arXiv 2310.05175) gives a layer with more outliers a lower sparsity. The layers lie within the target sparsity ±
+`layer_spread`, and their mean is the target.
 
-- One-shot pruning with a calibration counts outliers as OWL does: weights times the norm of their inputs, against the
-  mean of the layer.
-- All other pruning needs no activations: it counts live blocks by their keep score, against the mean of their matrix.
-  It counts anew at each mask update, so there is nothing to save for a resume.
-
-OWL scales the shares of outliers to a range of `2 * spread`, and shifts them so that their mean is right. A layer may
-then lie further than `spread` from the target. Here the layer that deviates most lies at `spread`.
+- One-shot pruning with a calibration counts outliers as OWL does: weights times the norm of their inputs, above a fixed
+  multiple of the mean of the layer. The layer that deviates most lies at `spread`. (OWL scales to a range of
+  `2 * spread` and then shifts, so that a layer may lie further than `spread` from the target.)
+- All other pruning needs no activations, and counts live blocks. Norms of blocks vary little, so that a fixed multiple
+  may find none: the outliers are the tenth of all live blocks that exceed the median of their matrix most. A layer
+  without outliers lies at `spread` at most, so chance spreads little. Outliers are counted anew at each mask update: a
+  resume needs nothing saved.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from blast.sparsity.selection import as_numpy, block_budget
 
 # A weight times its input is an outlier above this multiple of the mean of its layer (OWL's M).
 WEIGHT_OUTLIER = 5.0
-# A block is one above this multiple of the mean of its matrix. The norm of a block varies less than a single weight:
-# no block of fresh weights is an outlier, so that chance spreads nothing.
-BLOCK_OUTLIER = 1.5
+# The share of live blocks that are outliers.
+BLOCK_OUTLIERS = 0.1
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,6 +61,7 @@ def scope_budgets(
     plain = [block_budget([g.blocks for g in scope], [g.cost for g in scope], sparsity) for scope in scopes]
     if not config.layer_spread:
         return plain
+    calibrated = outliers is not None
     if outliers is None:
         outliers = block_outliers([group for scope in scopes for group in scope], live, scores)
     sizes = np.array([sum(group.blocks * group.cost for group in scope) for scope in scopes])
@@ -71,7 +71,7 @@ def scope_budgets(
     shares = np.array([outliers[layer_of_group(scope[0])] for scope in scopes])
     return spread_budgets(
         total=sum(plain),
-        densities=spread_densities(shares, sizes, density, spread),
+        densities=spread_densities(shares, sizes, density, spread, stretch=calibrated),
         sizes=sizes,
         bounds=(density - spread, density + spread),
         least=np.array([sum(group.cost for group in scope) for scope in scopes]),
@@ -89,14 +89,25 @@ def layer_of_group(group: MaskGroup) -> object:
 def block_outliers(
     mask_groups: Sequence[MaskGroup], live: Sequence[Tensor], scores: Sequence[Tensor]
 ) -> dict[object, float]:
-    """The share of live blocks of each layer whose score is above `BLOCK_OUTLIER` times the mean of their matrix."""
-    counts: dict[object, npt.NDArray[np.int64]] = {}
-    for group in mask_groups:
-        values = as_numpy(scores[group.index])[as_numpy(live[group.index])]
-        above = np.count_nonzero(values > BLOCK_OUTLIER * values.mean(dtype=np.float64)) if values.size else 0
-        layer = layer_of_group(group)
-        counts[layer] = counts.get(layer, np.zeros(2, dtype=np.int64)) + group.cost * np.array([above, values.size])
-    return {layer: above / max(1, number) for layer, (above, number) in counts.items()}
+    """The share of live blocks of each layer that are outliers: their scores exceed the median of their matrix most.
+
+    Args:
+        mask_groups: All mask groups of the model.
+        live: Their masks, on the CPU.
+        scores: Their keep scores, on the CPU. Each is divided by the median of those of its matrix that are not zero.
+    """
+    layers = {layer: number for number, layer in enumerate(dict.fromkeys(map(layer_of_group, mask_groups)))}
+    numbers = np.array([layers[layer_of_group(group)] for group in mask_groups])
+    costs = np.array([group.cost for group in mask_groups])
+    values = [as_numpy(scores[group.index])[as_numpy(live[group.index])] for group in mask_groups]
+    relative = [value / np.median(value[value > 0]) if value.any() else value for value in values]
+    owners = np.repeat(np.arange(len(values)), [value.size for value in values])
+    order = np.argsort(-np.concatenate(relative), kind="stable")
+    spent = costs[owners[order]].cumsum()
+    best = owners[order[spent <= BLOCK_OUTLIERS * spent[-1]]]
+    found = np.bincount(numbers[best], weights=costs[best], minlength=len(layers))
+    whole = np.bincount(numbers[owners], weights=costs[owners], minlength=len(layers))
+    return {layer: float(found[number] / max(whole[number], 1)) for layer, number in layers.items()}
 
 
 def weight_outliers(mask_groups: Sequence[MaskGroup], moments: Mapping[str, Tensor]) -> dict[object, float]:
@@ -123,14 +134,19 @@ def weight_outliers(mask_groups: Sequence[MaskGroup], moments: Mapping[str, Tens
     return shares
 
 
-def spread_densities(shares: Floats, sizes: npt.NDArray[np.int64], density: float, spread: float) -> Floats:
+def spread_densities(
+    shares: Floats, sizes: npt.NDArray[np.int64], density: float, spread: float, stretch: bool = False
+) -> Floats:
     """Densities within `density ± spread` that rise linearly with the shares of outliers.
 
-    Their mean, weighted by `sizes`, is `density`. Equal shares give equal densities.
+    Their mean, weighted by `sizes`, is `density`. No outliers mean `density - spread`, and twice the mean share
+    `density + spread`; if a share is larger, all deviate less. With `stretch` they deviate as far as `spread` allows.
     """
-    deviation = shares - np.average(shares, weights=sizes)
-    largest = np.abs(deviation).max()
-    return density + spread * deviation / largest if largest > 1e-12 else np.full(len(shares), density)
+    mean = np.average(shares, weights=sizes)
+    # What rounding leaves of equal shares must not be stretched.
+    deviation = np.where(np.abs(shares - mean) > 1e-12, shares - mean, 0.0)
+    largest = max(float(np.abs(deviation).max()), 0.0 if stretch else float(mean))
+    return density + (spread * deviation / largest if largest else 0 * deviation)
 
 
 def spread_budgets(
