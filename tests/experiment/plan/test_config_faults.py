@@ -155,6 +155,12 @@ def test_figures_is_a_path(tmp_path, folder):
         (GOOD, "sparsify", "{targets: []}", "'sparsify.targets' is []; give a list with at least one entry."),
         (GOOD, "sparsify", "{hold: -0.0001}", "'sparsify.hold' is -0.0001; give a number from 0 to 1."),
         (GOOD, "sparsify", "{grow: swap}", "the key 'sparsify.grow' is set by the method; remove it here."),
+        (
+            GOOD,
+            "entry.sparsify",
+            "{keep_score: random}",
+            "the key 'sparsify.keep_score' is set by the method; remove it from this block, or give",
+        ),
         (GOOD, "sparsify", "{steps: 3}", "the key 'sparsify.steps' is set by the point; remove it here."),
         (GOOD, "sparsify", "{1: 2}", "the key 'sparsify' has the key 1, which is no text; write it in quotes"),
         (

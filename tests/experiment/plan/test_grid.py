@@ -76,6 +76,13 @@ def test_entries_with_other_learning_rates_can_share_a_dense_run():
     assert (own.id, own.training["learning_rate"]) == ("vit-nano.digits.dense.seed0.fast", 0.5)
 
 
+def test_a_block_with_a_variant_may_change_what_its_method_sets():
+    _, pruned = expand(config(variant="tried", sparsify={"keep_score": "second_moment", "hold": 0.5})).points.values()
+    assert pruned.id.endswith(".tried")
+    assert (pruned.sparsify["keep_score"], pruned.sparsify["hold"]) == ("second_moment", 0.5)
+    assert (pruned.sparsify["grow"], pruned.method) == ("union", "blast")
+
+
 def test_every_method_gets_equal_steps():
     plan = expand(config(methods=["blast", "rigl_swap", "one_shot", "random"]))
     assert {point.training["steps"] for point in plan.points.values()} == {7}

@@ -62,10 +62,12 @@ Folder = Annotated[
     ),
 ]
 FROM_POINT = dict.fromkeys(("sparsity", "block", "steps", "seed"), "the point")
-# What every method sets; a value in the config would have no effect.
+# What every method sets.
 FROM_METHOD = dict.fromkeys(set.intersection(*map(set, METHODS.values())), "the method")
 Training = Annotated[dict[str, Any], PartOf(TrainingSettings)]
 Sparsify = Annotated[dict[str, Any], PartOf(SparsifyConfig, FROM_POINT | FROM_METHOD)]
+# A block with a variant may change a choice of its methods: its points say so by their ids.
+SparsifyOfBlock = Annotated[dict[str, Any], PartOf(SparsifyConfig, FROM_POINT)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class GridBlock:
         training: Training settings of this block alone; they win over those of the top level.
         dense_run: The dense runs of this block. `own`: they have its `training` too. `shared`: they have that of the
             top level, so that entries with other learning rates are compared with the same dense runs.
-        sparsify: Pruning settings of this block alone; they win over those of the top level.
+        sparsify: Pruning settings of this block alone; they win over those of the top level. With a `variant` they may
+            also change what the method sets.
     """
 
     architectures: Annotated[tuple[Name, ...], NotEmpty()]
@@ -104,7 +107,15 @@ class GridBlock:
     distillation: Distillation | None = None
     training: Training = field(default_factory=dict)
     dense_run: Literal["own", "shared"] = "own"
-    sparsify: Sparsify = field(default_factory=dict)
+    sparsify: SparsifyOfBlock = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in FROM_METHOD:
+            if key in self.sparsify and self.variant is None:
+                raise BlastError(
+                    f"the key 'sparsify.{key}' is set by the method; remove it from this block, or give the block a "
+                    "'variant', which names its points."
+                )
 
 
 @dataclass(frozen=True)

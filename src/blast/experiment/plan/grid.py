@@ -141,8 +141,8 @@ def _sparsify(
         if training.get("learning_rate_schedule") == "wsd"
         else {}
     )
-    # Nothing overrides the preset of a method: methods are compared.
-    values = {**tied, **config.sparsify, **block.sparsify, **METHODS[method]}
+    # The preset of a method wins, because methods are compared; only a block with a variant may change it.
+    values = {**tied, **config.sparsify, **METHODS[method], **block.sparsify}
     values |= {"sparsity": sparsity, "block": list(shape), "steps": training["steps"], "seed": seed}
     return SparsifyConfig.from_dict(values).to_dict()
 

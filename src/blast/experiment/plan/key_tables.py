@@ -11,7 +11,7 @@ import re
 from typing import Any, Literal, get_args, get_origin
 
 from blast.errors import unknown_name
-from blast.experiment.plan.config import FROM_METHOD, FROM_POINT
+from blast.experiment.plan.config import FROM_POINT
 from blast.experiment.plan.schema import described_fields, settings_classes
 from blast.settings import Bounds, ListOrOne, OneOf, PartOf, field_hints, is_union, plain, split_hint
 from blast.sparsity.config import METHOD_DETAILS
@@ -40,7 +40,7 @@ def _keys(name: str) -> str:
     texts, hints = described_fields(settings), field_hints(settings)
     rows = [_row("key", "value", "default", "meaning"), "|---|---|---|---|\n"]
     for field in dataclasses.fields(settings):
-        if name == "SparsifyConfig" and field.name in FROM_POINT | FROM_METHOD:
+        if name == "SparsifyConfig" and field.name in FROM_POINT:
             continue
         rows.append(_row(f"`{field.name}`", _kind(hints[field.name]), _default(field), texts[field.name]))
     return "".join(rows)

@@ -101,8 +101,12 @@ def _object(settings: type, left_out: Any, definitions: dict[str, Any]) -> dict[
 
 def _part(settings: type, left_out: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     """A reference to the schema of a settings class, no key of which is required."""
-    definitions[settings.__name__] = _object(settings, left_out, definitions)
-    return {"$ref": f"#/$defs/{settings.__name__}"}
+    found = _object(settings, left_out, definitions)
+    name = settings.__name__
+    # The same class with other keys left out is a definition of its own.
+    while definitions.setdefault(name, found) != found:
+        name += "_"
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _value(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
