@@ -6,11 +6,12 @@ column of blocks in down. A block of down is useless where all blocks of up are 
 The score of a block is multiplied by a factor: the geometric mean of the norms that the *other* matrices of its MLP
 have in its hidden block. So a useless block scores zero and goes first.
 
-- A factor, not a strict choice of hidden blocks. A strict choice needs a number of hidden blocks beside the sparsity.
-  It also makes the MLP a narrow one: a small dense model, which is a method of its own.
-- The other matrices, not all of them: its own norm is in the score already, and twice would favour few full rows.
+- A factor, not a strict choice of hidden blocks, which needs a number of hidden blocks beside the sparsity. The factor
+  alone favours few, full hidden blocks: in runs of 300 steps of the nano models the MLPs became as narrow as the budget
+  allows. Compare it with a small dense model.
+- The other matrices, not all of them: its own norm is in the score already.
 - Grow scores have no factor. The dense gradient of a block of down is a product with its hidden units, and that of a
-  block of up passes through down. So both are zero already where the other side is dead.
+  block of up passes through down. So, but for biases, both are zero already where the other side is dead.
 """
 
 from __future__ import annotations

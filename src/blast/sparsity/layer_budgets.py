@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from blast.model.target import Target
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.mask_groups import MaskGroup
 from blast.sparsity.selection import as_numpy, block_budget
@@ -120,18 +121,21 @@ def weight_outliers(mask_groups: Sequence[MaskGroup], moments: Mapping[str, Tens
     Returns:
         For each layer the share of its weights that lie above `WEIGHT_OUTLIER` times the mean over the layer.
     """
-    layers: dict[object, list[Tensor]] = {}
+    layers: dict[object, list[Target]] = {}
     for group in mask_groups:
-        for target in group.matrices:
-            moment = moments[target.name]
-            square = moment.diagonal() if moment.dim() == 2 else moment
-            layers.setdefault(layer_of_group(group), []).append(target.weight.float().abs() * square.sqrt())
+        layers.setdefault(layer_of_group(group), []).extend(group.matrices)
     shares = {}
-    for layer, parts in layers.items():
+    for layer, targets in layers.items():
+        parts = [target.weight.float().abs() * _input_norms(moments[target.name]) for target in targets]
         number = sum(part.numel() for part in parts)
-        limit = WEIGHT_OUTLIER * sum(part.double().sum() for part in parts) / number
-        shares[layer] = float(sum((part > limit).sum() for part in parts)) / number
+        limit = WEIGHT_OUTLIER * sum(float(part.double().sum()) for part in parts) / number
+        shares[layer] = sum(int((part > limit).sum()) for part in parts) / number
     return shares
+
+
+def _input_norms(moment: Tensor) -> Tensor:
+    """The root mean square of each input, from `mean(x²)` or `mean(x xᵀ)`."""
+    return (moment.diagonal() if moment.dim() == 2 else moment).sqrt()
 
 
 def spread_densities(
