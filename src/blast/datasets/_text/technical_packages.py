@@ -8,8 +8,9 @@ from __future__ import annotations
 from blast.datasets._text.text_packages import TextPackage
 
 # Download sizes together.
-BYTES = 520716088
+BYTES = 583494424
 PACKAGES: tuple[TextPackage, ...] = (
+    TextPackage("ada-reference-manual-2012", "Ada Reference Manual licence"),  # 18.0
     TextPackage("ant-doc", "Apache-2.0"),  # 3.3
     TextPackage("apache2-doc", "Apache-2.0"),  # 2.3
     TextPackage("bind9-doc", "MPL-2.0"),  # 1.2
@@ -17,7 +18,6 @@ PACKAGES: tuple[TextPackage, ...] = (
     TextPackage("cmake-doc", "BSD-3-clause"),  # 2.7
     TextPackage("crystal-doc", "Apache-2.0"),  # 1.6
     TextPackage("db5.3-doc", "Sleepycat"),  # 5.6
-    TextPackage("debian-handbook", "GPL-2+ or CC-BY-SA-3.0"),  # 1.2
     TextPackage("debian-reference-en", "GPL-2+"),  # 1.4
     TextPackage("developers-reference", "GPL-2+"),  # 1.0
     TextPackage("dict-devil", "public domain"),  # 0.4
@@ -25,15 +25,21 @@ PACKAGES: tuple[TextPackage, ...] = (
     TextPackage("dict-jargon", "public domain"),  # 1.4
     TextPackage("dict-wn", "WordNet 3.0"),  # 31.0
     TextPackage("erlang-doc", "Apache-2.0"),  # 9.5
+    TextPackage("fp-docs-3.2.2", "LGPL-2+ with linking exception"),  # 4.9
+    TextPackage("gap-doc", "GPL-2+"),  # 3.8
+    TextPackage("git-doc", "GPL-2"),  # 5.6
+    TextPackage("gnuplot-doc", "gnuplot"),  # 1.6
     TextPackage("icu-doc", "Unicode"),  # 3.9
     TextPackage("libapache-poi-java-doc", "Apache-2.0"),  # 4.5
     TextPackage("libboost1.81-doc", "BSL-1.0"),  # 8.3
     TextPackage("libcommons-math3-java-doc", "Apache-2.0"),  # 2.4
     TextPackage("libglib2.0-doc", "LGPL-2.1+"),  # 4.2
+    TextPackage("libgtk-3-doc", "LGPL-2+"),  # 4.2
     TextPackage("libjaxb-java-doc", "CDDL-1.1 or GPL-2 with Classpath exception"),  # 1.3
     TextPackage("libopenjfx-java-doc", "GPL-2 with Classpath exception"),  # 3.3
     TextPackage("libreoffice-help-en-us", "MPL-2.0"),  # 3.3
     TextPackage("libsaxonb-java-doc", "MPL-1.0"),  # 2.7
+    TextPackage("libstdc++-12-doc", "GPL-3+ and GFDL"),  # 8.0
     TextPackage("libxerces2-java-doc", "Apache-2.0"),  # 1.7
     TextPackage("llvm-14-doc", "Apache-2.0 with LLVM exception"),  # 5.0
     TextPackage("maxima-doc", "GPL-2+"),  # 2.4
@@ -52,6 +58,7 @@ PACKAGES: tuple[TextPackage, ...] = (
     TextPackage("python-sympy-doc", "BSD-3-clause"),  # 3.8
     TextPackage("qtbase5-doc-html", "GFDL-1.3"),  # 11.4
     TextPackage("racket-doc", "MIT or Apache-2.0"),  # 10.7
+    TextPackage("rust-doc", "MIT or Apache-2.0"),  # 9.4
     TextPackage("sagemath-doc", "CC-BY-SA-3.0 and GPL-2+"),  # 32.6
     TextPackage("slurm-wlm-doc", "GPL-2+"),  # 2.0
     TextPackage("sqlite3-doc", "public domain"),  # 5.5
