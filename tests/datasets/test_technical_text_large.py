@@ -12,7 +12,7 @@ import pytest
 from blast import datasets
 from blast.datasets import technical_text, technical_text_large
 from blast.datasets._text import text_packages
-from blast.datasets._text.repeats import SeenParagraphs, paragraph_key
+from blast.datasets._text.repeats import HeldOutText, SeenParagraphs, paragraph_key
 from blast.datasets._text.text_packages import TextPackage, read_documents
 from blast.datasets._text.tokenizer import load_tokenizer
 from blast.datasets._text.web_page import paragraphs
@@ -219,6 +219,19 @@ def test_seen_paragraphs_never_take_a_new_one_for_an_old_one_and_may_forget():
     small = SeenParagraphs(slots=1)
     assert small.new([*long, long[-1], long[0]]) == [*long, long[0]]
     assert paragraph_key("a  b\n") == paragraph_key("a b") != paragraph_key("ab")
+
+
+@pytest.mark.parametrize("start", range(0, 60, 7))
+def test_a_paragraph_gives_held_out_text_away_by_a_run_of_29_words(start):
+    words = [f"word{n}" for n in range(100)]
+    held_out = HeldOutText()
+    held_out.add(" ".join(words), ["a paragraph of the document of 40 characters", "short"])
+    for before in range(12):
+        others = [f"other{n}" for n in range(before)]
+        assert " ".join([*others, *words[start : start + 29], "end"]) in held_out
+        assert "\n".join([*others, *words[start : start + 19], "end"]) not in held_out
+    assert "a paragraph  of the document of\n40 characters" in held_out
+    assert "short" not in held_out
 
 
 def test_the_packages_are_each_named_once_with_a_licence():

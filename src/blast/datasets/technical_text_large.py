@@ -1,7 +1,7 @@
 """Technical English, large: `technical_text` and more Debian packages of documentation, about five times the text.
 
 The held-out documents are exactly those of `technical_text`, so that losses compare. Of the other packages nothing is
-held out. Their long paragraphs that a held-out document also has are left out, and so are long repeats.
+held out. Paragraphs that share a sentence or so with a held-out document are left out, and so are long repeats.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from blast.datasets import technical_text
 from blast.datasets._text.language_data import LanguageData
 from blast.datasets._text.prepare import Document, documents_digest, open_text, prepare_text
-from blast.datasets._text.repeats import SeenParagraphs, paragraph_key
+from blast.datasets._text.repeats import HeldOutText, SeenParagraphs
 from blast.datasets._text.technical_packages import BYTES as BYTES_OF_PACKAGES
 from blast.datasets._text.technical_packages import PACKAGES
 from blast.datasets._text.text_packages import SHORTEST_DOCUMENT
@@ -34,8 +34,6 @@ EVALUATION = ["text_heldout"]
 SETTINGS = technical_text.SETTINGS
 # Increased whenever the same texts give other documents.
 FORMAT = 1
-# Paragraphs of fewer characters than this, such as headings, do not give a held-out text away.
-SHORTEST_HELD_OUT = 40
 
 
 def raw(cache: Path) -> Path:
@@ -57,26 +55,18 @@ def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def documents(cache: Path, held_out: float) -> Iterator[Document]:
-    """Those of `technical_text`, then those of the other packages without what was seen before."""
-    seen, forbidden = SeenParagraphs(), set()
+    """Those of `technical_text`, then those of the other packages without what was seen before or is held out."""
+    seen, forbidden = SeenParagraphs(), HeldOutText()
     for document in technical_text.documents(cache, held_out):
         # Its pages have a paragraph in each line, its other texts an empty line between two.
         paragraphs = [*document.text.split("\n\n"), *document.text.split("\n")]
         if document.held_out:
-            forbidden.update(
-                paragraph_key(paragraph) for paragraph in paragraphs if len(paragraph) >= SHORTEST_HELD_OUT
-            )
+            forbidden.add(document.text, paragraphs)
         seen.new(paragraphs)
         yield document
     for package in PACKAGES:
         for found in package.documents(raw(cache)):
-            new = seen.new(found.paragraphs)
-            kept = replace(
-                found,
-                paragraphs=[
-                    part for part in new if len(part) < SHORTEST_HELD_OUT or paragraph_key(part) not in forbidden
-                ],
-            )
+            kept = replace(found, paragraphs=[part for part in seen.new(found.paragraphs) if part not in forbidden])
             if len(kept.text) >= SHORTEST_DOCUMENT:
                 yield Document(kept.name, kept.text, held_out=False)
 
