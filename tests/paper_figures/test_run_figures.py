@@ -63,7 +63,7 @@ def test_records_without_times_are_not_drawn(tmp_path):
     assert list(paper_figures.load("time_to_loss_table").rows(table)["status"]) == ["not run"]
 
 
-def test_each_run_ends_where_its_time_and_loss_do_and_dense_is_marked_at_the_same_loss(runs):
+def test_each_run_ends_where_its_time_and_loss_do(runs):
     axes = panels(paper_figures.load("time_to_loss").draw(runs))["GPT-2\ntechnical English"]
     assert axes.get_ylabel() == "validation loss (nats/token)"
     long = [line for line in axes.lines if len(line.get_xdata()) == fake.STEPS // fake.EVERY]
@@ -71,12 +71,26 @@ def test_each_run_ends_where_its_time_and_loss_do_and_dense_is_marked_at_the_sam
     ends = sorted((line.get_xdata()[-1], line.get_ydata()[-1]) for line in long)
     expected = sorted((fake.seconds_at(point, fake.STEPS - 1) - fake.COMPILING) / 60 for point in fake.points())
     assert [minutes for minutes, _ in ends] == pytest.approx(expected)
-    frame = paper_figures.load("time_to_loss_table").rows(runs)
-    own = frame[(frame["model"] == "gpt2") & (frame["end_of"] == "pruned")]
+
+
+def test_a_diamond_shows_where_a_run_reaches_the_last_loss_of_dense(runs, tmp_path, monkeypatch):
+    nowhere = words(paper_figures.load("time_to_loss").draw(runs)).replace("\n", " ")
+    assert "dense's last loss, 3.000 after 13 min (1600 steps), is reached by none." in nowhere
+    monkeypatch.setitem(fake.LOSS, ("blast", 0.95), 2.9)
+    export([fake.make_record_of(point) for point in fake.points()], tmp_path)
+    table = load_table(tmp_path / "none", tmp_path)
+    drawn = paper_figures.load("time_to_loss").draw(table)
+    axes = panels(drawn)["GPT-2\ntechnical English"]
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    frame = paper_figures.load("time_to_loss_table").rows(table)
+    own = frame[(frame["end_of"] == "dense") & (frame["sparsity"] == 0.95) & (frame["method"] == "blast")]
+    assert len(own) == 2  # one of them stays masked-dense
     assert sorted(line.get_xdata()[0] for line in hollow) == pytest.approx(
-        sorted((own["dense_s"] - fake.COMPILING) / 60)
+        sorted((own["pruned_s"] - fake.COMPILING) / 60)
     )
+    final = fake.loss_at(fake.STEPS - 1, fake.DENSE_LOSS)
+    assert [line.get_ydata()[0] for line in hollow] == pytest.approx([final] * 2)
+    assert "not by BLaST 80 %, BLaST 90 %, swap (RigL) 95 %." in words(drawn).replace("\n", " ")
 
 
 def test_the_table_gives_the_ratios_of_whole_runs_and_at_equal_loss_and_says_what_was_not_reached(runs):

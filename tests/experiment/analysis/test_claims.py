@@ -149,3 +149,13 @@ def test_a_paper_value_with_an_unknown_rule_is_rejected_with_the_nearest(tmp_pat
     file.write_text(FILE.read_text().replace(",majority,", ",majorty,"))
     with pytest.raises(BlastError, match=r"line 3.*did you mean 'majority'"):
         read_paper_values(file)
+
+
+def test_levers_teachers_and_trials_that_lost_do_not_count_for_the_majority():
+    import fake_study
+
+    records = [fake_study.make_record_of(point) for point in fake_study.points().values()]
+    (finding,) = judge(VALUES["loss"], as_table([row for record in records for row in record_rows(record)]))
+    # GPT-2 at three sparsities, ViT at two, and the longest runs of the pretrained model at three.
+    assert "of 8 under 2.25 %" in finding.ours
+    assert "1 to 3 seeds a point, against the best dense model" in finding.setting

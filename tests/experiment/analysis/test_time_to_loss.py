@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blast.experiment.analysis.comparison import missing, summarise, without_execution_variants
 from blast.experiment.analysis.execution_pairs import execution_pairs
-from blast.experiment.analysis.time_to_loss import dense_of, time_to, timed_runs
+from blast.experiment.analysis.time_to_loss import dense_of, reference_dense, time_to, timed_runs
 from blast.experiment.records.rows import record_rows
 from blast.experiment.records.table import as_table, load_table
 
@@ -95,3 +95,20 @@ def test_execution_variants_are_missing_only_on_request(tmp_path):
     table = load_table(tmp_path / "study", tmp_path / "none")
     assert missing(table).empty
     assert list(missing(table, execution_variants=True)["point"]) == [MASKED.id]
+
+
+def test_levers_teachers_and_lost_trials_are_left_out_and_small_dense_models_are_in():
+    import fake_study
+
+    records = [fake_study.make_record_of(point) for point in fake_study.points().values()]
+    table = as_table([row for record in records for row in record_rows(record)])
+    groups = {group[0].point.model: group for group in timed_runs(table)}
+    names = {run.point.point.split("technical_text.")[1] for run in groups["gpt2"] if run.point.sparsity == 0.95}
+    seeds = range(3)
+    wanted = {f"blast.s95.b64.seed{seed}" for seed in seeds} | {"blast.s95.b64.seed0.steps1200"}
+    wanted |= {f"small_dense.s95.ffn160.seed{seed}" for seed in seeds} | {"small_dense.s95.ffn448.seed0.live-width"}
+    assert names == wanted | {"rigl_swap.s95.b64.seed0"}
+    dense = reference_dense(groups["gpt2"])
+    assert dense.point.point == "gpt2.technical_text.dense.seed0"
+    short = next(run for run in groups["gpt2"] if run.point.point.endswith("blast.s95.b64.seed0.steps1200"))
+    assert dense_of(short, groups["gpt2"]).point.point == "gpt2.technical_text.dense.seed0.steps1200"

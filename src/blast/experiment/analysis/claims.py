@@ -8,7 +8,8 @@ A claim is a row of `config/paper_values.csv`. Its `rule` selects a judge from `
 - **A value with an interval** is **met** if the whole interval reaches the paper's value, **not met** if the whole
   interval misses it, else **undecided**. A value without an interval is undecided.
 - **A calculated value** is always **projected**, never met.
-- `majority`: the points (model × dataset × sparsity) of the method `blast` of one grid, each by its main metric.
+- `majority`: the points (model × dataset × sparsity) of the method `blast` of one grid, each by its main metric
+  against the best dense model of as many tokens. Levers, teachers and trials that were not chosen do not count.
   **Met** if more than half lie under the limit by more than the noise. **Not met** if at least half lie over it by more
   than the noise. Else undecided. Points that failed, were not run or are at chance count on neither side. The noise is
   the spread over seeds; with one seed, two standard errors of the difference.
@@ -31,11 +32,13 @@ import pandas as pd
 
 from blast import architectures
 from blast.experiment.analysis import pretraining
-from blast.experiment.analysis.comparison import main_metric, missing, summarise
+from blast.experiment.analysis.comparison import missing, summarise
 from blast.experiment.analysis.paper_values import PaperValue
 from blast.experiment.analysis.ratio import ratios
-from blast.experiment.analysis.recipe import weight_ratio
+from blast.experiment.analysis.recipe import main_scores, weight_ratio
 from blast.experiment.analysis.time_to_loss import TimedRun, dense_of, timed_runs
+from blast.experiment.analysis.trials import chosen_trials
+from blast.sparsity.config import METHOD_DETAILS
 
 Verdict = Literal["met", "not met", "undecided", "projected", "not run"]
 
@@ -119,14 +122,19 @@ def _noise(row: Any) -> float:
 
 
 def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    """One finding for each grid, because grids differ in their settings."""
-    summary = main_metric(summarise(table))
+    """One finding for each grid, because grids differ in their settings.
+
+    The recipe of `blast` counts, without a teacher and with as many tokens as most runs; its levers do not.
+    """
+    table = chosen_trials(table)
+    scores = main_scores(table)
     findings = []
-    for grid, rows in summary.groupby("grid", sort=True):
+    for grid, rows in scores[scores["recipe"] & scores["usual"]].groupby("grid", sort=True):
         pruned = rows[(rows["method"] == "blast") & (rows["sparsity"] <= (value.sparsity or 1))]
+        pruned = pruned[pruned["teacher"].isna()]
         known = pruned[pruned["relative"].notna()]
         lost = missing(table[(table["grid"] == grid) & (table["suite"] == "train")])
-        lost = lost[(lost["method"] == "blast") & ~lost["model"].isna()]
+        lost = lost[(lost["method"] == "blast") & ~lost["model"].isna() & lost["teacher"].isna()]
         absent = {tuple(row) for row in lost[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
         absent -= {tuple(row) for row in pruned[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
         unknown = len(absent) + len(pruned) - len(known)
@@ -140,6 +148,10 @@ def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
         if unknown:
             ours += f"; {unknown} more without a loss"
         setting = f"grid {grid}: {_names(rows['model'])} on {_names(rows['dataset'])}, {_names(rows['metric'])}"
+        seeds = sorted(set(known["seeds"]))
+        if seeds:
+            least = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+            setting += f"; {least} seed{'' if seeds[-1] == 1 else 's'} a point, against the best dense model"
         if losses:
             findings.append(Finding(majority(losses, value.value, unknown), ours, setting))
     return findings or [_not_run("no pruned model with its dense run was recorded")]
@@ -271,7 +283,8 @@ def _whole_runs(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
             dense = dense_of(run, group)
             in_range = run.point.sparsity <= (value.sparsity or 1) + SAME_SPARSITY
             published = run.point.model in architectures.SHAPES and not run.point.hardware.startswith("cpu")
-            if run.point.method != "dense" and dense and dense.steps == run.steps and in_range and published:
+            finds_masks = run.point.method in METHOD_DETAILS and METHOD_DETAILS[run.point.method].finds_masks
+            if finds_masks and dense and dense.steps == run.steps and in_range and published:
                 pairs.setdefault(run.point.method, []).append((dense.running[-1] / run.running[-1], run))
     findings = []
     for method, found in sorted(pairs.items(), reverse=True):

@@ -8,14 +8,17 @@ from typing import Any
 
 import pandas as pd
 
+from blast.experiment.analysis.recipe import variant_of
+from blast.experiment.analysis.trials import chosen_trials
+from blast.experiment.plan.grid import SMALL_DENSE
 from blast.experiment.records.table import one_machine
 from blast.sparsity.config import METHOD_DETAILS
 
-METHODS = ("dense", *(name for name, method in METHOD_DETAILS.items() if method.finds_masks))
+METHODS = ("dense", *(name for name, method in METHOD_DETAILS.items() if method.finds_masks), SMALL_DENSE)
 CURVES = ("validation_loss", "training_time", "compile_time", "mask_update_time")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimedRun:
     """Validation loss of one run by training time.
 
@@ -86,17 +89,24 @@ def time_to(seconds: Sequence[float], losses: Sequence[float], loss: float) -> f
 
 
 def timed_runs(table: pd.DataFrame) -> list[list[TimedRun]]:
-    """Dense, BLaST and swap runs with recorded times: one list for each grid, model and dataset, dense runs first.
+    """Runs with recorded times: one list for each grid, model, dataset and start, dense runs first.
 
-    All runs of a list come from one machine. Runs without times are left out.
+    All runs of a list come from one machine. Of trials of a learning rate the best are in it. Runs without times, with
+    a teacher or with a lever (another variant than the recipe of its length) are left out.
     """
+    table = chosen_trials(table)
     rows = table[(table["suite"] == "train") & (table["status"] == "ok") & table["method"].isin(METHODS)]
     rows = rows[rows["step"].notna() & rows["metric"].isin(CURVES)]
     # `one_machine` must not prefer a machine that recorded no times.
     timed = rows.loc[rows["metric"] == "training_time", ["point", "hardware"]].drop_duplicates()
     rows = one_machine(rows.merge(timed, on=["point", "hardware"]))
     groups = []
-    for _, group in rows.groupby(["grid", "model", "dataset"], sort=True):
+    facts = _facts(table)
+    keys = list(zip(rows["grid"], rows["hardware"], rows["point"], strict=True))
+    rows = rows.assign(start=[facts.get(key, ("scratch",))[0] for key in keys])
+    recipes = _recipes(facts)
+    rows = rows[pd.Series([key in recipes or key not in facts for key in keys], index=rows.index, dtype=bool)]
+    for _, group in rows.groupby(["grid", "model", "dataset", "start"], sort=True):
         order = ["method", "sparsity", "block", "seed", "execution", "point"]
         names = group.sort_values(order, key=_dense_first, kind="stable")["point"].drop_duplicates()
         runs = [_timed_run(group[group["point"] == name]) for name in names]
@@ -104,11 +114,49 @@ def timed_runs(table: pd.DataFrame) -> list[list[TimedRun]]:
     return [group for group in groups if group]
 
 
+def _facts(table: pd.DataFrame) -> dict[Any, tuple]:
+    """By grid, machine and point: its start, whether it was taught, and what it shares with runs of other variants."""
+    final = table[(table["suite"] == "train") & (table["status"] == "ok") & table["step"].isna()]
+    final = final.drop_duplicates(["grid", "hardware", "point"])
+    return {
+        (row.grid, row.hardware, row.point): (
+            "scratch" if pd.isna(row.start) else row.start, not pd.isna(row.teacher),
+            (row.grid, row.hardware, row.model, row.dataset, str(row.start), str(row.trained), row.method, row.sparsity,
+             row.block, str(row.ffn), row.execution, row.seed),
+        )
+        for row in final.itertuples(index=False)
+    }  # fmt: skip
+
+
+def _recipes(facts: dict[Any, tuple]) -> set[Any]:
+    """The points with the shortest variant among those that share everything else, without a teacher."""
+    best: dict[tuple, Any] = {}
+    for key, (_, taught, shared) in facts.items():
+        place = len(variant_of(key[2])), key[2]
+        if not taught and (shared not in best or place < best[shared][0]):
+            best[shared] = place, key
+    return {key for _, key in best.values()}
+
+
+def reference_dense(group: Sequence[TimedRun]) -> TimedRun | None:
+    """The dense run whose last loss the others have to reach: the one that most of them are compared with.
+
+    Of several with as many, the longest; None if no run has a dense one.
+    """
+    compared = [dense_of(run, group) for run in group if run.point.method != "dense"]
+    counts = {run: sum(run is other for other in compared) for run in group if run.point.method == "dense"}
+    return max(counts, key=lambda run: (counts[run], run.steps), default=None) if any(counts.values()) else None
+
+
 def dense_of(run: TimedRun, group: Sequence[TimedRun]) -> TimedRun | None:
-    """The dense run to compare a pruned run with: its parent, else one of the same seed; None if there is neither."""
+    """The dense run to compare a pruned run with: its parent, else one of the same seed; None if there is neither.
+
+    Of several of the same seed, one with as many steps comes first.
+    """
     dense = [other for other in group if other.point.method == "dense"]
     parents = [other for other in dense if other.point.point == run.point.parent]
-    return next(iter(parents or [other for other in dense if other.point.seed == run.point.seed]), None)
+    seeds = sorted((other for other in dense if other.point.seed == run.point.seed), key=lambda d: d.steps != run.steps)
+    return next(iter(parents or seeds), None)
 
 
 def _dense_first(column: pd.Series) -> pd.Series:
