@@ -103,9 +103,9 @@ class MaskGroup:
         for target in self.matrices:
             parameter = parameter_of(target)
             moment = None if moment_of is None else moment_of(parameter)
-            weight = parameter.detach() if moment is None else parameter.detach() * moment.sqrt()
+            weight = parameter if moment is None else parameter.detach() * moment.sqrt()
             if isinstance(target.module, BlockLinear):
-                squares.append(weight.float().square().sum(dim=(1, 2)))
+                squares.append(weight.detach().float().square().sum(dim=(1, 2)))
             else:
                 squares.append(matrix_squares(target.stored(weight), self.block, target.transposed))
         return squares
