@@ -160,3 +160,19 @@ def test_the_study_has_a_pair_that_differs_in_execution_alone():
             by_rest.setdefault(facts["same_but_execution"], set()).add(facts["execution"])
     assert [kinds for kinds in by_rest.values() if len(kinds) > 1] == [{"auto", "masked"}]
     assert len([point for point in points.values() if point.method == "dense"]) == 2
+
+
+def test_a_block_can_be_evaluated_in_its_own_way_and_its_dense_run_follows_unless_it_is_shared():
+    block = {"variant": "trial", "evaluation": {"train": 8}}
+    own_dense, own = expand(config(**block)).points.values()
+    assert own_dense.evaluation["train"] == own.evaluation["train"] == 8
+    assert own_dense.id.endswith(".trial")
+    dense, pruned = expand(config(**block | {"dense_run": "shared"})).points.values()
+    assert "train" not in dense.evaluation
+    assert pruned.evaluation["train"] == 8
+    assert dense.id.endswith("seed0")
+
+
+def test_a_task_of_an_unknown_dataset_in_a_block_is_refused():
+    with pytest.raises(BlastError, match="nowhere"):
+        expand(config(evaluation={"tasks": {"nowhere": ["hellaswag"]}}))

@@ -71,6 +71,32 @@ SparsifyOfBlock = Annotated[dict[str, Any], PartOf(SparsifyConfig, FROM_POINT)]
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How trained models are evaluated.
+
+    Attributes:
+        tasks: lm-eval tasks by dataset, instead of the tasks that the dataset names.
+        batch: Fixed batch size. The last digits of a score depend on it.
+        limit: Held-out sequences for our own loss; the first ones.
+        items: Items of each lm-eval task, the first ones; without it, all.
+        separate_test: Halves the held-out data, by document or image. The even half gives the learning curves and the
+            metrics `validation_…`, to choose settings by. The odd half gives all other metrics, to judge by.
+        train: Windows or images of the training data that the trained model is evaluated on too, for the metrics
+            `train_…`. They are spread evenly, and images are not augmented.
+    """
+
+    tasks: dict[Name, tuple[Name, ...]] = field(default_factory=dict)
+    batch: Count = 32
+    limit: Count = 384
+    items: Count | None = None
+    separate_test: Annotated[bool, Later()] = False
+    train: Annotated[Count | None, Later()] = None
+
+
+EvaluationOfBlock = Annotated[dict[str, Any], PartOf(Evaluation)]
+
+
+@dataclass(frozen=True)
 class GridBlock:
     """A product of lists. The grid is the union of its blocks, each with the dense runs it is compared with.
 
@@ -89,8 +115,10 @@ class GridBlock:
         distillation: A teacher for all models of this block that are trained, `dense` in `methods` included; needs a
             `variant`.
         training: Training settings of this block alone; they win over those of the top level.
-        dense_run: The dense runs of this block. `own`: they have its `training` too. `shared`: they have that of the
-            top level, so that entries with other learning rates are compared with the same dense runs.
+        evaluation: Evaluation settings of this block alone; they win over those of the top level.
+        dense_run: The dense runs of this block. `own`: they have its `training` and `evaluation` too. `shared`: they
+            have those of the top level, so that entries with other learning rates are compared with the same dense
+            runs.
         sparsify: Pruning settings of this block alone; they win over those of the top level. With a `variant` they may
             also change what the method sets.
     """
@@ -106,6 +134,7 @@ class GridBlock:
     variant: Variant | None = None
     distillation: Distillation | None = None
     training: Training = field(default_factory=dict)
+    evaluation: EvaluationOfBlock = field(default_factory=dict)
     dense_run: Literal["own", "shared"] = "own"
     sparsify: SparsifyOfBlock = field(default_factory=dict)
 
@@ -145,29 +174,6 @@ class Benchmark:
     seeds: Annotated[tuple[Seed, ...], NotEmpty()] = (0,)
     variant: Variant | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How trained models are evaluated.
-
-    Attributes:
-        tasks: lm-eval tasks by dataset, instead of the tasks that the dataset names.
-        batch: Fixed batch size. The last digits of a score depend on it.
-        limit: Held-out sequences for our own loss; the first ones.
-        items: Items of each lm-eval task, the first ones; without it, all.
-        separate_test: Halves the held-out data, by document or image. The even half gives the learning curves and the
-            metrics `validation_…`, to choose settings by. The odd half gives all other metrics, to judge by.
-        train: Windows or images of the training data that the trained model is evaluated on too, for the metrics
-            `train_…`. They are spread evenly, and images are not augmented.
-    """
-
-    tasks: dict[Name, tuple[Name, ...]] = field(default_factory=dict)
-    batch: Count = 32
-    limit: Count = 384
-    items: Count | None = None
-    separate_test: Annotated[bool, Later()] = False
-    train: Annotated[Count | None, Later()] = None
 
 
 @dataclass(frozen=True)

@@ -147,23 +147,28 @@ def _sparsify(
     return SparsifyConfig.from_dict(values).to_dict()
 
 
+def _evaluation(config: Config, block: GridBlock, dataset: str) -> dict[str, Any]:
+    chosen = replace(config.evaluation, **block.evaluation)
+    tasks = list(chosen.tasks.get(datasets.base_name(dataset), datasets.get(dataset).EVALUATION))
+    evaluation = {"tasks": tasks, "batch": chosen.batch, "limit": chosen.limit}
+    # Keys that came later stand in a point only where they are used: the digests of older records stay.
+    if chosen.items and tasks:
+        evaluation["items"] = chosen.items
+    if chosen.separate_test:
+        evaluation[SEPARATE_TEST] = True
+    if chosen.train:
+        evaluation["train"] = chosen.train
+    return evaluation
+
+
 def _common(config: Config, architecture: str, dataset: str) -> dict[str, Any]:
     base = datasets.base_name(dataset)
-    tasks = list(config.evaluation.tasks.get(base, datasets.get(dataset).EVALUATION))
-    evaluation = {"tasks": tasks, "batch": config.evaluation.batch, "limit": config.evaluation.limit}
-    if config.evaluation.items and tasks:
-        evaluation["items"] = config.evaluation.items
-    if config.evaluation.separate_test:
-        evaluation[SEPARATE_TEST] = True
-    if config.evaluation.train:
-        evaluation["train"] = config.evaluation.train
     return {
         "grid": config.name,
         "stage": "train",
         "architecture": architecture,
         "dataset": dataset,
         "threads": config.threads,
-        "evaluation": evaluation,
         "data": datasets.check_settings(base, config.data.get(base, {}), Place("key", ("data", base))),
     }
 
@@ -190,7 +195,8 @@ def _check_sections(config: Config) -> None:
     """Checks the keys that are names of datasets or architectures, and the settings of datasets."""
     for key in config.training:
         _check_training_key(key)
-    for key in [*config.evaluation.tasks, *(key for key in config.points_per_job if key != "default")]:
+    of_blocks = (key for block in config.grid for key in block.evaluation.get("tasks", {}))
+    for key in [*config.evaluation.tasks, *of_blocks, *(key for key in config.points_per_job if key != "default")]:
         datasets.get(key)
     for name, given in config.data.items():
         settings = datasets.check_settings(name, given, Place("key", ("data", name)))
@@ -244,13 +250,20 @@ def _train_points(config: Config, block: GridBlock) -> Iterator[Point]:
         # Published weights work with the tokens of their own tokenizer only.
         dataset = named if block.start == "scratch" else datasets.with_tokenizer(named, architecture)
         common = _common(config, architecture, dataset) | {"seed": seed}
-        training = of_dense = _settings(config, block, architecture, dataset)
-        own = block.training and block.dense_run == "own"
-        if not own:
-            of_dense = _settings(config, replace(block, training={}), architecture, dataset)
+        own = (block.training or block.evaluation) and block.dense_run == "own"
+        block_of_dense = block if own else replace(block, training={}, evaluation={})
+        training = _settings(config, block, architecture, dataset)
+        evaluation = _evaluation(config, block, dataset)
         dense = f"{architecture}.{dataset}.dense.seed{seed}{suffix if own else start}"
-        yield Point(id=dense, training=of_dense, start=block.start, **common)
-        of_parent = {"training": training, "parent": dense, **common} | _taught(block, dense)
+        yield Point(
+            id=dense,
+            training=_settings(config, block_of_dense, architecture, dataset),
+            evaluation=_evaluation(config, block_of_dense, dataset),
+            start=block.start,
+            **common,
+        )
+        of_parent = {"training": training, "evaluation": evaluation, "parent": dense, **common}
+        of_parent |= _taught(block, dense)
         if block.distillation and "dense" in block.methods:
             label = f"{architecture}.{dataset}.dense.seed{seed}{suffix}"
             yield Point(id=label, start=block.start, **of_parent)
