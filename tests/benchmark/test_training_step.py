@@ -13,7 +13,7 @@ from blast.block_sparse.blocks import BlockShape
 from blast.errors import BlastError
 from blast.model.convert import masks_of
 from blast.model.module_replacement import sparse_layers
-from blast.sparsity.sparsifier import Sparsifier
+from blast.sparsity.mask_update import MaskUpdate
 
 
 @pytest.fixture
@@ -157,18 +157,18 @@ def test_gradients_that_are_all_zero_raise():
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
 def test_a_mask_update_is_timed_on_steps_that_update(fake_gpu, monkeypatch, execution):
     """Each clock reading adds 1 second; the n-th mask update adds 10 n seconds."""
-    seconds, updated, updates = [0.0], Sparsifier._update, []
+    seconds, updated, updates = [0.0], MaskUpdate.updated, []
 
-    def update(sparsifier, step):
+    def update(of_masks, masks, step):
         updates.append(step)
         seconds[0] += 10 * len(updates)
-        updated(sparsifier, step)
+        return updated(of_masks, masks, step)
 
     def clock():
         seconds[0] += 1
         return seconds[0]
 
-    monkeypatch.setattr(Sparsifier, "_update", update)
+    monkeypatch.setattr(MaskUpdate, "updated", update)
     monkeypatch.setattr(breakdown.time, "perf_counter", clock)
     work = training_setup.workload_of("gpt2-tiny", 64, 16, "bfloat16", torch.device("cpu"), False)
     cost = breakdown.update_cost(work, 0.5, BlockShape(16, 16), 0, execution)

@@ -178,7 +178,11 @@ def test_a_fused_model_of_llamas_sizes_holds_each_weight_once() -> None:
     masks = {}
     for name, (rows, cols) in {"gate": (64, 16), "up": (64, 16), "down": (16, 64)}.items():
         masks[f"0.{name}_proj"] = torch.rand(rows, cols) < 0.2
-    sparse = blast.to_sparse(dense.to_empty(device="cpu"), masks, drop=True)
+    dense = dense.to_empty(device="cpu")
+    with torch.no_grad():
+        for weight in dense.parameters():
+            weight.fill_(0.01)
+    sparse = blast.to_sparse(dense, masks, drop=True)
     before = blast.model_bytes(sparse).weights
     fused = blast.fuse(sparse)
     assert isinstance(fused[0], SparseMlp)

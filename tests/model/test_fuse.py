@@ -52,6 +52,15 @@ def test_the_fused_operator_runs_only_without_gradients(monkeypatch) -> None:
     assert all(layer.values.grad is not None for mlp in fused_of(model) for layer in mlp.layers)
 
 
+def test_weights_that_are_not_finite_are_named_and_not_taken_for_another_computation() -> None:
+    _, sparse, _ = pair("llama")
+    with torch.no_grad():
+        for mlp in find_mlps(sparse):
+            sparse.get_submodule(mlp.name).down_proj.values.fill_(float("nan"))
+    with pytest.raises(BlastError, match="its output is not finite; look for NaN or infinity in its weights"):
+        blast.fuse(sparse)
+
+
 def test_gate_and_up_can_share_a_mask() -> None:
     dense, sparse, masks = pair("llama")
     tied = {name: masks[name.replace("up_proj", "gate_proj")] for name in masks}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import cast
 
@@ -65,7 +66,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
     whole, model = model, unwrapped(model)
     replacements: dict[int, SparseMlp] = {}
     reasons: list[str] = []
-    verified: dict[tuple[object, ...], bool] = {}
+    verified: dict[tuple[object, ...], str | None] = {}
     for mlp in _sparse_mlps(model):
         place = module = model.get_submodule(mlp.name)
         if isinstance(place, SparseMlp):
@@ -84,10 +85,8 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
                 )
             kind = _kind(module, fused)
             if kind not in verified:
-                verified[kind] = _agrees(fused)
-            reason = (
-                None if verified[kind] else f"{type(module).__name__} computes something else than its children suggest"
-            )
+                verified[kind] = _disagreement(fused)
+            reason = verified[kind]
         if reason is None:
             if place is model:
                 raise BlastError("the model is itself one MLP; wrap it, for instance in torch.nn.Sequential.")
@@ -147,7 +146,7 @@ def fuse_for_training(model: nn.Module) -> nn.Module:
     """
     whole, model = model, unwrapped(model)
     replacements: dict[int, TrainingMlp] = {}
-    verified: dict[tuple[object, ...], bool] = {}
+    verified: dict[tuple[object, ...], str | None] = {}
     for mlp in _sparse_mlps(model):
         module = model.get_submodule(mlp.name)
         if isinstance(module, SparseMlp) or module is model or _reason_against(module, mlp) is not None:
@@ -157,8 +156,8 @@ def fuse_for_training(model: nn.Module) -> nn.Module:
         if not can_train(made.layers):
             continue
         if kind not in verified:
-            verified[kind] = _agrees(made)
-        if verified[kind]:
+            verified[kind] = _disagreement(made)
+        if verified[kind] is None:
             replacements[id(module)] = made
     replace_modules(model, replacements)
     return whole
@@ -258,20 +257,22 @@ def _activation(module: nn.Module) -> str | None:
     return fits[0] if fits else None
 
 
-def _agrees(fused: SparseMlp) -> bool:
-    """Whether the fused MLP and the original agree on random input, without dropout."""
+def _disagreement(fused: SparseMlp) -> str | None:
+    """How the fused MLP and the original differ on random input, without dropout; None if they agree."""
     values = fused.layers[0].values
     if values.is_meta:
-        return True
+        return None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, fused.layers[0].in_features, generator=generator).to(values.device, values.dtype)
-    with in_eval_mode(fused):
-        try:
-            same = agree(fused.forward(x), fused.original.forward(x), values.dtype)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            same = False
+    finite, same = True, False
+    with in_eval_mode(fused), suppress(AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        expected = fused.original.forward(x)
+        finite = bool(expected.isfinite().all())
+        same = agree(fused.forward(x), expected, values.dtype)
     fused.original.training = fused.training
-    return same
+    if not finite:
+        return "its output is not finite; look for NaN or infinity in its weights"
+    return None if same else f"{type(fused.original).__name__} computes something else than its children suggest"
 
 
 def _kind(module: nn.Module, fused: SparseMlp) -> tuple[object, ...]:
