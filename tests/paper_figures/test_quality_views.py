@@ -148,6 +148,17 @@ def test_no_title_of_the_quality_figure_runs_out_of_the_picture(study):
         assert left.x1 < right.x0
 
 
+def test_training_curves_are_those_of_recipes(study):
+    drawn = paper_figures.load("training_curves").draw(study)
+    (panel,) = [axes for axes in drawn.axes if axes.get_title(loc="left") == "GPT-2\ntechnical English"]
+    curves = study[(study["model"] == "gpt2") & (study["metric"] == "validation_loss") & study["step"].notna()]
+    last = curves.sort_values("step").groupby("point")["value"].last()
+    shown = {float(line.get_ydata()[-1]) for line in panel.lines}
+    blast = "gpt2.technical_text.blast.s95.b64.seed0"
+    assert last[blast] in shown
+    assert shown.isdisjoint({last[f"{blast}.taught"], last[f"{blast}.dense-start"], last[f"{blast}.lr6e-4"]})
+
+
 def test_the_figure_of_masks_counts_hidden_blocks(study):
     drawn = paper_figures.load("mask_by_layer").draw(study)
     titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.get_visible()]

@@ -75,6 +75,26 @@ def main_scores(table: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(recipe=_recipes(summary), usual=_usual(summary))
 
 
+def recipe_points(table: pd.DataFrame) -> dict[tuple[Any, Any, Any], str]:
+    """The points of curves that a figure shows: without a teacher, and of the shortest variant.
+
+    Variants are compared among points that agree in start, tokens, method, sparsity, block, width, execution and seed.
+
+    Args:
+        table: From `trials.chosen_trials`.
+
+    Returns:
+        The start of each point, by grid, machine and id.
+    """
+    done = table[(table["suite"] == "train") & (table["status"] == "ok") & table["step"].isna()]
+    done = done[done["teacher"].isna()].drop_duplicates(["grid", "hardware", "point"])
+    done = done.assign(start=done["start"].where(done["start"].notna(), "scratch"))
+    ranked = done.assign(length=[len(variant_of(point)) for point in done["point"]])
+    ranked = ranked.sort_values(["length", "point"], kind="stable")
+    first = ranked.drop_duplicates([*STUDY, "method", "sparsity", "block", "ffn", "execution", "seed"])
+    return {(row.grid, row.hardware, row.point): row.start for row in first.itertuples(index=False)}
+
+
 def _recipes(summary: pd.DataFrame) -> pd.Series:
     taught = summary["teacher"].notna()
     ranked = summary.assign(taught=taught, length=summary["variant"].map(len), fewest=-summary["seeds"])
