@@ -111,7 +111,7 @@ def test_a_view_has_a_title_and_a_caption(name):
 
 
 def test_a_figure_names_failed_and_missing_points(table):
-    text = words(paper_figures.load("accuracy_vs_sparsity").draw(table))
+    text = words(paper_figures.load("quality_vs_sparsity").draw(table))
     assert "failed" in text.split("\n")
     assert "not run" in text.split("\n")
     assert "Failed: GPT-2 nano Python stdlib static random 95 % seed 0." in text.replace("\n", " ")
@@ -120,7 +120,7 @@ def test_a_figure_names_failed_and_missing_points(table):
 def test_a_model_whose_points_all_failed_has_a_panel_that_says_so(table):
     llama = (table["model"] == "llama-nano") & (table["suite"] == "train")
     broken = table.assign(status=table["status"].where(~llama, "failed"))
-    drawn = paper_figures.load("accuracy_vs_sparsity").draw(broken)
+    drawn = paper_figures.load("quality_vs_sparsity").draw(broken)
     (panel,) = [axes for axes in drawn.axes if "Llama nano" in axes.get_title(loc="left")]
     assert [text.get_text() for text in panel.texts] == ["failed"]
 
