@@ -97,7 +97,7 @@ def draw(table: pd.DataFrame) -> Figure:
         heading = f"{style.model_label(first['model'])}{start}\n{style.dataset_label(first['dataset'])}"
         axes.set_title(style.fitted(heading, columns))
         _panel(axes, rows, time)
-        axes.set_xlabel(f"{axes.get_xlabel()}, {style.hardware_label(first['hardware'])}")
+        axes.set_xlabel(f"{axes.get_xlabel()},\n{style.hardware_label(first['hardware'])}")
         axes.set_ylabel(style.metric_label(first["metric"], first["task"]))
     shown = pd.concat(studies)
     order = list(style.METHODS)

@@ -42,7 +42,7 @@ def _panel(axes: Axes, group: list[TimedRun]) -> None:
     if high > low:
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xlim(0, 1.03 * longest / size)
-    axes.set_xlabel(f"training time ({unit}), {style.hardware_label(group[0].point.hardware)}")
+    axes.set_xlabel(f"training time ({unit}),\n{style.hardware_label(group[0].point.hardware)}")
     axes.set_title(runs.panel_title(group[0].point))
 
 

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from blast.experiment.analysis.comparison import missing, without_execution_variants
+from blast.experiment.analysis.recipe import recipe_points
+from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.records.table import one_machine
 from paper_figures import _style as style
 
@@ -53,9 +55,13 @@ def _panel(loss: Axes, share: Axes, rows: pd.DataFrame) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws seed 0 of the dense and BLaST runs of each model and dataset."""
-    table = without_execution_variants(table[(table["suite"] == "train") & table["method"].isin(METHODS)])
+    """Draws seed 0 of the dense and BLaST recipes of each model and dataset."""
+    table = table[(table["suite"] == "train") & table["method"].isin(METHODS)]
+    table = chosen_trials(without_execution_variants(table))
     curves = table[(table["status"] == "ok") & table["step"].notna()]
+    recipes = recipe_points(table)
+    keys = zip(curves["grid"], curves["hardware"], curves["point"], strict=True)
+    curves = curves[pd.Series([key in recipes for key in keys], index=curves.index, dtype=bool)]
     curves = one_machine(curves[curves["seed"] == curves["seed"].min()])
     panels = [rows for _, rows in curves.groupby(["grid", "model", "dataset"], sort=True)]
     panels = [rows for rows in panels if (rows["metric"] == "validation_loss").any()]

@@ -13,6 +13,7 @@ for place in (Path(__file__).parent, ROOT, ROOT / "workflow" / "scripts"):
 import fake_kernels  # noqa: E402
 import fake_records as fake  # noqa: E402
 import fake_runs  # noqa: E402
+import fake_study  # noqa: E402
 import fake_training  # noqa: E402
 import figure as figure_script  # noqa: E402
 import paper_table as table_script  # noqa: E402
@@ -25,6 +26,7 @@ FAILED, SKIPPED = "gpt2-nano.pystdlib.random.s95.b16.seed0", "vit-nano.digits.bl
 
 OF_STEPS = ("pretraining_speedup", "training_memory", "time_breakdown")
 OF_RUNS = ("time_to_loss", "switch_curves")
+OF_STUDIES = ("pareto", "recovery_vs_tokens")
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +74,22 @@ def runs(tmp_path_factory):
     return load_table(folder, folder / "recorded")
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Rows of a quality study."""
+    folder = fake_study.write_study(tmp_path_factory.mktemp("studies") / "quality")
+    return load_table(folder, folder / "recorded")
+
+
 @pytest.mark.parametrize("name", paper_figures.figures())
-def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, runs, name):
+def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, runs, study, name):
     given = {"kernel": kernels} | dict.fromkeys(OF_STEPS, steps) | dict.fromkeys(OF_RUNS, runs)
+    given |= dict.fromkeys(OF_STUDIES, study)
     drawn_from = given.get(name, given.get(name.partition("_")[0], table))
     text = words(paper_figures.load(name).draw(drawn_from))
     assert ("CPU (imaginary)" if drawn_from is table else "imaginary GPU") in text
-    assert ("grid study" if drawn_from is runs else "grid default") in text
+    grid = "study" if drawn_from is runs else "quality" if drawn_from is study else "default"
+    assert f"grid {grid}" in text
 
 
 @pytest.mark.parametrize("name", paper_figures.figures())
@@ -100,7 +111,7 @@ def test_a_view_has_a_title_and_a_caption(name):
 
 
 def test_a_figure_names_failed_and_missing_points(table):
-    text = words(paper_figures.load("accuracy_vs_sparsity").draw(table))
+    text = words(paper_figures.load("quality_vs_sparsity").draw(table))
     assert "failed" in text.split("\n")
     assert "not run" in text.split("\n")
     assert "Failed: GPT-2 nano Python stdlib static random 95 % seed 0." in text.replace("\n", " ")
@@ -109,7 +120,7 @@ def test_a_figure_names_failed_and_missing_points(table):
 def test_a_model_whose_points_all_failed_has_a_panel_that_says_so(table):
     llama = (table["model"] == "llama-nano") & (table["suite"] == "train")
     broken = table.assign(status=table["status"].where(~llama, "failed"))
-    drawn = paper_figures.load("accuracy_vs_sparsity").draw(broken)
+    drawn = paper_figures.load("quality_vs_sparsity").draw(broken)
     (panel,) = [axes for axes in drawn.axes if "Llama nano" in axes.get_title(loc="left")]
     assert [text.get_text() for text in panel.texts] == ["failed"]
 

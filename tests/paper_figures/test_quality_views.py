@@ -87,7 +87,7 @@ def test_remarks_stand_above_the_table_in_markdown_and_latex(tmp_path):
 
 
 def test_the_figure_of_quality_draws_recipes_and_no_levers(study):
-    drawn = paper_figures.load("accuracy_vs_sparsity").draw(study)
+    drawn = paper_figures.load("quality_vs_sparsity").draw(study)
     (panel,) = [axes for axes in drawn.axes if axes.get_title(loc="left") == "GPT-2\ntechnical English"]
     shown = {round(float(value), 6) for line in panel.lines for value in line.get_ydata()}
     results = paper_figures.load("main_results").rows(study)
@@ -131,21 +131,67 @@ def test_the_levers_of_the_table_are_settings():
     assert {*LEVERS, *COME_ALONG} | {key for keys in COME_ALONG.values() for key in keys} <= known
 
 
-def test_no_title_of_the_quality_figure_runs_out_of_the_picture(study):
+def with_tasks(study):
+    """The study with two accuracies of each language model; a dataset and a task have long names."""
+    text = study[(study["metric"] == "bits_per_byte") & study["step"].isna()]
+    score = {"metric": "acc", "unit": "fraction", "better": "higher", "spread": "stderr"}
+    added = [
+        text.assign(**score, task=task, value=value, low=value - 0.02, high=value + 0.02, chance=chance)
+        for task, value, chance in (("boolq", 0.51, 0.5), ("a_task_of_a_very_long_name_indeed", 0.6, 0.25))
+    ]
+    long = study["dataset"].where(study["model"] != "vit-s-4", "a_dataset_of_a_very_long_name_indeed")
+    return pd.concat([study.assign(dataset=long), *added], ignore_index=True)
+
+
+@pytest.mark.parametrize(("name", "panels"), [("quality_vs_sparsity", 3), ("accuracy_vs_sparsity", 5)])
+def test_no_text_of_a_figure_by_sparsity_runs_out_of_the_picture_or_into_another_panel(study, name, panels):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    long = study.assign(
-        dataset=study["dataset"].where(study["model"] != "vit-s-4", "a_dataset_of_a_very_long_name_indeed")
-    )
-    drawn = paper_figures.load("accuracy_vs_sparsity").draw(long)
+    drawn = paper_figures.load(name).draw(with_tasks(study))
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
-    width = drawn.bbox.width
-    titles = [axes._left_title.get_window_extent(canvas.get_renderer()) for axes in drawn.axes if axes.get_visible()]
-    assert len(titles) == 3
-    assert all(box.x0 >= 0 and box.x1 <= width for box in titles)
-    for left, right in itertools.pairwise(titles):
-        assert left.x1 < right.x0
+    width, height = drawn.bbox.width, drawn.bbox.height
+    shown = [axes for axes in drawn.axes if axes.get_visible()]
+    assert len(shown) == panels
+    texts = [text for axes in shown for text in (axes._left_title, axes.yaxis.label)]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_accuracies_have_chance_and_standard_errors_and_no_line_where_dense_is_at_chance(study):
+    drawn = paper_figures.load("accuracy_vs_sparsity").draw(with_tasks(study))
+    gpt2 = [axes for axes in drawn.axes if axes.get_title(loc="left").startswith("GPT-2")]
+    panels = {" ".join(axes.get_ylabel().split()): axes for axes in gpt2}
+    assert set(panels) == {"boolq accuracy (%)", "a task of a very long name indeed accuracy (%), chance 25 %"}
+    near, far = (panels[label] for label in sorted(panels, key=len))
+    assert "chance" in {text.get_text() for text in near.texts}
+    assert "2.25 %" not in {text.get_text() for text in near.texts}
+    assert "2.25 %" in {text.get_text() for text in far.texts}
+    bars = [list(line.get_ydata()) for line in far.lines if line.get_linewidth() == 0.8]
+    assert bars
+    assert all(bar == pytest.approx([58, 62]) for bar in bars)
+
+
+def test_a_model_without_an_accuracy_has_a_panel_that_says_not_run(study):
+    drawn = paper_figures.load("accuracy_vs_sparsity").draw(study)
+    texts = {
+        axes.get_title(loc="left").split("\n")[0]: [text.get_text() for text in axes.texts]
+        for axes in drawn.axes if axes.get_visible()
+    }  # fmt: skip
+    assert texts["GPT-2"] == texts["SmolLM2 135M, pretrained"] == ["not run"]
+    assert "not run" not in texts["ViT S 4"]
+
+
+def test_training_curves_are_those_of_recipes(study):
+    drawn = paper_figures.load("training_curves").draw(study)
+    (panel,) = [axes for axes in drawn.axes if axes.get_title(loc="left") == "GPT-2\ntechnical English"]
+    curves = study[(study["model"] == "gpt2") & (study["metric"] == "validation_loss") & study["step"].notna()]
+    last = curves.sort_values("step").groupby("point")["value"].last()
+    shown = {float(line.get_ydata()[-1]) for line in panel.lines}
+    blast = "gpt2.technical_text.blast.s95.b64.seed0"
+    assert last[blast] in shown
+    assert shown.isdisjoint({last[f"{blast}.taught"], last[f"{blast}.dense-start"], last[f"{blast}.lr6e-4"]})
 
 
 def test_the_figure_of_masks_counts_hidden_blocks(study):

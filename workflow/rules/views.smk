@@ -9,7 +9,7 @@ PICTURES = [str(DRAWN / f"{name}.{kind}") for name in FIGURES for kind in ("pdf"
 PRINTED = [str(DRAWN / f"{name}.{kind}") for name in TABLES for kind in ("csv", "md", "tex")]
 RECORDED = ROOT / "results" / "recorded"
 # Files that every view reads, besides its own.
-SHARED = [VIEWS["_style"], VIEWS["_write"], ROOT / "config" / "paper_values.csv"]
+SHARED = [path for name, path in sorted(VIEWS.items()) if name.startswith("_")] + [ROOT / "config" / "paper_values.csv"]
 
 
 def inputs_of_views(wildcards):

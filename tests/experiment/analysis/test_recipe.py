@@ -6,7 +6,8 @@ import fake_study as fake
 import pytest
 
 from blast import architectures
-from blast.experiment.analysis.recipe import main_scores, variant_of
+from blast.experiment.analysis.recipe import main_scores, recipe_points, variant_of
+from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.records.rows import record_rows
 from blast.experiment.records.table import as_table
 
@@ -14,9 +15,14 @@ DENSE_TOTAL = 124_000_000
 
 
 @pytest.fixture(scope="module")
-def scores():
+def table():
     records = [fake.make_record_of(point) for point in fake.points().values()]
-    return main_scores(as_table([row for record in records for row in record_rows(record)]))
+    return as_table([row for record in records for row in record_rows(record)])
+
+
+@pytest.fixture(scope="module")
+def scores(table):
+    return main_scores(table)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +61,14 @@ def test_perplexity_stands_beside_the_loss_of_text_and_not_of_images(scores):
     nats = row.dense * fake.BITS_TO_NATS * row.relative / 100
     assert row.relative_perplexity == pytest.approx(100 * nats, rel=0.05)
     assert scores.loc[scores["model"] == "vit-s-4", "relative_perplexity"].isna().all()
+
+
+def test_curves_are_those_of_recipes_of_each_length_without_a_teacher(table):
+    found = {point: start for (_, _, point), start in recipe_points(chosen_trials(table)).items()}
+    blast = "gpt2.technical_text.blast.s95.b64.seed0"
+    of_blast = {point for point in found if point.startswith(blast)}
+    assert of_blast == {blast, f"{blast}.steps1200"}
+    assert found[blast] == "scratch"
+    tuned = {point: start for point, start in found.items() if point.startswith("smollm2") and ".blast.s50." in point}
+    assert len(tuned) == 3
+    assert set(tuned.values()) == {"pretrained"}

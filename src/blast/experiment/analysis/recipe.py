@@ -15,6 +15,7 @@ from blast.experiment.plan.grid import SMALL_DENSE, equal_weights_ffn
 # Models that are compared: dense ones of one start, trained on as many tokens, and what was pruned beside them.
 STUDY = ("grid", "hardware", "model", "dataset", "start", "trained")
 STARTS = ("scratch", "pretrained", "published", "parent")
+ACCURACIES = ("top1", "acc")
 _RATE = re.compile(r"(?:^|[._-])lr[0-9][0-9.]*(?:e[+-]?[0-9]+)?(?=$|[._-])")
 
 
@@ -63,16 +64,50 @@ def main_scores(table: pd.DataFrame) -> pd.DataFrame:
     summary = summary[pd.Series(held_out, index=summary.index, dtype=bool)]
     rows = list(summary.itertuples(index=False))
     half = [row.noise if not math.isnan(row.noise) else 2 * row.relative_error for row in rows]
-    summary = summary.assign(
-        start=summary["start"].where(summary["start"].notna(), "scratch"),
-        variant=[variant_of(row.points[0]) for row in rows],
+    return _with_recipes(summary.assign(
         model_share=[_model_share(row, summary) for row in rows],
         relative_perplexity=[perplexity.get((row.grid, row.hardware, row.config), math.nan) for row in rows],
         low=[row.relative - noise for row, noise in zip(rows, half, strict=True)],
         high=[row.relative + noise for row, noise in zip(rows, half, strict=True)],
+    ))  # fmt: skip
+
+
+def accuracy_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies of every configuration: top-1 of images, and `acc` of each task of lm-eval.
+
+    Returns:
+        Rows of `comparison.summarise` with the columns `variant`, `recipe` and `usual` of `main_scores` added.
+    """
+    return _with_recipes(summarise(table, ACCURACIES))
+
+
+def _with_recipes(summary: pd.DataFrame) -> pd.DataFrame:
+    summary = summary.assign(
+        start=summary["start"].where(summary["start"].notna(), "scratch"),
+        trained=summary["trained"].astype(float),
+        variant=[variant_of(points[0]) for points in summary["points"]],
     ).reset_index(drop=True)
-    summary["trained"] = summary["trained"].astype(float)
     return summary.assign(recipe=_recipes(summary), usual=_usual(summary))
+
+
+def recipe_points(table: pd.DataFrame) -> dict[tuple[Any, Any, Any], str]:
+    """The points of curves that a figure shows: without a teacher, and of the shortest variant.
+
+    Variants are compared among points that agree in start, tokens, method, sparsity, block, width, execution and seed.
+
+    Args:
+        table: From `trials.chosen_trials`.
+
+    Returns:
+        The start of each point, by grid, machine and id.
+    """
+    done = table[(table["suite"] == "train") & (table["status"] == "ok") & table["step"].isna()]
+    done = done[done["teacher"].isna()].drop_duplicates(["grid", "hardware", "point"])
+    done = done.assign(start=done["start"].where(done["start"].notna(), "scratch"))
+    ranked = done.assign(length=[len(variant_of(point)) for point in done["point"]])
+    ranked = ranked.sort_values(["length", "point"], kind="stable")
+    first = ranked.drop_duplicates([*STUDY, "method", "sparsity", "block", "ffn", "execution", "seed"])
+    return {(row.grid, row.hardware, row.point): row.start for row in first.itertuples(index=False)}
 
 
 def _recipes(summary: pd.DataFrame) -> pd.Series:

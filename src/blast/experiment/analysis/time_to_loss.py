@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from blast.experiment.analysis.recipe import variant_of
+from blast.experiment.analysis.recipe import recipe_points
 from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.plan.grid import SMALL_DENSE
 from blast.experiment.records.table import one_machine
@@ -101,41 +101,16 @@ def timed_runs(table: pd.DataFrame) -> list[list[TimedRun]]:
     timed = rows.loc[rows["metric"] == "training_time", ["point", "hardware"]].drop_duplicates()
     rows = one_machine(rows.merge(timed, on=["point", "hardware"]))
     groups = []
-    facts = _facts(table)
+    starts = recipe_points(table)
     keys = list(zip(rows["grid"], rows["hardware"], rows["point"], strict=True))
-    rows = rows.assign(start=[facts.get(key, ("scratch",))[0] for key in keys])
-    recipes = _recipes(facts)
-    rows = rows[pd.Series([key in recipes or key not in facts for key in keys], index=rows.index, dtype=bool)]
+    rows = rows.assign(start=[starts.get(key) for key in keys])
+    rows = rows[rows["start"].notna()]
     for _, group in rows.groupby(["grid", "model", "dataset", "start"], sort=True):
         order = ["method", "sparsity", "block", "seed", "execution", "point"]
         names = group.sort_values(order, key=_dense_first, kind="stable")["point"].drop_duplicates()
         runs = [_timed_run(group[group["point"] == name]) for name in names]
         groups.append([run for run in runs if run])
     return [group for group in groups if group]
-
-
-def _facts(table: pd.DataFrame) -> dict[Any, tuple]:
-    """By grid, machine and point: its start, whether it was taught, and what it shares with runs of other variants."""
-    final = table[(table["suite"] == "train") & (table["status"] == "ok") & table["step"].isna()]
-    final = final.drop_duplicates(["grid", "hardware", "point"])
-    return {
-        (row.grid, row.hardware, row.point): (
-            "scratch" if pd.isna(row.start) else row.start, not pd.isna(row.teacher),
-            (row.grid, row.hardware, row.model, row.dataset, str(row.start), str(row.trained), row.method, row.sparsity,
-             row.block, str(row.ffn), row.execution, row.seed),
-        )
-        for row in final.itertuples(index=False)
-    }  # fmt: skip
-
-
-def _recipes(facts: dict[Any, tuple]) -> set[Any]:
-    """The points with the shortest variant among those that share everything else, without a teacher."""
-    best: dict[tuple, Any] = {}
-    for key, (_, taught, shared) in facts.items():
-        place = len(variant_of(key[2])), key[2]
-        if not taught and (shared not in best or place < best[shared][0]):
-            best[shared] = place, key
-    return {key for _, key in best.values()}
 
 
 def reference_dense(group: Sequence[TimedRun]) -> TimedRun | None:
