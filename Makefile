@@ -32,7 +32,7 @@ smoke: env
 	$(RUN) snakemake --cores $(CORES) all --configfile config/smoke.yaml
 
 test: env
-	$(RUN) pytest -n 2 -m "not slow and not gpu and not browser"
+	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser"
 
 test-slow: env
 	$(RUN) pytest -m "slow or browser"

@@ -24,6 +24,7 @@ def alone():
     return trained("average")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", PARALLEL)
 def test_two_processes_train_as_one(ranks, alone, way):
     for rank in ranks:
@@ -42,6 +43,7 @@ def test_two_processes_train_as_one(ranks, alone, way):
             torch.testing.assert_close(weight, alone["weights"][name], rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", PARALLEL)
 def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(ranks, way):
     for rank in ranks:
