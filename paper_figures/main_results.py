@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from blast.evaluation.item_scores import HELD_OUT
 from blast.experiment.analysis.comparison import missing
 from blast.experiment.analysis.paired import ACCURACY, BITS, POOLED, judge
 from blast.experiment.analysis.recipe import STUDY, has_equal_weights, main_scores
@@ -36,7 +37,9 @@ def _judged(row: Any, paired: Paired) -> dict[str, Any]:
     if row.method == "dense" and not isinstance(row.teacher, str):
         return {}
     place = row.grid, row.hardware, row.config
-    text, accuracy = paired.get((*place, BITS, row.task)), paired.get((*place, ACCURACY, POOLED))
+    # The dataset's own held-out data are a set without a task.
+    task = HELD_OUT if pd.isna(row.task) else row.task
+    text, accuracy = paired.get((*place, BITS, task)), paired.get((*place, ACCURACY, POOLED))
     low, high = (text.low, text.high) if text else (row.low, row.high)
     verdict = text.verdict if text else None
     if not text and not math.isnan(low + high):

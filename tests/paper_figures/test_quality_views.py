@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 
 import fake_study as fake
+import numpy as np
 import pandas as pd
 import pytest
 
 import paper_figures
+from blast.evaluation.item_scores import HELD_OUT, ItemScores, write_item_scores
 from blast.experiment.records.table import load_table
 
 SKIPPED = "gpt2.technical_text.random.s80.b64.seed0"
@@ -62,6 +64,22 @@ def test_a_verdict_needs_the_whole_interval_on_one_side(results):
     assert results.loc[(results["method"] == "dense") & results["teacher"].isna(), "verdict"].isna().all()
 
 
+def test_the_windows_of_the_held_out_text_give_the_verdict_where_they_were_kept(study, results, tmp_path):
+    nats = np.random.default_rng(0).normal(900, 90, 64)
+    files, lever = {}, "gpt2.technical_text.blast.s95.b64.seed0.constant-growth"
+    for point, loss in (("gpt2.technical_text.dense.seed0", 0), (lever, 2)):
+        files["quality", fake.GPU, point] = [tmp_path / f"{point}.npz"]
+        items = ItemScores.of_texts(nats * (1 + loss / 100), [1500] * 64, 24_000, "sha256:text")
+        write_item_scores(tmp_path / f"{point}.npz", {HELD_OUT: items}, {"point": point})
+    table = study.copy()
+    table.attrs["items"] = files
+    place = {**GPT2, "method": "blast", "sparsity": 0.95, "variant": "constant-growth"}
+    row, unpaired = (one(frame, **place) for frame in (paper_figures.load("main_results").rows(table), results))
+    # Items are kept in hundredths of a nat. The windows of both models are the same, so the interval is narrow.
+    assert (row["verdict"], row["low"], row["high"]) == ("within", pytest.approx(2, 1e-3), pytest.approx(2, 1e-3))
+    assert unpaired["verdict"] == "outside"
+
+
 def test_a_point_that_was_not_run_has_a_row_that_says_so(results):
     assert one(results, method="random", sparsity=0.8, architecture="gpt2")["note"] == "seed 0 not run"
 
@@ -108,6 +126,16 @@ def test_each_lever_is_compared_with_the_recipe_without_it(study, results):
     assert row["low_s95"] <= row["held_out_s95"] <= row["high_s95"]
     assert row["training_s95"] != row["held_out_s95"]
     assert (row["seeds_s95"], row["seeds_without_s95"]) == (3, 1)
+
+
+def test_scores_of_the_training_data_are_compared_in_one_metric(study):
+    """The recipe has no score of its own on the training data here: both sides take the end of the training loss."""
+    recipe = study["point"].str.fullmatch(r"gpt2\.technical_text\.blast\.s95\.b64\.seed\d(\.lr.*)?")
+    table = study[~(recipe & study["metric"].str.startswith("train_bits"))]
+    row, whole = (one(paper_figures.load("ablations").rows(t), lever="growth decays") for t in (table, study))
+    assert row["training_s80"] == whole["training_s80"]
+    assert row["training_s95"] != whole["training_s95"]
+    assert abs(row["training_s95"]) < 5
 
 
 def test_a_lever_without_numbers_at_two_sparsities_is_not_run(study):

@@ -21,6 +21,8 @@ from blast.files import write_atomically
 
 FORMAT = 1
 STEPS_A_NAT = 100
+# Name of the set whose items are the windows or images of our own test data.
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Effect:
     Attributes:
         held_out: Change of the main metric on held-out data; NaN if one of the two was not run.
         low, high: Its extremes over the seeds: the best against the worst, and the other way round.
-        training: Change of the same metric on the training data; NaN if unknown.
+        training: Change of the score on the training data, of a metric that both have; NaN if there is none.
         seeds: Seeds with the lever, and without it.
         status: `ok`, or why there is no number.
         points: Ids of the points with the lever, then of those without it; none where there is no number.
@@ -120,13 +120,13 @@ def _recipes(table: pd.DataFrame) -> pd.DataFrame:
     scores = main_scores(table)
     training = _training_scores(table)
     keys = [(row.grid, row.hardware, row.config) for row in scores.itertuples(index=False)]
-    scores = scores.assign(status="ok", training=[training.get(key, math.nan) for key in keys])
+    scores = scores.assign(status="ok", training=[training.get(key, {}) for key in keys])
     lost = missing(table[table["suite"] == "train"])
     machines = scores.drop_duplicates(["grid", "model", "dataset"]).set_index(["grid", "model", "dataset"])["hardware"]
     where = [(row.grid, row.model, row.dataset) for row in lost.itertuples(index=False)]
     lost = lost.assign(
         hardware=[machines.get(key) for key in where], value=math.nan, lowest=math.nan, highest=math.nan, seeds=0,
-        training=math.nan, higher=False, variant=[variant_of(point) for point in lost["point"]],
+        training=[{}] * len(lost), higher=False, variant=[variant_of(point) for point in lost["point"]],
     )  # fmt: skip
     both = pd.concat([scores, lost], ignore_index=True) if len(lost) else scores
     both = both[both["sparsity"].isin(SPARSITIES) & both["choices"].notna() & both["block"].notna()]
@@ -138,20 +138,28 @@ def _recipes(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _training_scores(table: pd.DataFrame) -> dict[tuple, float]:
-    """Score on the training data by grid, machine and configuration; of older records the end of the training loss."""
-    scores = summarise(table, TRAIN)
-    known = {}
-    for metric in reversed(TRAIN):
-        for row in scores[scores["metric"] == metric].itertuples(index=False):
-            known[row.grid, row.hardware, row.config] = row.value
+def _training_scores(table: pd.DataFrame) -> dict[tuple, dict[str, float]]:
+    """Scores on the training data by metric, for each grid, machine and configuration; `CURVE` is the end of a curve."""
+    known: dict[tuple, dict[str, float]] = {}
+    for row in summarise(table, TRAIN).itertuples(index=False):
+        known.setdefault((row.grid, row.hardware, row.config), {})[row.metric] = row.value
     curves = table[(table["metric"] == CURVE) & (table["status"] == "ok") & table["step"].notna()]
     taught = set(table.loc[table["teacher"].notna(), "config"])
     for key, curve in curves.groupby(["grid", "hardware", "config"], sort=False):
         # What a teacher adds to the training loss is no loss on the data.
-        if key not in known and key[2] not in taught:
-            known[key] = float(curve.loc[curve["step"] >= 0.9 * curve["step"].max(), "value"].mean())
+        if key[2] not in taught:
+            known.setdefault(key, {})[CURVE] = float(
+                curve.loc[curve["step"] >= 0.9 * curve["step"].max(), "value"].mean()
+            )
     return known
+
+
+def _training_change(on: dict[str, float], off: dict[str, float], higher: bool) -> float:
+    """Change of the first metric of the training data that both have; NaN without one."""
+    for metric in (*TRAIN, CURVE):
+        if metric in on and off.get(metric):
+            return relative_loss(on[metric], off[metric], higher and metric == "train_top1")
+    return math.nan
 
 
 def _difference(first: dict[str, Any], second: dict[str, Any]) -> str | None:
@@ -218,7 +226,7 @@ def _effect(on: Any, off: Any) -> Effect:
         held_out=relative_loss(on.value, off.value, higher),
         low=ends[0] if several else math.nan,
         high=ends[1] if several else math.nan,
-        training=relative_loss(on.training, off.training, higher) if off.training else math.nan,
+        training=_training_change(on.training, off.training, higher),
         seeds=(int(on.seeds), int(off.seeds)),
         status="ok",
         points=(*on.points, *off.points),

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from blast import datasets
-from blast.evaluation.item_scores import ItemScores
+from blast.evaluation.item_scores import HELD_OUT, ItemScores
 from blast.evaluation.loss import evaluate_language
 from blast.evaluation.metric import of_part
 from blast.evaluation.requests import SEPARATE_TEST
@@ -17,8 +17,6 @@ from blast.evaluation.top_k import evaluate_vision
 from blast.experiment.plan.point import Point
 
 BATCH = 32
-# Name of the set whose items are the windows or images of our own test data.
-HELD_OUT = "held_out"
 
 
 def held_out_parts(point: Point, data: Any) -> tuple[Any, Any]:
