@@ -139,7 +139,7 @@ def _recipes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _training_scores(table: pd.DataFrame) -> dict[tuple, dict[str, float]]:
-    """Scores on the training data by metric, for each grid, machine and configuration; `CURVE` is the end of a curve."""
+    """Scores on the training data by metric, of each grid, machine and configuration; `CURVE` is the end of a curve."""
     known: dict[tuple, dict[str, float]] = {}
     for row in summarise(table, TRAIN).itertuples(index=False):
         known.setdefault((row.grid, row.hardware, row.config), {})[row.metric] = row.value

@@ -20,6 +20,9 @@ NO_CHOICE = frozenset({
     "processes", "parallel",
 })  # fmt: skip
 
+# How the held-out data are scored, of the settings of an evaluation.
+COMPARED_BY = ("batch", "limit", "separate_test")
+
 
 def execution_facts(point: Mapping[str, Any]) -> dict[str, str]:
     """The `execution` of a pruned training point, and a digest of all its other settings.
@@ -53,8 +56,8 @@ def training_facts(point: Mapping[str, Any]) -> dict[str, Any]:
         - `trained`: tokens, or images, that the training saw; 0 where nothing was trained. For a pruned parent, those
           of the parent.
         - `teacher`: `dense` or the published model it learned from. `ffn`: the width of a `small_dense` point.
-        - `same_but_rate`: a digest of all settings but the seed and the learning rate. Points with the same one are
-          trials of a learning rate, or repetitions.
+        - `same_but_rate`: a digest of all settings but the seed, the learning rate, and what is evaluated besides the
+          held-out data. Points with the same one are trials of a learning rate, or repetitions.
         - `choices`: the settings of pruning, training and teacher that differ from their defaults.
     """
     training = point.get("training")
@@ -63,6 +66,8 @@ def training_facts(point: Mapping[str, Any]) -> dict[str, Any]:
     sparsify, distillation = point.get("sparsify") or {}, point.get("distillation") or {}
     left_out = ("id", "grid", "parent", "teacher", "seed", "threads", "training", "sparsify")
     rest = {key: value for key, value in point.items() if key not in left_out}
+    # What else is evaluated changes neither the model nor the held-out score that trials are compared by.
+    rest["evaluation"] = {key: value for key, value in point.get("evaluation", {}).items() if key in COMPARED_BY}
     rest["training"] = {key: value for key, value in training.items() if key != "learning_rate"}
     rest["sparsify"] = {key: value for key, value in sparsify.items() if key != "seed"}
     facts = {
