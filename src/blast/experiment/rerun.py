@@ -75,9 +75,8 @@ def _make_requests(plan: Plan, dataset: str, folder: GridFolder) -> None:
     """Fetches and prepares a dataset, and lets lm-eval build its requests."""
     from blast.experiment.data.prepare import build_dataset_requests, fetch_dataset, prepare_dataset
 
-    point = next(point for point in plan.points.values() if point.dataset == dataset)
     fetched = folder.root / "data" / f"{dataset}.fetched.json"
     fetch_dataset(dataset, fetched)
     prepare_dataset(dataset, plan.data_settings(dataset), fetched, folder.data(dataset))
-    asked = point.evaluation
+    asked = plan.evaluation(dataset)
     build_dataset_requests(dataset, plan.tasks(dataset), folder, asked.get("items"), bool(asked.get(SEPARATE_TEST)))

@@ -176,3 +176,27 @@ def test_a_block_can_be_evaluated_in_its_own_way_and_its_dense_run_follows_unles
 def test_a_task_of_an_unknown_dataset_in_a_block_is_refused():
     with pytest.raises(BlastError, match="nowhere"):
         expand(config(evaluation={"tasks": {"nowhere": ["hellaswag"]}}))
+
+
+def evaluated(*blocks):
+    given = {"name": "t2", "training": TRAINING, "evaluation": {"tasks": {"pystdlib": ["pystdlib_heldout"]}}}
+    text = {"architectures": ["gpt2-nano"], "datasets": ["pystdlib"], "sparsity": [0], "blocks": [16]}
+    return parse(given | {"grid": [text | block for block in blocks]}, Path("t.yaml"))
+
+
+def test_a_block_without_tasks_leaves_those_of_the_dataset_as_they_are():
+    trial = {"variant": "lr2", "training": {"learning_rate": 0.02}, "evaluation": {"tasks": {"pystdlib": []}}}
+    for blocks in ((trial, {}), ({}, trial)):
+        plan = expand(evaluated(*blocks))
+        assert plan.tasks("pystdlib") == ["pystdlib_heldout"]
+        assert sorted(len(point.evaluation["tasks"]) for point in plan.points.values()) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "key"),
+    [({"tasks": {"pystdlib": ["sciq"]}}, "tasks"), ({"items": 5}, "items"), ({"separate_test": True}, "separate_test")],
+)
+def test_requests_of_a_dataset_are_the_same_for_all_its_points(evaluation, key):
+    other = {"variant": "other", "seeds": [1], "evaluation": evaluation}
+    with pytest.raises(BlastError, match=f"'pystdlib' have different 'evaluation.{key}'.*; give all the same"):
+        expand(evaluated({}, other))

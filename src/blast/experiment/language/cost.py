@@ -40,7 +40,7 @@ def describe_cost(plan: Plan, folder: GridFolder, recorded: Path) -> Iterator[st
     """
     table = load_table(folder.root, recorded)
     for dataset in plan.datasets:
-        points = [point for point in plan.points.values() if point.dataset == dataset and point.stage == "train"]
+        points = [point for point in plan.points.values() if point.dataset == dataset and point.evaluation.get("tasks")]
         if not plan.tasks(dataset) or not points:
             continue
         if not folder.requests(dataset).is_file():

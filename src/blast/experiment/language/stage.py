@@ -25,10 +25,16 @@ def _left_out(folder: GridFolder, dataset: str) -> dict[str, str]:
     return read_json(file, "list of tasks left out", "run again.") if file.is_file() else {}
 
 
+def _identity(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT, "id": name, "record_digest": record["record_digest"], "versions": provenance.versions(),
+    }  # fmt: skip
+
+
 def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
     """Writes `language/<id>.json` for each point, and the scores of single items beside it.
 
-    The file of a point without scores gives the reason.
+    The file of a point without scores gives the reason. A point without tasks has no metrics.
 
     The tasks of a dataset are loaded once for all its points.
     """
@@ -41,6 +47,9 @@ def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
                 if record["status"] != "ok":
                     raise BlastError(f"the point failed: {record['cause']}")
                 dataset = record["point"]["dataset"]
+                if not record["point"].get("evaluation", {}).get("tasks"):
+                    write_json(folder.language(name), _identity(name, record) | entry)
+                    continue
                 missing = _left_out(folder, dataset)
                 if missing and not folder.requests(dataset).is_file():
                     raise BlastError("; ".join(missing.values()))
@@ -55,5 +64,4 @@ def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
             except Exception as error:
                 traceback.print_exc(file=sys.stderr)
                 entry |= {"status": "failed", "cause": f"{type(error).__name__} in lm-eval: {error}"}
-            identity = {"format": FORMAT, "id": name, "record_digest": record["record_digest"]}
-            write_json(folder.language(name), identity | entry | {"versions": provenance.versions()})
+            write_json(folder.language(name), _identity(name, record) | entry)

@@ -64,14 +64,20 @@ class Plan:
         return next(point.data for point in self.points.values() if point.dataset == dataset)
 
     def tasks(self, dataset: str) -> list[str]:
-        """lm-eval tasks of one dataset; none for images."""
-        return next(point.evaluation.get("tasks", []) for point in self.points.values() if point.dataset == dataset)
+        """lm-eval tasks of one dataset; none for images. A point has all of them or none."""
+        tasks: list[str] = self.evaluation(dataset).get("tasks", [])
+        return tasks
 
     def items(self, dataset: str) -> list[str]:
         """The options of `blast requests` that limit the items of the tasks; empty for all items."""
-        found = next(point.evaluation for point in self.points.values() if point.dataset == dataset)
+        found = self.evaluation(dataset)
         items = ["--items", str(found["items"])] if found.get("items") else []
         return [*items, "--separate-test"] if found.get(SEPARATE_TEST) else items
+
+    def evaluation(self, dataset: str) -> dict[str, Any]:
+        """The evaluation of the points with tasks, else of any point."""
+        found = [point.evaluation for point in self.points.values() if point.dataset == dataset]
+        return next((evaluation for evaluation in found if evaluation.get("tasks")), found[0])
 
 
 def share_label(sparsity: float) -> str:
@@ -347,9 +353,27 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
                     f"two blocks of the config give the point '{point.id}' different settings; "
                     "name one of them with 'variant'."
                 )
+        _check_evaluations(points)
     except BlastError as error:
         raise BlastError(f"{file}: {error}") from error
     return Plan(points, tuple(_jobs(config, points)))
+
+
+def _check_evaluations(points: dict[str, Point]) -> None:
+    """Refuses points of one dataset with different tasks: the requests of a dataset are built once."""
+    first: dict[tuple[str, str], Any] = {}
+    for point in points.values():
+        seen = {SEPARATE_TEST: point.evaluation.get(SEPARATE_TEST, False)}
+        if point.evaluation.get("tasks"):
+            seen |= {key: point.evaluation.get(key) for key in ("tasks", "items")}
+        for key, value in seen.items():
+            other = first.setdefault((point.dataset or "", key), value)
+            if other != value:
+                hint = "; a block can have no tasks ([]), but no other ones" if key == "tasks" else ""
+                raise BlastError(
+                    f"points of the dataset '{point.dataset}' have different 'evaluation.{key}', {other} and "
+                    f"{value}; give all the same{hint}."
+                )
 
 
 def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
