@@ -100,7 +100,8 @@ def test_the_real_run_of_the_docs_is_that_of_the_records():
     times = paper_figures.load("time_to_loss_table").rows(table)
     times = times[(times["grid"] == "study") & (times["model"] == "gpt2") & (times["execution"] != "masked")]
     ratios = times.set_index(["method", "sparsity", "end_of"])["ratio_without_compiling"]
-    lines = re.findall(r"^\| (dense|blast|rigl_swap) \| (\d+) \|(.*)\|$", RESULTS, flags=re.MULTILINE)
+    section = RESULTS.partition("## Quality and time of a whole run")[2]
+    lines = re.findall(r"^\| (dense|blast|rigl_swap) \| (\d+) \|(.*)\|$", section, flags=re.MULTILINE)
     assert len(lines) == len(bits) == 5
     for method, percent, numbers in lines:
         place = method, int(percent) / 100
@@ -110,6 +111,25 @@ def test_the_real_run_of_the_docs_is_that_of_the_records():
             assert lost == f"{bits.loc[place, 'relative_loss_percent']:+.1f}"
             assert same(ratios[(*place, "steps")], steps, 2)
             assert same(ratios[(*place, "pruned")], equal, 2)
+
+
+def test_the_quality_study_of_the_docs_is_that_of_the_records():
+    results = paper_figures.load("main_results").rows(recorded_table())
+    results = results[(results["grid"] == "quality") & (results["architecture"] == "gpt2")]
+    results = results[results["variant"].isin(["", "taught"])]
+    section = RESULTS.partition("## The quality study so far")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| (\w[\w, ]*) \| (\d+) \| ([\d.]+) \| (\S*) ?\| (\w*) ?\|$", section, flags=re.MULTILINE)
+    assert len(lines) == 7
+    for model, percent, value, lost, verdict in lines:
+        method, _, more = model.replace(",", " ").partition(" ")
+        found = results[(results["method"] == method) & (results["sparsity"] == int(percent) / 100)]
+        found = found[found["teacher"].notna() == more.endswith("taught")]
+        if more.isdigit():
+            found = found[found["ffn"] == int(more)]
+        (row,) = found.to_dict("records")
+        assert (row["seeds"], value) == (1, f"{row['value']:.3f}")
+        if lost:
+            assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
 
 
 def test_what_the_docs_say_of_the_vit_is_what_the_records_say():
@@ -138,9 +158,10 @@ def test_the_results_of_the_readme_are_those_of_the_docs():
     wanted["one training step of Llama-3.2-1B"] = step[2].strip()
     wanted["a whole pretraining run of Llama-3.2-1B"] = step[3].strip()
     wanted["peak memory of that training step"] = step[5].strip()
-    for percent in ("80", "95"):
-        lost = re.search(rf"^\| blast \| {percent} \| [\d.]+ \| (\S+)", RESULTS, re.MULTILINE)[1]
-        wanted[f"GPT-2 small from scratch, {percent} % sparse"] = lost
+    starts = {"gmp | 80": "GPT-2 small from scratch, 80 %", "gmp | 95": "GPT-2 small from scratch, 95 %",
+              "gmp, taught | 95": "the same, 95 % sparse, with the dense"}  # fmt: skip
+    for model, start in starts.items():
+        wanted[start] = re.search(rf"^\| {re.escape(model)} \| [\d.]+ \| (\S+)", RESULTS, re.MULTILINE)[1]
     shown = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]*\|$", README, re.MULTILINE))
     for start, number in wanted.items():
         assert [value.strip() for text, value in shown.items() if text.startswith(start)] == [number], start
