@@ -8,7 +8,9 @@ import pandas as pd
 
 from paper_figures import _style as style
 
-LINES: dict[str, Any] = {"dense": "-", "blast": "-", "rigl_swap": (0, (4, 1.5))}
+LINES: dict[str, Any] = {
+    "dense": "-", "blast": "-", "rigl_swap": (0, (4, 1.5)), "gmp": (0, (6, 1, 1, 1, 1, 1)), "small_dense": (0, (2, 1)),
+}  # fmt: skip
 # A method that is not listed.
 OTHER_LINE = (0, (3, 1, 1, 1))
 MASKED_LINE = (0, (1, 1.2))

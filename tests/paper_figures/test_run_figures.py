@@ -171,3 +171,10 @@ def test_exported_runs_stay_small_and_keep_the_step_of_the_switch(tmp_path):
     assert file.stat().st_size < 40_000 * 2 * len(fake.points())
     state = [row for row in read_rows(file) if row["metric"] == "sparse_execution" and row["value"] == 1]
     assert min(row["step"] for row in state) == fake.SWITCH
+
+
+def test_methods_of_the_quality_study_have_lines_of_their_own():
+    from paper_figures import _runs as runs
+
+    lines = [str(runs.LINES[name]) for name in ("dense", "gmp", "small_dense", "rigl_swap")]
+    assert len({*lines, str(runs.OTHER_LINE), str(runs.MASKED_LINE)}) == 6
