@@ -7,6 +7,7 @@ unimportant as a whole.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from blast.model.target import Mlp, Target
 
 # Why no MLP can be permuted.
 IN_PART = "only some of the matrices of each are pruned; choose all of them with 'targets', or"
-BY_PLACE = "something else reads its hidden units by their place;"
+BY_PLACE = "something else reads hidden units by their place;"
 NO_MLP = "the targets are no MLPs of linear layers (experts in larger parameters are none);"
 
 
@@ -31,7 +32,8 @@ def permute_hidden_units_(model: nn.Module, names: Sequence[str], block: BlockSh
 
     Args:
         model: A dense model. An optimizer that has state for it does not fit afterwards.
-        names: The matrices that will be pruned. MLPs of which only some matrices are named are left as they are.
+        names: The matrices that will be pruned. MLPs that cannot be permuted, for instance because only some of their
+            matrices are named, are left as they are; a warning names them.
         block: Shape of the blocks.
 
     Returns:
@@ -40,22 +42,28 @@ def permute_hidden_units_(model: nn.Module, names: Sequence[str], block: BlockSh
     Raises:
         BlastError: if no MLP can be permuted.
     """
-    wanted, made, obstacles = set(names), {}, set()
+    wanted, made = set(names), {}
+    left: dict[str, str] = {}
     for mlp in find_mlps(model):
         pruned = [target.name in wanted for target in mlp.targets]
         if not all(pruned):
-            obstacles |= {IN_PART} if any(pruned) else set()
+            left |= {mlp.name: IN_PART} if any(pruned) else {}
             continue
         if _reads_units_by_place(model, mlp):
-            obstacles.add(BY_PLACE)
+            left[mlp.name] = BY_PLACE
             continue
         order = hidden_order(mlp, block)
         for target in mlp.targets:
             _permute(target, order, rows=target is not mlp.down)
         made[mlp.name] = order
     if not made:
-        why = next((why for why in (IN_PART, BY_PLACE) if why in obstacles), NO_MLP)
+        why = next((why for why in (IN_PART, BY_PLACE) if why in left.values()), NO_MLP)
         raise BlastError(f"no MLP of this model can be permuted, because {why} leave the permutation out.")
+    for why, reason in ((IN_PART, "only some of their matrices are pruned"), (BY_PLACE, BY_PLACE.rstrip(";"))):
+        if same := [name for name in left if left[name] == why]:
+            shown = ", ".join(f"'{name}'" for name in same[:3]) + (" …" if len(same) > 3 else "")
+            share = f"{len(same)} of {len(left) + len(made)} MLPs"
+            warnings.warn(f"{share} were not permuted, because {reason}: {shown}.", stacklevel=3)
     return made
 
 
