@@ -47,7 +47,7 @@ def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
                 if record["status"] != "ok":
                     raise BlastError(f"the point failed: {record['cause']}")
                 dataset = record["point"]["dataset"]
-                if not record["point"].get("evaluation", {}).get("tasks"):
+                if record["point"].get("evaluation", {}).get("tasks") == []:
                     write_json(folder.language(name), _identity(name, record) | entry)
                     continue
                 missing = _left_out(folder, dataset)
