@@ -213,7 +213,7 @@ def test_a_task_that_changed_since_its_requests_were_built_is_rejected(own_tasks
         metrics_of(built.requests, built.scores)
 
 
-def test_a_task_that_generates_text_is_rejected(own_tasks, data, tmp_path) -> None:
+def test_a_task_that_generates_text_is_rejected(own_tasks, data, tokenizer, tmp_path) -> None:
     text = FEW_SHOT.replace("output_type: loglikelihood", "output_type: generate_until").replace("last_word", "writes")
     text = text.replace("metric: perplexity, aggregation: perplexity", "metric: exact_match, aggregation: mean")
     text = text.replace("  - {metric: acc, aggregation: mean, higher_is_better: true}\n", "")
