@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import statistics
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 import paper_figures
+from blast.experiment.analysis.live_blocks import last_masks, live_by_layer
 from blast.experiment.cli import main
 from blast.experiment.records.table import load_table
 
@@ -23,6 +25,7 @@ PAGES = [
     ROOT / "config" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+RECORDED_MASKS = ROOT / "results" / "recorded" / "nvidia-h200" / "masks" / "quality"
 README = (ROOT / "README.md").read_text()
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
@@ -120,6 +123,10 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
     section = RESULTS.partition("## The quality study so far")[2].partition("\n## ")[0]
     lines = re.findall(r"^\| (\w[\w, ]*) \| (\d+) \| ([\d.]+) \| (\S*) ?\| (\w*) ?\|$", section, flags=re.MULTILINE)
     assert len(lines) == 7
+    masks = last_masks(RECORDED_MASKS / "gpt2.technical_text.gmp.s95.b64.seed0.lr9e-4.safetensors")
+    width = 64 * statistics.mean(layer.hidden for layer in live_by_layer(masks, 48))
+    words = " ".join(section.split())
+    assert f"{width:.0f} hidden units a layer" in words
     for model, percent, value, lost, verdict in lines:
         method, _, more = model.replace(",", " ").partition(" ")
         found = results[(results["method"] == method) & (results["sparsity"] == int(percent) / 100)]
@@ -130,6 +137,13 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
         assert (row["seeds"], value) == (1, f"{row['value']:.3f}")
         if lost:
             assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
+        if model == "gmp, taught":
+            assert f"and {row['above_taught_dense_percent']:.1f} % above dense with the same teacher" in words
+    ablations = paper_figures.load("ablations").rows(recorded_table()).set_index("lever")["held_out_s95"]
+    levers = re.findall(r"^\| ([a-z ]+) \| ([+-][\d.]+) \|$", section, flags=re.MULTILINE)
+    assert len(levers) == 5
+    for lever, change in levers:
+        assert change == f"{ablations[lever]:+.1f}", lever
 
 
 def test_what_the_docs_say_of_the_vit_is_what_the_records_say():
@@ -159,7 +173,7 @@ def test_the_results_of_the_readme_are_those_of_the_docs():
     wanted["a whole pretraining run of Llama-3.2-1B"] = step[3].strip()
     wanted["peak memory of that training step"] = step[5].strip()
     starts = {"gmp | 80": "GPT-2 small from scratch, 80 %", "gmp | 95": "GPT-2 small from scratch, 95 %",
-              "gmp, taught | 95": "the same, 95 % sparse, with the dense"}  # fmt: skip
+              "gmp, taught | 95": "the same, 95 % sparse, taught by"}  # fmt: skip
     for model, start in starts.items():
         wanted[start] = re.search(rf"^\| {re.escape(model)} \| [\d.]+ \| (\S+)", RESULTS, re.MULTILINE)[1]
     shown = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]*\|$", README, re.MULTILINE))

@@ -54,9 +54,13 @@ def test_the_fused_operator_runs_only_without_gradients(monkeypatch) -> None:
 
 def test_weights_that_are_not_finite_are_named_and_not_taken_for_another_computation() -> None:
     _, sparse, _ = pair("llama")
+    first, second = (sparse.get_submodule(mlp.name) for mlp in find_mlps(sparse))
     with torch.no_grad():
-        for mlp in find_mlps(sparse):
-            sparse.get_submodule(mlp.name).down_proj.values.fill_(float("nan"))
+        first.down_proj.values.fill_(float("nan"))
+    # The other MLP, of the same kind, is fused.
+    assert len(fused_of(blast.fuse(copy.deepcopy(sparse)))) == 1
+    with torch.no_grad():
+        second.down_proj.values.fill_(float("inf"))
     with pytest.raises(BlastError, match="its output is not finite; look for NaN or infinity in its weights"):
         blast.fuse(sparse)
 

@@ -29,6 +29,8 @@ from blast.model.eligibility import STATE_HOOKS
 from blast.model.module_replacement import replace_modules, sparse_layers, unwrapped
 from blast.model.target import Mlp
 
+NOT_FINITE = "its output is not finite; look for NaN or infinity in its weights"
+
 
 def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = False, weights: str = "same") -> nn.Module:
     """Replaces each block-sparse MLP by a `SparseMlp`, which runs it in two kernels if no gradient is needed.
@@ -83,10 +85,7 @@ def fuse(model: nn.Module, *, skip_dead: bool = True, dense_fallback: bool = Fal
                     f"fp8 weights are multiplied with float16 or bfloat16, but '{mlp.name}' is {dtype}; "
                     "cast the model first, for instance with model.bfloat16()."
                 )
-            kind = _kind(module, fused)
-            if kind not in verified:
-                verified[kind] = _disagreement(fused)
-            reason = verified[kind]
+            reason = _reason_by_trial(module, fused, verified)
         if reason is None:
             if place is model:
                 raise BlastError("the model is itself one MLP; wrap it, for instance in torch.nn.Sequential.")
@@ -152,12 +151,7 @@ def fuse_for_training(model: nn.Module) -> nn.Module:
         if isinstance(module, SparseMlp) or module is model or _reason_against(module, mlp) is not None:
             continue
         made = TrainingMlp(module, _roles(mlp), cast(str, _activation(module)))
-        kind = _kind(module, made)
-        if not can_train(made.layers):
-            continue
-        if kind not in verified:
-            verified[kind] = _disagreement(made)
-        if verified[kind] is None:
+        if can_train(made.layers) and _reason_by_trial(module, made, verified) is None:
             replacements[id(module)] = made
     replace_modules(model, replacements)
     return whole
@@ -271,8 +265,20 @@ def _disagreement(fused: SparseMlp) -> str | None:
         same = agree(fused.forward(x), expected, values.dtype)
     fused.original.training = fused.training
     if not finite:
-        return "its output is not finite; look for NaN or infinity in its weights"
+        return NOT_FINITE
     return None if same else f"{type(fused.original).__name__} computes something else than its children suggest"
+
+
+def _reason_by_trial(module: nn.Module, fused: SparseMlp, verified: dict[tuple[object, ...], str | None]) -> str | None:
+    """Why a trial run forbids to fuse an MLP; None if it does not. MLPs of one kind are tried once."""
+    kind = _kind(module, fused)
+    if kind in verified:
+        return verified[kind]
+    reason = _disagreement(fused)
+    # Weights that are not finite say nothing about other MLPs of this kind.
+    if reason != NOT_FINITE:
+        verified[kind] = reason
+    return reason
 
 
 def _kind(module: nn.Module, fused: SparseMlp) -> tuple[object, ...]:
