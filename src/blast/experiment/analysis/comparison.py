@@ -25,7 +25,7 @@ SAME = (
 SUMMARY = (
     *SAME, "achieved_sparsity", "seeds", "n", "value", "error", "lowest", "highest", "at_chance", "dense",
     "dense_config", "relative", "relative_error", "relative_lowest", "relative_highest", "noise", "within_noise",
-    "points",
+    "points", "by_seed",
 )  # fmt: skip
 
 
@@ -155,6 +155,7 @@ def _summary(rows: list[Any], dense: list[Any]) -> dict[str, Any]:
         "highest": max(values),
         "at_chance": at_chance(mean, error, first.chance),
         "points": tuple(row.point for row in rows),
+        "by_seed": {row.seed: row.value for row in rows},
         "dense": math.nan, "dense_config": None, "relative": math.nan, "relative_error": math.nan,
         "relative_lowest": math.nan, "relative_highest": math.nan, "noise": math.nan, "within_noise": None,
     }  # fmt: skip
@@ -191,7 +192,8 @@ def summarise(table: pd.DataFrame, metrics: tuple[str, ...] = QUALITY) -> pd.Dat
     Returns:
         One row for each grid, machine, configuration (all settings but the seed), metric and task. Columns:
 
-        - `value`: mean over `seeds` seeds; `lowest` and `highest` are the extremes. `points`: their ids.
+        - `value`: mean over `seeds` seeds; `lowest` and `highest` are the extremes. `points`: their ids. `by_seed`: the
+          value of each seed.
         - `error`: standard error of the score. `at_chance`: see `at_chance`.
         - `dense`: mean score of the best dense model without a teacher that started alike and was trained on as many
           tokens; `dense_config` names it.

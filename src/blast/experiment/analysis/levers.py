@@ -49,8 +49,9 @@ class Effect:
     """What a lever changes at one sparsity, in percent of the score without it; positive means worse.
 
     Attributes:
-        held_out: Change of the main metric on held-out data; NaN if one of the two was not run.
-        low, high: Its extremes over the seeds: the best against the worst, and the other way round.
+        held_out: Change of the main metric on held-out data: the mean over the seeds that both have, or between the
+            means if they share none; NaN if one of the two was not run.
+        low, high: Its extremes over these seeds; NaN with fewer than two.
         training: Change of the score on the training data, of a metric that both have; NaN if there is none.
         seeds: Seeds with the lever, and without it.
         status: `ok`, or why there is no number.
@@ -218,14 +219,14 @@ def _effect(on: Any, off: Any) -> Effect:
         status = "not run" if lost is None else lost.status
         return Effect(math.nan, math.nan, math.nan, math.nan, (0, 0), status)
     higher = bool(on.higher)
-    ends = sorted(
-        relative_loss(ours, theirs, higher) for ours, theirs in ((on.lowest, off.highest), (on.highest, off.lowest))
-    )
-    several = on.seeds > 1 or off.seeds > 1
+    # Another seed is another start and other batches, and changes more than most levers do.
+    shared = sorted(set(on.by_seed) & set(off.by_seed))
+    pairs = [(on.by_seed[seed], off.by_seed[seed]) for seed in shared] or [(on.value, off.value)]
+    changes = [relative_loss(ours, theirs, higher) for ours, theirs in pairs]
     return Effect(
-        held_out=relative_loss(on.value, off.value, higher),
-        low=ends[0] if several else math.nan,
-        high=ends[1] if several else math.nan,
+        held_out=sum(changes) / len(changes),
+        low=min(changes) if len(changes) > 1 else math.nan,
+        high=max(changes) if len(changes) > 1 else math.nan,
         training=_training_change(on.training, off.training, higher),
         seeds=(int(on.seeds), int(off.seeds)),
         status="ok",
