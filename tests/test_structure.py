@@ -46,6 +46,7 @@ LIBRARY = [
     "sparsity",
     "integrations",
     "training",
+    "generation",
     "evaluation",
     "architectures",
     "datasets",

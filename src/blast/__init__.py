@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from blast.checkpoint.export import export_dense
     from blast.distributed import average_gradients
     from blast.errors import BlastError
+    from blast.generation.decode import fast_decode
     from blast.layers.block_linear import BlockLinear
     from blast.model.convert import masks_of, to_dense, to_sparse
     from blast.model.discovery import find_mlps
@@ -44,6 +45,7 @@ _HOME = {
     "SparsifyConfig": "blast.sparsity.config",
     "average_gradients": "blast.distributed",
     "export_dense": "blast.checkpoint.export",
+    "fast_decode": "blast.generation.decode",
     "find_mlps": "blast.model.discovery",
     "fuse": "blast.model.fuse",
     "load": "blast.checkpoint.checkpoint",
@@ -67,6 +69,7 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "fuse",
     "unfuse",
     "quantization_errors",
+    "fast_decode",
     "save",
     "load",
     "export_dense",

@@ -1,0 +1,210 @@
+"""A session: one model that decodes batches of one size, step by step, on a GPU as replayed CUDA graphs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast.generation.attention import (
+    count_blocks,
+    prompt_mask,
+    session_attention,
+    step_block_mask,
+    step_mask,
+)
+from blast.generation.cache import SessionCache, empty
+from blast.layers.sparse_mlp import SparseMlp
+
+# Chooses the next tokens `[batch]` from the logits `[batch, vocabulary]`, float32.
+Choose = Callable[[Tensor], Tensor]
+# Eager steps before a capture: code is compiled in the first one, and kernels are tuned.
+WARM_UP = 2
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The token with the largest logit of each row."""
+    return logits.argmax(-1)
+
+
+class Session:
+    """Decodes batches of one size, up to `capacity` tokens.
+
+    With graphs the whole step is one CUDA graph: the forward pass, the choice of the next token, and its place in
+    `tokens`. A step costs the CPU a few microseconds then, and waits for nothing.
+
+    Args:
+        model: A causal language model of transformers in eval mode; `decode.reason_against` says which ones.
+        batch: Number of sequences.
+        capacity: Largest number of tokens of a sequence, prompt included.
+        graphs: Whether to replay CUDA graphs. Without them each step runs eagerly.
+        compiled: Whether the step is compiled. The prompt never is, because each length would be compiled again.
+        static: Whether attention reads the whole cache with a mask, as graphs need it. Otherwise the CPU knows how many
+            tokens are cached, and attention reads those.
+        flex: Whether the steps use FlexAttention, which skips the unused part of the cache; needs `compiled`.
+
+    Attributes:
+        tokens: `[batch, capacity]`, int64: prompts and chosen tokens.
+        logits: Of the last pass, `[batch, vocabulary]`.
+        length: Number of tokens in `tokens`.
+        cache: Keys and values.
+        chooser: What the caller chose with last, for the next call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: int,
+        capacity: int,
+        *,
+        graphs: bool = False,
+        compiled: bool = False,
+        static: bool | None = None,
+        flex: bool = False,
+    ) -> None:
+        # Weak, so that a model is freed whose session is kept.
+        self._model = weakref.ref(model)
+        self.batch, self.capacity = batch, capacity
+        self.graphs, self.compiled, self.static = graphs, compiled, graphs if static is None else static
+        device = next(model.parameters()).device
+        self.tokens = torch.zeros(batch, capacity, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._padding = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.cache = SessionCache(self._position, capacity)
+        self._block_mask = step_block_mask(self._position, self._padding, capacity) if flex and compiled else None
+        self.length = 0
+        self.chooser: Choose = likeliest
+        self.logits = torch.empty(0)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        # What the graph was captured with.
+        self._choose: Choose | None = None
+        self._weights: tuple[int, ...] = ()
+        self._pass = torch.compile(self._logits, dynamic=False) if compiled else self._logits
+
+    @property
+    def model(self) -> Any:
+        """The model.
+
+        Raises:
+            ReferenceError: if it was deleted.
+        """
+        model = self._model()
+        if model is None:
+            raise ReferenceError("the model of this session was deleted")
+        return model
+
+    @torch.no_grad()
+    def start(self, prompt: Tensor, mask: Tensor | None = None, choose: Choose = likeliest) -> None:
+        """Runs the prompts and chooses the first new token of each.
+
+        Args:
+            prompt: `[batch, tokens]`, padded on the left.
+            mask: `[batch, tokens]`, 0 for padding; None without padding.
+            choose: Chooses the next tokens.
+        """
+        tokens, weights = prompt.shape[1], weights_in_place(self.model)
+        if weights != self._weights:
+            self._graph, self._weights = None, weights
+        empty(self.cache)
+        self.tokens[:, :tokens].copy_(prompt)
+        self._padding.zero_()
+        attention_mask, positions = None, torch.arange(tokens, device=prompt.device)[None]
+        if mask is not None:
+            self._padding.copy_((mask == 0).sum(1))
+            attention_mask = prompt_mask(self._padding, tokens)
+            positions = (positions - self._padding[:, None]).clamp(min=0)
+        self.logits = self._forward(prompt, positions, attention_mask)
+        self._position.fill_(tokens)
+        self.cache.prompt, self.length = False, tokens + 1
+        self._append(choose)
+
+    @torch.no_grad()
+    def step(self, choose: Choose = likeliest) -> None:
+        """Runs the last token of each sequence and chooses the next.
+
+        Args:
+            choose: Chooses the next tokens. With graphs it is captured with the rest: it may not wait for the GPU, and
+                another one needs another capture.
+        """
+        if not self.graphs:
+            self.cache.used = None if self.static else self.length
+            self._step(choose)
+        elif self._graph is not None and self._choose is choose:
+            self._graph.replay()
+        else:
+            self._capture(choose)
+        self.length += 1
+
+    def _step(self, choose: Choose) -> None:
+        token = self.tokens.index_select(1, self._position)
+        mask = step_mask(self._position, self._padding, self.capacity) if self.cache.used is None else self._used_mask()
+        if self._block_mask is not None:
+            count_blocks(self._block_mask, self._position)
+        self.logits = self._forward(token, self._position - self._padding[:, None], mask)
+        self._position.add_(1)
+        self._append(choose)
+
+    def _used_mask(self) -> Tensor | None:
+        return step_mask(self._position, self._padding, self.length) if bool(self._padding.any()) else None
+
+    def _append(self, choose: Choose) -> None:
+        self.tokens.index_copy_(1, self._position, choose(self.logits.float())[:, None])
+
+    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits of the last token of each sequence, `[batch, vocabulary]`."""
+        with session_attention(self.model.config):
+            if self.cache.prompt:
+                return self._logits(tokens, positions, mask, {})
+            more = {} if self._block_mask is None else {"block_mask": self._block_mask}
+            return self._pass(tokens, positions, mask, more)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, more: dict[str, Any]) -> Tensor:
+        hidden = self.model.base_model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **more,
+        ).last_hidden_state
+        logits: Tensor = self.model.get_output_embeddings()(hidden[:, -1])
+        return logits
+
+    def _capture(self, choose: Choose) -> None:
+        """Runs the step: eagerly at first, then as a new graph."""
+        self._graph = None
+        position = self._position.clone()
+        stream = torch.cuda.Stream(self._position.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                # Each one writes the same places again.
+                self._position.copy_(position)
+                self._step(choose)
+            self._position.copy_(position)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step(choose)
+        self._graph, self._choose = graph, choose
+        graph.replay()
+
+
+def weights_in_place(model: nn.Module) -> tuple[int, ...]:
+    """Addresses of the tensors that a forward pass reads, and the classes of its modules.
+
+    A graph reads these addresses: other values there are seen, other tensors are not. Fused MLPs bring their index up
+    to date first, so that new masks are seen.
+    """
+    found: list[int] = []
+    for module in model.modules():
+        found.append(id(type(module)))
+        if isinstance(module, SparseMlp):
+            _ = module.row_lists
+            found += [tensor.data_ptr() for tensor in module.extra_tensors]
+        found += [part.data_ptr() for part in module._parameters.values() if part is not None]
+        found += [part.data_ptr() for part in module._buffers.values() if part is not None]
+    return tuple(found)
