@@ -28,9 +28,13 @@ def config_of(family):
     return transformers.AutoConfig.for_model(family, **sizes, **({"head_dim": 16} if family == "qwen3" else {}))
 
 
-def made(family, sparse=False):
+def made(family, sparse=False, layers=2):
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config_of(family)).eval()
+    config = config_of(family)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"] * layers
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     if sparse:
         masks = {
             target.name: torch.rand(target.shape[0] // 16, target.shape[1] // 16) < 0.4
@@ -230,11 +234,18 @@ def test_a_model_with_attention_to_a_window_is_refused():
 
 
 @pytest.mark.slow
-def test_a_compiled_step_gives_the_same():
-    model, given = made("llama", sparse=True), prompts(4)
+@pytest.mark.parametrize("compiled", ["layers", "whole"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_steps_give_the_same_and_are_compiled_once(family, compiled):
+    torch.compiler.reset()
+    model, given = made(family, sparse=True, layers=5), prompts(4)
     expected = both(model, **given, max_new_tokens=20, do_sample=False)[0]
-    session = Session(model, 3, 64, static=True, compiled=True)
+    session = Session(model, 3, 64, static=True, compiled=compiled)
+    torch._dynamo.utils.counters.clear()
     session.start(given["input_ids"], given["attention_mask"])
     for _ in range(19):
         session.step()
     assert torch.equal(session.tokens[:, :29], expected)
+    # A layer is two pieces, before and after its MLP.
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == (1 if compiled == "whole" else 2)

@@ -15,33 +15,45 @@ class SessionCache(Cache):  # type: ignore[misc]
     Args:
         position: How many tokens are cached, `[1]`, int64; whoever runs the model counts it up.
         capacity: The largest number of tokens.
+        layers: Number of layers of the model.
 
     Attributes:
         prompt: Whether the next forward pass is that of the prompt. Attention then gets the keys of the prompt alone.
         used: Number of cached tokens if the CPU knows it: attention then gets that part. None: attention gets all
             `capacity` tokens and needs a mask.
+        keys: `[layers, batch, heads, capacity, head_size]` once the model ran; `values` likewise.
     """
 
-    def __init__(self, position: Tensor, capacity: int) -> None:
+    def __init__(self, position: Tensor, capacity: int, layers: int) -> None:
         super().__init__(layers=[])
-        self.position, self.capacity = position, capacity
-        self.prompt, self.used = True, None
-        self.tensors: list[tuple[Tensor, Tensor]] = []
+        self.position, self.capacity, self._count = position, capacity, layers
+        self.prompt = True
+        self.used: int | None = None
+        self.keys, self.values = torch.empty(0), torch.empty(0)
+        self._layer: tuple[Tensor, Tensor] | None = None
 
     @property
     def bytes(self) -> int:
         """Memory of the keys and values."""
-        return sum(tensor.nbytes for pair in self.tensors for tensor in pair)
+        return self.keys.nbytes + self.values.nbytes
+
+    def select(self, layer: int | None) -> None:
+        """Sets the layer that runs next, whatever number it gives to `update`; None: each gives its own.
+
+        Compiled code that never reads the number of its layer is the same for all layers.
+        """
+        self._layer = None if layer is None else (self.keys[layer], self.values[layer])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Stores keys and values `[batch, heads, tokens, head_size]`; returns those that attention reads."""
-        if layer_idx == len(self.tensors):
-            self.tensors.append(
-                tuple(new.new_zeros(*new.shape[:2], self.capacity, new.shape[3]) for new in (key_states, value_states))
+        if self.prompt and not self.keys.numel():
+            self.keys, self.values = (
+                new.new_zeros(self._count, *new.shape[:2], self.capacity, new.shape[3])
+                for new in (key_states, value_states)
             )
-        keys, values = self.tensors[layer_idx]
+        keys, values = (self.keys[layer_idx], self.values[layer_idx]) if self._layer is None else self._layer
         if self.prompt:
             tokens = key_states.shape[2]
             keys[:, :, :tokens].copy_(key_states)
@@ -67,11 +79,6 @@ def capacity_for(tokens: int, longest: int | None) -> int:
     """
     rounded = -(-tokens // 256) * 256
     return rounded if longest is None else max(tokens, min(rounded, longest))
-
-
-def pointers(cache: SessionCache) -> tuple[int, ...]:
-    """Addresses of its tensors."""
-    return tuple(tensor.data_ptr() for pair in cache.tensors for tensor in pair)
 
 
 def empty(cache: SessionCache) -> None:

@@ -20,7 +20,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from blast.errors import BlastError
 from blast.generation.cache import capacity_for
-from blast.generation.session import Choose, Session, likeliest
+from blast.generation.session import Choose, Compiled, Session, likeliest
 
 # Families whose attention is plain: no sliding window, no bias by distance, no cap of the logits.
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
@@ -49,7 +49,7 @@ def fast_decode(
         model.generate(**inputs, max_new_tokens=200, custom_generate=blast.fast_decode)
 
     The tokens are those of `model.generate` without it, except where rounding decides between two. The first call for a
-    batch size and a length compiles the step, which takes up to some minutes; later calls use it again, also after
+    batch size and a length compiles the step, which takes up to a minute; later calls use it again, also after
     weights or masks have changed. It keeps the key-value caches of the last two sizes; `forget_sessions(model)` frees
     them. On a CPU there are no graphs, and nothing is compiled.
 
@@ -201,7 +201,8 @@ def session_of(model: nn.Module, batch: int, capacity: int) -> Session:
     session = known.pop(key, None)
     if session is None:
         graphs = first.is_cuda
-        session = Session(model, batch, capacity, graphs=graphs, compiled=graphs, flex=graphs and _flex_fits(model))
+        compiled: Compiled = "layers" if graphs else "no"
+        session = Session(model, batch, capacity, graphs=graphs, compiled=compiled, flex=graphs and _flex_fits(model))
     known[key] = session
     while len(known) > KEPT:
         del known[next(iter(known))]

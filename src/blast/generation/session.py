@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from blast.generation.attention import (
@@ -18,7 +21,10 @@ from blast.generation.attention import (
 )
 from blast.generation.cache import SessionCache, empty
 from blast.layers.sparse_mlp import SparseMlp
+from blast.model.module_replacement import sparse_layers
+from blast.training.compilation import repeated_blocks
 
+Compiled = Literal["no", "layers", "whole"]
 # Chooses the next tokens `[batch]` from the logits `[batch, vocabulary]`, float32.
 Choose = Callable[[Tensor], Tensor]
 # Eager steps before a capture: code is compiled in the first one, and kernels are tuned.
@@ -41,10 +47,13 @@ class Session:
         batch: Number of sequences.
         capacity: Largest number of tokens of a sequence, prompt included.
         graphs: Whether to replay CUDA graphs. Without them each step runs eagerly.
-        compiled: Whether the step is compiled. The prompt never is, because each length would be compiled again.
+        compiled: What of a step is compiled. `layers`: all layers run the same code, which is compiled once. A sparse
+            MLP is no part of that code, because each has its own number of blocks. `whole`: the whole pass, which takes
+            longer the more layers there are, and saves a kernel or two a layer. The prompt is never compiled, because
+            each length would be compiled again.
         static: Whether attention reads the whole cache with a mask, as graphs need it. Otherwise the CPU knows how many
             tokens are cached, and attention reads those.
-        flex: Whether the steps use FlexAttention, which skips the unused part of the cache; needs `compiled`.
+        flex: Whether the steps use FlexAttention, which skips unused cache; slow if nothing is compiled.
 
     Attributes:
         tokens: `[batch, capacity]`, int64: prompts and chosen tokens.
@@ -61,7 +70,7 @@ class Session:
         capacity: int,
         *,
         graphs: bool = False,
-        compiled: bool = False,
+        compiled: Compiled = "no",
         static: bool | None = None,
         flex: bool = False,
     ) -> None:
@@ -73,8 +82,8 @@ class Session:
         self.tokens = torch.zeros(batch, capacity, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._padding = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.cache = SessionCache(self._position, capacity)
-        self._block_mask = step_block_mask(self._position, self._padding, capacity) if flex and compiled else None
+        self.cache = SessionCache(self._position, capacity, self.model.config.num_hidden_layers)
+        self._block_mask = step_block_mask(self._position, self._padding, capacity) if flex else None
         self.length = 0
         self.chooser: Choose = likeliest
         self.logits = torch.empty(0)
@@ -82,7 +91,9 @@ class Session:
         # What the graph was captured with.
         self._choose: Choose | None = None
         self._weights: tuple[int, ...] = ()
-        self._pass = torch.compile(self._logits, dynamic=False) if compiled else self._logits
+        self._pass = torch.compile(self._logits, dynamic=False) if compiled == "whole" else self._logits
+        blocks = repeated_blocks(model) if compiled == "layers" else []
+        self._layers = [torch.compile(block._call_impl, dynamic=False) for block in blocks]
 
     @property
     def model(self) -> Any:
@@ -159,7 +170,34 @@ class Session:
             if self.cache.prompt:
                 return self._logits(tokens, positions, mask, {})
             more = {} if self._block_mask is None else {"block_mask": self._block_mask}
-            return self._pass(tokens, positions, mask, more)
+            with self._compiled_layers():
+                return self._pass(tokens, positions, mask, more)
+
+    @contextmanager
+    def _compiled_layers(self) -> Iterator[None]:
+        """Within the context the model runs its compiled layers, if there are any."""
+        if not self._layers:
+            yield
+            return
+        blocks, sparse = repeated_blocks(self.model), list(sparse_layers(self.model).values())
+        before = [block._compiled_call_impl for block in blocks], [layer.masks_fixed for layer in sparse]
+        for number, (block, compiled) in enumerate(zip(blocks, self._layers, strict=True)):
+            block._compiled_call_impl = partial(self._run_layer, number, compiled)
+        for layer in sparse:
+            layer.masks_fixed = False
+        try:
+            with torch._dynamo.config.patch(nested_graph_breaks=True):
+                yield
+        finally:
+            self.cache.select(None)
+            for block, impl in zip(blocks, before[0], strict=True):
+                block._compiled_call_impl = impl
+            for layer, fixed in zip(sparse, before[1], strict=True):
+                layer.masks_fixed = fixed
+
+    def _run_layer(self, number: int, compiled: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        self.cache.select(number)
+        return compiled(*inputs, **named)
 
     def _logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, more: dict[str, Any]) -> Tensor:
         hidden = self.model.base_model(

@@ -143,8 +143,8 @@ class BlockLinear(nn.Module):
         self.transposed = False
         # Accumulates the dense gradient of the next backward passes; set for mask updates only.
         self.dense_gradient: DenseGradient | None = None
-        # False while mask updates replace the values. A compiled graph then breaks at this layer, so that a new number
-        # of blocks needs no recompilation.
+        # False while mask updates replace the values, or several layers run the same compiled code. A compiled graph
+        # then breaks at this layer, so that another number of blocks needs no recompilation.
         self.masks_fixed = True
         self._template: nn.Module | None = None
 

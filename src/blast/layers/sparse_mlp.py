@@ -240,6 +240,8 @@ class SparseMlp(nn.Module):
             if self.training and self._in_fp8() and torch.is_grad_enabled():
                 raise BlastError("fp8 weights cannot be trained; call blast.unfuse(model), or model.eval() to infer.")
             return self._train(x)
+        if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
+            return self._infer_outside_graph(x)
         row_lists = self._row_lists if torch.compiler.is_compiling() else self.row_lists
         if row_lists is None:
             raise BlastError("the weights are on the meta device; load the model first.")
@@ -271,6 +273,10 @@ class SparseMlp(nn.Module):
     @torch.compiler.disable
     def _train_outside_graph(self, x: Tensor) -> Tensor:
         return self._train(x)
+
+    @torch.compiler.disable
+    def _infer_outside_graph(self, x: Tensor) -> Tensor:
+        return self.forward(x)
 
     def _run(self, x: Tensor, row_lists: RowLists, weights: Weights) -> Tensor:
         up, down = self._layer(self.roles.up), self._layer(self.roles.down)
