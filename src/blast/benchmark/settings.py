@@ -114,6 +114,41 @@ class TrainingStepSettings:
     seconds: Seconds = 400.0
 
 
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Settings of the suite `inference`.
+
+    Attributes:
+        prompts: Lengths of the prompts, in tokens.
+        steps: How many tokens are decoded after a prompt, and timed.
+        new_tokens: How many tokens each timed call of `generate` makes.
+        mask: `uniform`; `every_hidden_live`: no hidden block is dead, so that nothing can be skipped; `trained`: from
+            `masks_folder`.
+        masks_folder: Folder with the masks of trained models, at any depth. It is relative to the current folder, else
+            to the checkout.
+        compiled: What of a step is compiled, dense and ours alike: each layer, or the whole pass.
+        attention: What steps attend with: FlexAttention, which skips unused cache, or `sdpa` with a mask.
+        eager: Whether dense is timed without compiling and graphs too.
+        generate: Whether whole calls of `generate` are timed, by default and with `blast.fast_decode`.
+        parts: Whether MLPs and head are timed on their own.
+        energy: Whether the energy of a token is measured.
+        seconds: Longest time of a point, about. The next run measures what is left.
+    """
+
+    prompts: Annotated[tuple[Count, ...], NotEmpty()] = (128, 2048)
+    steps: Count = 64
+    new_tokens: Count = 128
+    mask: Literal["uniform", "every_hidden_live", "trained"] = "uniform"
+    masks_folder: Name = "results/recorded"
+    compiled: Literal["layers", "whole"] = "layers"
+    attention: Literal["flex", "sdpa"] = "flex"
+    eager: bool = True
+    generate: bool = True
+    parts: bool = True
+    energy: bool = True
+    seconds: Seconds = 400.0
+
+
 # By suite, which is the name of a file of this folder with a function `measure`.
 SUITES: dict[str, type] = {
     "mlp": NoSettings,
@@ -121,6 +156,7 @@ SUITES: dict[str, type] = {
     "kernel_plans": KernelPlansSettings,
     "training_mlp": TrainingMlpSettings,
     "training_step": TrainingStepSettings,
+    "inference": InferenceSettings,
 }
 
 

@@ -49,11 +49,11 @@ class Session:
         graphs: Whether to replay CUDA graphs. Without them each step runs eagerly.
         compiled: What of a step is compiled. `layers`: all layers run the same code, which is compiled once. A sparse
             MLP is no part of that code, because each has its own number of blocks. `whole`: the whole pass, which takes
-            longer the more layers there are, and saves a kernel or two a layer. The prompt is never compiled, because
-            each length would be compiled again.
+            longer the more layers there are, and saves a kernel or two a layer.
         static: Whether attention reads the whole cache with a mask, as graphs need it. Otherwise the CPU knows how many
             tokens are cached, and attention reads those.
         flex: Whether the steps use FlexAttention, which skips unused cache; slow if nothing is compiled.
+        prompt_compiled: Whether the prompt is compiled too. Each length is compiled for itself.
 
     Attributes:
         tokens: `[batch, capacity]`, int64: prompts and chosen tokens.
@@ -73,7 +73,9 @@ class Session:
         compiled: Compiled = "no",
         static: bool | None = None,
         flex: bool = False,
+        prompt_compiled: bool = False,
     ) -> None:
+        self._prompt_compiled = prompt_compiled
         # Weak, so that a model is freed whose session is kept.
         self._model = weakref.ref(model)
         self.batch, self.capacity = batch, capacity
@@ -149,6 +151,15 @@ class Session:
             self._capture(choose)
         self.length += 1
 
+    def rewind(self, tokens: int) -> None:
+        """Goes back to just after the first new token, so that the same steps can run again.
+
+        Args:
+            tokens: Length of the prompt.
+        """
+        self._position.fill_(tokens)
+        self.length = tokens + 1
+
     def _step(self, choose: Choose) -> None:
         token = self.tokens.index_select(1, self._position)
         mask = step_mask(self._position, self._padding, self.capacity) if self.cache.used is None else self._used_mask()
@@ -167,9 +178,10 @@ class Session:
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of the last token of each sequence, `[batch, vocabulary]`."""
         with session_attention(self.model.config):
-            if self.cache.prompt:
+            # The first prompt makes the cache, which compiled layers expect.
+            if self.cache.prompt and not (self._prompt_compiled and self.cache.bytes):
                 return self._logits(tokens, positions, mask, {})
-            more = {} if self._block_mask is None else {"block_mask": self._block_mask}
+            more = {} if self._block_mask is None or self.cache.prompt else {"block_mask": self._block_mask}
             with self._compiled_layers():
                 return self._pass(tokens, positions, mask, more)
 

@@ -1,0 +1,76 @@
+"""The parts of a decoding step: MLPs and head alone, the gaps between kernels, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from blast.benchmark.step.breakdown import mlp_names
+from blast.benchmark.timing.cuda_graphs import replay_of, time_in_turn
+from blast.generation.session import Session, likeliest
+
+REPEATS, SECONDS = 20, 2.0
+
+
+@torch.no_grad()
+def part_times(
+    model: nn.Module, session: Session, steps: tuple[Callable[[], None], int], step: float
+) -> dict[str, float]:
+    """Milliseconds of the parts of a step.
+
+    The MLPs of all layers run one after the other as one CUDA graph, each with weights of its own; so do head and
+    choice of the token. Compiled dense MLPs are compiled. The gaps are what the kernels of a replayed step leave of its
+    time. The rest is attention with its projections, norms and embeddings.
+
+    Args:
+        model: The model.
+        session: Its session.
+        steps: A round of steps, and how many it has.
+        step: Milliseconds of a step.
+
+    Returns:
+        `mlp`, `head`, `rest`, and on a GPU `gaps`, which lie within the others.
+    """
+    any_model: Any = model
+    width = any_model.get_output_embeddings().weight.shape[1]
+    dtype = next(model.parameters()).dtype
+    x = torch.randn(session.batch, 1, width, device=session.tokens.device, dtype=dtype)
+    mlps = [model.get_submodule(name) for name in mlp_names(model)]
+    run = torch.compile(_run_one, dynamic=False) if session.compiled != "no" and not _sparse(mlps) else _run_one
+
+    def all_mlps() -> None:
+        for mlp in mlps:
+            run(mlp, x)
+
+    def head() -> None:
+        likeliest(any_model.get_output_embeddings()(x[:, -1]).float())
+
+    rounds = {"mlp": (replay_of(all_mlps), 1), "head": (replay_of(head), 1)}
+    found = {name: timing.median for name, timing in time_in_turn(rounds, REPEATS, SECONDS).items()}
+    found["rest"] = max(0.0, step - sum(found.values()))
+    if session.graphs:
+        found["gaps"] = max(0.0, step - _kernel_time(steps))
+    return found
+
+
+def _run_one(mlp: nn.Module, x: torch.Tensor) -> Any:
+    return mlp(x)
+
+
+def _sparse(mlps: list[nn.Module]) -> bool:
+    from blast.layers.sparse_mlp import SparseMlp
+
+    return any(isinstance(mlp, SparseMlp) for mlp in mlps)
+
+
+def _kernel_time(steps: tuple[Callable[[], None], int]) -> float:
+    """Milliseconds that kernels run in a step, of a profiled round."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        steps[0]()
+        torch.cuda.synchronize()
+    return sum(event.device_time for event in profiled.events()) / 1e3 / steps[1]
