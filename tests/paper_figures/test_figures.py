@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 for place in (Path(__file__).parent, ROOT, ROOT / "workflow" / "scripts"):
     sys.path.insert(0, str(place))
+import fake_inference  # noqa: E402
 import fake_kernels  # noqa: E402
 import fake_records as fake  # noqa: E402
 import fake_runs  # noqa: E402
@@ -27,6 +28,7 @@ FAILED, SKIPPED = "gpt2-nano.pystdlib.random.s95.b16.seed0", "vit-nano.digits.bl
 OF_STEPS = ("pretraining_speedup", "training_memory", "time_breakdown")
 OF_RUNS = ("time_to_loss", "switch_curves")
 OF_STUDIES = ("pareto", "recovery_vs_tokens")
+OF_INFERENCE = ("inference_speedup", "energy")
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +83,18 @@ def study(tmp_path_factory):
     return load_table(folder, folder / "recorded")
 
 
+@pytest.fixture(scope="module")
+def inference(tmp_path_factory):
+    """Rows of the suite `inference`."""
+    folder = tmp_path_factory.mktemp("inference") / "default"
+    fake_inference.write_inference(folder)
+    return load_table(folder, folder / "recorded")
+
+
 @pytest.mark.parametrize("name", paper_figures.figures())
-def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, runs, study, name):
+def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, runs, study, inference, name):
     given = {"kernel": kernels} | dict.fromkeys(OF_STEPS, steps) | dict.fromkeys(OF_RUNS, runs)
-    given |= dict.fromkeys(OF_STUDIES, study)
+    given |= dict.fromkeys(OF_STUDIES, study) | dict.fromkeys(OF_INFERENCE, inference)
     drawn_from = given.get(name, given.get(name.partition("_")[0], table))
     text = words(paper_figures.load(name).draw(drawn_from))
     assert ("CPU (imaginary)" if drawn_from is table else "imaginary GPU") in text
