@@ -98,7 +98,7 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
     manifest = read_manifest(folder)
     warn_of_changes(folder, manifest)
     target = skeleton(manifest) if model is None else model
-    fill(target, manifest, StoredTensors(folder / manifest["weights"]["file"], manifest["aliases"]), device)
+    fill(target, manifest, StoredTensors(folder, manifest), device)
     refuse_save_pretrained(target)
     return target.eval()
 
