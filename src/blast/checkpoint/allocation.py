@@ -17,6 +17,10 @@ GB = 1e9
 ROOM = 1.1
 
 
+class TooLittleMemory(BlastError):
+    """A device has too little memory for a checkpoint."""
+
+
 class Wanted(NamedTuple):
     """A tensor to make.
 
@@ -40,7 +44,7 @@ def allocate(wanted: Mapping[str, Wanted], folder: Path) -> dict[str, Tensor]:
     """Tensors without values, by name.
 
     Raises:
-        BlastError: if a device has too little memory; the message says how much is needed and what would do.
+        TooLittleMemory: if a device has too little; the message says how much is needed and what would do.
     """
     made: dict[str, Tensor] = {}
     for name, each in wanted.items():
@@ -51,7 +55,7 @@ def allocate(wanted: Mapping[str, Wanted], folder: Path) -> dict[str, Tensor]:
                 raise
             needed = sum(other.bytes for other in wanted.values() if other.device == each.device)
             made.clear()  # the error holds this frame, and with it the tensors
-            raise BlastError(_too_small(folder, each.device, needed)) from None
+            raise TooLittleMemory(_too_small(folder, each.device, needed)) from None
     return made
 
 
