@@ -177,7 +177,7 @@ def test_an_output_that_is_not_finite_is_an_error(fake_gpu, monkeypatch):
         return model
 
     monkeypatch.setattr(memory, "random_model", broken)
-    with pytest.raises(BlastError, match="logits of 'llama-tiny' .* are not finite"):
+    with pytest.raises(BlastError, match=r"logits of 'llama-tiny' .* are not finite"):
         measure()
 
 

@@ -16,7 +16,7 @@ from blast.layers.block_linear import BlockLinear
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_a_sparse_model_is_used_without_a_dense_matrix(kind: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense, sparse, masks = pair(kind)
+    _, sparse, masks = pair(kind)
     made = []
     to_dense = BlockCSR.to_dense
     monkeypatch.setattr(BlockCSR, "to_dense", lambda self: made.append(self) or to_dense(self))

@@ -19,7 +19,7 @@ from blast.architectures.inference_memory import InferenceMemory, Sparse, infere
 from blast.benchmark.inputs.model import random_model
 from blast.benchmark.step.breakdown import Meter as TensorMeter
 from blast.benchmark.timing.device import gpu_for
-from blast.checkpoint.allocation import TooLittleMemory
+from blast.checkpoint.allocation import TooLittleMemoryError
 from blast.errors import BlastError
 from blast.layers.sparse_mlp import SparseMlp
 from blast.model.module_replacement import sparse_layers
@@ -108,7 +108,7 @@ class MemoryRun:
         before = self.meter.allocated()
         try:
             model = self._loaded(device)
-        except (torch.OutOfMemoryError, TooLittleMemory):
+        except (torch.OutOfMemoryError, TooLittleMemoryError):
             return [self._missing("load_peak_bytes", None, None)]
         computed = self._computed(0, 0, 0)
         peak = self.meter.peak() - before

@@ -17,7 +17,7 @@ GB = 1e9
 ROOM = 1.1
 
 
-class TooLittleMemory(BlastError):
+class TooLittleMemoryError(BlastError):
     """A device has too little memory for a checkpoint."""
 
 
@@ -44,7 +44,7 @@ def allocate(wanted: Mapping[str, Wanted], folder: Path) -> dict[str, Tensor]:
     """Tensors without values, by name.
 
     Raises:
-        TooLittleMemory: if a device has too little; the message says how much is needed and what would do.
+        TooLittleMemoryError: if a device has too little; the message says how much is needed and what would do.
     """
     made: dict[str, Tensor] = {}
     for name, each in wanted.items():
@@ -55,7 +55,7 @@ def allocate(wanted: Mapping[str, Wanted], folder: Path) -> dict[str, Tensor]:
                 raise
             needed = sum(other.bytes for other in wanted.values() if other.device == each.device)
             made.clear()  # the error holds this frame, and with it the tensors
-            raise TooLittleMemory(_too_small(folder, each.device, needed)) from None
+            raise TooLittleMemoryError(_too_small(folder, each.device, needed)) from None
     return made
 
 
