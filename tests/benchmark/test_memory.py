@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fake_records import run_part
 from live_memory import LiveMemory
 
 import blast
@@ -17,6 +18,12 @@ from blast.benchmark.settings import settings_of
 from blast.block_sparse.blocks import keep_count
 from blast.checkpoint import weights_file
 from blast.errors import BlastError
+from blast.experiment.analysis.ratio import ratios
+from blast.experiment.plan.point import Point
+from blast.experiment.records.record import make_record
+from blast.experiment.records.rows import record_rows
+from blast.experiment.records.table import as_table
+from blast.experiment.run.benchmark import run_benchmark_point
 from blast.model.module_replacement import sparse_layers
 
 SETTINGS = {"tokens": [64], "dtype": "bfloat16", "repeats": 1, **settings_of("memory")}
@@ -223,3 +230,18 @@ def test_tied_weights_stay_tied_and_masks_depend_on_the_seed(fake_gpu):
     one, two, other = (uniform_masks(model, sparse, seed) for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_point_of_the_suite_becomes_rows_with_the_computed_values(fake_gpu):
+    point = Point(
+        id="memory-llama-tiny.bfloat16.s75.b16.seed0", grid="default", stage="benchmark", architecture="llama-tiny",
+        method="blast", sparsity=0.75, block=(16, 16), benchmark={**SETTINGS, "suite": "memory"},
+    )  # fmt: skip
+    record = make_record(point, status="ok", result=run_benchmark_point(point), run=run_part())
+    table = as_table(record_rows(record))
+    assert set(table["suite"]) == {"memory"}
+    peaks = table[table["metric"] == "prefill_peak_bytes"].set_index("provider")
+    assert list(peaks.index) == ["dense_eager", "ours"]
+    assert (peaks["value"] / peaks["computed"]).between(0.75, 1.25).all()
+    weights = table[table["metric"] == "weights_bytes"].set_index("provider")["value"]
+    assert ratios(table, "weights_bytes")["ratio"].tolist() == [weights["dense_eager"] / weights["ours"]]

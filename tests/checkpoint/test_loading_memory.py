@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,7 +166,8 @@ def test_a_model_that_does_not_fit_into_memory_is_not_changed(tmp_path: Path, mo
 
     model = Plain()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    monkeypatch.setattr(allocation.torch, "empty", no_memory)
+    full = SimpleNamespace(empty=no_memory, OutOfMemoryError=torch.OutOfMemoryError)
+    monkeypatch.setattr(allocation, "torch", full)
     with pytest.raises(BlastError, match=r"need 0.00 GB on 'cpu', more than this machine can give; .*"):
         blast.load(tmp_path / "model", model=model)
     monkeypatch.undo()

@@ -149,7 +149,6 @@ def fill(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, 
     for name, (module, attribute, old) in dense.items():
         is_parameter = attribute in module._parameters
         new[name] = tensors.parameter(name, old.requires_grad) if is_parameter else tensors.get(name)
-    del dense
     # Nothing fails from here on.
     replace_modules(model, replacements)
     for name, (module, attribute, _) in list(walk(model)):

@@ -90,7 +90,9 @@ class WeightsFile:
         state = hashlib.sha256()
         waiting = torch.empty(CHUNK, dtype=torch.uint8)
         with open(self.path, "rb", buffering=0) as file:
-            state.update(file.read(self._start))
+            header = bytearray(self._start)
+            self._read(file, memoryview(header))
+            state.update(header)
             for name, entry in self.entries.items():
                 target, itemsize = tensors[name].detach().view(-1), entry.dtype.itemsize
                 straight = target.device.type == "cpu" and target.dtype == entry.dtype
