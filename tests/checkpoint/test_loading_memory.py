@@ -158,6 +158,14 @@ def test_a_gpu_that_is_too_small_is_one_sentence_with_what_is_needed(auto, tmp_p
     assert not any(tensor() is not None for tensor in gpu.made), "the failed loading still holds memory"
 
 
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_gpu_that_is_not_there_is_one_sentence(auto, tmp_path: Path) -> None:
+    blast.save(pair("llama")[1], tmp_path)
+    open_it = transformers.AutoModelForCausalLM.from_pretrained
+    with pytest.raises(BlastError, match=r"the device is 'cuda:99', but torch finds \d+ CUDA GPUs here; give a device"):
+        open_it(tmp_path, device_map="cuda:99") if auto else blast.load(tmp_path, device="cuda:99")
+
+
 def test_a_model_that_does_not_fit_into_memory_is_not_changed(tmp_path: Path, monkeypatch) -> None:
     blast.save(plain(), tmp_path / "model")
 
