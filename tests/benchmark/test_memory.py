@@ -245,3 +245,17 @@ def test_a_point_of_the_suite_becomes_rows_with_the_computed_values(fake_gpu):
     assert (peaks["value"] / peaks["computed"]).between(0.75, 1.25).all()
     weights = table[table["metric"] == "weights_bytes"].set_index("provider")["value"]
     assert ratios(table, "weights_bytes")["ratio"].tolist() == [weights["dense_eager"] / weights["ours"]]
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_what_is_computed():
+    settings = SETTINGS | {"tokens": [1024], "batches": (4,), "checkpoint": True}
+    metrics = memory.measure("gpt2", 0.9, (64, 64), 0, settings)
+    for provider in ("dense_eager", "ours"):
+        weights, load = (value(metrics, provider, metric) for metric in ("weights_bytes", "load_peak_bytes"))
+        assert weights["value"] == pytest.approx(weights["setting"]["computed"], rel=0.02)
+        assert load["value"] < 1.1 * weights["value"]
+        found = {use: value(metrics, provider, use, batch=4, tokens=1024) for use in USES}
+        assert found["kv_cache_bytes"]["value"] == found["kv_cache_bytes"]["setting"]["computed"]
+        for use in ("prefill_peak_bytes", "decode_peak_bytes"):
+            assert found[use]["value"] == pytest.approx(found[use]["setting"]["computed"], rel=0.3), use
