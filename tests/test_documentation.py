@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import paper_figures
+from blast import architectures
 from blast.experiment.analysis.live_blocks import last_masks, live_by_layer
 from blast.experiment.cli import main
 from blast.experiment.records.table import load_table
@@ -181,6 +182,17 @@ def test_the_results_of_the_readme_are_those_of_the_docs():
     shown = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]*\|$", README, re.MULTILINE))
     for start, number in wanted.items():
         assert [value.strip() for text, value in shown.items() if text.startswith(start)] == [number], start
+
+
+def test_the_memory_that_the_docs_compute_is_what_the_example_gives():
+    section = (ROOT / "docs/library.md").read_text().partition("## Memory of inference")[2].partition("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    found = {"architectures": architectures}
+    exec(example, found)
+    needed, dense = found["needed"], found["inference_memory"](found["model"])
+    numbers = re.search(r"bytes: ([\d.]+), ([\d.]+) and ([\d.]+) GB", example).groups()
+    assert numbers == tuple(f"{part / 1e9:.1f}" for part in (needed.weights, needed.kv_cache, needed.total))
+    assert f"here {dense.weights / needed.weights:.2f} times less than dense" in section
 
 
 def test_every_link_of_the_docs_leads_somewhere():

@@ -111,6 +111,24 @@ def test_weights_and_tokenizer_of_a_gguf_file_are_those_it_was_written_from(pack
     assert again.encode(text, add_special_tokens=False).ids == tokenizer.encode(text).ids
 
 
+def test_a_gguf_model_takes_the_memory_of_its_weights_once(packaged, tmp_path, monkeypatch):
+    from blast.architectures._weights import packaged as opener
+
+    held = {}
+    take_over = opener._take_over
+
+    def spy(model, loaded):
+        held.update({name: parameter.data_ptr() for name, parameter in loaded.named_parameters()})
+        take_over(model, loaded)
+
+    monkeypatch.setattr(opener, "_take_over", spy)
+    model = architectures.load("smollm2-135m-q4", tmp_path)
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == held
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_model_from_a_gguf_file_is_sparsified_saved_and_loaded(packaged, tmp_path):
     model = architectures.load("smollm2-135m-q4", tmp_path)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

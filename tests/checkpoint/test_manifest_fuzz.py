@@ -146,6 +146,11 @@ def wrong(tensors: dict[str, torch.Tensor], name: str, change) -> dict[str, torc
         (lambda t: {k: v for k, v in t.items() if k != "down.bias"}, r"'down.bias' is only in the model"),
         (lambda t: {**t, "more": torch.ones(1)}, r"'more' is only in the checkpoint"),
         (lambda t: wrong(t, "up.values", lambda v: v[:-1].clone()), r"'up.values' is \[3, 8, 2\] .* in its manifest"),
+        (
+            lambda t: wrong(t, "up.values", lambda v: torch.cat([v, v[:1]])),
+            r"'up.values' is \[5, 8, 2\] .* in its manifest",
+        ),
+        (lambda t: wrong(t, "up.col_indices", lambda v: v[:-1].clone()), r"'up.col_indices' is \[3\] .* its manifest"),
         (lambda t: wrong(t, "up.col_indices", lambda v: v + 9), r"'up' of the checkpoint is damaged"),
         (lambda t: wrong(t, "up.col_indices", lambda v: v.long()), r"'up' of the checkpoint is damaged: .*int32"),
         (lambda t: wrong(t, "up.row_offsets", lambda v: v.flip(0)), r"'up' of the checkpoint is damaged"),

@@ -12,6 +12,7 @@ for place in (Path(__file__).parent, ROOT, ROOT / "workflow" / "scripts"):
     sys.path.insert(0, str(place))
 import fake_inference  # noqa: E402
 import fake_kernels  # noqa: E402
+import fake_memory  # noqa: E402
 import fake_records as fake  # noqa: E402
 import fake_runs  # noqa: E402
 import fake_study  # noqa: E402
@@ -91,9 +92,19 @@ def inference(tmp_path_factory):
     return load_table(folder, folder / "recorded")
 
 
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory):
+    """Rows of the suite `memory`."""
+    folder = fake_memory.write_memory(tmp_path_factory.mktemp("memory") / "default")
+    return load_table(folder, folder / "recorded")
+
+
 @pytest.mark.parametrize("name", paper_figures.figures())
-def test_a_figure_names_its_machine_and_draws_from_records(table, kernels, steps, runs, study, inference, name):
-    given = {"kernel": kernels} | dict.fromkeys(OF_STEPS, steps) | dict.fromkeys(OF_RUNS, runs)
+def test_a_figure_names_its_machine_and_draws_from_records(
+    table, kernels, steps, runs, study, inference, memory, name
+):  # fmt: skip
+    given = {"kernel": kernels, "inference_memory": memory}
+    given |= dict.fromkeys(OF_STEPS, steps) | dict.fromkeys(OF_RUNS, runs)
     given |= dict.fromkeys(OF_STUDIES, study) | dict.fromkeys(OF_INFERENCE, inference)
     drawn_from = given.get(name, given.get(name.partition("_")[0], table))
     text = words(paper_figures.load(name).draw(drawn_from))

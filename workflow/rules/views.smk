@@ -9,7 +9,8 @@ PICTURES = [str(DRAWN / f"{name}.{kind}") for name in FIGURES for kind in ("pdf"
 PRINTED = [str(DRAWN / f"{name}.{kind}") for name in TABLES for kind in ("csv", "md", "tex")]
 RECORDED = ROOT / "results" / "recorded"
 # Files that every view reads, besides its own.
-SHARED = [path for name, path in sorted(VIEWS.items()) if name.startswith("_")] + [ROOT / "config" / "paper_values.csv"]
+SHARED = [path for name, path in sorted(VIEWS.items()) if name.startswith("_")]
+SHARED += [ROOT / "config" / name for name in ("paper_values.csv", "gpu_prices.csv")]
 
 
 def inputs_of_views(wildcards):

@@ -149,6 +149,26 @@ class InferenceSettings:
     seconds: Seconds = 400.0
 
 
+@dataclass(frozen=True)
+class MemorySettings:
+    """Settings of the suite `memory`; its `tokens` are those of a sequence, prompt and decoded ones together.
+
+    Attributes:
+        batches: Sequences at one time.
+        tokens_at_once: Tokens of a forward pass over all sequences; longer prompts run in pieces.
+        decode_steps: Tokens of a sequence that are decoded one by one.
+        tied: Whether gate and up share a mask. It has no effect without a gate.
+        checkpoint: Whether the model is saved and loaded again, so that loading is measured as users load. Else it is
+            made where it runs, which needs no disk.
+    """
+
+    batches: Annotated[tuple[Count, ...], NotEmpty()] = (1,)
+    tokens_at_once: Count = 2048
+    decode_steps: Count = 8
+    tied: bool = False
+    checkpoint: bool = False
+
+
 # By suite, which is the name of a file of this folder with a function `measure`.
 SUITES: dict[str, type] = {
     "mlp": NoSettings,
@@ -157,6 +177,7 @@ SUITES: dict[str, type] = {
     "training_mlp": TrainingMlpSettings,
     "training_step": TrainingStepSettings,
     "inference": InferenceSettings,
+    "memory": MemorySettings,
 }
 
 

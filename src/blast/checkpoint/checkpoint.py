@@ -76,9 +76,12 @@ def save(model: nn.Module, folder: str | Path, processing_class: Any = None) -> 
 def load(folder: str | Path, model: nn.Module | None = None, device: torch.device | str | None = None) -> nn.Module:
     """Loads a model as it was saved, sparse or dense, in eval mode. Sparse matrices stay sparse while loading.
 
+    Memory peaks at the size of the weights, on the device that they go to.
+
     Args:
         folder: A folder that `save` wrote.
-        model: The dense model to load into, for classes that blast cannot build; changed in place.
+        model: The dense model to load into, for classes that blast cannot build; changed in place. If it is built on
+            the meta device, it needs no memory of its own.
         device: Device of the loaded tensors; by default that of `model`, else the CPU.
 
     Returns:
@@ -86,7 +89,8 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
 
     Raises:
         BlastError: if the checkpoint is missing, incomplete, altered or of another format version, or if `model` does
-            not fit it, or this machine has no such device. Then `model` is not changed.
+            not fit it, or this machine has no such device, or the device has too little memory. Then `model` is not
+            changed.
 
     Example:
         >>> digest = blast.save(blast.to_sparse(model, masks), "my-sparse-model")
@@ -98,7 +102,7 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
     manifest = read_manifest(folder)
     warn_of_changes(folder, manifest)
     target = skeleton(manifest) if model is None else model
-    fill(target, manifest, StoredTensors(folder / manifest["weights"]["file"], manifest["aliases"]), device)
+    fill(target, manifest, StoredTensors(folder, manifest), device)
     refuse_save_pretrained(target)
     return target.eval()
 

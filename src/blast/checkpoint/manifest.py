@@ -17,6 +17,7 @@ WEIGHTS_OF_FORMAT = {1: "model.safetensors", 2: "blast.safetensors"}
 WEIGHTS = WEIGHTS_OF_FORMAT[FORMAT]
 MANIFEST = "blast.json"
 CONFIG = "config.json"
+REMEDY = "restore it from a copy, or save the model again with blast.save"
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -58,7 +59,9 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads `blast.json` and checks its fields, its digest and the digest of the weights.
+    """Reads `blast.json` and checks its fields, its digest and the size of the file of the weights.
+
+    `weights_file.WeightsFile` checks the digest of that file.
 
     Raises:
         BlastError: if a file is missing, incomplete, altered, or of another format version.
@@ -71,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
         found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise BlastError(f"{path} is unfinished or not JSON written by blast.save; {_REMEDY}.") from None
+        raise BlastError(f"{path} is unfinished or not JSON written by blast.save; {REMEDY}.") from None
     if type(found) is not int or found not in WEIGHTS_OF_FORMAT:
         raise BlastError(
             f"{path} has format version {str(found)[:40]!s}, and this blast reads version "
@@ -79,20 +82,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "or save the model again."
         )
     if manifest.get("digest") != _digest(manifest):
-        raise BlastError(f"{path} was altered after it was written (its digest does not match); {_REMEDY}.")
+        raise BlastError(f"{path} was altered after it was written (its digest does not match); {REMEDY}.")
     _check_fields(path, manifest)
     expected, weights = manifest["weights"], folder / WEIGHTS_OF_FORMAT[found]
     if not weights.is_file():
-        raise BlastError(f"{weights} is missing; {_REMEDY}.")
+        raise BlastError(f"{weights} is missing; {REMEDY}.")
     size = weights.stat().st_size
     if size != expected["bytes"]:
-        raise BlastError(f"{weights} has {size} bytes instead of {expected['bytes']}, so it is incomplete; {_REMEDY}.")
-    if file_digest(weights) != expected["digest"]:
-        raise BlastError(f"{weights} was altered after it was written (its digest does not match); {_REMEDY}.")
+        raise BlastError(f"{weights} has {size} bytes instead of {expected['bytes']}, so it is incomplete; {REMEDY}.")
     return manifest
-
-
-_REMEDY = "restore it from a copy, or save the model again with blast.save"
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -141,7 +139,7 @@ def _check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
 
     def check(field: str, good: bool) -> None:
         if not good:
-            raise BlastError(f"{path} has no valid field '{field}'; {_REMEDY}.")
+            raise BlastError(f"{path} has no valid field '{field}'; {REMEDY}.")
 
     def names(field: str, value: Any, of_key: Check, of_value: Check) -> None:
         check(field, type(value) is dict)

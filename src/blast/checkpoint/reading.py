@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from blast.block_sparse.blocks import BlockShape
 from blast.block_sparse.csr import BlockCSR, BlockIndex
+from blast.checkpoint.allocation import Wanted, allocate
 from blast.checkpoint.tensors import dense_shapes, walk
+from blast.checkpoint.weights_file import WeightsFile
 from blast.errors import BlastError
 from blast.layers.block_linear import IndexBuffers
 from blast.model.eligibility import is_linear_like, refuse_ineligible
@@ -28,57 +30,71 @@ class StoredTensors:
     """The tensors of a checkpoint. Each is read once, so that tied tensors are tied again.
 
     Args:
-        file: The file of the weights.
-        aliases: For each further name of a tensor the name it is stored under.
+        folder: The folder of the checkpoint.
+        manifest: As `read_manifest` gives it.
         dtype_of: The dtype that a floating-point tensor of a name is cast to; None keeps its own.
 
     Raises:
-        BlastError: if the file is no safetensors file, or the aliases do not fit it.
+        BlastError: if the file of the weights was altered or is no safetensors file, or the aliases do not fit it.
     """
 
     def __init__(
         self,
-        file: Path,
-        aliases: Mapping[str, str],
+        folder: Path,
+        manifest: Mapping[str, Any],
         dtype_of: Callable[[str], torch.dtype | None] = lambda _: None,
     ) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._file = safe_open(file, framework="pt")
-        except SafetensorError as error:
-            raise BlastError(f"{file} is not a safetensors file ({error}); save the model again.") from None
-        self._aliases, self._dtype_of = aliases, dtype_of
+        path = folder / manifest["weights"]["file"]
+        self.file = WeightsFile(path, manifest["weights"]["digest"])
+        self._aliases, self._dtype_of = manifest["aliases"], dtype_of
         self._read: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
-        stored = set(self._file.keys())
-        for name, target in aliases.items():
+        stored = set(self.file.entries)
+        for name, target in self._aliases.items():
             if name in stored or target not in stored:
-                raise BlastError(f"{file} does not hold '{name}' as the manifest says; save the model again.")
-        self.names = {*stored, *aliases}
+                self.file.check_unaltered()
+                raise BlastError(f"{path} does not hold '{name}' as the manifest says; save the model again.")
+        self.names = {*stored, *self._aliases}
 
     def shape(self, name: str) -> list[int]:
-        return self._file.get_slice(self._aliases.get(name, name)).get_shape()
+        return self.file.entries[self._stored(name)].shape
 
-    def get(self, name: str, device: torch.device | str) -> Tensor:
-        """The tensor on a device."""
-        stored = self._aliases.get(name, name)
-        if stored not in self._read:
-            # Cloned, because on the CPU these tensors are views of the memory-mapped file.
-            tensor = self._file.get_tensor(stored).clone()
-            dtype = self._dtype_of(stored) if tensor.is_floating_point() else None
-            self._read[stored] = tensor.to(device, dtype)
-        return self._read[stored]
+    def read(self, places: Mapping[str, torch.device | str]) -> None:
+        """Reads all tensors into memory that is made for them; nothing else is held beside it.
 
-    def parameter(self, name: str, device: torch.device | str, gradient: bool) -> nn.Parameter:
-        """The tensor as a parameter, in the memory of the tensor."""
-        stored = self._aliases.get(name, name)
+        Args:
+            places: The device of each tensor; the first of several names of one tensor decides.
+
+        Raises:
+            BlastError: if a device has too little memory, or the file was altered.
+        """
+        wanted: dict[str, Wanted] = {}
+        for name, place in places.items():
+            stored = self._stored(name)
+            if stored not in wanted:
+                entry = self.file.entries[stored]
+                cast_to = self._dtype_of(stored) if entry.dtype.is_floating_point else None
+                wanted[stored] = Wanted(entry.shape, cast_to or entry.dtype, torch.device(place))
+        read = allocate(wanted, self.file.path.parent)
+        self.file.read_into(read)
+        self._read = read
+
+    def get(self, name: str) -> Tensor:
+        """A tensor that was read."""
+        return self._read[self._stored(name)]
+
+    def parameter(self, name: str, gradient: bool) -> nn.Parameter:
+        """A tensor that was read as a parameter, in the memory of the tensor."""
+        stored = self._stored(name)
         if stored not in self._parameters:
-            tensor = self.get(name, device)
+            tensor = self._read[stored]
             if gradient and not (tensor.is_floating_point() or tensor.is_complex()):
                 raise BlastError(f"'{name}' is {tensor.dtype} in the checkpoint and can have no gradient in the model.")
             self._parameters[stored] = nn.Parameter(tensor, requires_grad=gradient)
         return self._parameters[stored]
+
+    def _stored(self, name: str) -> str:
+        return self._aliases.get(name, name)
 
 
 def usable_device(device: torch.device | str | int | None) -> torch.device | None:
@@ -104,6 +120,9 @@ def usable_device(device: torch.device | str | int | None) -> torch.device | Non
 def fill(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, device: Device) -> None:
     """Makes a dense model the stored one, in place. No dense copy of a block-sparse matrix is made.
 
+    The memory in use grows by the weights alone, on the device where they go: each tensor is read straight into its
+    place, and the host holds one small part of the file where that is a GPU.
+
     Args:
         model: A dense model of the stored class and sizes; its parameters may be on the meta device.
         manifest: As `read_manifest` gives it.
@@ -115,14 +134,21 @@ def fill(model: nn.Module, manifest: Mapping[str, Any], tensors: StoredTensors, 
     """
     targets = _targets(model, manifest["matrices"])
     sparse = {target.parameter_name for target in targets.values()}
-    _check_fit(model, manifest, tensors, targets)
-    replacements = sparse_modules(_block_sparse(targets, manifest["matrices"], tensors, device))
+    try:
+        _check_fit(model, manifest, tensors, targets)
+    except BlastError:
+        tensors.file.check_unaltered()  # the better reason
+        raise
+    places = {
+        f"{name}.{part}": _place(targets[name].parameter, device) for name in manifest["matrices"] for part in PARTS
+    }
+    dense = {name: entry for name, entry in walk(model) if name not in sparse}
+    tensors.read(places | {name: _place(entry.tensor, device) for name, entry in dense.items()})
+    replacements = sparse_modules(_block_sparse(targets, manifest["matrices"], tensors))
     new: dict[str, Tensor] = {}
-    for name, (module, attribute, old) in walk(model):
-        if name not in sparse:
-            place = _place(old, device)
-            is_parameter = attribute in module._parameters
-            new[name] = tensors.parameter(name, place, old.requires_grad) if is_parameter else tensors.get(name, place)
+    for name, (module, attribute, old) in dense.items():
+        is_parameter = attribute in module._parameters
+        new[name] = tensors.parameter(name, old.requires_grad) if is_parameter else tensors.get(name)
     # Nothing fails from here on.
     replace_modules(model, replacements)
     for name, (module, attribute, _) in list(walk(model)):
@@ -183,21 +209,20 @@ def _check_fit(
 
 
 def _block_sparse(
-    targets: Mapping[str, Target], matrices: Mapping[str, Any], tensors: StoredTensors, device: Device
+    targets: Mapping[str, Target], matrices: Mapping[str, Any], tensors: StoredTensors
 ) -> list[SparseMatrix]:
     """The stored block-sparse matrices."""
     indices: dict[tuple[object, ...], IndexBuffers] = {}
     made: list[SparseMatrix] = []
     for name, facts in matrices.items():
         weight = targets[name].parameter
-        place = _place(weight, device)
         try:
-            offsets, columns = (tensors.get(f"{name}.{part}", place) for part in PARTS[1:])
+            offsets, columns = (tensors.get(f"{name}.{part}") for part in PARTS[1:])
             key = (id(offsets), id(columns), *facts["shape"], *facts["block"])
             if key not in indices:
                 block = BlockShape(*facts["block"])
                 indices[key] = IndexBuffers(BlockIndex(offsets, columns, tuple(facts["shape"]), block))
-            values = tensors.parameter(f"{name}.values", place, weight.requires_grad)
+            values = tensors.parameter(f"{name}.values", weight.requires_grad)
             made.append(SparseMatrix(targets[name], BlockCSR(indices[key].index, values), indices[key]))
         except BlastError as error:
             raise BlastError(f"'{name}' of the checkpoint is damaged: {error}") from None

@@ -113,7 +113,7 @@ class SparseOpener:
         model: Any = skeleton(described)
         cls._check_class(model, folder)
         chosen = _dtype(dtype if dtype is not None else torch_dtype)
-        tensors = StoredTensors(folder / manifest["weights"]["file"], manifest["aliases"], _dtype_of(model, chosen))
+        tensors = StoredTensors(folder, manifest, _dtype_of(model, chosen))
         fill(model, manifest, tensors, _device(device_map))
         if chosen is not None:
             model.config.dtype = chosen

@@ -73,7 +73,7 @@ def test_noise_and_missing_points_cannot_reverse_a_decided_majority(losses, unkn
         assert holds == (verdict == "met")
 
 
-LARGE = ("mlp_kernel", "inference", "inference_many_gpus", "pretraining", "gpus", "energy", "gpt2_xl", "qwen3")
+LARGE = ("mlp_kernel", "inference", "inference_many_gpus", "pretraining", "energy", "gpt2_xl", "qwen3")
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -103,18 +103,27 @@ def _open_gguf(folder: Path, file: str, name: str, classes: int | None) -> nn.Mo
     from transformers.utils import logging
 
     _need_gguf(name)
+    from accelerate import init_empty_weights
+
     logging.disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=file, dtype=torch.float32)
     config = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
     without_dropout(config)
-    # transformers cannot save a model loaded from GGUF, so its weights are copied into a new one.
+    # transformers cannot save a model loaded from GGUF, so a new one takes over its parameters, without a copy of them.
+    kind = AutoModelForCausalLM
     if classes:
-        config.num_labels = classes
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        model.base_model.load_state_dict(loaded.base_model.state_dict())
+        config.num_labels, kind = classes, AutoModelForSequenceClassification
+        model = kind.from_config(config, dtype=torch.float32)
+        _take_over(model.base_model, loaded.base_model)
         return model
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
+    with init_empty_weights():  # buffers have memory
+        model = kind.from_config(config, dtype=torch.float32)
+    _take_over(model, loaded)
     return model
+
+
+def _take_over(model: nn.Module, loaded: nn.Module) -> None:
+    """Gives a model the parameters of another of the same class, tied where they were."""
+    model.load_state_dict(loaded.state_dict(keep_vars=True), assign=True)

@@ -18,6 +18,11 @@ A claim is a row of `config/paper_values.csv`. Its `rule` selects a judge from `
   give the interval.
   Whole runs whose training was timed give further findings: for each method its fastest run, compared with the dense
   run of as many steps on the same machine, without compile time. One run has no interval, so it is undecided.
+- `gpus`: the fewest GPUs that hold the model, dense and sparse, by the rule of `blast.architectures.gpus_needed`, and
+  their price an hour. **Projected**: they are computed from the sizes of the model. One finding for each thing served.
+  Speed is not part of it.
+- Bytes of weights that were not measured are computed with their indices, and are **projected** too. The finding names
+  the ratio with the cache of the things served.
 - `sparsity`: **met** if some point reaches the sparsity within the rounding to whole blocks (half a percent).
   **Not run** if no point had that target.
 """
@@ -31,11 +36,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from blast import architectures
-from blast.experiment.analysis import pretraining
+from blast.experiment.analysis import gpu_cost, pretraining
 from blast.experiment.analysis.comparison import missing, summarise
+from blast.experiment.analysis.gpu_cost import read_gpu_prices
 from blast.experiment.analysis.paper_values import PaperValue
 from blast.experiment.analysis.ratio import ratios
-from blast.experiment.analysis.recipe import main_scores, weight_ratio
+from blast.experiment.analysis.recipe import main_scores
 from blast.experiment.analysis.time_to_loss import TimedRun, dense_of, timed_runs
 from blast.experiment.analysis.trials import chosen_trials
 from blast.sparsity.config import METHOD_DETAILS
@@ -204,11 +210,9 @@ def _judge_ratio(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     found = found[found["suite"].isin(value.suite)] if value.suite else found
     fit = _comparable(value, found)
     if fit.empty:
-        projected = weight_ratio(value.model, value.sparsity or 0) if value.metric == "weights_bytes" else None
-        if projected is None:
-            return [_not_run(_why_not(value, found))]
-        setting = f"calculated from the shape of {value.model} at {100 * value.sparsity:g} %: weights alone, no indices"
-        return [Finding("projected", f"{projected:.2f}x", setting)]
+        if value.metric == "weights_bytes" and value.model in gpu_cost.MODELS and value.sparsity:
+            return [_computed_memory(value.model, value.sparsity)]
+        return [_not_run(_why_not(value, found))]
     best = fit.loc[fit["ratio"].idxmax()]
     tokens = "" if pd.isna(best["tokens"]) else f", {best['tokens']} tokens"
     where = f"{best['model']}, {100 * best['sparsity']:g} %, block {best['block']}{tokens}, {best['hardware']}"
@@ -220,6 +224,49 @@ def _judge_ratio(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     if best["projected"] is True:
         verdict = "projected"
     return [Finding(verdict, f"{best['ratio']:.2f}x", setting)]
+
+
+def _computed_memory(model: str, sparsity: float) -> Finding:
+    """The ratio of weights with indices, and in its setting that of weights and cache together."""
+    ratios_of = {}
+    for serving in gpu_cost.SERVINGS:
+        dense, ours = (gpu_cost.computed_memory(model, share, serving) for share in (0.0, sparsity))
+        ratios_of[str(serving)] = (dense.weights + dense.kv_cache) / (ours.weights + ours.kv_cache)
+    with_cache = " and ".join(f"{ratio:.2f}x ({served})" for served, ratio in ratios_of.items())
+    setting = (
+        f"computed from the sizes of {model} at {100 * sparsity:g} %, block {gpu_cost.BLOCK}, bfloat16: weights with "
+        f"their indices; with keys and values {with_cache}"
+    )
+    return Finding("projected", f"{dense.weights / ours.weights:.2f}x", setting)
+
+
+def _judge_gpus(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    """One finding for each thing served: GPUs of dense over GPUs of ours, for each memory, and the cost."""
+    prices, findings = read_gpu_prices(), []
+    for serving in gpu_cost.SERVINGS:
+        counts = {
+            memory: tuple(
+                gpu_cost.fewest_gpus(value.model, share, serving, memory) for share in (0.0, value.sparsity or 0.0)
+            )
+            for memory in gpu_cost.MEMORIES
+        }
+        known = {memory: (dense, ours) for memory, (dense, ours) in counts.items() if dense and ours}
+        if not known:
+            findings.append(_not_run(f"{value.model} fits no number of GPUs ({serving})"))
+            continue
+        ratios_of = sorted({dense / ours for dense, ours in known.values()})
+        ours = f"{ratios_of[0]:g}x" + (f" to {ratios_of[-1]:g}x" if len(ratios_of) > 1 else "") + " GPUs"
+        costs = [gpu_cost.lowest_cost(value.model, share, serving, prices) for share in (0.0, value.sparsity or 0.0)]
+        if costs[0] and costs[1]:
+            ours += f"; {costs[0] / costs[1]:.2g}x cost"
+        numbers = ", ".join(f"{memory} GB: {dense} to {less}" for memory, (dense, less) in known.items())
+        setting = (
+            f"computed from the sizes of {value.model} at {100 * (value.sparsity or 0):g} %, {serving}, bfloat16, by "
+            f"the rule of blast.architectures.gpus_needed ({numbers}); cost on the cheapest GPUs of "
+            "config/gpu_prices.csv; not run on GPUs"
+        )
+        findings.append(Finding("projected", ours, setting))
+    return findings
 
 
 def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
@@ -304,4 +351,5 @@ JUDGES = {
     "ratio": _judge_ratio,
     "loss": _judge_loss,
     "pretraining": _judge_pretraining,
+    "gpus": _judge_gpus,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from blast.errors import BlastError, unknown_name
 
 FILE = Path(__file__).resolve().parents[4] / "config" / "paper_values.csv"
-RULES = ("sparsity", "majority", "ratio", "loss", "pretraining")
+RULES = ("sparsity", "majority", "ratio", "loss", "pretraining", "gpus")
 KNOWN = ("abstract", "second-hand")
 
 

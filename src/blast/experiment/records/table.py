@@ -39,6 +39,7 @@ FROM_SETTING = (
     "gpus",
     "interpreter",
     "projected",
+    "computed",
     "mask",
     "execution",
     "same_but_execution",
@@ -55,6 +56,7 @@ FROM_SETTING = (
 )
 NUMBERS_FROM_SETTING = frozenset({
     "chance", "classes", "gpus", "learning_rate", "trained", "ffn", "parameters", "prunable", "side_by_side",
+    "computed",
 })  # fmt: skip
 NOT_RUN = "not run"
 
