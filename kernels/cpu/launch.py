@@ -21,8 +21,8 @@ SWITCH = "BLAST_CPU_KERNELS"
 DTYPES = (torch.float32, torch.bfloat16)
 # Sides of blocks are multiples of it: the rows of a tile, and half a vector of bfloat16.
 SIDE = 16
-# Up to so many multiplications one thread does it all: starting others takes longer.
-ALONE = 1 << 18
+# With fewer weights (in bytes) and multiplications one thread does it all, in about 30 µs: starting others takes 10.
+ALONE_BYTES, ALONE_PRODUCTS = 1 << 20, 1 << 21
 
 
 class Kernels(NamedTuple):
@@ -42,7 +42,8 @@ def kernels() -> Kernels | None:
     if not _loaded:
         with _lock:
             if not _loaded:
-                _loaded.append(None if os.environ.get(SWITCH, "").lower() in ("0", "off", "false", "no") else _load())
+                off = os.environ.get(SWITCH, "").lower() in ("0", "off", "false", "no")
+                _loaded.append(None if off else open_kernels())
     return _loaded[0]
 
 
@@ -128,7 +129,8 @@ def _run(found: Kernels | None, x: Tensor, y: Tensor, described: Sequence[ctypes
     if y.numel() == 0:
         return y
     tokens = x.shape[0]
-    threads = 1 if size * tokens <= ALONE else torch.get_num_threads()
+    alone = size * x.itemsize <= ALONE_BYTES and size * tokens <= ALONE_PRODUCTS
+    threads = 1 if alone else torch.get_num_threads()
     second = described[1] if len(described) == 2 else None
     failed = found.products(
         described[0], second, x.data_ptr(), y.data_ptr(), tokens, x.dtype == torch.bfloat16, threads, found.start,
@@ -139,7 +141,8 @@ def _run(found: Kernels | None, x: Tensor, y: Tensor, described: Sequence[ctypes
     return y
 
 
-def _load() -> Kernels | None:
+def open_kernels() -> Kernels | None:
+    """Builds or loads the kernels and tries them; None with a warning if that fails. Use `kernels`, which remembers."""
     try:
         function = build.load().blast_products
         address, number = ctypes.c_void_p, ctypes.c_int64

@@ -19,6 +19,7 @@ import torch
 from blast_kernels.common.checks import check_bias, check_row_lists
 from blast_kernels.common.constants import ACTIVATIONS, GATES
 from blast_kernels.common.quantize import dequantize
+from blast_kernels.cpu import batched
 from blast_kernels.cpu import launch as cpu
 from blast_kernels.mlp_inference import reference
 from torch import Tensor
@@ -66,7 +67,7 @@ def block_sparse_product(
     elif cpu.supports(flat, values):
         out = cpu.products(flat, cpu.Operands(values, up, row_list, bias, out_features, activation, gate, blocks))
     else:
-        out = reference.product(flat, values, row_list, bias, out_features, activation, gate, **more)
+        out = _plain_product(flat, values, row_list, bias, out_features, activation, gate, **more)
     return out.view(*x.shape[:-1], out_features)
 
 
@@ -143,10 +144,10 @@ def block_sparse_mlp(
         out = cpu.products(flat, first, second)
         return out.view(*x.shape[:-1], out_features)
     if not (_runs_on_triton(flat, gate_up) and _runs_on_triton(flat, down)):
-        hidden = reference.product(
+        hidden = _plain_product(
             flat, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, **of_front
         )
-        out = reference.product(hidden, down, down_row_list, down_bias, out_features, "none", "none", **of_down)
+        out = _plain_product(hidden, down, down_row_list, down_bias, out_features, "none", "none", **of_down)
         return out.view(*x.shape[:-1], out_features)
     hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
     out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
@@ -218,6 +219,15 @@ def _check(x, values, up, row_list, bias, out_features, activation, gate, scales
             f"the gate's blocks are {values.dtype} {list(values.shape)} and those of the up projection "
             f"{up.dtype} {list(up.shape)}; their dtype and sides must agree, and where they share a mask their number"
         )
+
+
+def _plain_product(x, values, row_list, bias, out_features, activation, gate, scales=None, up=None, up_scales=None,
+                   blocks=None):  # fmt: skip
+    if scales is None and batched.pays(x):
+        return batched.product(x, values, row_list, bias, out_features, activation, gate, up, blocks)
+    return reference.product(
+        x, values, row_list, bias, out_features, activation, gate, scales, up, up_scales, blocks
+    )  # fmt: skip
 
 
 def _readable(x: Tensor, values: Tensor | None, scales: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
