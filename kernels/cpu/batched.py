@@ -71,9 +71,7 @@ def product(
     return y.to(x.dtype)
 
 
-def _sums(
-    x: Tensor, values: Tensor, rows: Tensor, places: Tensor | None, columns: Tensor, out_features: int
-) -> Tensor:
+def _sums(x: Tensor, values: Tensor, rows: Tensor, places: Tensor | None, columns: Tensor, out_features: int) -> Tensor:
     """`Σ x[column] · values[place]ᵀ` for each block row: `[tokens, out_features]`, float32 (float64 for float64)."""
     _, b_out, b_in = values.shape
     compute, tokens = compute_dtype(x.dtype), x.shape[0]

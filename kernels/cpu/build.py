@@ -102,7 +102,9 @@ def _build_apart(level: str) -> ctypes.CDLL:
         _compile(level, folder / "cpu.so")
         return ctypes.CDLL(str(folder / "cpu.so"))
     except OSError as error:
-        raise UnavailableError(f"the C++ kernels cannot be built or loaded ({error}); set BLAST_CACHE to a folder") from error
+        raise UnavailableError(
+            f"the C++ kernels cannot be built or loaded ({error}); set BLAST_CACHE to a folder"
+        ) from error
 
 
 def _compile(level: str, to: Path) -> None:
@@ -112,10 +114,14 @@ def _compile(level: str, to: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT)
     except (OSError, subprocess.SubprocessError) as error:
-        raise UnavailableError(f"the C++ compiler {compiler[0]} cannot run ({error}); install g++, or set CXX") from error
+        raise UnavailableError(
+            f"the C++ compiler {compiler[0]} cannot run ({error}); install g++, or set CXX"
+        ) from error
     if done.returncode:
         told = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
-        raise UnavailableError(f"{compiler[0]} cannot build the C++ kernels ({told}); install g++ 9 or later, or set CXX")
+        raise UnavailableError(
+            f"{compiler[0]} cannot build the C++ kernels ({told}); install g++ 9 or later, or set CXX"
+        )
 
 
 def _compiler() -> list[str]:

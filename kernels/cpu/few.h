@@ -3,8 +3,6 @@
 
 #include "operands.h"
 
-constexpr long SLICE = 64;  // rows of a block that are summed at a time
-
 template <class Element>
 struct Few {
     typedef Single Kind;
@@ -46,10 +44,11 @@ static void few_rows(const Product& p, const Entry<Element>& entry, long from, l
 }
 
 template <class Element>
-static void few_product(const Product& p, Phases& phases, long& phase, const Element* x, Element* y, long tokens) {
-    const long slices = (p.b_out + SLICE - 1) / SLICE;
+static void few_product(const Product& p, Phases& phases, long& phase, const Element* x, Element* y, long tokens,
+                        long threads) {
+    const long most = slice_rows(p, threads), slices = (p.b_out + most - 1) / most;
     phases.run(phase, p.entries * slices, [&](long item) {
-        const long from = item % slices * SLICE, rows = p.b_out - from < SLICE ? p.b_out - from : SLICE;
+        const long from = item % slices * most, rows = p.b_out - from < most ? p.b_out - from : most;
         few_rows(p, entry_of<Element>(p, item / slices), from, rows, x, y, tokens);
     });
 }

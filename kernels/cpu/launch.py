@@ -166,7 +166,9 @@ def _threads() -> tuple[int, int]:
         found = ctypes.CDLL(None)
         first, second = (ctypes.cast(name, ctypes.c_void_p).value for name in (found.GOMP_parallel, found.GOMP_barrier))
     except AttributeError as error:
-        raise build.UnavailableError("this build of torch has no OpenMP of GNU's kind; install torch from PyPI") from error
+        raise build.UnavailableError(
+            "this build of torch has no OpenMP of GNU's kind; install torch from PyPI"
+        ) from error
     return first or 0, second or 0
 
 
@@ -178,8 +180,12 @@ def _check(found: Kernels) -> None:
         for tokens in (1, 20):
             x = torch.randn(tokens, 48, generator=generator).to(dtype)
             block = torch.randn(1, 32, 48, generator=generator).to(dtype)
-            described = _description((block, None, None, None, row_offsets, col_indices), (1, 0, 32, 48, 48, 32, 0, 0, 0))
+            described = _description(
+                (block, None, None, None, row_offsets, col_indices), (1, 0, 32, 48, 48, 32, 0, 0, 0)
+            )
             y = _run(found, x, torch.zeros(tokens, 32, dtype=dtype), [described], block.numel()).double()
             expected = x.double() @ block[0].double().t()
             if not (y - expected).norm() < bound * expected.norm():
-                raise build.UnavailableError("the compiled C++ kernels compute something else; set CXX to another compiler")
+                raise build.UnavailableError(
+                    "the compiled C++ kernels compute something else; set CXX to another compiler"
+                )

@@ -109,46 +109,48 @@ static void keep_columns(const float* results, long rows, long width, Element* y
         }
 }
 
-// One block row for one panel. The result goes to the panel `hidden`, or to y [count][out_features] if there is none.
+// Rows `from` to `from + rows` of one block row for one panel. The result goes to the panel `hidden`, or to
+// y [count][out_features] if there is none.
 template <class Element>
-static void many_rows(const Product& p, const Entry<Element>& entry, const float* panel, long width, float* hidden,
-                      Element* y, long count) {
+static void many_rows(const Product& p, const Entry<Element>& entry, long from, long rows, const float* panel, long width,
+                      float* hidden, Element* y, long count) {
     float sums[2][SLICE * PANEL];
-    for (long from = 0; from < p.b_out; from += SLICE) {
-        const long rows = p.b_out - from < SLICE ? p.b_out - from : SLICE, feature = entry.row * p.b_out + from;
-        for (long m = 0; m < rows; ++m) {
-            const Floats bias = broadcast(p.bias ? widened(((const Element*)p.bias)[feature + m]) : 0.0f);
-            for (long n = 0; n < width; n += LANES) store(sums[0] + m * width + n, bias);
-        }
-        add_blocks(entry.main, p, from, rows, panel, width, sums[0]);
-        if (p.up) {
-            std::memset(sums[1], 0, rows * width * sizeof(float));
-            add_blocks(entry.up, p, from, rows, panel, width, sums[1]);
-        }
-        if (p.activation != NONE || p.up)
-            for (long n = 0; n < rows * width; n += LANES) {
-                const Floats result = activate(load<Floats>(sums[0] + n), p.activation);
-                store(sums[0] + n, p.up ? result * load<Floats>(sums[1] + n) : result);
-            }
-        if (hidden)
-            keep_panel(sums[0], feature, rows, width, hidden, (const Element*)nullptr);
-        else
-            keep_columns(sums[0], rows, width, y + feature, p.out_features, count);
+    const long feature = entry.row * p.b_out + from;
+    for (long m = 0; m < rows; ++m) {
+        const Floats bias = broadcast(p.bias ? widened(((const Element*)p.bias)[feature + m]) : 0.0f);
+        for (long n = 0; n < width; n += LANES) store(sums[0] + m * width + n, bias);
     }
+    add_blocks(entry.main, p, from, rows, panel, width, sums[0]);
+    if (p.up) {
+        std::memset(sums[1], 0, rows * width * sizeof(float));
+        add_blocks(entry.up, p, from, rows, panel, width, sums[1]);
+    }
+    if (p.activation != NONE || p.up)
+        for (long n = 0; n < rows * width; n += LANES) {
+            const Floats result = activate(load<Floats>(sums[0] + n), p.activation);
+            store(sums[0] + n, p.up ? result * load<Floats>(sums[1] + n) : result);
+        }
+    if (hidden)
+        keep_panel(sums[0], feature, rows, width, hidden, (const Element*)nullptr);
+    else
+        keep_columns(sums[0], rows, width, y + feature, p.out_features, count);
 }
 
 // All panels of a group; they are `distance` words apart, those of the result `hidden_distance`.
 template <class Element>
 static void many_product(const Product& p, Phases& phases, long& phase, const Panels& panels, const float* packed,
                          long distance, float* hidden, long hidden_distance, Element* y, long threads) {
-    // A block row serves all panels of the group, unless there are too few block rows for the threads.
-    const long wanted = p.entries ? (4 * threads + p.entries - 1) / p.entries : 1;
+    const long most = slice_rows(p, threads / panels.count), slices = p.entries * ((p.b_out + most - 1) / most);
+    // A slice serves all panels of the group, unless there are too few slices for the threads.
+    const long wanted = slices ? (4 * threads + slices - 1) / slices : 1;
     const long parts = wanted < panels.count ? wanted : panels.count;
-    phases.run(phase, p.entries * parts, [&](long item) {
-        const Entry<Element> entry = entry_of<Element>(p, item / parts);
-        const long part = item % parts;
+    phases.run(phase, slices * parts, [&](long item) {
+        const long slice = item / parts, part = item % parts, each = slices / p.entries;
+        const Entry<Element> entry = entry_of<Element>(p, slice / each);
+        const long from = slice % each * most, rows = p.b_out - from < most ? p.b_out - from : most;
         for (long n = panels.count * part / parts; n < panels.count * (part + 1) / parts; ++n)
-            many_rows(p, entry, packed + n * distance, panels.width(n), hidden ? hidden + n * hidden_distance : nullptr,
-                      y + panels.start(n) * p.out_features, panels.held(n));
+            many_rows(p, entry, from, rows, packed + n * distance, panels.width(n),
+                      hidden ? hidden + n * hidden_distance : nullptr, y + panels.start(n) * p.out_features,
+                      panels.held(n));
     });
 }

@@ -53,7 +53,8 @@ struct Threads {
     long count;
 };
 
-// Phases of work that all threads do together: each takes the next item until none is left, and waits for the others.
+// Phases of work that all threads do together: each thread takes the next item until none is left, and waits for the
+// others before the next phase.
 class Phases {
     const Threads& threads;
     std::atomic<long> taken[3];
@@ -64,13 +65,22 @@ public:
     // `phase` counts the calls of a thread, from 0 on.
     template <class Work>
     void run(long& phase, long items, Work work) {
-        // Nobody is in the phase before, and nobody in the one after next, which has the same counter.
+        if (phase && threads.count > 1) threads.meet();
+        // The counter of the phase before, which nobody is in any more, serves the phase after next.
         taken[(phase + 2) % 3] = 0;
         std::atomic<long>& next = taken[phase++ % 3];
         for (long item = next++; item < items; item = next++) work(item);
-        if (threads.count > 1) threads.meet();
     }
 };
+
+constexpr long SLICE = 64;  // rows of a block that are summed at a time, at most
+
+// Fewer rows at a time if there are too few block rows for the threads.
+static long slice_rows(const Product& p, long threads) {
+    long rows = SLICE;
+    while (rows > 16 && p.entries * ((p.b_out + rows - 1) / rows) < 2 * threads) rows /= 2;
+    return rows;
+}
 
 template <class Work>
 static void in_threads(const Threads& threads, Work work) {

@@ -37,8 +37,8 @@ int run_few(const Product& first, const Product* second, const Element* x, Eleme
     Phases phases(threads);
     in_threads(threads, [&] {
         long phase = 0;
-        few_product(first, phases, phase, x, hidden, tokens);
-        if (second) few_product(*second, phases, phase, (const Element*)hidden, y, tokens);
+        few_product(first, phases, phase, x, hidden, tokens, threads.count);
+        if (second) few_product(*second, phases, phase, (const Element*)hidden, y, tokens, threads.count);
     });
     return 0;
 }

@@ -1,7 +1,7 @@
 """The operator of a block-sparse linear layer, with fake kernels and gradients.
 
-On CUDA it runs Triton kernels (`triton_kernels`), on a CPU C++ kernels (`blast_kernels.cpu`), and where neither fits plain
-PyTorch (`reference`). On a CPU the gradients are those of the reference.
+On CUDA it runs Triton kernels (`triton_kernels`), on a CPU C++ kernels (`blast_kernels.cpu`), and where neither fits
+plain PyTorch (`reference`). On a CPU the gradients are those of the reference.
 
     y = torch.ops.blast.block_sparse_linear(
         x,            # [..., cols * b_in]      float32 | float16 | bfloat16 | float64

@@ -75,7 +75,8 @@ class SparseMlp(nn.Module):
 
     Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
     it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a
-    child was changed (replaced, hooked), and if the block sides of the up and down projections do not match. The
+    child was changed (replaced, hooked), if the block sides of the up and down projections do not match, and on a CPU
+    under autocast without gradients. The
     kernels read the parameters of the layers, so that a change of a parameter takes effect at once, however it was
     made. With fp8 weights (`quantize`) the layers have no parameters for their blocks: the fp8 blocks are the only
     ones, and the MLP cannot be trained.
@@ -239,6 +240,9 @@ class SparseMlp(nn.Module):
         if not self._can_fuse(x):
             if self.training and self._in_fp8() and torch.is_grad_enabled():
                 raise BlastError("fp8 weights cannot be trained; call blast.unfuse(model), or model.eval() to infer.")
+            if x.device.type == "cpu" and not torch.is_grad_enabled():
+                # Under autocast. A CPU has fast kernels for each layer, but none for training.
+                return self.original.forward(x)
             return self._train(x)
         row_lists = self._row_lists if torch.compiler.is_compiling() else self.row_lists
         if row_lists is None:

@@ -1,4 +1,4 @@
-"""Each way that a CPU computes: the C++ kernels of every kind of processor that this one can stand in for, and PyTorch."""
+"""Each way that a CPU computes: the C++ kernels of every kind of processor that this one can stand for, and PyTorch."""
 
 from __future__ import annotations
 
