@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -103,7 +104,8 @@ def measure(
         `matrix_latency`, of the up projection.
 
     Raises:
-        BlastError: if the sparse output does not match the reference; then nothing is timed.
+        BlastError: if the sparse output does not match the reference, then nothing is timed; or if the clock does not
+            fit.
     """
     if settings["dtype"] not in ERROR_BOUND:
         raise unknown_name("dtype", settings["dtype"], ERROR_BOUND)
@@ -120,6 +122,9 @@ def measure(
     apply_masks_(masked, masks, sides)
     reference = copy.deepcopy(masked).double()
     sparse = to_sparse(masked, masks)
+    clock = {"wall": time.perf_counter_ns, "processor": time.thread_time_ns}[settings["clock"]]
+    if settings["clock"] == "processor" and (device.type != "cpu" or torch.get_num_threads() > 1):
+        raise BlastError("clock: processor times one thread on a CPU; set threads: 1, or clock: wall.")
     timed = {"latency": (dense, _copies(sparse, settings["rotate_mb"]))}
     if settings["matrix"]:
         timed["matrix_latency"] = (dense[0].up_proj, _copies(copy.deepcopy(sparse[0].up_proj), settings["rotate_mb"]))
@@ -137,8 +142,9 @@ def measure(
             for tokens in settings["tokens"]:
                 x = torch.randn(tokens, shape.hidden, device=device, dtype=dtype)
                 calls = {"ours": _in_turn(ours, x), "dense_eager": _in_turn(baselines, x)}
-                for provider, timing in time_interleaved(calls, device, settings["repeats"]).items():
+                for provider, timing in time_interleaved(calls, device, settings["repeats"], clock=clock).items():
                     sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "gated": shape.gated, "error": error}
+                    models = len(ours if provider == "ours" else baselines)
                     metrics.append(
                         {
                             "metric": metric,
@@ -153,7 +159,7 @@ def measure(
                             "provider": provider,
                             "tokens": tokens,
                             "dtype": settings["dtype"],
-                            "setting": sizes | {"models": len(ours if provider == "ours" else baselines)},
+                            "setting": sizes | {"models": models, "clock": settings["clock"]},
                         }
                     )
     return metrics

@@ -31,11 +31,14 @@ class MlpSettings:
         matrix: Whether the up projection is timed on its own too (metric `matrix_latency`).
         rotate_mb: Equal models take turns until their weights take so many megabytes together, dense and ours each, so
             that a cache of a third of that holds none of them. 0 times one model.
+        clock: `wall`, or `processor`: the time of the processor that the calling thread took, for one thread on a
+            machine that others use too.
     """
 
     fused: bool = False
     matrix: bool = False
     rotate_mb: Annotated[float, Bounds(ge=0)] = 0.0
+    clock: Literal["wall", "processor"] = "wall"
 
 
 @dataclass(frozen=True)
