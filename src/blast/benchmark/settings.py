@@ -27,7 +27,7 @@ class MlpSettings:
     """Settings of the suite `mlp`.
 
     Attributes:
-        fused: Whether ours is the MLP after `blast.fuse`; else it runs layer by layer.
+        fused: Whether ours is the MLP after `blast.fuse`, dead hidden blocks computed too; else it runs layer by layer.
         matrix: Whether the up projection is timed on its own too (metric `matrix_latency`).
         rotate_mb: Equal models take turns until their weights take so many megabytes together, dense and ours each, so
             that a cache of a third of that holds none of them. 0 times one model.
