@@ -24,7 +24,7 @@ static void few_rows(const Product& p, const Entry<Element>& entry, long from, l
         std::memset((void*)sums[matrix], 0, rows * tokens * sizeof(Floats));
         for (long i = 0; i < blocks.count; ++i)
             few<typename Few<Element>::Kind>(blocks.block(i) + from * p.b_in, p.b_in, x + blocks.column(i) * p.b_in,
-                                             p.in_features, sums[matrix], rows, tokens, blocks.size);
+                                             p.in_features, sums[matrix], rows, tokens, blocks.ahead());
     }
     const long feature = entry.row * p.b_out + from;
     for (long m = 0; m < rows; m += LANES) {

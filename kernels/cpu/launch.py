@@ -75,6 +75,28 @@ def supports(x: Tensor, *blocks: Tensor) -> bool:
     return kernels() is not None
 
 
+def serves_at_once(x: Tensor, in_features: int, *blocks: Tensor) -> bool:
+    """Whether a product may be computed by a call of this module, without its operator, which takes 80 µs when cold.
+
+    So it is without gradients, outside compiled graphs, and if nobody wants to see operators (a profiler, a mode of
+    torch that counts or replaces them).
+
+    Args:
+        x: Activations `[..., in_features]`.
+        in_features: What the matrix needs.
+        blocks: As for `supports`, contiguous.
+    """
+    return (
+        type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and x.shape[-1:] == (in_features,)
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.autograd._profiler_enabled()
+        and supports(x, *blocks)
+    )
+
+
 def linear(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: Tensor, bias: Tensor | None) -> Tensor:
     """`x · Wᵀ + bias`; arguments as `blast_kernels.linear.reference.block_matmul`, contiguous."""
     _, b_out, b_in = values.shape

@@ -73,7 +73,7 @@ static void add_blocks(const Blocks<Element>& blocks, const Product& p, long fro
                 many<Kind>(wide, steps, x, steps, sums, rows, width, wide);
             } else {
                 const Word* weights = (const Word*)(block + k);
-                many<Kind>(weights, p.b_in / PACKED, x, steps, sums, rows, width, weights + blocks.size / PACKED);
+                many<Kind>(weights, p.b_in / PACKED, x, steps, sums, rows, width, weights + blocks.ahead() / PACKED);
             }
         }
     }

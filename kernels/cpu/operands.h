@@ -12,6 +12,8 @@ struct Product {
     int64_t entries, width, b_out, b_in, in_features, out_features, activation, tied, has_places;
 };
 
+constexpr long READ_AHEAD = 8192;  // bytes
+
 // The blocks of one block row of a matrix.
 template <class Element>
 struct Blocks {
@@ -20,6 +22,9 @@ struct Blocks {
     long count, size;
     bool has_places;
     const Element* block(long i) const { return first + (has_places ? columns[i] >> 16 : i) * size; }
+    // Elements from a block to one that is read when its weights have come from memory: blocks of a row and rows lie in
+    // the order of reading, and a small block is over too soon.
+    long ahead() const { return (READ_AHEAD / long(sizeof(Element)) + size - 1) / size * size; }
     long column(long i) const { return has_places ? columns[i] & 0xffff : columns[i]; }
 };
 

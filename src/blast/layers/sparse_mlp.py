@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
 from blast_kernels.common.quantize import HALVES
+from blast_kernels.cpu import launch as cpu
 from blast_kernels.mlp_inference.row_lists import drop_columns, gated_row_list, live_hidden_rows, plain_row_list
 from blast_kernels.tables.break_even import Ranges, dense_ranges, dense_wins, gpu_name
 from torch import Tensor, nn
@@ -278,6 +279,18 @@ class SparseMlp(nn.Module):
 
     def _run(self, x: Tensor, row_lists: RowLists, weights: Weights) -> Tensor:
         up, down = self._layer(self.roles.up), self._layer(self.roles.down)
+        if x.device.type == "cpu" and _fits(x, up.bias) and _fits(x, down.bias):
+            blocks = (weights.first, weights.down) if weights.up is None else weights[:3]
+            if cpu.serves_at_once(x, up.in_features, *blocks):
+                first = cpu.Operands(
+                    weights.first, weights.up, row_lists.gate_up, up.bias, up.out_features, self.activation_name,
+                    self.gate_kind,
+                )  # fmt: skip
+                second = cpu.Operands(
+                    weights.down, None, row_lists.down, down.bias, down.out_features, blocks=row_lists.down_blocks
+                )
+                flat = x.reshape(-1, up.in_features).contiguous()
+                return cpu.products(flat, first, second).view(*x.shape[:-1], down.out_features)
         return torch.ops.blast.block_sparse_mlp(
             x,
             weights.first,
@@ -362,9 +375,15 @@ class SparseMlp(nn.Module):
         return dense_ranges(sparsity, up.block, self.gate_kind, shape, values.dtype, gpu)
 
     def _current(self) -> tuple[tuple[int, int], ...]:
-        tensors = [tensor for layer in self.layers for tensor in (layer.row_offsets, layer.col_indices)]
+        # Read from the dictionaries of the modules, because this is done in each call.
+        buffers = [cast(nn.Module, layer._modules["index"])._buffers for layer in self.layers]
+        tensors = [cast(Tensor, each[name]) for each in buffers for name in ("row_offsets", "col_indices")]
         # An inference tensor has no version counter. It cannot be changed in place outside inference mode.
         return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _fits(x: Tensor, bias: Tensor | None) -> bool:
+    return bias is None or (bias.dtype == x.dtype and bias.is_contiguous())
 
 
 def _any_hook_for_all_modules() -> bool:

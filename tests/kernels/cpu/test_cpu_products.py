@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inference_cases import PATTERNS, dense_gate_up, gate_up_of, index_of, mask_of, matrix_of, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import blast
 
@@ -180,6 +181,42 @@ def test_gradients_are_those_of_the_dense_layer(way, count):
     tiles = dense[1].view(3, 32, 4, 16).transpose(1, 2)[mask_of("uniform", 3, 4, 2, 0.5)]
     assert relative_error(found[0], dense[0]) < 1e-6
     assert relative_error(found[1], tiles) < 1e-6
+
+
+class Watching(TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __enter__(self):
+        self.seen = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_call_without_its_operator_gives_the_same_and_is_left_to_whoever_wants_to_see_operators(fused, monkeypatch):
+    model, x, calls = mlp_of(torch.float32), random(2, 5, 256), []
+    model = blast.fuse(model) if fused else model
+    plain = launch.serves_at_once
+    monkeypatch.setattr(launch, "serves_at_once", lambda *a: calls.append(plain(*a)) or calls[-1])
+    with torch.no_grad():
+        found = model(x)
+        with torch.profiler.profile() as profile:
+            seen = model(x)
+        with Watching() as watching:
+            assert torch.equal(model(x), found)
+    if launch.kernels() is not None:
+        once = [True] if fused else [True, True]
+        assert calls == once + [False] * 2 * len(once)
+    assert torch.equal(found, seen)
+    name = f"block_sparse_{'mlp' if fused else 'linear'}"
+    assert f"blast::{name}" in {event.key for event in profile.key_averages()}
+    assert f"blast.{name}.default" in watching.seen
+    assert found.shape == (2, 5, 256)
+    with torch.no_grad(), pytest.raises(ValueError, match="last dimension must be 256|do not fit|multiple of 32"):
+        model(random(2, 5, 100))
 
 
 @pytest.mark.parametrize("fused", [False, True])
