@@ -26,7 +26,7 @@ def pays(x: Tensor) -> bool:
 def linear(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: Tensor, bias: Tensor | None) -> Tensor:
     """`x · Wᵀ + bias`; arguments as `blast_kernels.linear.reference.block_matmul`."""
     lengths = row_offsets.diff().long()
-    rows = torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
+    rows = torch.repeat_interleave(torch.arange(lengths.numel(), device=x.device), lengths)
     y = _sums(x, values, rows, None, col_indices.long(), lengths.numel() * values.shape[1])
     return (y if bias is None else y + bias).to(x.dtype)
 
@@ -46,7 +46,7 @@ def product(
     header, listed = row_list[:, :HEADER].long(), row_list[:, HEADER:].long()
     row, start, up_start, counts = header.unbind(1)
     count, up_count = counts % (1 << HALF), counts >> HALF
-    order = torch.arange(listed.shape[1])
+    order = torch.arange(listed.shape[1], device=x.device)
     is_main = order < count[:, None]
     owner, offset = is_main.nonzero().unbind(1)
     columns = listed[is_main]
@@ -66,7 +66,9 @@ def product(
         y *= _sums(x, up, row[owner], places, listed[is_up], out_features)
     if row_list.shape[0] * values.shape[1] < out_features:
         # Block rows without an entry are zero, whatever their bias.
-        has_entry = torch.zeros(out_features // values.shape[1], dtype=torch.bool).index_fill_(0, row, True)
+        has_entry = torch.zeros(out_features // values.shape[1], dtype=torch.bool, device=x.device).index_fill_(
+            0, row, True
+        )
         y = torch.where(has_entry.repeat_interleave(values.shape[1]), y, 0)
     return y.to(x.dtype)
 
@@ -76,7 +78,7 @@ def _sums(x: Tensor, values: Tensor, rows: Tensor, places: Tensor | None, column
     _, b_out, b_in = values.shape
     compute, tokens = compute_dtype(x.dtype), x.shape[0]
     inputs = x.to(compute).view(tokens, x.shape[1] // b_in, b_in).transpose(0, 1)  # [columns, tokens, b_in]
-    y = torch.zeros(out_features // b_out, tokens, b_out, dtype=compute)
+    y = torch.zeros(out_features // b_out, tokens, b_out, dtype=compute, device=x.device)
     step = max(1, BATCH // (b_out * b_in))
     with torch.autocast("cpu", enabled=False):  # it is on inside an operator too
         for first in range(0, rows.numel(), step):

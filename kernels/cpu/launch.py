@@ -78,8 +78,8 @@ def supports(x: Tensor, *blocks: Tensor) -> bool:
 def serves_at_once(x: Tensor, in_features: int, *blocks: Tensor) -> bool:
     """Whether a product may be computed by a call of this module, without its operator, which takes 80 µs when cold.
 
-    So it is without gradients, outside compiled graphs, and if nobody wants to see operators (a profiler, a mode of
-    torch that counts or replaces them).
+    So it is without gradients, outside compiled and traced graphs, and if nobody wants to see operators (a profiler, a
+    mode of torch that counts or replaces them, `vmap`).
 
     Args:
         x: Activations `[..., in_features]`.
@@ -89,9 +89,11 @@ def serves_at_once(x: Tensor, in_features: int, *blocks: Tensor) -> bool:
     return (
         type(x) is Tensor
         and not torch.is_grad_enabled()
-        and x.shape[-1:] == (in_features,)
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and x.shape[-1:] == (in_features,)
         and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.autograd._profiler_enabled()
         and supports(x, *blocks)
     )
@@ -101,10 +103,10 @@ def linear(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: Tensor, 
     """`x · Wᵀ + bias`; arguments as `blast_kernels.linear.reference.block_matmul`, contiguous."""
     _, b_out, b_in = values.shape
     rows = row_offsets.numel() - 1
-    y = torch.empty(x.shape[0], rows * b_out, dtype=x.dtype)
+    y = torch.empty(x.shape[0], rows * b_out, dtype=x.dtype, device=x.device)
     numbers = (rows, 0, b_out, b_in, x.shape[1], rows * b_out, 0, 0, 0)
     tensors = (values, None, bias, None, row_offsets, col_indices)
-    return _run(_loaded[0], x, y, [_description(tensors, numbers)], values.numel())
+    return _run(kernels(), x, y, [_description(tensors, numbers)], values.numel())
 
 
 def products(x: Tensor, *operands: Operands) -> Tensor:
@@ -120,7 +122,7 @@ def products(x: Tensor, *operands: Operands) -> Tensor:
     """
     last = operands[-1]
     complete = last.row_list.shape[0] * last.values.shape[1] == last.out_features
-    y = (torch.empty if complete else torch.zeros)(x.shape[0], last.out_features, dtype=x.dtype)
+    y = (torch.empty if complete else torch.zeros)(x.shape[0], last.out_features, dtype=x.dtype, device=x.device)
     described, size, in_features = [], 0, x.shape[1]
     for each in operands:
         entries, width = each.row_list.shape
@@ -130,7 +132,7 @@ def products(x: Tensor, *operands: Operands) -> Tensor:
         described.append(_description(tensors, (*numbers, *kind)))
         size += each.values.numel() + (0 if each.up is None else each.up.numel())
         in_features = each.out_features
-    return _run(_loaded[0], x, y, described, size)
+    return _run(kernels(), x, y, described, size)
 
 
 def _description(tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
@@ -197,15 +199,15 @@ def _threads() -> tuple[int, int]:
 def _check(found: Kernels) -> None:
     """Multiplies with one block by each kernel, since a compiler may err."""
     generator = torch.Generator().manual_seed(0)
-    row_offsets, col_indices = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    row_offsets, col_indices = (torch.tensor(each, dtype=torch.int32, device="cpu") for each in ([0, 1], [0]))
     for dtype, bound in zip(DTYPES, (1e-5, 1e-2), strict=True):
         for tokens in (1, 20):
-            x = torch.randn(tokens, 48, generator=generator).to(dtype)
-            block = torch.randn(1, 32, 48, generator=generator).to(dtype)
+            x = torch.randn(tokens, 48, generator=generator, device="cpu").to(dtype)
+            block = torch.randn(1, 32, 48, generator=generator, device="cpu").to(dtype)
             described = _description(
                 (block, None, None, None, row_offsets, col_indices), (1, 0, 32, 48, 48, 32, 0, 0, 0)
             )
-            y = _run(found, x, torch.zeros(tokens, 32, dtype=dtype), [described], block.numel()).double()
+            y = _run(found, x, torch.zeros_like(x[:, :32]), [described], block.numel()).double()
             expected = x.double() @ block[0].double().t()
             if not (y - expected).norm() < bound * expected.norm():
                 raise build.UnavailableError(

@@ -288,9 +288,10 @@ class BlockLinear(nn.Module):
         return y if self.dense_gradient is None else self.dense_gradient.record(x, y)
 
     def _serves_at_once(self, x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+        if not values.is_contiguous() or not cpu.serves_at_once(x, self.in_features, values):
+            return False
         fits = bias is None or (bias.dtype == x.dtype and bias.is_contiguous())
-        fits = fits and values.is_contiguous() and values.shape[:1] == self.col_indices.shape
-        return fits and cpu.serves_at_once(x, self.in_features, values)
+        return fits and values.shape[0] == self.col_indices.numel()
 
     def extra_repr(self) -> str:
         rows, cols = self.out_features // self.block.rows, self.in_features // self.block.cols

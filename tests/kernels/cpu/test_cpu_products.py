@@ -183,6 +183,20 @@ def test_gradients_are_those_of_the_dense_layer(way, count):
     assert relative_error(found[1], tiles) < 1e-6
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("count", [3, 40])
+def test_vmap_tracing_and_a_default_device_change_nothing(way, fused, count):
+    model, x = mlp_of(torch.float32), random(2, count, 256)
+    model = blast.fuse(model) if fused else model
+    with torch.no_grad():
+        expected = model(x)
+        with torch.device("meta"):
+            assert torch.equal(model(x), expected)
+        torch.testing.assert_close(torch.vmap(model)(x), expected)
+        traced = torch.jit.trace(model, x, check_trace=False)
+        assert torch.equal(traced(2 * x), model(2 * x))
+
+
 class Watching(TorchDispatchMode):
     """Notes the operators that run."""
 
