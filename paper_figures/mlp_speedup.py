@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pandas as pd
 import seaborn as sns
@@ -48,8 +49,8 @@ def draw(table: pd.DataFrame) -> Figure:
     found = found[(found["provider"] == "ours") & (found["sparsity"] > 0)]
     if found.empty:
         return style.not_run(TITLE, style.why_empty(table))
-    panels = [(key, rows) for key, rows in found.groupby(["hardware", "model"], sort=True)]
-    columns = min(COLUMNS, max(found.groupby("hardware")["model"].nunique()))
+    panels = [(key, rows) for key, rows in found.groupby(["hardware", "model", "dtype"], sort=True)]
+    columns = min(COLUMNS, max(Counter(key[0] for key, _ in panels).values()))
     slots: list[tuple | None] = []
     for hardware in sorted(set(found["hardware"])):
         here = [panel for panel in panels if panel[0][0] == hardware]
@@ -67,10 +68,9 @@ def draw(table: pd.DataFrame) -> Figure:
         if slot is None:
             axes.set_visible(False)
             continue
-        (hardware, model), rows = slot
+        (hardware, model, dtype), rows = slot
         _panel(axes, rows, colours, styles)
-        types = "/".join(sorted(set(rows["dtype"].dropna())))
-        axes.set_title(f"{style.model_label(model)} MLP, {types}\non {style.hardware_label(hardware)}")
+        axes.set_title(f"{style.model_label(model)} MLP, {dtype}\non {style.hardware_label(hardware)}")
     for axes in grid[:, 0]:
         axes.set_ylabel("speed-up over dense")
     entries = [style.handle(f"{count} tokens", linestyle="-", marker="o", color=colours[count]) for count in tokens]

@@ -68,6 +68,37 @@ def test_the_slowest_cases_of_the_docs_are_those_of_the_records():
     assert [f"{slowest:.2f}" for slowest in ratios.groupby(ours["sparsity"]).min()] == list(said.groups())
 
 
+def cpu_ratios() -> dict[tuple[str, ...], float]:
+    """Dense over ours on one core: by model, dtype, block, sparsity, tokens and metric."""
+    with (ROOT / "results/recorded/cpu-amd-epyc/kernels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["suite"] == "mlp" and row["status"] == "ok"]
+    assert {json.loads(row["setting"])["clock"] for row in rows} == {"processor"}
+    key = ("model", "dtype", "block", "sparsity", "tokens", "metric")
+    times: dict[str, dict] = {"ours": {}, "dense_eager": {}}
+    for row in rows:
+        times[row["provider"]][tuple(row[name] for name in key)] = float(row["value"])
+    return {case: times["dense_eager"][case] / time for case, time in times["ours"].items()}
+
+
+def test_the_speed_on_a_cpu_of_the_docs_is_that_of_the_records():
+    ratios = cpu_ratios()
+    lines = re.findall(r"^\| (\S+) \| (bfloat16|float32) \| (\d+) % \|(.*)\|$", KERNELS, flags=re.MULTILINE)
+    assert len(lines) == 12
+    for model, dtype, percent, cells in lines:
+        for tokens, cell in zip(("1", "16", "512"), cells.split("|"), strict=True):
+            numbers = [
+                ratios[model, dtype, "64x64", f"{int(percent) / 100:g}", tokens, metric]
+                for metric in ("latency", "matrix_latency")
+            ]
+            assert cell.strip() == " / ".join(f"{number:.1f}" for number in numbers), (model, dtype, percent, tokens)
+    slowest = [min(ratio for key, ratio in ratios.items() if key[3] == each) for each in ("0.7", "0.8", "0.9", "0.95")]
+    said = re.search(
+        r"90 and 95 % is ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) times as fast as dense on one core",
+        " ".join(KERNELS.split()),
+    )
+    assert [f"{ratio:.2f}" for ratio in slowest] == list(said.groups())
+
+
 def same(number: float | None, printed: str, digits: int) -> bool:
     """Whether a number is printed as it is; one that is missing as a dash."""
     return printed.strip() == ("–" if number is None or math.isnan(number) else f"{number:.{digits}f}")

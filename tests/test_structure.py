@@ -68,7 +68,7 @@ EXPERIMENT = [
     "snakemake_hooks",
     "cli",
 ]
-OPERATORS = ["common", "tables", "linear", "mlp_inference", "mlp_training", "register"]
+OPERATORS = ["common", "tables", "cpu", "linear", "mlp_inference", "mlp_training", "register"]
 
 
 def modules() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """The operator of a block-sparse linear layer, with fake kernels and gradients.
 
-On CUDA it runs Triton kernels (`triton_kernels`), elsewhere the PyTorch reference (`reference`).
+On CUDA it runs Triton kernels (`triton_kernels`), on a CPU C++ kernels (`blast_kernels.cpu`), and where neither fits
+plain PyTorch (`reference`). On a CPU the gradients are those of the reference.
 
     y = torch.ops.blast.block_sparse_linear(
         x,            # [..., cols * b_in]      float32 | float16 | bfloat16 | float64
@@ -24,6 +25,8 @@ from __future__ import annotations
 import torch
 from blast_kernels.common.checks import check_bias, check_index, check_product
 from blast_kernels.common.output import unflatten
+from blast_kernels.cpu import batched
+from blast_kernels.cpu import launch as cpu
 from blast_kernels.linear import reference
 from torch import Tensor
 
@@ -58,6 +61,10 @@ def block_sparse_linear(
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     if _runs_on_triton(flat, *values.shape[1:]):
         out = triton_kernels.block_matmul(flat, values, row_offsets, col_indices, bias)
+    elif cpu.supports(flat, values):
+        out = cpu.linear(flat, values, row_offsets, col_indices, bias)
+    elif batched.pays(flat):
+        out = batched.linear(flat, values, row_offsets, col_indices, bias)
     else:
         out = reference.block_matmul(flat, values, row_offsets, col_indices, bias)
     return unflatten(out, x)

@@ -19,6 +19,8 @@ import torch
 from blast_kernels.common.checks import check_bias, check_row_lists
 from blast_kernels.common.constants import ACTIVATIONS, GATES
 from blast_kernels.common.quantize import dequantize
+from blast_kernels.cpu import batched
+from blast_kernels.cpu import launch as cpu
 from blast_kernels.mlp_inference import reference
 from torch import Tensor
 
@@ -62,8 +64,10 @@ def block_sparse_product(
         make = torch.empty if complete else torch.zeros
         out = make(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
         triton_product.product(flat, values, row_list, bias, out, activation, gate, **more)
+    elif cpu.supports(flat, values):
+        out = cpu.products(flat, cpu.Operands(values, up, row_list, bias, out_features, activation, gate, blocks))
     else:
-        out = reference.product(flat, values, row_list, bias, out_features, activation, gate, **more)
+        out = _plain_product(flat, values, row_list, bias, out_features, activation, gate, **more)
     return out.view(*x.shape[:-1], out_features)
 
 
@@ -134,11 +138,16 @@ def block_sparse_mlp(
     down, down_scales = _readable(flat, down, down_scales)
     of_front = {"scales": gate_up_scales, "up": up, "up_scales": up_scales}
     of_down = {"scales": down_scales, "blocks": down_blocks}
+    if cpu.supports(flat, gate_up, down):
+        first = cpu.Operands(gate_up, up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate)
+        second = cpu.Operands(down, None, down_row_list, down_bias, out_features, blocks=down_blocks)
+        out = cpu.products(flat, first, second)
+        return out.view(*x.shape[:-1], out_features)
     if not (_runs_on_triton(flat, gate_up) and _runs_on_triton(flat, down)):
-        hidden = reference.product(
+        hidden = _plain_product(
             flat, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, **of_front
         )
-        out = reference.product(hidden, down, down_row_list, down_bias, out_features, "none", "none", **of_down)
+        out = _plain_product(hidden, down, down_row_list, down_bias, out_features, "none", "none", **of_down)
         return out.view(*x.shape[:-1], out_features)
     hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
     out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
@@ -212,8 +221,17 @@ def _check(x, values, up, row_list, bias, out_features, activation, gate, scales
         )
 
 
+def _plain_product(x, values, row_list, bias, out_features, activation, gate, scales=None, up=None, up_scales=None,
+                   blocks=None):  # fmt: skip
+    if scales is None and batched.pays(x):
+        return batched.product(x, values, row_list, bias, out_features, activation, gate, up, blocks)
+    return reference.product(
+        x, values, row_list, bias, out_features, activation, gate, scales, up, up_scales, blocks
+    )  # fmt: skip
+
+
 def _readable(x: Tensor, values: Tensor | None, scales: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    if scales is None or not x.is_cuda or _converts_float8(x.device):
+    if scales is None or (x.is_cuda and _converts_float8(x.device)):
         return values, scales
     return dequantize(values, scales, x.dtype), None
 

@@ -42,8 +42,8 @@ def test_a_fused_model_computes_what_the_sparse_one_does(kind, skip_dead) -> Non
 def test_the_fused_operator_runs_only_without_gradients(monkeypatch) -> None:
     _, sparse, _ = pair("llama")
     model, calls = blast.fuse(sparse), []
-    plain = torch.ops.blast.block_sparse_mlp
-    monkeypatch.setattr(torch.ops.blast, "block_sparse_mlp", lambda *a: calls.append(1) or plain(*a))
+    plain = SparseMlp._run
+    monkeypatch.setattr(SparseMlp, "_run", lambda *a: calls.append(1) or plain(*a))
     with torch.no_grad():
         output_of(model, inputs_of("llama"))
     assert len(calls) == 2
@@ -262,7 +262,7 @@ def test_active_dropout_runs_layer_by_layer(monkeypatch) -> None:
     for block in sparse.transformer.h:
         block.mlp.dropout.p = 0.5
     model = blast.fuse(sparse).train()
-    monkeypatch.setattr(torch.ops.blast, "block_sparse_mlp", lambda *_: pytest.fail("dropout was left out"))
+    monkeypatch.setattr(SparseMlp, "_run", lambda *_: pytest.fail("dropout was left out"))
     with torch.no_grad():
         output_of(model, inputs_of("gpt2"))
     assert all(mlp.original.training for mlp in fused_of(model))

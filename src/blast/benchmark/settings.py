@@ -23,6 +23,25 @@ class NoSettings:
 
 
 @dataclass(frozen=True)
+class MlpSettings:
+    """Settings of the suite `mlp`.
+
+    Attributes:
+        fused: Whether ours is the MLP after `blast.fuse`, dead hidden blocks computed too; else it runs layer by layer.
+        matrix: Whether the up projection is timed on its own too (metric `matrix_latency`).
+        rotate_mb: Equal models take turns until their weights take so many megabytes together, dense and ours each, so
+            that a cache of a third of that holds none of them. 0 times one model.
+        clock: `wall`, or `processor`: the time of the processor that the calling thread took, for one thread on a
+            machine that others use too.
+    """
+
+    fused: bool = False
+    matrix: bool = False
+    rotate_mb: Annotated[float, Bounds(ge=0)] = 0.0
+    clock: Literal["wall", "processor"] = "wall"
+
+
+@dataclass(frozen=True)
 class KernelsSettings:
     """Settings of the suite `kernels`.
 
@@ -171,7 +190,7 @@ class MemorySettings:
 
 # By suite, which is the name of a file of this folder with a function `measure`.
 SUITES: dict[str, type] = {
-    "mlp": NoSettings,
+    "mlp": MlpSettings,
     "kernels": KernelsSettings,
     "kernel_plans": KernelPlansSettings,
     "training_mlp": TrainingMlpSettings,

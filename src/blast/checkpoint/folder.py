@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from blast.checkpoint.manifest import is_checkpoint, own_files
 from blast.errors import BlastError, check_argument
+from blast.files import file_lock
 
 # How often the new folder is moved into place where other processes save to the same place.
 ATTEMPTS = 100
@@ -57,13 +60,16 @@ def replaced_folder(folder: Path, kept: Collection[str] = ()) -> Iterator[Path]:
         fresh.mkdir()
         try:
             yield fresh
-            _copy_others(folder, fresh, kept)
-            for path in (*(file for file in fresh.iterdir() if file.is_file()), fresh):
-                _to_disk(path)
-            _swap(folder, fresh, old)
+            with _one_at_a_time(folder):
+                try:
+                    _copy_others(folder, fresh, kept)
+                    for path in (*(file for file in fresh.iterdir() if file.is_file()), fresh):
+                        _to_disk(path)
+                    _swap(folder, fresh, old)
+                finally:
+                    if not folder.exists() and old.exists():
+                        old.rename(folder)
         finally:
-            if not folder.exists() and old.exists():
-                old.rename(folder)
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
@@ -72,6 +78,18 @@ def replaced_folder(folder: Path, kept: Collection[str] = ()) -> Iterator[Path]:
             f"{folder} cannot be written ({reason}), and what was there is unchanged; "
             "free some space or change the permissions, then save again."
         ) from error
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keeps the other threads and processes of this user on this machine from replacing the same folder meanwhile."""
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    with ExitStack() as stack:
+        # Where no lock can be made, `_swap` tries again as often as others are faster.
+        with suppress(OSError, NotImplementedError):
+            stack.enter_context(file_lock(Path(tempfile.gettempdir(), f"blast-saves-{user}", f"{name}.lock")))
+        yield
 
 
 def _copy_others(folder: Path, fresh: Path, kept: Collection[str]) -> None:

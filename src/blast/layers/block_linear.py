@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
+from blast_kernels.cpu import launch as cpu
 from torch import Tensor, nn
 
 from blast.block_sparse.blocks import BlockShape
@@ -277,10 +278,20 @@ class BlockLinear(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
         index = self.index
+        if self.dense_gradient is None and x.device.type == "cpu" and self._serves_at_once(x, values, bias):
+            flat = x.reshape(-1, self.in_features).contiguous()
+            y = cpu.linear(flat, values, index.row_offsets, index.col_indices, bias)
+            return y.view(*x.shape[:-1], self.out_features)
         y = torch.ops.blast.block_sparse_linear(
             x, values, index.row_offsets, index.col_indices, index.t_offsets, index.t_indices, index.t_order, bias
         )
         return y if self.dense_gradient is None else self.dense_gradient.record(x, y)
+
+    def _serves_at_once(self, x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+        if not values.is_contiguous() or not cpu.serves_at_once(x, self.in_features, values):
+            return False
+        fits = bias is None or (bias.dtype == x.dtype and bias.is_contiguous())
+        return fits and values.shape[0] == self.col_indices.numel()
 
     def extra_repr(self) -> str:
         rows, cols = self.out_features // self.block.rows, self.in_features // self.block.cols

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
 from blast_kernels.common.quantize import HALVES
+from blast_kernels.cpu import launch as cpu
 from blast_kernels.mlp_inference.row_lists import drop_columns, gated_row_list, live_hidden_rows, plain_row_list
 from blast_kernels.tables.break_even import Ranges, dense_ranges, dense_wins, gpu_name
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ class SparseMlp(nn.Module):
 
     Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
     it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a
-    child was changed (replaced, hooked), and if the block sides of the up and down projections do not match. The
+    child was changed (replaced, hooked), if the block sides of the up and down projections do not match, and on a CPU
+    under autocast without gradients. The
     kernels read the parameters of the layers, so that a change of a parameter takes effect at once, however it was
     made. With fp8 weights (`quantize`) the layers have no parameters for their blocks: the fp8 blocks are the only
     ones, and the MLP cannot be trained.
@@ -239,6 +241,9 @@ class SparseMlp(nn.Module):
         if not self._can_fuse(x):
             if self.training and self._in_fp8() and torch.is_grad_enabled():
                 raise BlastError("fp8 weights cannot be trained; call blast.unfuse(model), or model.eval() to infer.")
+            if x.device.type == "cpu" and not torch.is_grad_enabled():
+                # Under autocast. A CPU has fast kernels for each layer, but none for training.
+                return self.original.forward(x)
             return self._train(x)
         if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
             return self._infer_outside_graph(x)
@@ -280,6 +285,18 @@ class SparseMlp(nn.Module):
 
     def _run(self, x: Tensor, row_lists: RowLists, weights: Weights) -> Tensor:
         up, down = self._layer(self.roles.up), self._layer(self.roles.down)
+        if x.device.type == "cpu" and _fits(x, up.bias) and _fits(x, down.bias):
+            blocks = (weights.first, weights.down) if weights.up is None else weights[:3]
+            if cpu.serves_at_once(x, up.in_features, *blocks):
+                first = cpu.Operands(
+                    weights.first, weights.up, row_lists.gate_up, up.bias, up.out_features, self.activation_name,
+                    self.gate_kind,
+                )  # fmt: skip
+                second = cpu.Operands(
+                    weights.down, None, row_lists.down, down.bias, down.out_features, blocks=row_lists.down_blocks
+                )
+                flat = x.reshape(-1, up.in_features).contiguous()
+                return cpu.products(flat, first, second).view(*x.shape[:-1], down.out_features)
         return torch.ops.blast.block_sparse_mlp(
             x,
             weights.first,
@@ -364,9 +381,15 @@ class SparseMlp(nn.Module):
         return dense_ranges(sparsity, up.block, self.gate_kind, shape, values.dtype, gpu)
 
     def _current(self) -> tuple[tuple[int, int], ...]:
-        tensors = [tensor for layer in self.layers for tensor in (layer.row_offsets, layer.col_indices)]
+        # Read from the dictionaries of the modules, because this is done in each call.
+        buffers = [cast(nn.Module, layer._modules["index"])._buffers for layer in self.layers]
+        tensors = [cast(Tensor, each[name]) for each in buffers for name in ("row_offsets", "col_indices")]
         # An inference tensor has no version counter. It cannot be changed in place outside inference mode.
         return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _fits(x: Tensor, bias: Tensor | None) -> bool:
+    return bias is None or (bias.dtype == x.dtype and bias.is_contiguous())
 
 
 def _any_hook_for_all_modules() -> bool:

@@ -125,6 +125,7 @@ EDITS = {
     # What a kernel computes, and how fast.
     "kernels/linear/reference.py": (None, TRAINED | {"mlp", "step"}),
     "kernels/mlp_inference/launch.py": (None, {"kernels"}),
+    "kernels/cpu/launch.py": (None, TRAINED | {"mlp", "step", "kernels"}),
     "kernels/linear/triton_kernels.py": (None, {"mlp", "step"}),
     "kernels/mlp_training/launch.py": (None, {"step"}),
     "kernels/mlp_training/heuristics.py": (None, {"step"}),
@@ -201,6 +202,12 @@ def test_a_tuned_table_and_a_task_change_what_reads_them(tree, before):
     assert not found & (TRAINED | {"language"})
     (tasks / f"{TASKS[0]}.yaml").write_text("# edited\n")
     assert changed(tree, before) == found | {"language"}
+
+
+def test_a_source_in_cpp_changes_what_runs_on_a_cpu(tree, before):
+    file = tree / "kernels" / "cpu" / "tiles.h"
+    file.write_text(file.read_text() + "// edited\n")
+    assert changed(tree, before) == TRAINED | {"mlp", "step", "kernels", "language"}
 
 
 def test_comments_docstrings_and_the_order_of_imports_change_nothing(tree, before):
