@@ -62,6 +62,7 @@ EXPERIMENT = [
     "data",
     "gpu_tables",
     "tracking",
+    "own_model",
     "listing",
     "rerun",
     "snakemake_hooks",
