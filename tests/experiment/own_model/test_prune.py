@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import blast
+from blast.experiment.cli import main
+from blast.experiment.own_model import prune as module
+from blast.experiment.own_model import recipe
 from blast.experiment.own_model.prune import PruneOptions, prune
 
 
@@ -59,3 +63,78 @@ def test_the_reported_loss_is_that_of_the_saved_model(pruned, text_file, model_f
     metrics = evaluate_language(blast.load(out), data, length=32, limit=256, batch=4)
     bits = next(entry["value"] for entry in metrics if entry["metric"] == "bits_per_byte")
     assert json.loads((out / "prune.json").read_text())["sparse"]["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+
+
+def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one(pruned, model_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "CHECKPOINT_SECONDS", 0.0)
+    out, lines = tmp_path / "sparse", []
+    step = blast.Sparsifier.step
+
+    def stop(self) -> None:
+        if self.step_count == 10:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(blast.Sparsifier, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prune(options(model_folder, text_file, out), lines.append)
+    assert lines[-1] == f"the state of the training is in {out}.unfinished"
+    assert not out.exists()
+    monkeypatch.setattr(blast.Sparsifier, "step", step)
+    lines.clear()
+    prune(options(model_folder, text_file, out), lines.append)
+    assert "goes on with a run that was stopped" in lines
+    assert any(line.startswith("resuming at step 11 of 24") for line in lines)
+    theirs, ours = blast.load(pruned[0]).state_dict(), blast.load(out).state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_the_command_says_after_ctrl_c_how_to_go_on(model_folder, text_file, tmp_path, monkeypatch, capsys):
+    def interrupted(self) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blast.Sparsifier, "step", interrupted)
+    words = f"prune {model_folder} --text {text_file} --out {tmp_path}/out --steps 8 --length 32 --block 16"
+    assert main(words.split()) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
+def test_another_command_does_not_take_over_a_stopped_run(model_folder, text_file, tmp_path):
+    (tmp_path / "sparse.unfinished").mkdir()
+    (tmp_path / "sparse.unfinished" / "plan.json").write_text('{"key": "of another command"}')
+    with pytest.raises(blast.BlastError, match=r"sparse\.unfinished is from another command"):
+        prune(options(model_folder, text_file, tmp_path / "sparse"))
+
+
+def test_minutes_become_steps_by_the_time_that_a_step_takes(model_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "AT_THE_END", 0.0)
+    monkeypatch.setattr(module, "step_seconds", lambda *_, **__: 1.0)
+    lines = []
+
+    class Enough(Exception):
+        pass
+
+    def train(self, plan):
+        raise Enough
+
+    monkeypatch.setattr(module._Run, "train", train)
+    with pytest.raises(Enough):
+        prune(options(model_folder, text_file, tmp_path / "sparse", steps=None, minutes=2), lines.append)
+    steps = json.loads((tmp_path / "sparse.unfinished" / "plan.json").read_text())["steps"]
+    # 95 % of two minutes at 1.1 s a step, less what loading and measuring took.
+    assert 60 < steps <= 103
+
+
+def test_a_wrecked_model_is_said_with_what_to_change(model_folder, text_file, tmp_path):
+    lines = []
+    report = prune(options(model_folder, text_file, tmp_path / "out", sparsity=0.97, steps=8), lines.append)
+    assert lines[-2].startswith("The model is wrecked: ")
+    assert "train for more steps" in lines[-2]
+    assert report["verdict"]["kept"] < 0.5
+
+
+def test_the_margin_is_measured_against_the_frequencies_of_tokens(pruned):
+    report = json.loads((pruned[0] / "prune.json").read_text())
+    unigram, dense, sparse = (report["verdict"]["unigram_loss"], report["dense"]["loss"], report["sparse"]["loss"])
+    assert dense < unigram
+    assert report["verdict"]["kept"] == pytest.approx((unigram - sparse) / (unigram - dense))

@@ -59,10 +59,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Toke
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`."""
+    """The tokenizer saved in `folder`.
+
+    Raises:
+        BlastError: if its file is missing or damaged.
+    """
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(Path(folder) / FILE))
+    file = Path(folder) / FILE
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing more special
+        raise BlastError(f"{file}: its tokenizer cannot be read ({error}); save it again.") from error
 
 
 def copy_tokenizer(source: Path, folder: Path) -> Tokenizer:

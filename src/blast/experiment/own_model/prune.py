@@ -21,7 +21,7 @@ from blast.experiment.own_model import recipe
 from blast.experiment.own_model.choice import chosen_block, chosen_matrices
 from blast.experiment.own_model.decoding import decode_rates
 from blast.experiment.own_model.memory import check_memory, free_bytes, gigabytes, training_bytes
-from blast.experiment.own_model.opening import ModelSource, find_model
+from blast.experiment.own_model.opening import ModelSource, find_model, load_tokenizer
 from blast.experiment.own_model.report import describe, losses, sparsity_facts, verdict
 from blast.experiment.own_model.step_time import REST_OF_STEP, as_time, faster_dtype, step_seconds
 from blast.experiment.own_model.text import read_text
@@ -326,7 +326,7 @@ class _Run:
         model = to_dense(self.model).eval()
         after = self._losses(model)
         sparsity = sparsity_facts(model, self.every, masks)
-        save(to_sparse(model, masks), options.out, processing_class=self.source.tokenizer)
+        save(to_sparse(model, masks), options.out, processing_class=load_tokenizer(self.source))
         sparse, dense = fuse_if_possible(load(options.out).to(self.device)), self.teacher
         if dense is None:
             dense = to_dense(self.source.load()).to(self.device)
