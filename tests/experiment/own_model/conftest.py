@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,17 @@ import torch
 
 from blast import architectures
 from blast.datasets._text.tokenizer import train_tokenizer
+from blast.experiment.own_model import start
 
 LINE = "The block {0} of layer {1} is {2}; it holds {3} weights, and {4} of them are not zero.\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_calibration() -> Iterator[None]:
+    """One-shot pruning looks at little text, as the models are tiny."""
+    before, start.CALIBRATION = start.CALIBRATION, 512
+    yield
+    start.CALIBRATION = before
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ def place(model_folder, text_file, tmp_path, monkeypatch) -> Path:
     for name in ("bare", "encoder", "damaged"):
         shutil.copytree(model_folder, tmp_path / name)
     (tmp_path / "bare" / "tokenizer.json").unlink()
-    (tmp_path / "encoder" / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    (tmp_path / "encoder" / "config.json").write_text(
+        json.dumps({"model_type": "bert", "architectures": ["BertModel"]})
+    )
     (tmp_path / "damaged" / "tokenizer.json").write_text("{}")
     return tmp_path
 
@@ -38,7 +40,10 @@ PRUNE = "--text text.txt --out new --steps 8 --length 32"
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("prune model --text none.txt --out new", "none.txt: cannot be read (No such file or directory); give the path"),
+        (
+            "prune model --text none.txt --out new",
+            "none.txt: cannot be read (No such file or directory); give the path",
+        ),
         ("prune model --text full --out new", "full: cannot be read (Is a directory); give the path of a text file."),
         ("prune model --text empty.txt --out new", "empty.txt: is empty; give a file with text."),
         ("prune model --text binary.txt --out new", "binary.txt: byte 128 is not UTF-8, so it is no text"),
@@ -115,9 +120,9 @@ def test_a_model_without_an_mlp_is_named(place, tmp_path, capsys, monkeypatch):
 
 
 def test_too_little_memory_is_refused_before_anything_is_loaded(place, monkeypatch, capsys):
-    from blast.experiment.own_model import prune
+    from blast.experiment.own_model import workplace
 
-    monkeypatch.setattr(prune, "free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(workplace, "free_bytes", lambda device: 1_000_000)
     assert main(["prune", "model", *PRUNE.split()]) == 2
     said = capsys.readouterr().err
     assert "pruning model needs about 0.0 GB of memory and 0.0 GB are free; choose a smaller model." in said

@@ -12,7 +12,7 @@ import torch
 import blast
 from blast.experiment.cli import main
 from blast.experiment.own_model.generate import GenerateOptions, generate
-from blast.experiment.own_model.scan import recommended
+from blast.experiment.own_model.layer_cost import recommended
 
 SHORT = "--sparsity .5 --block 16 --steps 12 --length 32 --batch 4 --learning-rate 1e-3"
 

@@ -25,7 +25,9 @@ def points(start: str, pruned_start: str) -> tuple[Point, Point]:
     return dense, pruned
 
 
-def grid(folder: Path, loss: float, start: str = "published", pruned_start: str = "parent", chance=CHANCE) -> GridFolder:
+def grid(
+    folder: Path, loss: float, start: str = "published", pruned_start: str = "parent", chance=CHANCE
+) -> GridFolder:
     """A grid of a dense point and a pruned one, with their losses."""
     place, both = GridFolder(folder), points(start, pruned_start)
     write_json(place.plan, [point.to_dict() for point in both])

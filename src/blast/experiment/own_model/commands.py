@@ -22,7 +22,7 @@ def prune(options: argparse.Namespace) -> int:
     Example: blast prune smollm2-135m-q4 --sparsity .5 --text pystdlib --minutes 9 --out my-sparse-model
     """
     _wait_without_spinning()
-    from blast.experiment.own_model.prune import PruneOptions
+    from blast.experiment.own_model.options import PruneOptions
     from blast.experiment.own_model.prune import prune as run
 
     minutes = None if options.steps else options.minutes or MINUTES
@@ -41,6 +41,7 @@ def prune(options: argparse.Namespace) -> int:
             learning_rate=options.learning_rate,
             seed=options.seed,
             dense_layers=options.dense_layers,
+            start=options.start,
         ),
         _say,
     )
@@ -137,10 +138,22 @@ def add_verbs(verb: AddVerb) -> None:
         default=True,
         help="let the dense model teach the sparse one (default)",
     )
-    made.add_argument("--dense-layers", type=layers, default=(), metavar="N,N", help="layers that stay dense")
+    made.add_argument(
+        "--dense-layers",
+        type=layers,
+        default="auto",
+        metavar="N,N",
+        help="layers that stay dense; none, or auto for the worst (default: auto)",
+    )
+    made.add_argument(
+        "--start",
+        choices=("auto", "one_shot", "gradual"),
+        default="auto",
+        help="find the masks before the training or while it lasts (default: before it in short runs)",
+    )
     made.add_argument("--length", type=whole, default=256, help="tokens of a sequence (default: 256)")
-    made.add_argument("--batch", type=whole, default=4, help="sequences of a step (default: 4)")
-    made.add_argument("--learning-rate", type=positive, default=5e-4, help="its peak (default: 5e-4)")
+    made.add_argument("--batch", type=whole, default=2, help="sequences of a step (default: 2)")
+    made.add_argument("--learning-rate", type=positive, default=3e-4, help="its peak (default: 3e-4)")
     made.add_argument("--seed", type=not_negative, default=0, help="seed of the order of the text (default: 0)")
     made = verb("scan", scan)
     made.add_argument("model", **model)
@@ -213,8 +226,10 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def layers(text: str) -> tuple[int, ...]:
-    """Numbers of layers, with commas between them."""
+def layers(text: str) -> tuple[int, ...] | str:
+    """Numbers of layers, with commas between them; or `none` or `auto`."""
+    if text in ("auto", "none"):
+        return text if text == "auto" else ()
     return tuple(not_negative(part.strip()) for part in text.split(","))
 
 

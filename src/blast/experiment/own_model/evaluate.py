@@ -46,7 +46,7 @@ def evaluate(options: EvalOptions, say: Callable[[str], Any] = print) -> list[di
     """
     import torch
 
-    from blast.experiment.own_model.prune import fuse_if_possible
+    from blast.experiment.own_model.finish import fuse_if_possible
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = find_model(options.model, say)
@@ -124,8 +124,8 @@ def _stock(source: ModelSource, model: Any, tasks: Sequence[str], options: EvalO
     except Exception as error:  # lm-eval and the hub's clients raise many types
         reason = (str(error).splitlines() or [""])[0]
         raise BlastError(
-            f"lm-eval cannot run {', '.join(tasks)} ({type(error).__name__}: {reason}); its own tasks need the network: "
-            f"take one of {', '.join(own_tasks())}."
+            f"lm-eval cannot run {', '.join(tasks)} ({type(error).__name__}: {reason}); its own tasks need "
+            f"the network: take one of {', '.join(own_tasks())}."
         ) from error
     rows = []
     for task, values in found["results"].items():

@@ -49,7 +49,7 @@ def generate(options: GenerateOptions, out: TextIO | None = None) -> str:
     """
     import torch
 
-    from blast.experiment.own_model.prune import fuse_if_possible
+    from blast.experiment.own_model.finish import fuse_if_possible
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say = _to_errors

@@ -21,6 +21,8 @@ TEACHER = Distillation(weight=0.67, hidden_weight=1.0)
 # With fewer steps the masks would change in each of them, and the decay would be two steps long.
 FEWEST_STEPS = 8
 CHECKPOINT_SECONDS = 60.0
+# Runs of fewer tokens start from one-shot pruning: while the sparsity rises, most steps train blocks that go later.
+SHORT_RUN = 2_000_000
 
 
 def training_settings(
@@ -56,7 +58,7 @@ def training_settings(
 
 
 def sparsify_config(
-    *, sparsity: float, block: BlockShape, steps: int, names: Sequence[str], seed: int
+    *, sparsity: float, block: BlockShape, steps: int, names: Sequence[str], start: str, seed: int
 ) -> SparsifyConfig:
     """How the masks are found.
 
@@ -65,10 +67,12 @@ def sparsify_config(
         block: Shape of a block.
         steps: Optimization steps.
         names: The matrices.
+        start: `one_shot`: the model is pruned already, and its masks stay. `gradual`: the sparsity rises step by step.
         seed: Seed of random choices; the recipe makes none.
     """
     return SparsifyConfig.from_method(
         "gmp",
+        schedule="constant" if start == "one_shot" else "cubic",
         sparsity=sparsity,
         block=block,
         steps=steps,

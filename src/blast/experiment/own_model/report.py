@@ -75,7 +75,7 @@ def describe(report: Mapping[str, Any]) -> Iterator[str]:
     )
     seconds = report["seconds"]
     yield (
-        f"took {as_time(seconds['all'])}: {as_time(seconds['training'])} for {report['steps']} steps of "
+        f"took {as_time(seconds['all'])}: {as_time(seconds['training'])} for {report['plan']['steps']} steps of "
         f"{report['tokens_a_step']} tokens, the rest for measuring and saving"
     )
     if report["verdict"]["wrecked"]:
