@@ -126,7 +126,7 @@ def test_minutes_become_steps_by_the_time_that_a_step_takes(model_folder, text_f
 
 def test_a_wrecked_model_is_said_with_what_to_change(model_folder, text_file, tmp_path):
     lines = []
-    report = prune(options(model_folder, text_file, tmp_path / "out", sparsity=0.97, steps=8), lines.append)
+    report = prune(options(model_folder, text_file, tmp_path / "out", learning_rate=3.0, steps=8), lines.append)
     assert lines[-2].startswith("The model is wrecked: ")
     assert "train for more steps" in lines[-2]
     assert report["verdict"]["kept"] < 0.5
