@@ -9,12 +9,15 @@ import pytest
 import torch
 
 import blast
+from blast.evaluation.loss import evaluate_language
 from blast.experiment.cli import main
 from blast.experiment.own_model import plan as module
 from blast.experiment.own_model import prune as command
 from blast.experiment.own_model import recipe
+from blast.experiment.own_model.opening import find_model
 from blast.experiment.own_model.options import PruneOptions
 from blast.experiment.own_model.prune import prune
+from blast.experiment.own_model.text import read_text
 
 
 def options(model: Path, text: Path, out: Path, **changed) -> PruneOptions:
@@ -56,10 +59,6 @@ def test_it_says_what_it_takes_before_it_trains_and_what_it_cost_after(pruned):
 
 
 def test_the_reported_loss_is_that_of_the_saved_model(pruned, text_file, model_folder):
-    from blast.evaluation.loss import evaluate_language
-    from blast.experiment.own_model.opening import find_model
-    from blast.experiment.own_model.text import read_text
-
     out, _ = pruned
     data = read_text([str(text_file)], find_model(str(model_folder)), 32)
     metrics = evaluate_language(blast.load(out), data, length=32, limit=256, batch=4)
@@ -137,3 +136,47 @@ def test_the_margin_is_measured_against_the_frequencies_of_tokens(pruned):
     unigram, dense, sparse = (report["verdict"]["unigram_loss"], report["dense"]["loss"], report["sparse"]["loss"])
     assert dense < unigram
     assert report["verdict"]["kept"] == pytest.approx((unigram - sparse) / (unigram - dense))
+
+
+def test_the_layers_that_cost_far_more_stay_dense_by_themselves(model_folder, text_file, tmp_path, monkeypatch):
+    """Which they are is measured on the text that is trained on, not on the held-out one."""
+    costs = {"0": {"0.5": 5.0}, "1": {"0.5": 0.1}, "2": {"0.5": 0.1}}
+    seen = []
+
+    def layer_costs(model, matrices, block, sparsity, sample):
+        seen.append(sample)
+        return costs
+
+    monkeypatch.setattr(module, "layer_costs", layer_costs)
+    lines = []
+    report = prune(options(model_folder, text_file, tmp_path / "out", steps=8), lines.append)
+    assert list(report["plan"]["dense_layers"]) == [0]
+    assert all(".layers.1." in name for name in blast.masks_of(blast.load(tmp_path / "out")))
+    assert report["sparsity"]["mlp"] == pytest.approx(report["sparsity"]["pruned"] / 2)
+    assert any("layers 0 stay dense" in line for line in lines)
+    data = read_text([str(text_file)], find_model(str(model_folder)), 32)
+    assert torch.equal(seen[0].chunks, data.training_part(4).validation_chunks(32, 4))
+
+
+def test_a_short_run_starts_from_one_shot_pruning_and_its_masks_stay(pruned):
+    report = json.loads((pruned[0] / "prune.json").read_text())
+    assert report["plan"]["start"] == "one_shot"
+    first = next(line for line in pruned[1] if line.startswith("step "))
+    assert ", 50 % sparse, " in first
+
+
+def test_a_gradual_start_raises_the_sparsity_step_by_step(model_folder, text_file, tmp_path, monkeypatch):
+    seen = []
+    step = blast.Sparsifier.step
+
+    def watched(self) -> None:
+        step(self)
+        seen.append(self.sparsity_achieved)
+
+    monkeypatch.setattr(blast.Sparsifier, "step", watched)
+    given = options(model_folder, text_file, tmp_path / "out", start="gradual", dense_layers=())
+    report = prune(given, lambda line: None)
+    assert report["plan"]["start"] == "gradual"
+    assert seen[0] < 0.2 < seen[8] < seen[-1] == pytest.approx(0.5, abs=0.01)
+    # The masks are fixed when the decay of the learning rate begins.
+    assert len(set(seen[-6:])) == 1

@@ -81,31 +81,40 @@ def make_plan(work: Workplace, began: float) -> Plan:
 
     dtype = faster_dtype(work.model, loss_in, work.batch(0, 1))
     seconds = step_seconds(work.model, loss_in, work.batch(0), dtype) * REST_OF_STEP
-    left = None if options.minutes is None else _left(work, began, evaluation, seconds)
-    start = _start(work, layers, options.steps or int(PLANNED * left / seconds))
+    if options.steps is None:
+        _check_time(work, _left(work, began, evaluation), seconds)
+    start = _start(work, layers, options.steps or int(_left(work, began, evaluation) / seconds))
     if start == "one_shot":
         start_from_one_shot(work, layers, dtype)
-    steps = options.steps or max(recipe.FEWEST_STEPS, int(PLANNED * _left(work, began, evaluation, 0.0) / seconds))
+    steps = options.steps or max(recipe.FEWEST_STEPS, int(_left(work, began, evaluation) / seconds))
     plan = Plan(steps, dtype, seconds, dense, layers, start)
     _say(work, plan)
     return plan
 
 
-def _left(work: Workplace, began: float, evaluation: float, seconds: float) -> float:
-    """Seconds that are left for the training.
+def _left(work: Workplace, began: float, evaluation: float) -> float:
+    """Seconds that are left for the training; `evaluation` is how long one evaluation takes."""
+    return PLANNED * (60 * work.options.minutes - (time.monotonic() - began) - 1.2 * evaluation - AT_THE_END)
+
+
+def _check_time(work: Workplace, left: float, seconds: float) -> None:
+    """Refuses a time in which only a few steps are possible.
+
+    Args:
+        work: The model and the text.
+        left: Seconds that are left for the training.
+        seconds: Seconds of a step.
 
     Raises:
-        BlastError: if they are too few for `recipe.FEWEST_STEPS` steps of `seconds`.
+        BlastError: if that is so; the message says how many minutes are needed.
     """
     minutes = work.options.minutes
-    left = 60 * minutes - (time.monotonic() - began) - 1.2 * evaluation - AT_THE_END
-    if PLANNED * left < recipe.FEWEST_STEPS * seconds:
-        needed = (60 * minutes - left + recipe.FEWEST_STEPS * seconds / PLANNED) / 60
+    if left < recipe.FEWEST_STEPS * seconds:
+        needed = minutes + (recipe.FEWEST_STEPS * seconds - left) / PLANNED / 60
         raise BlastError(
             f"{minutes:g} minutes are too short here, where a step of {work.tokens} tokens takes {seconds:.1f} s; "
             f"give --minutes {needed + 1:.0f} or more, or a smaller --batch or --length."
         )
-    return left
 
 
 def _dense_layers(work: Workplace) -> tuple[int, ...]:

@@ -128,4 +128,4 @@ def _pieces(text: str) -> Iterator[str]:
 def _joined(documents: Sequence[Sequence[int]]) -> np.ndarray:
     import numpy as np
 
-    return np.array([token for document in documents for token in document], dtype=np.int64)
+    return np.concatenate([np.array(document, dtype=np.int64) for document in [[], *documents]])
