@@ -18,6 +18,7 @@ from blast.experiment.own_model.opening import find_model
 from blast.experiment.own_model.options import PruneOptions
 from blast.experiment.own_model.prune import prune
 from blast.experiment.own_model.text import read_text
+from blast.model.target import Target
 
 
 def options(model: Path, text: Path, out: Path, **changed) -> PruneOptions:
@@ -61,7 +62,7 @@ def test_it_says_what_it_takes_before_it_trains_and_what_it_cost_after(pruned):
 def test_the_reported_loss_is_that_of_the_saved_model(pruned, text_file, model_folder):
     out, _ = pruned
     data = read_text([str(text_file)], find_model(str(model_folder)), 32)
-    metrics = evaluate_language(blast.load(out), data, length=32, limit=256, batch=4)
+    metrics = evaluate_language(blast.load(out), data, length=32, limit=128, batch=4)
     bits = next(entry["value"] for entry in metrics if entry["metric"] == "bits_per_byte")
     assert json.loads((out / "prune.json").read_text())["sparse"]["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
 
@@ -155,7 +156,7 @@ def test_the_layers_that_cost_far_more_stay_dense_by_themselves(model_folder, te
     assert report["sparsity"]["mlp"] == pytest.approx(report["sparsity"]["pruned"] / 2)
     assert any("layers 0 stay dense" in line for line in lines)
     data = read_text([str(text_file)], find_model(str(model_folder)), 32)
-    assert torch.equal(seen[0].chunks, data.training_part(4).validation_chunks(32, 4))
+    assert torch.equal(seen[0].chunks, data.training_part(2).validation_chunks(32, 2))
 
 
 def test_a_short_run_starts_from_one_shot_pruning_and_its_masks_stay(pruned):
@@ -180,3 +181,23 @@ def test_a_gradual_start_raises_the_sparsity_step_by_step(model_folder, text_fil
     assert seen[0] < 0.2 < seen[8] < seen[-1] == pytest.approx(0.5, abs=0.01)
     # The masks are fixed when the decay of the learning rate begins.
     assert len(set(seen[-6:])) == 1
+
+
+def test_where_measuring_the_layers_takes_too_long_the_first_and_the_last_stay_dense():
+    class Slow:
+        def __init__(self, layers: int, minutes: float | None) -> None:
+            self.options = options(Path("m"), Path("t"), Path("o"), steps=None, minutes=minutes)
+            self.every = [
+                Target(f"model.layers.{n}.mlp.up_proj", torch.nn.Linear(2, 2), "up", None) for n in range(layers)
+            ]
+            self.model, self.data, self.device, self.said = None, self, torch.device("cpu"), []
+            self.say = self.said.append
+
+        def training_part(self, count: int) -> None:
+            return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        sample = module.Sample(torch.zeros(2, 3), 1, "float32", torch.device("cpu"), seconds=13.0)
+        patch.setattr(module.Sample, "of", lambda *_: sample)
+        assert module._dense_layers(Slow(10, minutes=10)) == (0, 9)
+        assert module._dense_layers(Slow(2, minutes=0.1)) == ()

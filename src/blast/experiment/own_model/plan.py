@@ -22,7 +22,9 @@ AT_THE_END = 20.0
 # Part of the time that is left to the training; the rest is in hand, because a machine can become slower.
 PLANNED = 0.95
 # Sequences that the cost of each layer is measured on, where the layers that stay dense are chosen.
-SEQUENCES = 4
+SEQUENCES = 2
+# Share of the time that measuring the layers may take.
+MEASURING = 0.2
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,10 @@ def _dense_layers(work: Workplace) -> tuple[int, ...]:
         return tuple(options.dense_layers)
     # Measured on text that is trained on: the held-out part decides nothing.
     sample = Sample.of(work.model, work.data.training_part(SEQUENCES), options.length, SEQUENCES, work.device)
-    layers = {target.layer for target in work.every} - {None}
+    layers = sorted({target.layer for target in work.every if target.layer is not None})
+    if options.minutes is not None and len(layers) * sample.seconds > MEASURING * 60 * options.minutes:
+        work.say("there is no time to measure what each layer costs: the first and the last one stay dense")
+        return (layers[0], layers[-1]) if len(layers) > 2 else ()
     work.say(f"measuring what each of {len(layers)} layers costs: about {as_time(len(layers) * sample.seconds)}")
     return tuple(recommended(layer_costs(work.model, work.every, work.block, options.sparsity, sample)))
 
@@ -144,7 +149,7 @@ def _say(work: Workplace, plan: Plan) -> None:
     work.say(
         f"{weights / 1e6:.1f} of {work.source.parameters / 1e6:.1f} million weights, in {len(matrices)} matrices, are "
         f"pruned to {100 * work.options.sparsity:g} % in blocks of {work.block}"
-        f"{f'; layers {dense} stay dense, because they cost most' if dense else ''}"
+        f"{f'; layers {dense} stay dense' if dense else ''}"
     )
     work.say(
         f"training takes about {as_time(plan.steps * plan.step_seconds)}: {plan.steps} steps of {work.options.batch} x "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from blast.experiment.own_model.workplace import Workplace
 
 # Tokens of the calibration.
-CALIBRATION = 8192
+CALIBRATION = 4096
 AT_ONCE = 1024
 # Numbers of its batches: other places of the training text than those of the steps.
 FIRST_BATCH = 1 << 40
