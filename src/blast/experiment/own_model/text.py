@@ -64,7 +64,9 @@ def _dataset(name: str, source: ModelSource, say: Callable[[str], Any]) -> Langu
     if module.MODALITY != "language":
         raise BlastError(f"the dataset '{name}' is no text; give a text file, or for instance pystdlib.")
     module.fetch(cache_root(), say)
-    return module.load(cache_root(), {TOKENIZER: str(source.tokenizer.resolve())})
+    # With a name, the tokens are those of a grid that uses the same model.
+    tokenizer = source.name if source.folder is None else str(source.tokenizer.resolve())
+    return module.load(cache_root(), {TOKENIZER: tokenizer})
 
 
 def _files(words: Sequence[str], source: ModelSource) -> LanguageData:
