@@ -63,6 +63,7 @@ EXPERIMENT = [
     "data",
     "gpu_tables",
     "tracking",
+    "own_model",
     "listing",
     "rerun",
     "snakemake_hooks",

@@ -18,6 +18,7 @@ from typing import Any
 
 from blast.errors import STOPPED, STOPPED_CODE, BlastError, unknown_name
 from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, write_plans
+from blast.experiment.own_model.commands import add_verbs
 from blast.experiment.plan.paths import CHECKOUT, GridFolder, in_checkout
 from blast.settings import Count, Place
 from blast.settings import check as check_value
@@ -205,10 +206,14 @@ def verdict(options: argparse.Namespace) -> int:
 
     Example: blast verdict --grid-dir results/default --out results/default/verdict.txt
     """
-    from blast.experiment.run.verdict import judge_grid
+    from blast.experiment.run.verdict import judge_grid, wrecked_sentences
     from blast.files import write_atomically
 
-    points, sentences = judge_grid(GridFolder(options.grid_dir))
+    folder = GridFolder(options.grid_dir)
+    points, sentences = judge_grid(folder)
+    wrecked = wrecked_sentences(folder)
+    for sentence in wrecked:
+        print(f"WRECKED {sentence}", file=sys.stderr)
     for sentence in sentences:
         print(f"FAILED {sentence}", file=sys.stderr)
     if sentences:
@@ -219,6 +224,8 @@ def verdict(options: argparse.Namespace) -> int:
         )
         return 1
     message = f"all {points} points are good"
+    if wrecked:
+        message = f"all {points} points are done; {len(wrecked)} of the pruned models are wrecked"
     write_atomically(options.out, message + "\n")
     print(message)
     return 0
@@ -310,13 +317,15 @@ def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blast",
-        description="Runs experiments with block-sparse transformers. A point is one training run or one benchmark.",
+        description="Prunes a language model of yours (prune, scan, generate, eval), and runs experiments with "
+        "block-sparse transformers (the other verbs). A point is one training run or one benchmark.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         return _verb(verbs, name, function)
 
+    add_verbs(verb)
     config = {"type": Path, "default": in_checkout("config/config.yaml"), "help": "default: config/config.yaml"}
     grid_dir = {"type": Path, "required": True, "help": "folder of the grid, such as results/default"}
     recorded = {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}

@@ -44,7 +44,8 @@ def input_moments(
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0].detach().flatten(0, -2).float()
-            moment = x.t() @ x if full else x.square().sum(0)
+            with torch.autocast(x.device.type, enabled=False):  # it would round the products to bfloat16
+                moment = x.t() @ x if full else x.square().sum(0)
             sums[name] = moment if name not in sums else sums[name] + moment
             counts[name] = counts.get(name, 0) + len(x)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from blast.block_sparse.blocks import BlockShape
 from blast.errors import BlastError
+from blast.model.agreement import in_eval_mode
 from blast.model.target import Target
 from blast.sparsity.calibration import Forward, input_moments
 from blast.sparsity.compensation import block_saliency, damped_inverse, remove_blocks_
@@ -24,6 +25,7 @@ from blast.sparsity.layer_budgets import weight_outliers
 from blast.sparsity.mask_groups import MaskGroup, find_mask_groups
 from blast.sparsity.one_shot import apply_masks_, full_mask, prune_to_budget
 from blast.sparsity.permutation import permute_hidden_units_
+from blast.sparsity.staged_forward import StagedForward, staged_forward
 
 
 @torch.no_grad()
@@ -63,7 +65,8 @@ def prune_once_(
     chosen = prune_to_budget(mask_groups, whole, config, config.sparsity, step=0, scores=scores, outliers=outliers)
     masks = {t.name: mask.to(g.device) for g, mask in zip(mask_groups, chosen, strict=True) for t in g.targets}
     if config.keep_score == "obs" and forward is not None:
-        _remove_in_order(model, mask_groups, masks, batches, forward, config.block)
+        with in_eval_mode(model):
+            _remove_in_order(model, mask_groups, masks, batches, forward, config.block)
     apply_masks_(model, masks, config.block)
     return masks
 
@@ -99,10 +102,27 @@ def _remove_in_order(
     block: BlockShape,
 ) -> None:
     """Removes the dead blocks of one stage after the other, each calibrated with what the earlier ones have become."""
-    for stage in _stages(mask_groups):
-        moments = input_moments(model, stage, batches, forward, full=True)
+    stages = _stages(mask_groups)
+    staged = _staged(model, stages, batches, forward)
+    for stage in stages:
+        if staged is None:
+            moments = input_moments(model, stage, batches, forward, full=True)
+        else:
+            staged.go_to(stage[0].layer or 0)
+            moments = input_moments(model, stage, range(len(batches)), staged, full=True)
         for target in stage:
             remove_blocks_(target.weight, masks[target.name], damped_inverse(moments[target.name]), block)
+
+
+def _staged(
+    model: nn.Module, stages: Sequence[Sequence[Target]], batches: Sequence[Any], forward: Forward
+) -> StagedForward | None:
+    """Runs one layer at a time, if all stages are in layers of one list and follow its order; else None."""
+    places = [(str(stage[0].layer_path).rpartition(".")[0], stage[0].layer) for stage in stages]
+    paths, numbers = {path for path, _ in places}, [number for _, number in places if number is not None]
+    if len(paths) != 1 or "" in paths or len(numbers) < len(places) or numbers != sorted(numbers):
+        return None
+    return staged_forward(model, paths.pop(), forward, batches)
 
 
 def _stages(mask_groups: Sequence[MaskGroup]) -> list[list[Target]]:

@@ -11,6 +11,7 @@ from blast.errors import BlastError
 
 WINDOW = 50
 PATIENCE = 10
+REMEDY = "lower 'learning_rate' or 'clip' under 'training' in the config"
 
 
 class DivergenceCheck:
@@ -22,10 +23,11 @@ class DivergenceCheck:
     Args:
         spike: Nats above the median; 0 checks for NaN and infinity only.
         state_file: File of the training state, for the error message.
+        remedy: What the error tells the user to do.
     """
 
-    def __init__(self, spike: float, state_file: Path | None = None) -> None:
-        self._spike, self._file = spike, state_file
+    def __init__(self, spike: float, state_file: Path | None = None, remedy: str = REMEDY) -> None:
+        self._spike, self._file, self._remedy = spike, state_file, remedy
         self._usual: deque[float] = deque(maxlen=WINDOW)
         self._spikes = 0
         self._saved: int | None = None
@@ -72,6 +74,4 @@ class DivergenceCheck:
             last = "no state was saved before it"
         else:
             last = f"the last good state is {self._file}, before step {self._saved}"
-        return BlastError(
-            f"{what}, and {last}; lower 'learning_rate' or 'clip' under 'training' in the config and run again."
-        )
+        return BlastError(f"{what}, and {last}; {self._remedy} and run again.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blast.distributed import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.checkpoint import TrainingState
-from blast.training.divergence import DivergenceCheck
+from blast.training.divergence import REMEDY, DivergenceCheck
 from blast.training.history import MASK_SNAPSHOTS, History, Stopwatch
 from blast.training.parallel import broadcast
 from blast.training.settings import TrainingSettings
@@ -49,6 +49,7 @@ def train(
     state_file: Path | None = None,
     key: str = "",
     say: Callable[[str], Any] = print,
+    remedy: str = REMEDY,
 ) -> History:
     """Trains a model in place.
 
@@ -64,6 +65,7 @@ def train(
         state_file: File of the training state while the run lasts; None saves none.
         key: Digest of everything that determines the run; a state with another key is not used.
         say: Prints a line of progress, every few seconds.
+        remedy: What the error of a run that diverges tells the user to do.
 
     Returns:
         The history of the run.
@@ -75,7 +77,7 @@ def train(
     history = History()
     state = TrainingState(state_file, key) if state_file else None
     first = state.restore(model, optimizer, sparsifier, history) if state else 0
-    divergence = DivergenceCheck(settings.spike, state_file)
+    divergence = DivergenceCheck(settings.spike, state_file, remedy)
     if state and state.discarded:
         say(state.discarded)
     if first:

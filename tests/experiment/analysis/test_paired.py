@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 
 from blast.evaluation.item_scores import ItemScores
 from blast.experiment.analysis.paired import ACCURACY, BITS, POOLED, compare, judge, overall, relative_perplexity
-from blast.experiment.analysis.wrecked import wrecked
 
 
 def questions(n: int, share: float, seed: int = 0, chance: float = 0.25) -> ItemScores:
@@ -220,23 +218,3 @@ def test_perplexity_rises_more_than_loss():
     assert found.relative_perplexity == pytest.approx(100 * math.expm1(0.0225 * text().nats.sum() / (500 * 64)))
     no_text = {"a": questions(500, 0.5)}
     assert math.isnan(compare([no_text], [no_text])[0].relative_perplexity)
-
-
-@pytest.mark.parametrize(
-    ("facts", "said"),
-    [
-        ({"loss": 13.1, "vocabulary": 49152}, r"its loss of 13\.10 .* no better than the 10\.80 of guessing"),
-        ({"loss": math.nan, "vocabulary": 49152}, "no better than the 10.80 of guessing"),
-        ({"loss": 3.0, "vocabulary": 49152, "kept": 0.31}, "it keeps 31 % of the margin"),
-        ({"kept": -0.2}, "it keeps -20 % of the margin"),
-        ({"loss": 3.0, "vocabulary": 49152, "kept": 0.6}, None),
-        ({"kept": math.nan}, None),
-    ],
-)
-def test_a_wrecked_model_is_named_with_what_to_change(facts, said):
-    found = wrecked(**facts)
-    if said is None:
-        assert found is None
-    else:
-        assert re.search(said, found)
-        assert "train for more steps" in found

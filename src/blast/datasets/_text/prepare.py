@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from blast.datasets._text.tokenizer import (
     token_bytes,
     train_tokenizer,
 )
-from blast.download.cache import build_once
+from blast.download.cache import FACTS, build_once
 from blast.errors import BlastError
 from blast.files import digest_number, file_digest, json_digest
 from blast.settings import Bounds, Name, Place, plain, updated
@@ -73,7 +74,8 @@ class TextSettings:
 
     Attributes:
         vocab_size: Size of the tokenizer that is trained on the text; not used with `tokenizer`.
-        tokenizer: Architecture whose own tokenizer is used; without it, one is trained on the text.
+        tokenizer: Architecture whose own tokenizer is used, or the path of a folder with a `tokenizer.json`; without
+            it, one is trained on the text.
     """
 
     vocab_size: Annotated[int, Bounds(ge=BYTES_OF_VOCABULARY)]
@@ -124,7 +126,7 @@ def prepare_text(
     described = {"format": FORMAT, "source": source_digest, "settings": settings}
     published = published_tokenizer(settings.get(TOKENIZER), Path(cache))
     if published:
-        described["tokenizer"] = published.name
+        described["tokenizer"] = _identity(published)
     key = json_digest(described, escaped=True)
     folder = Path(cache) / "prepared" / dataset / key.partition(":")[2][:16]
 
@@ -175,12 +177,19 @@ def open_text(facts: dict[str, Any]) -> LanguageData:
 
 
 def published_tokenizer(architecture: str | None, cache: Path) -> Path | None:
-    """Folder of the tokenizer of an architecture's published weights; None without an architecture."""
+    """Folder of the tokenizer of an architecture's published weights, or the folder that is given; None without."""
     if not architecture:
         return None
+    if os.sep in architecture:
+        return Path(architecture)
     from blast import architectures
 
     return architectures.tokenizer_folder(architecture, cache)
+
+
+def _identity(tokenizer: Path) -> str:
+    """What names a given tokenizer: its folder if that has a digest in its name, else a digest of its file."""
+    return tokenizer.name if (tokenizer / FACTS).is_file() else file_digest(tokenizer / FILE)
 
 
 def _training_texts(documents: Iterable[Document]) -> Iterator[str]:

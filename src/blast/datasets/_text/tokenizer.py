@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
+# Parts of a tokenizer that say whether its tokens are spelled in bytes.
+PARTS_WITH_BYTES = ("pre_tokenizer", "decoder")
+SINGLE_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
@@ -55,10 +59,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Toke
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`."""
+    """The tokenizer saved in `folder`.
+
+    Raises:
+        BlastError: if its file is missing or damaged.
+    """
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(Path(folder) / FILE))
+    file = Path(folder) / FILE
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing more special
+        raise BlastError(f"{file}: its tokenizer cannot be read ({error}); save it again.") from error
 
 
 def copy_tokenizer(source: Path, folder: Path) -> Tokenizer:
@@ -88,14 +100,21 @@ def end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     """Bytes of text that each token stands for, int64 `[vocabulary]`; 0 for the end of text and its like.
 
-    In a byte-level BPE each character of a token's spelling is one byte; tokens added to it are plain text.
+    In a byte-level BPE each character of a token's spelling is one byte; tokens added to it are plain text. In others
+    (SentencePiece) a token is spelled as text, with "▁" for a space and `<0x0A>` for a single byte.
     """
     import numpy as np
 
     vocabulary = tokenizer.get_vocab()
     lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    byte_level = '"ByteLevel"' in json.dumps([json.loads(tokenizer.to_str())[part] for part in PARTS_WITH_BYTES])
     for token, index in vocabulary.items():
-        lengths[index] = len(token)
+        lengths[index] = len(token) if byte_level else _text_bytes(token)
     for index, token in tokenizer.get_added_tokens_decoder().items():
         lengths[index] = 0 if token.special else len(token.content.encode())
     return lengths
+
+
+def _text_bytes(token: str) -> int:
+    """Bytes of a token that is spelled as text."""
+    return 1 if SINGLE_BYTE.fullmatch(token) else len(token.replace("▁", " ").encode())

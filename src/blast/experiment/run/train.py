@@ -30,6 +30,7 @@ from blast.evaluation.item_scores import ItemScores, write_item_scores
 from blast.evaluation.metric import metric
 from blast.evaluation.requests import SEPARATE_TEST, read_requests
 from blast.evaluation.scoring import read_tokens, score_requests
+from blast.evaluation.wrecked import unigram_loss
 from blast.experiment.plan.paths import ITEMS, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from blast.sparsity.sparsifier import Sparsifier
 
 Result = dict[str, Any]
+# Tokens of the text that the unigram is counted on.
+COUNTED = 5_000_000
 # Makes the sparsifier of a model and its optimizer.
 MakeSparsifier = Callable[[nn.Module, torch.optim.Optimizer], "Sparsifier"]
 
@@ -379,6 +382,10 @@ def evaluate_saved(
     point, work = run.point, run.folder.work(run.point.id)
     metrics, artifacts, took = _scored(run, model)
     run.say("evaluated")
+    chance = {}
+    if run.language:
+        test = run.held_out[1]
+        chance["unigram_loss"] = unigram_loss(test.train[:COUNTED], test.validation[:COUNTED], test.vocab_size)
     sizes = model_bytes(model)
     checkpoint = work / "checkpoint"
     weights = weights_file(checkpoint)
@@ -402,6 +409,7 @@ def evaluate_saved(
         "sparsity": sparsity,
         "dataset": {"name": point.dataset, "digest": run.data.digest, "counts": run.data.counts},
         "parameters": parameters,
+        **chance,
         **weights_of(point),
         "artifacts": artifacts,
         # Time is no result: it goes into the part of the record that says how the run went.

@@ -9,6 +9,7 @@ from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import read_plan
 from blast.experiment.run.locks import grid_is_free
+from blast.experiment.run.wrecked_points import wrecked_points
 from blast.files import write_atomically
 
 # The stamp of an MLflow import that has to be tried again begins with this.
@@ -93,6 +94,11 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
             sentences.append(f"MLflow: {said.strip()}")
             stamp.unlink()
     return len(points), sentences
+
+
+def wrecked_sentences(folder: GridFolder) -> list[str]:
+    """A sentence for each point of a grid that is done, but whose model is wrecked; see `wrecked_points`."""
+    return list(wrecked_points(read_plan(folder.plan).values(), folder))
 
 
 def _move_aside(folder: GridFolder, point: str) -> None:
