@@ -99,7 +99,7 @@ class WeightsFile:
                 for first, size in _chunks(entry.stop - entry.start):
                     place = target[first // itemsize : (first + size) // itemsize]
                     chunk = place.view(torch.uint8) if straight else waiting[:size]
-                    content = memoryview(chunk.numpy())
+                    content = chunk.numpy().data
                     self._read(file, content)
                     state.update(content)
                     if not straight:
