@@ -182,3 +182,9 @@ def test_planning_a_grid_does_not_load_torch():
 
 def test_the_lock_file_names_no_registry():
     assert "://" not in (ROOT / "requirements.lock").read_text()
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their name alone."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
