@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from blast_kernels.common.constants import HALF
 from blast_kernels.common.dense import apply_activation, compute_dtype
 from blast_kernels.common.quantize import dequantize
-from blast_kernels.mlp_inference.row_lists import HALF
 from torch import Tensor
 
 

@@ -16,11 +16,9 @@ If only some blocks of a matrix are read, its entries hold `column + place Â· 2Â
 from __future__ import annotations
 
 import torch
+from blast_kernels.common.constants import HALF, HEADER
 from torch import Tensor
 
-HEADER = 4
-# Bits of a column or a count: two numbers share an entry.
-HALF = 16
 ALIGNMENT = 32
 
 

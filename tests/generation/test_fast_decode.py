@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 import blast
 from blast.generation.decode import FAMILIES, _sessions, forget_sessions
-from blast.generation.session import Session
+from blast.generation.session import Session, weights_in_place
 
 VOCABULARY = 61
 
@@ -173,6 +173,21 @@ def test_weights_and_masks_may_change_between_calls():
         mlp.up.module.weight.data[:48] = 0
     expected, third = both(model, **given, max_new_tokens=20, do_sample=False)
     assert torch.equal(third, expected)
+
+
+def test_new_places_of_weights_or_masks_are_seen_and_new_values_are_none():
+    """A graph reads places: it has to be captured again for others, and for nothing else."""
+    model = made("llama", sparse=True)
+    before = weights_in_place(model)
+    layer = model.model.layers[1].mlp.up_proj
+    with torch.no_grad():
+        layer.values.mul_(2)
+    assert weights_in_place(model) == before
+    layer.values = torch.nn.Parameter(layer.values.detach().clone())
+    moved = weights_in_place(model)
+    assert moved != before
+    blast.unfuse(model)
+    assert weights_in_place(model) != moved
 
 
 def test_a_session_is_used_again_and_dies_with_its_model():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from blast.model.attention import attention
 
 NAME = "blast_session"
 # Tokens of the cache that FlexAttention reads or skips together.
@@ -108,15 +109,9 @@ def count_blocks(block_mask: Any, position: Tensor) -> None:
     block_mask.kv_num_blocks.copy_((position // FLEX_BLOCK + 1).expand_as(block_mask.kv_num_blocks))
 
 
-@contextmanager
-def session_attention(config: Any) -> Iterator[None]:
+def session_attention(config: Any) -> AbstractContextManager[None]:
     """Within the context the model of this config uses `attend`, and transformers makes no masks."""
-    before = config._attn_implementation
-    config._attn_implementation = _registered()
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attention(config, _registered())
 
 
 @cache

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blast.block_sparse.sharding import sharded_modules
+from blast.model.attention import attention
 from blast.training.compilation import cross_entropy
 
 UNPADDED = "unpadded_sdpa"
@@ -78,16 +79,9 @@ def _head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
     return cross_entropy(F.linear(hidden, weight, bias), targets)
 
 
-@contextmanager
-def _unpadded(config: Any) -> Iterator[None]:
+def _unpadded(config: Any) -> AbstractContextManager[None]:
     """Within the context, SDPA attention uses `is_causal` instead of a mask; other attention is unchanged."""
-    before = config._attn_implementation
-    if before == "sdpa":
-        config._attn_implementation = _registered()
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attention(config, _registered()) if config._attn_implementation == "sdpa" else nullcontext()
 
 
 @cache
