@@ -129,7 +129,8 @@ class SparsifyConfig:
         hold: Share of `steps`, at the end, during which the mask is fixed.
         update_every: Steps between mask updates.
         keep_score: Ranks live blocks: `magnitude` (Frobenius norm), `second_moment` (each weight times the root of its
-            second moment in Adam), or `random` (a fixed random order). One-shot pruning also has `wanda` (weights times
+            second moment in Adam), `relative` (the norm over the geometric mean of the sums of its block row and block
+            column), or `random` (a fixed random order). One-shot pruning also has `wanda` (weights times
             activations) and `obs` (the error of the output that removal costs, and what stays compensates it).
         grow: `union` keeps the best blocks by weight and the best by gradient; the achieved sparsity is below the
             target. `swap` drops as many blocks as it grows, so the budget is exact. `none` never grows.
@@ -185,7 +186,7 @@ class SparsifyConfig:
     dense_start: Annotated[Share, Later()] = 0.0
     hold: Share = 0.2
     update_every: Count = 25
-    keep_score: Literal["magnitude", "second_moment", "random", "wanda", "obs"] = "magnitude"
+    keep_score: Literal["magnitude", "second_moment", "relative", "random", "wanda", "obs"] = "magnitude"
     grow: Literal["union", "swap", "none"] = "union"
     grow_share: Annotated[Share, Later()] = 1.0
     grow_decay: Annotated[Literal["constant", "cosine", "linear"], Later()] = "constant"

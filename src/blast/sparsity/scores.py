@@ -1,8 +1,8 @@
 """The keep score and the grow score of each block: a mask update ranks blocks by them.
 
 - Keep score of a live block: the Frobenius norm of its weights, the same with each weight multiplied by the root of its
-  second moment in Adam, or a random number (`SparsifyConfig.keep_score`). With `joint_hidden` the rest of its hidden
-  block multiplies it.
+  second moment in Adam, the norm relative to the rest of its block row and column, or a random number
+  (`SparsifyConfig.keep_score`). With `joint_hidden` the rest of its hidden block multiplies it.
 - Grow score of any block: the Frobenius norm of its dense gradient, or a random number (`SparsifyConfig.grow_score`).
 
 Where several matrices share a mask, the score is the root mean square of their norms. The mean, not the sum, makes a
@@ -138,9 +138,21 @@ def _keep_scores(
     if config.keep_score == "random":
         return [random_scores(group.grid, config.seed, "keep", group.index) for group in mask_groups]
     scores = [_score(*of, "weight", step) for of in zip(mask_groups, live, norms, strict=True)]
+    if config.keep_score == "relative":
+        scores = [_relative(score) for score in scores]
     if config.joint_hidden:
         return joint_scores([group.targets for group in mask_groups], config.block, scores)
     return scores
+
+
+def _relative(score: Tensor) -> Tensor:
+    """Norms `[rows, cols]` relative to the geometric mean of the sums of their row and of their column.
+
+    Magnitude keeps the blocks of a few hidden units, whose weights grow together; this keeps more units with fewer
+    blocks each. RIA (arXiv 2402.10415) adds the two ratios instead, so that the last block of a row is never pruned.
+    """
+    sums = (score.sum(dim=1, keepdim=True) * score.sum(dim=0, keepdim=True)).sqrt()
+    return torch.where(score > 0, score / sums, score)
 
 
 def _grow_scores(
