@@ -54,31 +54,3 @@ def test_random_scores_depend_on_their_seeds_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(one, random_scores((3, 5), 0, "keep", 2))
     assert not torch.equal(one, random_scores((3, 5), 1, "keep", 1))
-
-
-def test_relative_scores_are_norms_over_the_geometric_mean_of_their_row_and_column():
-    groups, _ = find_mask_groups(tiny_llama(), config())
-    live = [full_mask(group) for group in groups]
-    with torch.no_grad():
-        groups[0].parameters[0][:16] = 0  # a dead block row
-    norms = keep_scores(groups, live, config(), step=0)
-    for norm, score in zip(norms, keep_scores(groups, live, config(keep_score="relative"), step=0), strict=True):
-        for row, column in ((r, c) for r in range(norm.shape[0]) for c in range(norm.shape[1])):
-            mean = float(norm[row].sum() * norm[:, column].sum()) ** 0.5
-            assert float(score[row, column]) == pytest.approx(float(norm[row, column]) / mean if mean else 0.0)
-    assert not norms[0][0].any()
-
-
-def test_relative_scores_keep_more_hidden_blocks_than_magnitude_where_some_rows_are_larger():
-    settings = config(sparsity=0.75, block=8, steps=1, schedule="constant", grow="none")
-    masks = {}
-    for score in ("magnitude", "relative"):
-        model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
-        with torch.no_grad():
-            torch.nn.init.normal_(model[0].weight, generator=torch.Generator().manual_seed(0))
-            model[0].weight[:16] *= 1.3
-        chosen = SparsifyConfig.from_dict({**settings.to_dict(), "keep_score": score, "targets": ("0",)})
-        (group,), _ = find_mask_groups(model, chosen)
-        (of,) = keep_scores([group], [full_mask(group)], chosen, step=0)
-        masks[score] = (of >= of.flatten().topk(16).values[-1]).any(1)
-    assert masks["relative"].sum() > masks["magnitude"].sum()

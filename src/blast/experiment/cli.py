@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,11 @@ def export(options: argparse.Namespace) -> int:
     from blast.experiment.records.export import export_grid
 
     files = export_grid(options.grid_dir, options.recorded)
-    print("written: " + (", ".join(map(str, files)) or "nothing, as there are no records"))
+    folders = Counter(file.parent for file in files)
+    for folder, count in sorted(folders.items()):
+        print(f"written: {count} {'file' if count == 1 else 'files'} in {folder}")
+    if not files:
+        print("written: nothing, as there are no records")
     return 0
 
 

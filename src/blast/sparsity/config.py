@@ -129,9 +129,10 @@ class SparsifyConfig:
         hold: Share of `steps`, at the end, during which the mask is fixed.
         update_every: Steps between mask updates.
         keep_score: Ranks live blocks: `magnitude` (Frobenius norm), `second_moment` (each weight times the root of its
-            second moment in Adam), `relative` (the norm over the geometric mean of the sums of its block row and block
-            column), or `random` (a fixed random order). One-shot pruning also has `wanda` (weights times
-            activations) and `obs` (the error of the output that removal costs, and what stays compensates it).
+            second moment in Adam), `lamp` (the norm in proportion to the larger ones of its matrix, so that matrices of
+            any scale compare; arXiv 2010.07611), or `random` (a fixed random order). One-shot pruning also has `wanda`
+            (weights times activations) and `obs` (the error of the output that removal costs, and what stays
+            compensates it).
         grow: `union` keeps the best blocks by weight and the best by gradient; the achieved sparsity is below the
             target. `swap` drops as many blocks as it grows, so the budget is exact. `none` never grows.
         grow_share: Share of the budget that `union` fills with the best blocks by grow score.
@@ -148,7 +149,8 @@ class SparsifyConfig:
         swap_decay: Whether `swap_share` falls to zero along a half cosine (as in RigL) or stays.
         lr_density_power: The learning rate of the pruned matrices is multiplied by `density ** -power`. The density is
             the achieved share of live blocks. 0 changes nothing; 0.25 multiplies by 2.1 at a sparsity of 0.95.
-        ranking: Blocks compete within a `matrix`, a `layer`, or the whole `model`.
+        ranking: Blocks compete within a `matrix`, a `layer`, or the whole `model`. Matrices of different scales
+            compare by the keep score `lamp`; others may starve some of them, which a warning tells.
         layer_spread: Layers with more outliers keep more blocks (OWL). The sparsity of a layer lies within the target
             plus or minus this number, and the mean is the target. Outliers are counted anew at each mask update.
             0 gives all layers the same sparsity.
@@ -186,7 +188,7 @@ class SparsifyConfig:
     dense_start: Annotated[Share, Later()] = 0.0
     hold: Share = 0.2
     update_every: Count = 25
-    keep_score: Literal["magnitude", "second_moment", "relative", "random", "wanda", "obs"] = "magnitude"
+    keep_score: Literal["magnitude", "second_moment", "lamp", "random", "wanda", "obs"] = "magnitude"
     grow: Literal["union", "swap", "none"] = "union"
     grow_share: Annotated[Share, Later()] = 1.0
     grow_decay: Annotated[Literal["constant", "cosine", "linear"], Later()] = "constant"

@@ -16,6 +16,7 @@ from blast.sparsity.prune_and_grow import prune_and_grow
 from blast.sparsity.schedule import grow_share, swap_limit, target_sparsity
 from blast.sparsity.scores import keep_and_grow_scores, keep_scores
 from blast.sparsity.selection import as_numpy, live_cost
+from blast.sparsity.starved import warn_of_starved
 
 
 class MaskUpdate:
@@ -32,6 +33,7 @@ class MaskUpdate:
     def __init__(self, mask_groups: Sequence[MaskGroup], config: SparsifyConfig, optimizers: Optimizers) -> None:
         self._mask_groups, self._config, self._optimizers = mask_groups, config, optimizers
         self._scopes = pruning_scopes(mask_groups, config.ranking)
+        self._warned = False
 
     def updated(self, masks: Sequence[Tensor], step: int) -> list[Tensor]:
         """The masks after the mask update of a step.
@@ -69,6 +71,7 @@ class MaskUpdate:
             )
             for group, mask in zip(changing, chosen, strict=True):
                 new[group.index] = mask
+        self._warned = self._warned or warn_of_starved(self._mask_groups, new, config, target_sparsity(config, step))
         return new
 
     def trimmed(self, masks: Sequence[Tensor], step: int) -> list[Tensor]:

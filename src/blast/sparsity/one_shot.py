@@ -16,6 +16,7 @@ from blast.sparsity.layer_budgets import scope_budgets
 from blast.sparsity.mask_groups import MaskGroup, MomentOf, find_mask_groups, pruning_scopes
 from blast.sparsity.prune_and_grow import keep_best
 from blast.sparsity.scores import keep_scores
+from blast.sparsity.starved import warn_of_starved
 
 
 def one_shot_masks(model: nn.Module, config: SparsifyConfig) -> dict[str, Tensor]:
@@ -33,6 +34,7 @@ def one_shot_masks(model: nn.Module, config: SparsifyConfig) -> dict[str, Tensor
     """
     mask_groups, _ = find_mask_groups(model, config)
     masks = prune_to_budget(mask_groups, [full_mask(group) for group in mask_groups], config, config.sparsity, step=0)
+    warn_of_starved(mask_groups, masks, config, config.sparsity)
     masks = [mask.to(group.device) for group, mask in zip(mask_groups, masks, strict=True)]
     return {target.name: mask for group, mask in zip(mask_groups, masks, strict=True) for target in group.targets}
 

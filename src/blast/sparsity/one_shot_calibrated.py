@@ -26,6 +26,7 @@ from blast.sparsity.mask_groups import MaskGroup, find_mask_groups
 from blast.sparsity.one_shot import apply_masks_, full_mask, prune_to_budget
 from blast.sparsity.permutation import permute_hidden_units_
 from blast.sparsity.staged_forward import StagedForward, staged_forward
+from blast.sparsity.starved import warn_of_starved
 
 
 @torch.no_grad()
@@ -63,6 +64,7 @@ def prune_once_(
         outliers = weight_outliers(mask_groups, moments) if config.layer_spread else None
     whole = [full_mask(group) for group in mask_groups]
     chosen = prune_to_budget(mask_groups, whole, config, config.sparsity, step=0, scores=scores, outliers=outliers)
+    warn_of_starved(mask_groups, chosen, config, config.sparsity)
     masks = {t.name: mask.to(g.device) for g, mask in zip(mask_groups, chosen, strict=True) for t in g.targets}
     if config.keep_score == "obs" and forward is not None:
         with in_eval_mode(model):

@@ -1,7 +1,7 @@
 """The keep score and the grow score of each block: a mask update ranks blocks by them.
 
 - Keep score of a live block: the Frobenius norm of its weights, the same with each weight multiplied by the root of its
-  second moment in Adam, the norm relative to the rest of its block row and column, or a random number
+  second moment in Adam, the norm in proportion to the larger ones of its matrix (LAMP), or a random number
   (`SparsifyConfig.keep_score`). With `joint_hidden` the rest of its hidden block multiplies it.
 - Grow score of any block: the Frobenius norm of its dense gradient, or a random number (`SparsifyConfig.grow_score`).
 
@@ -138,21 +138,22 @@ def _keep_scores(
     if config.keep_score == "random":
         return [random_scores(group.grid, config.seed, "keep", group.index) for group in mask_groups]
     scores = [_score(*of, "weight", step) for of in zip(mask_groups, live, norms, strict=True)]
-    if config.keep_score == "relative":
-        scores = [_relative(score) for score in scores]
+    if config.keep_score == "lamp":
+        scores = [_lamp(score) for score in scores]
     if config.joint_hidden:
         return joint_scores([group.targets for group in mask_groups], config.block, scores)
     return scores
 
 
-def _relative(score: Tensor) -> Tensor:
-    """Norms `[rows, cols]` relative to the geometric mean of the sums of their row and of their column.
+def _lamp(norms: Tensor) -> Tensor:
+    """The share of each block in the norm of all blocks of its matrix that are not smaller (LAMP, arXiv 2010.07611).
 
-    Magnitude keeps the blocks of a few hidden units, whose weights grow together; this keeps more units with fewer
-    blocks each. RIA (arXiv 2402.10415) adds the two ratios instead, so that the last block of a row is never pruned.
+    Within a matrix the order is that of the norms. Between matrices it does not depend on their scale: the largest
+    block of each has 1.
     """
-    sums = (score.sum(dim=1, keepdim=True) * score.sum(dim=0, keepdim=True)).sqrt()
-    return torch.where(score > 0, score / sums, score)
+    squares, order = norms.double().square().flatten().sort(descending=True, stable=True)
+    shares = torch.where(squares > 0, squares / squares.cumsum(0), squares).sqrt()
+    return torch.empty_like(shares).scatter_(0, order, shares).view_as(norms).to(norms.dtype)
 
 
 def _grow_scores(

@@ -38,6 +38,7 @@ from blast.sparsity.saved_state import REGROWN, STATE_FORMAT, check_saved_state
 from blast.sparsity.schedule import target_sparsity
 from blast.sparsity.scores import NonFiniteGradientError
 from blast.sparsity.selection import live_cost
+from blast.sparsity.starved import warn_of_starved
 from blast.sparsity.step_checks import StepChecks
 
 
@@ -154,6 +155,7 @@ class Sparsifier:
             self._load_masks(state)
         elif self.sparsity_target > 0:
             self._set_masks(prune_to_budget(self._mask_groups, self._masks, config, self.sparsity_target, step=0))
+            warn_of_starved(self._mask_groups, self._masks, config, self.sparsity_target)
         self._execution = Execution(model, self._optimizers, self._mask_groups, config, self._clock, wrapper)
         self.cuda_graphs = CudaGraphSupport(self._clock, self._execution, self._checks, self._regrown)
         if config.lr_density_power:
