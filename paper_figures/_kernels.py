@@ -15,6 +15,8 @@ SUITE = "kernels"
 UNIFORM = "uniform"
 PEERS = {"torch_bsr": "torch BSR", "stk": "stk", "blksprs": "blksprs"}
 KEY = ["model", "block", "sparsity", "tokens"]
+# A point with at least so many token counts is a curve: `kernel_tokens` draws it, other figures leave it out.
+CURVE = 12
 
 
 def kernel_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -45,8 +47,8 @@ def gate_up_block(block: str) -> str:
 
 
 def speed_ups(table: pd.DataFrame) -> pd.DataFrame:
-    """Speed-up of each provider over eager dense on one GPU, as `ratios` returns it; empty if nothing was measured."""
-    return _with_masks(ratios(kernel_rows(table), "latency"))
+    """Speed-up of each provider over eager dense on one GPU, as `ratios` returns it, without the points of curves."""
+    return with_masks(ratios(_without_curves(kernel_rows(table)), "latency"))
 
 
 def plain(found: pd.DataFrame) -> pd.DataFrame:
@@ -55,15 +57,26 @@ def plain(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def fractions(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of the bound that ours reached; the column `bound` says which one limits."""
-    rows = kernel_rows(table)
+    """Share of the bound that ours reached; the column `bound` says which one limits. Points of curves are left out."""
+    rows = _without_curves(kernel_rows(table))
     rows = rows[(rows["metric"] == "roofline_fraction") & (rows["status"] == "ok")]
     bounds = [json.loads(setting).get("bound") for setting in rows["setting"]]
-    return plain(_with_masks(rows.assign(bound=pd.Series(bounds, index=rows.index, dtype=object))))
+    return plain(with_masks(rows.assign(bound=pd.Series(bounds, index=rows.index, dtype=object))))
 
 
-def _with_masks(rows: pd.DataFrame) -> pd.DataFrame:
-    # A model without a gate has no masks to share.
+def curve_points(rows: pd.DataFrame) -> list[str]:
+    """The points that timed ours at `CURVE` token counts or more."""
+    timed = rows[(rows["metric"] == "latency") & (rows["status"] == "ok") & (rows["provider"] == "ours")]
+    counts = timed.groupby("point")["tokens"].nunique()
+    return list(counts[counts >= CURVE].index)
+
+
+def _without_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[~rows["point"].isin(curve_points(rows))]
+
+
+def with_masks(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `tied` as a plain bool, False for a model without a gate, and with the kind of `mask`."""
     tied = pd.Series([value is True or value == 1 for value in rows["tied"]], index=rows.index, dtype=bool)
     return rows.assign(tied=tied, mask=rows["mask"].where(rows["mask"].notna(), UNIFORM))
 

@@ -15,6 +15,7 @@ from blast.files import write_json
 
 GPU = "imaginary-gpu"
 TOKENS = (1, 16, 128, 2048, 8192)
+CURVE = (1, 2, 3, 5, 16, 17, 33, 64, 129, 200, 333, 512, 1300, 2048)
 MODELS = ("llama-3.1-405b", "llama-3.1-8b", "vit-l-16", "gpt2-xl")
 
 
@@ -97,3 +98,18 @@ def write_kernels(folder: Path, skip: str | None = None) -> Path:
         if point.id != skip:
             write_json(folder / "records" / f"{point.id}.json", make_record_of(point))
     return folder
+
+
+def make_curve(model: str = "llama-3.1-8b", slow: dict[int, float] | None = None, ties: tuple = (False,)) -> dict:
+    """A record of many token counts, whose times of ours grow with the count; those of `slow` are multiplied."""
+    point = make_point(model, 0.95, (128, 128), ".tokens", tokens=list(CURVE))
+    metrics = []
+    for tokens in CURVE:
+        times = {"dense_eager": 0.1 + 1e-3 * tokens}
+        for tied in ties:
+            ours = (0.01 + 1e-4 * tokens) * (slow or {}).get(tokens, 1.0)
+            setting = {"mask": "uniform", "hidden": 4096, "ffn": 14336}
+            metrics.append(_entry("latency", "ms", ours, "ours", tokens, setting=setting, tied=tied))
+        metrics += [_entry("latency", "ms", value, name, tokens, setting={}) for name, value in times.items()]
+    result = {"metrics": metrics, "curves": {}, "sparsity": {"target": 0.95, "achieved": 0.95}}
+    return make_record(point, status="ok", result=result, run=run_part(GPU, point.id, gpu="Imaginary"))

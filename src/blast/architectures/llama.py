@@ -60,6 +60,19 @@ ARCHITECTURES = (
         ),
         description="the published Llama 3.2 with 1.2 billion weights",
     ),
+    Architecture(
+        name="llama-3.2-3b",
+        modality="language",
+        shape=SHAPES["llama-3.2-3b"],
+        weights=HubWeights(
+            repository="meta-llama/Llama-3.2-3B",
+            revision="main",
+            bytes=6_425_499_648,
+            licence=LLAMA_LICENCE.format(2),
+            gate=gate("meta-llama/Llama-3.2-3B"),
+        ),
+        description="the published Llama 3.2 with 3.2 billion weights",
+    ),
     *(
         Architecture(
             name=f"llama-3.1-{size}",
