@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from blast_kernels.common.constants import MULTIPROCESSORS
+from blast_kernels.common.gpu_limits import HOPPER
 
 KERNELS = ("stream", "tiles", "persistent")
 # From this many columns of a block row on, several programs share it, if there are few rows (decode).
@@ -21,7 +22,7 @@ MANY_TILES = 8
 # Block rows of 32 rows with fewer columns are too short for that.
 SHORT_ROW = 200
 # Bytes of shared memory that one program may have on an H100 or H200.
-SHARED_MEMORY = 232_448
+SHARED_MEMORY = HOPPER.shared_memory
 # The `persistent` kernel: tokens of a tile, columns of the result stored at once, bytes of memory beside its buffers.
 PERSISTENT_TOKENS, PERSISTENT_STORE, PERSISTENT_STATE = 256, 64, 256
 # Bytes of the barrier of a buffer that the tensor memory accelerator fills.
@@ -95,7 +96,7 @@ def heuristic_config(
     float8: bool = False,
     has_gluon: bool = True,
 ) -> KernelConfig:
-    """The config of a product by the rules, without a table.
+    """The config of a product by the rules, without a table and without an estimate (see `token_counts`).
 
     Args:
         tokens: Rows of the activations.
@@ -131,11 +132,10 @@ def heuristic_config(
         return _middling(tokens, programs, half, b_in, gate, weights_first, row_blocks * b_in)
     k = min(64, b_in)
     many_tiles = row_count * -(-tokens // PERSISTENT_TOKENS) >= MANY_TILES * MULTIPROCESSORS
-    if many_tiles and has_gluon and not float8 and _fills_persistent(b_out, b_in, gate, row_blocks):
+    if many_tiles and has_gluon and not float8 and fills_persistent(b_out, b_in, gate, row_blocks):
         held = gate == "untied" and b_out == 128
         rows = half if gate == "tied" else b_out
-        # Few rows mean a narrow model (1B): more tiles of its activations stay in the cache.
-        group = 2 if b_out < 128 else 8 if row_count <= 64 else 4
+        group = persistent_group(b_out, row_count)
         return KernelConfig("persistent", PERSISTENT_TOKENS, rows, k, 3 if held else 4, 4, False, group)
     if b_out == 32 and row_blocks * b_in >= WIDE_ROW:
         # 405B: up to 2.5 times as fast as tiles of 128 tokens with eight side by side.
@@ -155,7 +155,15 @@ def heuristic_config(
     return KernelConfig("tiles", 128, 128, k, 4 if row_blocks >= 40 else 3, 4, True, 8 if row_count <= 32 else 4)
 
 
-def _fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bool:
+def persistent_group(b_out: int, row_count: int) -> int:
+    """Token tiles side by side of a persistent gate-up product.
+
+    Few rows mean a narrow model (1B): more tiles of its activations stay in the cache.
+    """
+    return 2 if b_out < 128 else 8 if row_count <= 64 else 4
+
+
+def fills_persistent(b_out: int, b_in: int, gate: str, row_blocks: float) -> bool:
     """Whether a gate-up product has enough rows for one program a multiprocessor: 64, or twice 32."""
     if gate == "tied" and (b_out, b_in) == (32, 128):
         return row_blocks * b_in >= SHORT_ROW

@@ -67,7 +67,7 @@ def choose(
         blocks = values.shape[0] + (up.shape[0] if gate == "untied" else 0)
     if blocks == 0:
         # A descriptor cannot describe nothing; what is left to do is the epilogue.
-        return heuristic_config(1, row_list.shape[0], b_out, b_in, gate, x.dtype == torch.float32)
+        return heuristic_config(1, row_list.shape[0], b_out, b_in, gate, x.dtype == torch.float32, row_blocks=0.0)
     config = kernel_config(x.shape[0], row_list.shape[0], blocks, b_out, b_in, gate, values.dtype, x.device)
     through_registers = config.kernel == "tiles" and config.weights_first and config.slice < 64
     if gate == "tied" and through_registers and values.dtype != torch.float8_e4m3fn:

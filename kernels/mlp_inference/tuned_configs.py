@@ -1,4 +1,7 @@
-"""The kernel config of a product: from the tuned table of the GPU, or from `heuristics` if no near row was measured.
+"""The kernel config of a product: from the tuned table of the GPU, or from the rules if no near row was measured.
+
+Between two measured token counts, and without a table, `token_counts` decides with an estimate of the time. A Hopper
+without a near row in its own table takes those of the H100's.
 
 `tuned/<gpu>.json` holds `"plans": {"3.6": {"run": {…}, "rows": [row, …]}, …}` beside the break-even points. There is
 one entry for each minor version of Triton it was tuned with; `earlier` lists the runs of older rows. A row `{"block":
@@ -13,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +24,12 @@ from typing import Any, NamedTuple
 
 import torch
 from blast_kernels.common.constants import GATES
+from blast_kernels.common.gpu_limits import gpu_limits
+from blast_kernels.common.quantize import HALVES
+from blast_kernels.mlp_inference.cost_model import Product
 from blast_kernels.mlp_inference.heuristics import KERNELS, KernelConfig, heuristic_config
+from blast_kernels.mlp_inference.other_gpus import fitted
+from blast_kernels.mlp_inference.token_counts import choose_between, rules_config
 from blast_kernels.tables.break_even import TUNED, gpu_name
 
 KEYS = ("block", "gate", "dtype", "tokens", "records", "row_blocks", "plan")
@@ -31,6 +39,10 @@ LIMIT = 1.6
 # Above MANY_TOKENS, the number of tokens does not matter. Up to FEW_TOKENS, the tile that holds all tokens decides.
 MANY_TOKENS, FEW_TOKENS = 8192, 128
 SMALLEST_TILE = 16
+# Between two measured token counts, the farther one may be four octaves away (128 and 2048).
+FURTHEST = 4.0
+# A Hopper without a near row in its own table takes those of this GPU: H100 and H200 differ in their memory alone.
+HOPPER_TABLE = "nvidia-h100-80gb-hbm3"
 FIELDS_AT_FIRST = 9
 
 
@@ -42,11 +54,18 @@ class Tuned(NamedTuple):
     row_blocks: float
     config: KernelConfig
 
+    def product(self, like: Product) -> Product:
+        """The product that was measured; block and gate are those of another."""
+        tokens, row_count = round(2**self.tokens), round(2**self.row_count)
+        return like._replace(tokens=tokens, row_count=row_count, row_blocks=2**self.row_blocks)
+
 
 def kernel_config(
     tokens: int, row_count: int, blocks: int, b_out: int, b_in: int, gate: str, dtype: torch.dtype, device: torch.device
 ) -> KernelConfig:
-    """The config of a product on a device: from the GPU's table, else by the rules. Reads no device memory.
+    """The config of a product on a device: from the GPU's table, else from the H100's on a Hopper, else by the rules.
+
+    Reads no device memory.
 
     Args:
         tokens: Rows of the activations.
@@ -68,12 +87,29 @@ def kernel_config(
 @lru_cache(maxsize=4096)
 def _kernel_config(tokens, row_count, blocks, b_out, b_in, gate, dtype, device) -> KernelConfig:
     row_blocks = blocks / max(1, row_count)
-    has_tma = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
-    gpu = gpu_name(device)
-    found = tuned_config(tokens, row_count, row_blocks, b_out, b_in, gate, dtype, gpu) if has_tma else None
-    wide, float8 = dtype == torch.float32, dtype == torch.float8_e4m3fn
-    on_gpu = device.type == "cuda"
-    return found or heuristic_config(tokens, row_count, b_out, b_in, gate, wide, has_tma, row_blocks, float8, on_gpu)
+    place = (tokens, row_count, row_blocks, b_out, b_in, gate, dtype)
+    limits = gpu_limits(device)
+    tables = [gpu_name(device)] if limits.has_tma else []
+    tables += [HOPPER_TABLE] if limits.is_hopper and device.type == "cuda" else []
+    found = next((found for table in tables if (found := tuned_config(*place, table))), None)
+    return found or config_without_table(*place, device)
+
+
+def config_without_table(
+    tokens: int, row_count: int, row_blocks: float, b_out: int, b_in: int, gate: str, dtype: torch.dtype,
+    device: torch.device,
+) -> KernelConfig:  # fmt: skip
+    """The config of a product on a device by the rules, made to fit the device; arguments as `kernel_config`.
+
+    `row_blocks` is the mean number of blocks of a row, gate and up together.
+    """
+    wide, float8, on_gpu = dtype == torch.float32, dtype == torch.float8_e4m3fn, device.type == "cuda"
+    limits = gpu_limits(device)
+    if limits.is_hopper and dtype in HALVES:
+        return rules_config(Product(tokens, row_count, row_blocks, b_out, b_in, gate), on_gpu)
+    place, has_gluon = (tokens, row_count, b_out, b_in, gate), on_gpu and limits.is_hopper
+    config = heuristic_config(*place, wide, limits.has_tma, row_blocks, float8, has_gluon)
+    return fitted(config, b_in, gate, limits, 4 if wide else 2, 4 if wide else 1 if float8 else 2)
 
 
 def tuned_config(
@@ -103,7 +139,8 @@ def tuned_config(
         folder: Folder of the tables.
 
     Returns:
-        The config; None if no row is within `LIMIT`.
+        The config; None if no row is within `LIMIT`. Between two measured token counts, `token_counts` chooses one of
+        their configs.
 
     Raises:
         ValueError: if the table of this GPU is damaged.
@@ -116,7 +153,30 @@ def tuned_config(
     rows = next((rows for name in dtypes if (rows := index.get((b_out, b_in, gate, str(name))))), ())
     place = _place(tokens, row_count, row_blocks)
     near = min(rows, key=lambda row: (math.dist(row[:3], place), -row.tokens), default=None)
-    return near.config if near is not None and math.dist(near[:3], place) <= LIMIT else None
+    if near is None or math.dist(near[:3], place) > LIMIT:
+        return None
+    if tokens <= FEW_TOKENS or near.tokens == place[0] or dtype not in HALVES:
+        return near.config
+    other = _on_the_other_side(rows, near, place)
+    if other is None:
+        return near.config
+    product = Product(min(tokens, MANY_TOKENS), row_count, row_blocks, b_out, b_in, gate)
+    low, high = sorted((near, other), key=lambda row: row.tokens)
+    of_high = choose_between(product, (low.product(product), low.config), (high.product(product), high.config))
+    return (high if of_high else low).config
+
+
+def _on_the_other_side(rows: Sequence[Tuned], near: Tuned, place: tuple[float, float, float]) -> Tuned | None:
+    """The nearest row whose token count lies on the other side of a place than that of the nearest row."""
+    above = near.tokens < place[0]
+    beyond = [
+        row
+        for row in rows
+        if (row.tokens >= place[0]) == above
+        and math.dist(row[1:3], place[1:]) <= LIMIT
+        and abs(row.tokens - place[0]) <= FURTHEST
+    ]
+    return min(beyond, key=lambda row: math.dist(row[:3], place), default=None)
 
 
 @cache

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
+from blast_kernels.mlp_inference.heuristics import KernelConfig
 from blast_kernels.mlp_inference.search_space import candidates
-from blast_kernels.mlp_inference.tuned_configs import kernel_config
+from blast_kernels.mlp_inference.tuned_configs import config_without_table, kernel_config
 from torch import Tensor
 
 from blast.benchmark.inputs.mlp import MlpSize
@@ -138,10 +138,10 @@ def _picks(request: Request) -> dict[str, KernelConfig]:
     product, block = request.product, request.product.block
     place = (request.tokens, product.rows)
     values = product.sets[0][0]
-    wide = values.dtype == torch.float32
+    kind = (*block, product.gate, values.dtype, values.device)
     return {
-        "rules": heuristic_config(*place, *block, product.gate, wide, row_blocks=product.row_blocks),
-        "table": kernel_config(*place, product.blocks, *block, product.gate, values.dtype, values.device),
+        "rules": config_without_table(*place, product.row_blocks, *kind),
+        "table": kernel_config(*place, product.blocks, *kind),
     }
 
 

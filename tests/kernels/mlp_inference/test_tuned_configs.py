@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from blast_kernels.common.gpu_limits import KNOWN
 from blast_kernels.mlp_inference import tuned_configs
 from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
 from blast_kernels.mlp_inference.search_space import fits
@@ -38,12 +39,24 @@ def look_up(folder, tokens, row_list, row_blocks, gate="none", dtype=torch.bfloa
 
 
 def test_the_nearest_row_counts_by_ratio(tmp_path):
-    table(tmp_path, [row(512, 64, 10.0, FIRST), row(2048, 64, 10.0, SECOND)])
-    assert look_up(tmp_path, 900, 64, 10.0) == FIRST
-    assert look_up(tmp_path, 1200, 64, 10.0) == SECOND
-    assert look_up(tmp_path, 512, 70, 11.0) == FIRST
-    # Between the two the larger counts: a tile too large costs less than reading the weights twice.
-    assert look_up(tmp_path, 1024, 64, 10.0) == SECOND
+    table(tmp_path, [row(512, 64, 10.0, FIRST), row(512, 256, 10.0, SECOND)])
+    assert look_up(tmp_path, 512, 110, 10.0) == FIRST
+    assert look_up(tmp_path, 512, 150, 10.0) == SECOND
+    # Beyond all measured token counts, and between two rows of one side, the nearest row decides as well.
+    assert look_up(tmp_path, 600, 70, 11.0) == FIRST
+    assert look_up(tmp_path, 600, 240, 9.0) == SECOND
+
+
+def test_between_two_measured_token_counts_the_estimate_chooses_one_of_their_configs(tmp_path):
+    small, large = KernelConfig("tiles", 64, 64, 128, 4, 4), KernelConfig("tiles", 128, 128, 64, 3, 4, True, 8)
+    table(tmp_path, [row(512, 32, 5.6, small), row(2048, 32, 5.6, large)])
+    assert look_up(tmp_path, 512, 32, 5.6) == small
+    assert look_up(tmp_path, 2047, 32, 5.6) == large
+    # By ratio, 1000 tokens are nearer to 512. But the small tiles are estimated to take half as long again.
+    assert look_up(tmp_path, 1000, 32, 5.6) == large
+    # A row that is far away in shape is no neighbour.
+    table(tmp_path, [row(512, 32, 5.6, small), row(2048, 512, 80.0, large)])
+    assert look_up(tmp_path, 1000, 32, 5.6) == small
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3))
@@ -135,6 +148,20 @@ def test_on_a_tuned_gpu_the_table_decides_and_elsewhere_on_it_the_rules(tmp_path
     assert kernel_config(16, 640, 6400, 128, 128, "none", torch.bfloat16, device) == heuristic_config(
         16, 640, 128, 128, "none", row_blocks=10.0
     )
+    tuned_configs._kernel_config.cache_clear()
+
+
+@pytest.mark.parametrize(("gpu", "borrows"), [("H100", True), ("B200", False), ("A100", False)])
+def test_a_hopper_without_a_table_takes_that_of_the_h100_and_other_gpus_do_not(monkeypatch, gpu, borrows):
+    monkeypatch.setattr(tuned_configs, "gpu_limits", lambda device: KNOWN[gpu])
+    monkeypatch.setattr(tuned_configs, "gpu_name", lambda device: "a-gpu-without-a-table")
+    tuned_configs._kernel_config.cache_clear()
+    # The down product of 8B at 80 %, 16 tokens: the table splits its rows over two programs, the rules do not.
+    place = (16, 32, 32 * 22.4062, 128, 128, "none", torch.bfloat16)
+    found = kernel_config(*place, torch.device("cuda"))
+    assert (found.split == 2) == borrows
+    expected = tuned_config(16, 32, 22.4062, 128, 128, "none", torch.bfloat16, tuned_configs.HOPPER_TABLE)
+    assert (found == expected) == borrows
     tuned_configs._kernel_config.cache_clear()
 
 
