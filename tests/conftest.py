@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch._dynamo
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -16,8 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
-    # Triton reads it when a kernel is decorated.
+    # Triton reads it when a kernel is decorated, its own functions when it is imported: by Dynamo, for one.
     os.environ["TRITON_INTERPRET"] = "1"
+
+import torch._dynamo  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from blast_kernels.common.constants import BLOCK_SIDES
+from blast_kernels.common.gpu_limits import GpuLimits, gpu_limits
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -204,6 +205,19 @@ def _product(x, values, offsets, indices, order, bias, sides, strides) -> Tensor
         # tf32 would lose three of the digits that a user of float32 expects.
         PRECISION="ieee" if wide_float else "tf32",
         num_warps=8 if sides[0] * tile >= 128 * 128 else 4,
-        num_stages=2 if wide_float else 3,
+        num_stages=pipeline_depth(sides, tile, x.element_size(), gpu_limits(x.device)),
     )
     return y
+
+
+def pipeline_depth(sides: tuple[int, int], tile: int, item: int, limits: GpuLimits) -> int:
+    """Stages of `_block_matmul`: three, or two for float32, or as many as fit the shared memory of the GPU.
+
+    Args:
+        sides: Output and input side of a block.
+        tile: Tokens a program.
+        item: Bytes of an element.
+        limits: The GPU.
+    """
+    buffers = limits.shared_memory // (sides[1] * (sides[0] + tile) * item)
+    return max(1, min(2 if item == 4 else 3, buffers + (0 if limits.multiplies_from_shared_memory else 1)))

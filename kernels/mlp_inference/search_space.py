@@ -20,7 +20,7 @@ from blast_kernels.mlp_inference.heuristics import (
 
 # Rows are split if there are fewer than two programs for each multiprocessor without it.
 SPLITS = (2, 4)
-SPLIT_TOKENS = 256
+SPLIT_TOKENS = 512
 # float32 elements of an accumulator that four warps keep in registers.
 ACCUMULATOR = 128 * 128
 # Longest side of a box that the tensor memory accelerator loads.
@@ -84,6 +84,8 @@ def candidates(
         plain += [*_streams(tokens, b_out, b_in), *_few(tokens, b_out, b_in, gate)]
     elif tokens <= 256:
         plain += _some(tokens, b_out, b_in, gate)
+        # From 129 tokens on, one persistent tile holds what takes two of 128.
+        plain += _persistent(b_out, b_in, gate, (1,)) if tokens > 128 else ()
     else:
         plain += [*_many(b_out, b_in, gate), *(_some(tokens, b_out, b_in, gate) if tokens <= 512 else ())]
         plain += _streams(64, b_out, b_in) if max(b_out, b_in) < 32 else ()
@@ -91,6 +93,9 @@ def candidates(
     parts = [config._replace(split=split) for config in found for split in SPLITS if config.stages in (3, 4)]
     if tokens > SPLIT_TOKENS:
         parts = []
+    elif tokens > 256:
+        # The order of so few token tiles matters little.
+        parts = [config for config in parts if config.group == 1]
     elif tokens <= 64:
         # The depth matters little there; the kernel and the slice matter.
         parts = [config for config in parts if config.stages == 4 or config.kernel == "tiles"]
@@ -147,11 +152,7 @@ def _many(b_out: int, b_in: int, gate: str) -> Iterator[KernelConfig]:
     for group in groups:
         for stages in (2, 3) if gate == "tied" or group == 16 else (3,):
             yield KernelConfig("tiles", 128, half, plain, stages, 4, False, group)
-    for group in (2, 4, 8):
-        for stages in (3, 4):
-            yield KernelConfig(
-                "persistent", PERSISTENT_TOKENS, half if gate == "tied" else b_out, plain, stages, 4, False, group
-            )
+    yield from _persistent(b_out, b_in, gate, (2, 4, 8))
     # Down projections of long rows: all of the hidden activations of one tile of tokens are as much as the cache holds.
     for group in (1, 2, 4, 8):
         yield KernelConfig("tiles", 256, half, plain, 3, 8, False, group)
@@ -170,6 +171,13 @@ def _many(b_out: int, b_in: int, gate: str) -> Iterator[KernelConfig]:
     yield KernelConfig("tiles", 128, 128, plain, 4, 4, True, 4)
     yield KernelConfig("tiles", 128, 128, plain, 3, 8, True, 4)
     yield KernelConfig("tiles", 64, 128, plain, 3, 4, True, 16)
+
+
+def _persistent(b_out: int, b_in: int, gate: str, groups: tuple[int, ...]) -> Iterator[KernelConfig]:
+    rows, (plain, _) = min(64, b_out) if gate == "tied" else b_out, _depths(b_in)
+    for group in groups:
+        for stages in (3, 4):
+            yield KernelConfig("persistent", PERSISTENT_TOKENS, rows, plain, stages, 4, False, group)
 
 
 def _depths(b_in: int) -> tuple[int, int]:

@@ -74,7 +74,7 @@ def tile_config(
         inner: Columns of an input block.
         gate: One of `constants.GATES`.
         is_float32: Whether the operands are float32 (IEEE dots: no tensor cores).
-        hopper: Whether the device has compute capability 9.
+        hopper: Whether the device has compute capability 9 or 10.
         width: Entries of a row list; 0 if not known.
     """
     if is_float32:
@@ -126,7 +126,7 @@ def sddmm_config(own: int, shared: int, members: int, is_float32: bool, hopper: 
         shared: Side of a block along the operand that the group shares.
         members: Blocks of a group.
         is_float32: Whether the operands are float32.
-        hopper: Whether the device has compute capability 9.
+        hopper: Whether the device has compute capability 9 or 10.
         groups: Block groups; 0 if not known.
     """
     area = own * shared * members

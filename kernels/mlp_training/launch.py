@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import triton
+from blast_kernels.common.gpu_limits import gpu_limits
 from blast_kernels.mlp_training import heuristics
 from blast_kernels.mlp_training.gate_up import gate_up_kernel
 from blast_kernels.mlp_training.gather_matmul import gather_matmul_kernel
@@ -258,7 +259,8 @@ def _float(bias: Tensor | None) -> Tensor | None:
 
 
 def _hopper(x: Tensor) -> bool:
-    return not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 9
+    # Blackwell GPUs for graphics (12.x) have less than half of a Hopper's shared memory.
+    return gpu_limits(x.device).multiplies_from_shared_memory
 
 
 def _precision(x: Tensor) -> str:

@@ -41,8 +41,9 @@ INDICES = {
 
 
 def compile_one(
-    kernel, constants: dict, warps: int, capability: int, registers: int | None, tile_types: dict, source_of=ASTSource
-) -> dict:
+    kernel, constants: dict, warps: int, capability: int, registers: int | None, tile_types: dict, source_of=ASTSource,
+    stages: int | None = None,
+) -> dict:  # fmt: skip
     """Compiles one specialisation and reads registers, local memory and wgmma off it."""
     names = kernel.arg_names
     signature = {}
@@ -62,6 +63,7 @@ def compile_one(
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": warps} | ({} if registers is None else {"maxnreg": registers})
+    options |= {} if stages is None else {"num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])

@@ -10,7 +10,7 @@ import sys
 
 import torch
 from blast_kernels.common.gpu_limits import KNOWN
-from blast_kernels.linear.triton_kernels import _block_matmul
+from blast_kernels.linear.triton_kernels import _block_matmul, pipeline_depth
 from blast_kernels.mlp_inference import tuned_configs
 from inference_compile_report import compile_config, compile_one
 
@@ -36,10 +36,11 @@ def main() -> None:
             config = tuned_configs.config_without_table(*place)
             found = compile_config(config, block, block, gate, capability)
             reports.append({"gpu": name, "gate": gate, "tokens": tokens, "block": block, "config": config, **found})
-        if every:
+        if every or limits.shared_memory < 128 * 1024:
             product = {"HAS_BIAS": True, "HAS_ORDER": True, "OUT_SIDE": 128, "IN_SIDE": 128, "OUT_STRIDE": 1,
                        "IN_STRIDE": 128, "PRECISION": "tf32", "TILE": 128}  # fmt: skip
-            found = compile_one(_block_matmul, product, 8, capability, None, {})
+            stages = pipeline_depth((128, 128), 128, 2, limits)
+            found = compile_one(_block_matmul, product, 8, capability, None, {}, stages=stages)
             reports.append({"gpu": name, "gate": "none", "kernel": "block_matmul", "config": None, **found})
     print(json.dumps(reports))
 

@@ -158,9 +158,7 @@ SHAPES: Mapping[str, ModelShape] = MappingProxyType(
         "llama-3.2-1b": _llama3(
             "meta-llama/Llama-3.2-1B", 16, 2048, 8192, 32, head_dim=64, rope_factor=32.0, tied_embeddings=True
         ),
-        "llama-3.2-3b": _llama3(
-            "meta-llama/Llama-3.2-3B", 28, 3072, 8192, 24, rope_factor=32.0, tied_embeddings=True
-        ),
+        "llama-3.2-3b": _llama3("meta-llama/Llama-3.2-3B", 28, 3072, 8192, 24, rope_factor=32.0, tied_embeddings=True),
         "llama-3.1-8b": _llama3("meta-llama/Llama-3.1-8B", 32, 4096, 14336, 32),
         "llama-3.1-70b": _llama3("meta-llama/Llama-3.1-70B", 80, 8192, 28672, 64),
         "llama-3.1-405b": _llama3("meta-llama/Llama-3.1-405B", 126, 16384, 53248, 128),

@@ -35,7 +35,14 @@ def test_every_config_of_the_rules_fits_the_block_and_the_shared_memory(monkeypa
     cases = itertools.product((1, 16, 33, 128, 400, 8192), (16, 128, 600), SIDES, SIDES, ("none", "untied", "tied"))
     for tokens, rows, b_out, b_in, gate in cases:
         config = config_on(monkeypatch, name, tokens, rows, (b_out, b_in), gate, dtype)
-        assert memory_of(config, gate, limits, *items) <= limits.shared_memory, (tokens, rows, b_out, b_in, gate, config)
+        assert memory_of(config, gate, limits, *items) <= limits.shared_memory, (
+            tokens,
+            rows,
+            b_out,
+            b_in,
+            gate,
+            config,
+        )
         assert b_out % config.slice == 0
         whole = config.k % b_in if config.kernel == "stream" else b_in % config.k
         assert whole == 0, config

@@ -27,8 +27,8 @@ def is_power_of_two(number: int) -> bool:
 def test_every_candidate_fits_its_block_and_the_device(place, row_blocks, items):
     tokens, _, b_out, b_in, gate = place
     found = candidates(*place, row_blocks, *items)
-    # Flat blocks at few tokens have the most: 45 in a search over all block shapes.
-    assert 1 <= len(found) <= 48
+    # The most in a search over all block shapes: 44 up to 256 tokens, 71 up to 512 with few long rows, 26 beyond.
+    assert 1 <= len(found) <= (48 if tokens <= 256 or tokens > 512 else 80)
     assert len(set(found)) == len(found)
     for config in found:
         assert b_out % config.slice == 0
@@ -37,7 +37,7 @@ def test_every_candidate_fits_its_block_and_the_device(place, row_blocks, items)
         assert (
             config.stages * config.k * config.slice * items[1] <= shared_memory(config, gate, *items) <= SHARED_MEMORY
         )
-        assert config.split == 1 or tokens <= 256
+        assert config.split == 1 or tokens <= 512
         if config.kernel == "tiles":
             rows = config.slice * (2 if gate == "tied" else 1)
             assert items[0] < 4

@@ -100,15 +100,24 @@ def test_a_last_wave_with_few_programs_costs_a_whole_wave():
     config = KernelConfig("persistent", 256, 128, 64, 3, 4, False, 8)
     # One program a multiprocessor: 132 tiles are one wave, 133 two.
     one, two = (estimate(config, Product(256, rows, 40.0, 128, 128, "untied")) for rows in (132, 133))
-    assert 1.7 < two / one < 2.0
+    assert 1.6 < two / one < 2.0
+
+
+def test_between_two_measured_counts_each_config_keeps_the_side_where_it_won():
+    shape = (32, 5.6, 128, 128, "none")
+    small, large = KernelConfig("tiles", 64, 64, 128, 4, 4), KernelConfig("tiles", 128, 128, 64, 3, 4)
+    low, high = (Product(128, *shape), small), (Product(2048, *shape), large)
+    assert not choose_between(Product(129, *shape), low, high)
+    assert choose_between(Product(1900, *shape), low, high)
+    # The estimate takes the large tiles from 300 tokens on. Small ones that won at 512 shift that.
+    at_300, low = Product(300, *shape), (Product(512, *shape), small)
+    assert estimate(large, at_300) < estimate(small, at_300)
+    assert not choose_between(Product(513, *shape), low, high)
 
 
 def test_if_the_estimate_contradicts_both_measurements_the_nearer_count_wins():
-    shape = (64, 6.0, 128, 128, "none")
-    slow = KernelConfig("tiles", 16, 64, 16, 2, 4)
-    fast = KernelConfig("tiles", 128, 128, 64, 3, 4)
-    low, high = (Product(128, *shape), fast), (Product(2048, *shape), slow)
-    assert not choose_between(Product(1000, *shape), low, high)
-    # Measured the other way round: the estimate agrees with the higher count alone, and is shifted to agree with both.
-    low, high = (Product(128, *shape), slow), (Product(2048, *shape), fast)
-    assert choose_between(Product(2000, *shape), low, high)
+    shape = (32, 5.6, 128, 128, "none")
+    small, large = KernelConfig("tiles", 64, 64, 128, 4, 4), KernelConfig("tiles", 128, 128, 64, 3, 4)
+    low, high = (Product(128, *shape), large), (Product(2048, *shape), small)
+    assert not choose_between(Product(300, *shape), low, high)
+    assert choose_between(Product(1000, *shape), low, high)
