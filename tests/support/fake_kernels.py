@@ -92,8 +92,10 @@ def points() -> list[Point]:
 
 
 def write_kernels(folder: Path, skip: str | None = None) -> Path:
-    """Writes a grid of kernel benchmarks, one of which may be planned and not run."""
-    write_json(folder / "plan.json", [point.to_dict() for point in points()])
+    """Writes a grid of kernel benchmarks, one of which may be planned and not run, and a curve of many token counts."""
+    curve = make_curve("llama-3.2-1b")
+    write_json(folder / "plan.json", [*(point.to_dict() for point in points()), curve["point"]])
+    write_json(folder / "records" / f"{curve['point']['id']}.json", curve)
     for point in points():
         if point.id != skip:
             write_json(folder / "records" / f"{point.id}.json", make_record_of(point))
