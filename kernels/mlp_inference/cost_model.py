@@ -26,8 +26,8 @@ LAUNCH, START, STEP, JOIN = 3.06, 0.177, 0.24, 2.45
 OPERANDS, RESULTS, FLOP, MEMORY = 1.57e-5, 2.82e-5, 1.96e-7, 4.47e-7
 # The longest of the block rows: the mean length plus so many times its square root.
 SPREAD = 0.43
-# Factors of the work: of the persistent kernel, which hides start and end of its tiles; of that kernel if it holds a gate
-# of 128 rows, which leaves it three stages; of other kernels with accumulators of 128 × 128 or more.
+# Factors of the work: of the persistent kernel, which hides start and end of its tiles; of that kernel if it holds a
+# gate of 128 rows, which leaves it three stages; of other kernels with accumulators of 128 × 128 or more.
 PERSISTENT, HOLDS_GATE, WIDE = 0.98, 1.125, 1.05
 WIDE_TILE = 128 * 128
 # Of one multiprocessor: bytes of shared memory, what a program takes beside its own, registers, most programs counted.

@@ -181,3 +181,28 @@ def test_rectangular_blocks_run_and_dead_hidden_blocks_are_removed_if_all_matric
 def test_the_error_for_an_unknown_down_block_gives_the_nearest_name():
     with pytest.raises(BlastError, match="did you mean 'transposed'"):
         kernels.mlp_size("gpt2-xl", (128, 64), "bfloat16", "transpose")
+
+
+def test_the_mlp_in_one_launch_is_timed_up_to_16_tokens_if_it_is_asked_for(fake_gpu):
+    arguments = ("llama-nano", 0.5, (32, 32), 0)
+    metrics = latencies(kernels.measure(*arguments, SETTINGS | {"single_launch": True}))
+    single = {entry["tokens"]: entry for entry in metrics if entry["provider"] == "ours_single"}
+    assert list(single) == [3]
+    assert single[3]["setting"]["error"] < 2e-5
+    assert not [e for e in latencies(kernels.measure(*arguments, SETTINGS)) if e["provider"].startswith("ours_single")]
+
+
+def test_a_failure_of_the_mlp_in_one_launch_is_recorded_and_stops_nothing(fake_gpu, monkeypatch):
+    right = mlp_inference._single_call
+    monkeypatch.setattr(mlp_inference, "_single_call", lambda *a: lambda number: 1.01 * right(*a)(number))
+    metrics = latencies(kernels.measure("gpt2-nano", 0.5, (32, 32), 0, SETTINGS | {"single_launch": True}))
+    (single,) = [entry for entry in metrics if entry["provider"] == "ours_single"]
+    assert single["status"] == "failed"
+    assert "off by 1.0e-02" in single["setting"]["cause"]
+    assert {entry["tokens"] for entry in metrics if entry["provider"] == "ours"} == {3, 40}
+
+
+def test_an_mlp_that_one_launch_cannot_run_has_a_row_that_says_why(fake_gpu):
+    metrics = latencies(measure(single_launch=True))
+    causes = {e["setting"]["cause"] for e in metrics if e["provider"] == "ours_single"}
+    assert causes == {"one launch takes blocks of 32 and more, and no float8"}

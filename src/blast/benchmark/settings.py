@@ -52,6 +52,7 @@ class KernelsSettings:
             so.
         fp8: Whether our kernel is timed with fp8 weights too.
         fp8_tokens: Most tokens at which fp8 weights are timed.
+        single_launch: Whether the MLP in one launch is timed too, up to 16 tokens. It is a trial; nothing else runs it.
         compiled: Whether dense is timed under `torch.compile` too.
         seconds: Longest time of a point, compilation included. The next run measures what is left.
         tuning_seconds: Longest tuning of a peer for one number of tokens.
@@ -65,6 +66,7 @@ class KernelsSettings:
     peers: tuple[Literal["torch_bsr", "stk", "blksprs"], ...] = ()
     fp8: bool = False
     fp8_tokens: Count = 64
+    single_launch: bool = False
     compiled: bool = True
     seconds: Seconds = 180.0
     tuning_seconds: Seconds = 60.0

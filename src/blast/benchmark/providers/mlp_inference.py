@@ -31,6 +31,8 @@ from blast.benchmark.timing.roofline import Ceilings, Work, dense_work, sparse_w
 
 # How many tokens are compared with the float32 reference.
 CHECKED_TOKENS = 128
+# A whole MLP in one launch: a trial, whose failure is recorded and stops nothing.
+TRIAL = "ours_single"
 
 
 class Machine(NamedTuple):
@@ -155,11 +157,14 @@ class Case:
         return torch.Generator(self.machine.device).manual_seed(10_000 * self.seed + purpose)
 
 
-def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], fp8: bool = False) -> list[Provider]:
+def our_providers(
+    case: Case, tokens: int, kinds: list[str], ties: list[bool], fp8: bool = False, single: bool = False
+) -> list[Provider]:
     """Our providers for one number of tokens.
 
-    These are `ours`; `ours_skipped` if hidden blocks are dead; `ours_fp8` if `fp8` is set; and `ours_dense_fallback` if
-    the break-even table chooses dense.
+    These are `ours`; `ours_skipped` if hidden blocks are dead; `ours_fp8` if `fp8` is set; `ours_single` and
+    `ours_single_skipped`, the same in one launch, if `single` is set; and `ours_dense_fallback` if the break-even table
+    chooses dense.
     """
     x, providers = case.input(tokens), []
     rows = sampled_rows(tokens, CHECKED_TOKENS, x.device)
@@ -179,9 +184,9 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
             expected = expected_output(x[rows], weights[0], case.size.activation)
 
             def provider(
-                name: str, sets: list[Weights], facts: dict, expected=expected, flag=flag, key=key
+                name: str, sets: list[Weights], facts: dict, expected=expected, flag=flag, key=key, of=_fused_call
             ) -> Provider:
-                call = _fused_call(x, sets, case.size)
+                call = of(x, sets, case.size)
                 work = sparse_work(tokens, case.size, sets[0])
                 check = check_of(call, expected, rows)
                 return Provider(name, f"{name} {key}", Candidate(call, len(sets)), check, work, flag, facts)
@@ -190,6 +195,13 @@ def our_providers(case: Case, tokens: int, kinds: list[str], ties: list[bool], f
             smaller, dead = case.skipped(kind, tied)
             if dead > 0:
                 providers.append(provider("ours_skipped", smaller, facts | {"dead_hidden": round(dead, 6)}))
+            if single:
+                for name, sets in ((TRIAL, weights), (f"{TRIAL}_skipped", smaller if dead > 0 else [])):
+                    if not sets:
+                        continue
+                    made = provider(name, sets, facts, of=_single_call)
+                    cause = _single_refusal(tokens, sets)
+                    providers.append(made if cause is None else made.without(cause))
             if fp8:
                 providers.append(_fp8_provider(case, x, rows, (kind, tied), expected, facts))
             gpu = gpu_name(case.machine.device)
@@ -237,6 +249,32 @@ def _fused_call(x: Tensor, sets: list[Weights], size: MlpSize) -> Callable[[int]
         )  # fmt: skip
 
     return call
+
+
+def _single_call(x: Tensor, sets: list[Weights], size: MlpSize) -> Callable[[int], Tensor]:
+    # Imported here: it needs Triton, which not every machine has.
+    from blast_kernels.mlp_inference import single_launch
+
+    # One call after the other, so all share the counters.
+    counters = torch.zeros(single_launch.COUNTERS, dtype=torch.int32, device=x.device)
+
+    def call(number: int) -> Tensor:
+        w = sets[number]
+        return single_launch.mlp(
+            x, w.gate_up, w.up, w.gate_up_row_list, w.biases[0], w.down, w.down_row_list, w.biases[1], size.ffn,
+            size.activation, w.gate, counters, w.down_blocks,
+        )  # fmt: skip
+
+    return call
+
+
+def _single_refusal(tokens: int, sets: list[Weights]) -> str | None:
+    from blast_kernels.mlp_inference import single_launch
+
+    causes = (
+        single_launch.refusal(tokens, w.gate_up, w.gate_up_row_list, w.down, w.down_row_list, w.gate) for w in sets
+    )
+    return next((cause for cause in causes if cause is not None), None)
 
 
 def _fp8_provider(case: Case, x: Tensor, rows: Tensor, which: tuple[str, bool], full: Tensor, facts: dict) -> Provider:
