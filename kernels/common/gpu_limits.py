@@ -60,5 +60,5 @@ def gpu_limits(device: torch.device) -> GpuLimits:
 def _gpu_limits(device: torch.device) -> GpuLimits:
     properties = torch.cuda.get_device_properties(device)
     capability = torch.cuda.get_device_capability(device)
-    memory = getattr(properties, "shared_memory_per_block_optin", HOPPER.shared_memory)
+    memory = properties.shared_memory_per_block_optin
     return GpuLimits(capability, properties.multi_processor_count, memory)

@@ -1,12 +1,13 @@
 """A whole MLP of up to 16 tokens in one launch: the down product waits within the kernel for the hidden activations.
 
 Two kernels, the second launched early (`launch.Chain`), are what `ops` runs. This is a trial of one kernel for models
-whose MLP is bound by latency (8B, 1B); it was not measured yet, and nothing but the suite `kernels` calls it.
+whose MLP is bound by latency (8B, 1B). It was not measured yet, and nothing but the suite `kernels` calls it.
 
-Each program computes a slice of a block row of gate and up and counts itself in. The programs that start last then
-compute a slice of the down product each: they ask for its first weights, wait until all are counted, and go on. A wait
-cannot block the GPU: programs start in their order, and no more of them wait than there are multiprocessors. The sums
-have a fixed order, so equal inputs give equal bits. Reference: `reference.product`, twice.
+Each program computes a slice of a block row of gate and up and counts itself in. The programs with the shortest rows
+then compute a slice of the down product each: they ask for its first weights, wait until all are counted, and go on.
+No more of them wait than there are multiprocessors, each of which holds two programs, so one that does not wait always
+finds a place. That holds for one call at a time: calls on several streams could take each other's places and stop. The
+sums have a fixed order, so equal inputs give equal bits. Reference: `reference.product`, twice.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def single(
             # All threads have stored before one of them counts.
             tl.debug_barrier()
             tl.atomic_add(counters, 1, sem="release")
-    # The programs that start last have the shortest block rows, and no program that waits keeps another from starting.
+    # Row lists are sorted by length, longest first: the last programs have the shortest block rows.
     item = tl.num_programs(0) - 1 - program
     if SECOND and item < down_items:
         DOWN_SLICES: tl.constexpr = DOWN_OUT // DOWN_SLICE
@@ -189,8 +190,8 @@ def mlp(
         hidden_features: Width between the two.
         activation: `silu`, `gelu`, `gelu_tanh` or `none`.
         gate: `none`, `untied` or `tied`.
-        counters: int32 `[COUNTERS]`, zeros; zeros again afterwards. Two calls that may run at the same time need
-            counters of their own, or they read hidden activations that are not written yet.
+        counters: int32 `[COUNTERS]`, zeros; zeros again afterwards. No other call may run at the same time: with the
+            same counters it would read hidden activations that are not written yet, with others both could stop.
         down_blocks: How many blocks `down_row_list` names, if it gives the place of each; None if it does not.
 
     Returns:

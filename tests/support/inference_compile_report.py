@@ -55,7 +55,8 @@ def compile_one(
         else:
             kinds = (POINTERS, "*bf16"), (FLOATS, "*fp32"), (INDICES, "*i32")
             signature[name] = next((kind for names_of, kind in kinds if name in names_of), "i32")
-    aligned = [n for n in names if signature[n].startswith("*") or n in ("width", "in_features", "out_features")]
+    widths = ("width", "in_features", "out_features", "hidden_features", "down_width")
+    aligned = [n for n in names if signature[n].startswith("*") or n in widths]
     source = source_of(
         kernel,
         signature,
