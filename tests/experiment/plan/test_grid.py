@@ -123,10 +123,14 @@ def test_a_rectangle_that_only_fits_transposed_in_the_down_projection_is_refused
         expand(benchmark("gpt2-xl", [64, 128], down_block="transposed"))
 
 
-def test_every_benchmark_of_the_h100_tiles_each_matrix_of_its_mlp():
-    file = Path(__file__).resolve().parents[3] / "config" / "h100.yaml"
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("h100", {(128, 64), (128, 32), (64, 128), (32, 128)}), ("h200", {(128, 128), (64, 64)})],
+)
+def test_every_benchmark_of_a_large_gpu_tiles_each_matrix_of_its_mlp(name, blocks):
+    file = Path(__file__).resolve().parents[3] / "config" / f"{name}.yaml"
     planned = [point for point in expand(read_config(file), file).points.values() if point.stage == "benchmark"]
-    assert {(128, 64), (128, 32), (64, 128), (32, 128)} < {point.block for point in planned}
+    assert blocks < {point.block for point in planned}
     for point in planned:
         size = mlp_size(point.architecture, point.block, "bfloat16", point.benchmark.get("down_block", "same"))
         for (rows, cols), (b_out, b_in) in (
@@ -134,6 +138,25 @@ def test_every_benchmark_of_the_h100_tiles_each_matrix_of_its_mlp():
             ((size.hidden, size.ffn), size.down_block),
         ):
             assert rows % b_out == cols % b_in == 0, point.id
+
+
+def test_the_h200_times_what_it_has_tuned_and_curves_of_forty_token_counts():
+    file = Path(__file__).resolve().parents[3] / "config" / "h200.yaml"
+    points = list(expand(read_config(file), file).points.values())
+
+    def places(suite: str, variant: str) -> set[tuple]:
+        chosen = [p for p in points if p.benchmark["suite"] == suite and p.id.endswith(f".{variant}")]
+        return {(point.architecture, point.sparsity, point.block) for point in chosen}
+
+    assert places("kernels", "goals") == places("kernel_plans", "goals")
+    curves = [point for point in points if point.id.endswith(".tokens")]
+    assert len(curves) == 5
+    assert all(len(point.benchmark["tokens"]) == len(set(point.benchmark["tokens"])) == 40 for point in curves)
+    tuned = places("kernel_plans", "goals") | places("kernel_plans", "small")
+    assert places("kernels", "tokens") <= tuned
+    # What is tuned first is worth most: the configs of the goals come before all timings.
+    suites = [point.benchmark["suite"] for point in points]
+    assert suites[:8] == ["kernel_plans"] * 8
 
 
 def test_a_variant_that_trains_alike_shares_the_dense_run_and_one_that_does_not_has_its_own():
