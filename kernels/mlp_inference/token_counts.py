@@ -111,9 +111,15 @@ def _options(product: Product, has_gluon: bool) -> Iterator[KernelConfig]:
     persistent = has_gluon and fills_persistent(b_out, b_in, gate, row_blocks)
     seen = set()
     for config in candidates(product.tokens, row_count, b_out, b_in, gate, row_blocks):
-        alike = config._replace(group=1)
-        fits = persistent if config.kernel == "persistent" else config.kernel == "tiles" and config.tile < 256
-        if alike in seen or not fits:
+        if config.split > 1 and gate != "none":
+            # The counters of a split gate-up product take a launch of their own.
             continue
-        seen.add(alike)
-        yield config._replace(group=persistent_group(b_out, row_count)) if config.kernel == "persistent" else config
+        if config.kernel == "persistent":
+            # With a gate of 128 rows in the buffer of the result, four stages do not fit.
+            stages = 3 if gate == "untied" and b_out == 128 else 4
+            config = config._replace(stages=stages, group=persistent_group(b_out, row_count))
+        fits = persistent if config.kernel == "persistent" else config.kernel == "tiles" and config.tile < 256
+        alike = config._replace(group=1)
+        if fits and alike not in seen:
+            seen.add(alike)
+            yield config

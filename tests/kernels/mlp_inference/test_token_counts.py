@@ -59,6 +59,7 @@ def test_every_choice_fits_the_block_and_the_device(shape):
             config = config_of(product)
             assert fits(config, product.b_out, product.b_in, product.gate), (product, config)
             assert config.kernel != "persistent" or product.gate != "none"
+            assert config.split == 1 or product.gate == "none"
 
 
 def test_without_gluon_the_persistent_kernel_is_never_chosen():
