@@ -21,6 +21,9 @@ from blast.errors import BlastError
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
+# Attribute of a model that `blast.load(…, tensor_parallel=…)` gave this process a part of: its number, and how many.
+PART_OF = "_blast_part_of"
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is sharded over processes (a DTensor)."""
@@ -156,11 +159,18 @@ def clear_dead_anywhere_(stored: Tensor, mask: Tensor, block: BlockShape, transp
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Raises if a model is sharded, because the caller needs whole matrices.
+    """Raises if a model is sharded, or a part of one, because the caller needs whole matrices.
 
     Raises:
         BlastError: the message says how to get an unsharded model.
     """
+    for module in model.modules():
+        if PART_OF in module.__dict__:
+            rank, size = module.__dict__[PART_OF]
+            raise BlastError(
+                f"the model is the part of process {rank} of {size} (tensor_parallel), but whole matrices are needed; "
+                "load the checkpoint without tensor_parallel."
+            )
     if sharded_modules(model) or any(is_sharded(parameter) for parameter in model.parameters()):
         raise BlastError(
             "the model is sharded over processes (fully_shard), but whole matrices are needed; get its state with "
