@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from blast.checkpoint.manifest import read_manifest
 from blast.checkpoint.processing import warn_of_changes
 from blast.checkpoint.reading import StoredTensors, fill
 from blast.errors import BlastError
-from blast.tensor_parallel.model import join, split_model
+from blast.tensor_parallel.model import Split, join, split_model
 from blast.tensor_parallel.processes import Processes, meet, own_device
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ def load_part(folder: Path, device: torch.device | None, where: bool | DeviceMes
         "different checkpoints were read",
         f"copy one checkpoint to all machines, as {folder}",
     )
-    model, sums = processes.together(lambda: _part(folder, manifest, device or own_device(), processes))
-    return join(model, sums, processes)
+    model, split = processes.together(lambda: _part(folder, manifest, device or own_device(), processes))
+    return join(model, split, processes)
 
 
-def _part(folder: Path, manifest: dict, device: torch.device, processes: Processes) -> tuple[nn.Module, list[str]]:
+def _part(
+    folder: Path, manifest: dict[str, Any], device: torch.device, processes: Processes
+) -> tuple[nn.Module, Split]:
     warn_of_changes(folder, manifest)
     model = skeleton(manifest)
     tensors = StoredTensors(folder, manifest)
@@ -63,4 +65,4 @@ def _part(folder: Path, manifest: dict, device: torch.device, processes: Process
         raise
     tensors.parts = split.parts
     fill(model, manifest | {"matrices": split.matrices}, tensors, device)
-    return model, split.sums
+    return model, split

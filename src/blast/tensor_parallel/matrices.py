@@ -102,10 +102,10 @@ def _whole_blocks(name: str, features: Tensor | None, count: int, side: int) -> 
         return np.ones(count // side, dtype=bool)
     kept = np.zeros(count, dtype=bool)
     kept[features.numpy()] = True
-    blocks = kept.reshape(-1, side)
-    if (blocks.any(1) != blocks.all(1)).any():
+    counts = kept.reshape(-1, side).sum(axis=1)
+    if ((counts > 0) & (counts < side)).any():
         raise BlastError(
             f"'{name}' has blocks of {side} features, which the parts of the processes would cut through; start fewer "
             "processes."
         )
-    return blocks.all(1)
+    return counts == side

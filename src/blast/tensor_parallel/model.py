@@ -15,10 +15,11 @@ from blast.block_sparse.sharding import PART_OF
 from blast.errors import BlastError
 from blast.model.discovery import find_mlps
 from blast.tensor_parallel.attention import cut_attention, heads_of, is_attention
-from blast.tensor_parallel.matrices import Cut, dense_parts, shrink, sparse_parts
+from blast.tensor_parallel.matrices import dense_parts, shrink, sparse_parts
 from blast.tensor_parallel.mlp import cut_mlp
 from blast.tensor_parallel.parts import Part
 from blast.tensor_parallel.processes import Processes
+from blast.tensor_parallel.vocabulary import Vocabulary, cut_vocabulary, join_vocabulary
 
 # Families whose attention and MLP are known to be all that is split.
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
@@ -31,11 +32,13 @@ class Split(NamedTuple):
         parts: The parts of stored tensors, by name; other tensors are kept whole.
         matrices: The block-sparse matrices, as the manifest has them, with the sizes of the parts.
         sums: Names of the modules whose outputs have to be added up over the processes.
+        vocabulary: How embedding and head were cut.
     """
 
     parts: dict[str, Part]
     matrices: dict[str, Any]
     sums: list[str]
+    vocabulary: Vocabulary
 
 
 def split_model(
@@ -64,7 +67,7 @@ def split_model(
         indices = {each.name: index_of(each.name) for each in mlp.targets if each.name in matrices}
         cuts += cut_mlp(mlp, indices, rank, size)
         sums.append(mlp.name)
-    parts: dict[str, Part] = {}
+    vocabulary, parts = cut_vocabulary(model, matrices, rank, size)
     new = dict(matrices)
     for cut in cuts:
         if cut.name in matrices:
@@ -74,7 +77,7 @@ def split_model(
         parts |= made
     for cut in cuts:
         shrink(model.get_submodule(cut.name), cut)
-    return Split(parts, new, sums)
+    return Split(parts, new, sums, vocabulary)
 
 
 def refuse_family(model: nn.Module) -> None:
@@ -92,16 +95,17 @@ def refuse_family(model: nn.Module) -> None:
         )
 
 
-def join(model: nn.Module, sums: list[str], processes: Processes) -> nn.Module:
+def join(model: nn.Module, split: Split, processes: Processes) -> nn.Module:
     """Makes a loaded part work with the parts of the other processes, in place.
 
     Args:
         model: The part, in eval mode.
-        sums: Names of the modules whose outputs are added up.
+        split: What it is.
         processes: The processes.
     """
-    for name in sums:
+    for name in split.sums:
         model.get_submodule(name).register_forward_hook(_adding(processes))
+    join_vocabulary(model, split.vocabulary, processes)
     model.__dict__[PART_OF] = (processes.rank, processes.size)
     if hasattr(model, "generate"):
         # On the instance, and no attribute that nn.Module would look at.

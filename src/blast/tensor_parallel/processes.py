@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from blast.errors import BlastError, check_argument
 
@@ -62,6 +63,28 @@ class Processes:
             return all_reduce(total, "sum", self.group).to(part.dtype)
         self._call(lambda: dist.all_reduce(total, group=self.group))
         return total.to(part.dtype)
+
+    def concatenate(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The parts of all processes one after the other along the last dimension, in each of them.
+
+        Args:
+            part: `[..., size of this process]`.
+            sizes: The size of each process.
+
+        Raises:
+            BlastError: if another process is lost.
+        """
+        if self.group is None:
+            return part
+        padded = F.pad(part, (0, max(sizes) - part.shape[-1])).contiguous()
+        if torch.compiler.is_compiling():
+            from torch.distributed._functional_collectives import all_gather_tensor
+
+            found = all_gather_tensor(padded[None], 0, self.group)
+        else:
+            found = padded.new_empty(self.size, *padded.shape)
+            self._call(lambda: dist.all_gather_into_tensor(found, padded[None], group=self.group))
+        return torch.cat([each[..., :size] for each, size in zip(found.unbind(), sizes, strict=True)], dim=-1)
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of each process, in the order of their numbers.
