@@ -27,6 +27,10 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 HALVES = (torch.float16, torch.bfloat16)
 
 
+class LostProcessError(BlastError):
+    """Another process ended, or did not answer in time; the cause is in that one."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes that share one model.
@@ -52,7 +56,7 @@ class Processes:
                 rounded once.
 
         Raises:
-            BlastError: if another process is lost.
+            LostProcessError: if another process is lost.
         """
         if self.group is None:
             return part
@@ -72,7 +76,7 @@ class Processes:
             sizes: The size of each process.
 
         Raises:
-            BlastError: if another process is lost.
+            LostProcessError: if another process is lost.
         """
         if self.group is None:
             return part
@@ -90,7 +94,7 @@ class Processes:
         """A small value of each process, in the order of their numbers.
 
         Raises:
-            BlastError: if another process is lost.
+            LostProcessError: if another process is lost.
         """
         if self.group is None:
             return [value]
@@ -149,7 +153,7 @@ class Processes:
             collective()
         except (RuntimeError, ValueError) as error:  # the backends have errors of their own below these
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise BlastError(
+            raise LostProcessError(
                 f"process {self.rank} of {self.size} waited for another one that ended or did not answer in time "
                 f"({reason}); look at the messages of the others, and start all of them again."
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 from blast.errors import BlastError
-from blast.tensor_parallel.processes import Processes
+from blast.tensor_parallel.processes import LostProcessError, Processes
 
 # What each process runs: with all processes, its device, and what was given to `run_together`.
 Job = Callable[[Processes, torch.device, dict[str, Any]], Any]
 FOUND, FAULT = "found.json", "fault.json"
+# Kinds of errors, the cause of the others first: a process that is waited for is lost only because of another error.
+KINDS = ("sentence", "fault", "lost")
 
 
 def run_together(job: Job, size: int, given: dict[str, Any], seconds: float) -> Any:
@@ -36,20 +39,22 @@ def run_together(job: Job, size: int, given: dict[str, Any], seconds: float) -> 
 
     Raises:
         BlastError: that of a process, or if a process ended without one.
+        RuntimeError: with the traceback of any other error.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
             spawn(_work, (job, size, given, seconds, folder), nprocs=size, daemon=True)
         except (ProcessRaisedException, ProcessExitedException) as error:
-            faults = sorted(Path(folder).glob(f"*.{FAULT}"))
-            for file in faults:
-                raise BlastError(json.loads(file.read_text(encoding="utf-8"))) from None
-            if isinstance(error, ProcessExitedException):
-                raise BlastError(
-                    f"process {error.error_index} of {size} ended without a message (exit code {error.exit_code}); "
-                    "look at its output, and run the point again."
-                ) from error
-            raise
+            files = sorted(Path(folder).glob(f"*.{FAULT}"))
+            faults = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            for kind, text in sorted(faults, key=lambda fault: KINDS.index(fault[0])):
+                if kind == "fault":
+                    raise RuntimeError(text) from None
+                raise BlastError(text) from None
+            raise BlastError(
+                f"a process of {size} ended without a message ({str(error).splitlines()[0]}); look at its output, and "
+                "run the point again."
+            ) from error
         return json.loads(Path(folder, FOUND).read_text(encoding="utf-8"))
 
 
@@ -68,11 +73,18 @@ def _work(rank: int, job: Job, size: int, given: dict[str, Any], seconds: float,
         world_size=size,
         timeout=timedelta(seconds=seconds),
     )
+    fault: tuple[str, str] | None = None
     try:
         found = job(Processes(dist.group.WORLD if size > 1 else None, rank, size), device, given)
+    except LostProcessError as error:
+        fault = "lost", str(error)
     except BlastError as error:
-        Path(folder, f"{rank}.{FAULT}").write_text(json.dumps(str(error)), encoding="utf-8")
-        raise
+        fault = "sentence", str(error)
+    except Exception:
+        fault = "fault", traceback.format_exc()
+    if fault is not None:
+        Path(folder, f"{rank}.{FAULT}").write_text(json.dumps(fault), encoding="utf-8")
+        os._exit(1)  # a group whose processes have gone cannot be destroyed
     if rank == 0:
         Path(folder, FOUND).write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
