@@ -11,11 +11,6 @@ from blast.errors import BlastError
 from blast.tensor_parallel.processes import Processes
 
 
-def adds(processes: Processes, device: torch.device, given: dict[str, Any]) -> list[float]:
-    """The sum of the numbers of the processes, as each of them sees it."""
-    return processes.gather(processes.add_up(torch.tensor([float(processes.rank)], device=device)).item())
-
-
 def refuses(processes: Processes, device: torch.device, given: dict[str, Any]) -> None:
     """The last process has an error of its own."""
     if processes.rank == processes.size - 1:
