@@ -201,12 +201,21 @@ def _copy_rows(chunk: Tensor, first: int, entry: Entry, target: Tensor, part: Pa
     start, stop = first, first + len(chunk)
     if part.rows is not None:
         start, stop = torch.searchsorted(part.rows, torch.tensor([start, stop])).tolist()
-        chunk = chunk[part.rows[start:stop] - first]
+        if start == stop:
+            return
+        chunk = _picked(chunk, 0, part.rows[start:stop] - first)
     if part.cols is not None:
-        chunk = chunk.view(len(chunk), entry.shape[1], -1)[:, part.cols]
-    if start < stop:
-        place = target.view(-1) if not entry.shape else target[start:stop]
-        place.copy_(chunk.reshape(-1).view(entry.dtype).view(place.shape))
+        chunk = _picked(chunk.view(len(chunk), entry.shape[1], -1), 1, part.cols)
+    place = target.view(-1) if not entry.shape else target[start:stop]
+    place.copy_(chunk.reshape(-1).view(entry.dtype).view(place.shape))
+
+
+def _picked(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
+    """Some ascending indices of a dimension; a view if they follow one another."""
+    first, count = int(indices[0]), indices.numel()
+    if int(indices[-1]) == first + count - 1:
+        return tensor.narrow(dim, first, count)
+    return tensor.index_select(dim, indices)
 
 
 def _chunks(size: int) -> Iterator[tuple[int, int]]:

@@ -183,7 +183,11 @@ def meet(where: bool | DeviceMesh) -> Processes:
 
 def own_device() -> torch.device:
     """The GPU of this process, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    chosen, local = torch.cuda.current_device(), int(os.environ.get("LOCAL_RANK", 0))
+    # A program that made the process group itself may not have chosen a GPU.
+    return torch.device("cuda", local if chosen == 0 and local < torch.cuda.device_count() else chosen)
 
 
 def started_by_torchrun() -> bool:
