@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 import blast
 from blast.checkpoint.manifest import WEIGHTS
 from blast.model.discovery import match_matrices
+from blast.tensor_parallel import watch as watch_module
 from blast.tensor_parallel.processes import Processes
+from blast.tensor_parallel.watch import Watch
 
 RANKS, VOCABULARY, HIDDEN, NEW = 2, 97, 160, 12
 SIZES: dict[str, Any] = {
@@ -89,14 +93,14 @@ def prompt() -> Tensor:
     return torch.randint(VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(2))
 
 
-def generated(model: Any, **settings: Any) -> Tensor:
-    return model.generate(prompt(), max_new_tokens=NEW, pad_token_id=0, **settings)
+def generated(model: Any, words: Tensor | None = None, **settings: Any) -> Tensor:
+    return model.generate(prompt() if words is None else words, max_new_tokens=NEW, pad_token_id=0, **settings)
 
 
-def joined(rank: int, folder: str) -> None:
+def joined(rank: int, folder: str, ranks: int = RANKS) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=timedelta(minutes=2))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(minutes=2))
 
 
 def work(rank: int, folder: str) -> None:
@@ -193,3 +197,36 @@ def left_alone(rank: int, folder: Path) -> str:
 
         model.lm_head.register_forward_pre_hook(end)
     return refusal(lambda: generated(model, do_sample=False))
+
+
+def watched(rank: int, folder: str) -> None:
+    """Three processes watch one another: all leave once in peace, then the last one ends while the others wait."""
+    joined(rank, folder, 3)
+    watch_module.GRACE = 3.0
+    watch = Watch(Processes(dist.group.WORLD, rank, 3))
+    with watch.working():
+        dist.barrier()
+    if rank == 2:
+        os._exit(0)
+    sys.stderr = open(Path(folder) / f"{rank}.txt", "w")  # noqa: SIM115  (open until the process ends)
+    with watch.working():
+        time.sleep(60)
+    os._exit(3)
+
+
+def lost_before(rank: int, folder: str) -> None:
+    """One of two processes ends while there is nothing to do; the other one notices when there is."""
+    joined(rank, folder, 2)
+    watch = Watch(Processes(dist.group.WORLD, rank, 2))
+    dist.barrier()
+    if rank == 1:
+        os._exit(0)
+    while watch.lost is None:
+        time.sleep(0.01)
+
+    def work_on() -> None:
+        with watch.working():
+            pass
+
+    (Path(folder) / "0.txt").write_text(refusal(work_on))
+    os._exit(0)

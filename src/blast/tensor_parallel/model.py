@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from blast.tensor_parallel.mlp import cut_mlp
 from blast.tensor_parallel.parts import Part
 from blast.tensor_parallel.processes import Processes
 from blast.tensor_parallel.vocabulary import Vocabulary, cut_vocabulary, join_vocabulary
+from blast.tensor_parallel.watch import Watch
 
 # Families whose attention and MLP are known to be all that is split.
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
@@ -108,8 +110,10 @@ def join(model: nn.Module, split: Split, processes: Processes) -> nn.Module:
     join_vocabulary(model, split.vocabulary, processes)
     model.__dict__[PART_OF] = (processes.rank, processes.size)
     if hasattr(model, "generate"):
+        on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+        watch = Watch(processes) if on_gpu and processes.size > 1 else None
         # On the instance, and no attribute that nn.Module would look at.
-        model.__dict__["generate"] = SharedGenerate(model, processes)
+        model.__dict__["generate"] = SharedGenerate(model, processes, watch)
     return model.requires_grad_(False)
 
 
@@ -119,10 +123,11 @@ class SharedGenerate:
     Args:
         model: The part of this process.
         processes: The processes.
+        watch: Watches the other processes meanwhile; None where a lost process is noticed without it.
     """
 
-    def __init__(self, model: nn.Module, processes: Processes) -> None:
-        self.model, self.processes = model, processes
+    def __init__(self, model: nn.Module, processes: Processes, watch: Watch | None = None) -> None:
+        self.model, self.processes, self.watch = model, processes, watch
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Calls the `generate` of transformers.
@@ -130,6 +135,13 @@ class SharedGenerate:
         Raises:
             BlastError: if the processes were given different prompts or settings, or one of them is lost.
         """
+        with nullcontext() if self.watch is None else self.watch.working():
+            found = self._call(inputs, named)
+            # No process leaves before all have their tokens: one that is missing then is lost.
+            self.processes.gather("done")
+        return found
+
+    def _call(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         given = {str(number): value for number, value in enumerate(inputs)} | named
         self.processes.check_equal(
             {name: _summary(value) for name, value in sorted(given.items()) if _is_plain(value)},
