@@ -6,18 +6,22 @@ import os
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import transformers
 from distributed_cases import refusal
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.device_mesh import init_device_mesh
 
 import blast
 from blast.checkpoint.manifest import WEIGHTS
+from blast.generation.session import Session
 from blast.model.discovery import match_matrices
 from blast.tensor_parallel import watch as watch_module
 from blast.tensor_parallel.processes import Processes
@@ -110,6 +114,7 @@ def work(rank: int, folder: str) -> None:
         name: answers(Path(folder) / name, rank, facts.get("fused", True)) for name, facts in MODELS.items()
     }
     out["mesh"] = meshed(Path(folder))
+    out["compiled"] = compiled(Path(folder) / "llama")
     out["refused"] = refusals(rank, Path(folder))
     out["late"] = too_late(rank)
     torch.save(out, Path(folder) / f"{rank}.pt")
@@ -139,6 +144,23 @@ def answers(folder: Path, rank: int, fused: bool) -> dict[str, Any]:
 def meshed(folder: Path) -> Tensor:
     mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("parts",))
     return generated(blast.load(folder / "llama", tensor_parallel=mesh["parts"]), do_sample=False)
+
+
+def compiled(folder: Path) -> dict[str, Any]:
+    """The tokens of a session with compiled layers, and how often code was compiled, of the part and of the whole."""
+    out: dict[str, Any] = {"frames": {}}
+    for kind in (True, False):
+        model: Any = blast.fuse(blast.load(folder, tensor_parallel=kind).requires_grad_(False))
+        counter = CompileCounter()
+        with mock.patch.object(torch, "compile", partial(torch.compile, backend=counter)):
+            session = Session(model, 2, 64, graphs=False, compiled="layers", static=True)
+        session.start(prompt())
+        for _ in range(NEW - 1):
+            session.step()
+        out["frames"][kind] = counter.frame_count
+        out["tokens"] = session.tokens[:, : prompt().shape[1] + NEW].clone() if kind else out["tokens"]
+        torch.compiler.reset()
+    return out
 
 
 def refusals(rank: int, folder: Path) -> dict[str, str | None]:

@@ -55,6 +55,14 @@ def test_each_process_holds_about_half_of_the_weights(folder, ranks, name):
         assert 0.4 * whole < rank[name]["weights"] < 0.65 * whole
 
 
+def test_compiled_layers_of_a_part_give_the_tokens_and_share_their_code_as_those_of_the_whole(folder, ranks):
+    expected = generated(blast.load(folder / "llama"), do_sample=False)
+    for rank in ranks:
+        found = rank["compiled"]
+        assert torch.equal(found["tokens"], expected)
+        assert found["frames"][True] == found["frames"][False] > 0
+
+
 def test_a_mesh_names_the_processes(folder, ranks):
     expected = generated(blast.load(folder / "llama"), do_sample=False)
     assert all(torch.equal(rank["mesh"], expected) for rank in ranks)

@@ -105,8 +105,9 @@ def join(model: nn.Module, split: Split, processes: Processes) -> nn.Module:
         split: What it is.
         processes: The processes.
     """
+    adding = _adding(processes)
     for name in split.sums:
-        model.get_submodule(name).register_forward_hook(_adding(processes))
+        model.get_submodule(name).register_forward_hook(adding)
     join_vocabulary(model, split.vocabulary, processes)
     model.__dict__[PART_OF] = (processes.rank, processes.size)
     if hasattr(model, "generate"):
