@@ -114,6 +114,9 @@ def work(rank: int, folder: str) -> None:
         name: answers(Path(folder) / name, rank, facts.get("fused", True)) for name, facts in MODELS.items()
     }
     out["mesh"] = meshed(Path(folder))
+    half: Any = blast.load(Path(folder) / "llama", tensor_parallel=True).bfloat16()
+    with torch.no_grad():
+        out["half"] = half(prompt()).logits
     out["compiled"] = compiled(Path(folder) / "llama")
     out["refused"] = refusals(rank, Path(folder))
     out["late"] = too_late(rank)

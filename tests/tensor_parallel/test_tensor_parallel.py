@@ -55,6 +55,15 @@ def test_each_process_holds_about_half_of_the_weights(folder, ranks, name):
         assert 0.4 * whole < rank[name]["weights"] < 0.65 * whole
 
 
+def test_in_bfloat16_the_processes_agree_bit_by_bit_and_with_one_process_but_for_rounding(folder, ranks):
+    with torch.no_grad():
+        expected = blast.load(folder / "llama").bfloat16()(prompt()).logits.float()
+    first, second = (rank["half"] for rank in ranks)
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, second)
+    assert (first.float() - expected).norm() < 0.05 * expected.norm()
+
+
 def test_compiled_layers_of_a_part_give_the_tokens_and_share_their_code_as_those_of_the_whole(folder, ranks):
     expected = generated(blast.load(folder / "llama"), do_sample=False)
     for rank in ranks:

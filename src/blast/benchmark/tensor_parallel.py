@@ -22,7 +22,7 @@ from blast import architectures
 from blast.architectures.inference_memory import Sparse
 from blast.benchmark.inputs.weights import sets_needed
 from blast.benchmark.parallel.launch import run_together
-from blast.benchmark.parallel.layer import Cached, LayerPart, cache_for, layer_part, reference_mlp, work_of
+from blast.benchmark.parallel.layer import Cached, LayerPart, Work, cache_for, layer_part, reference_mlp, work_of
 from blast.benchmark.parallel.projection import AllReduce, Link, fitted
 from blast.benchmark.parallel.timing import Round, captured, time_together
 from blast.benchmark.timing.cuda_graphs import ERROR_BOUND, plain_memory, poisoned_memory
@@ -35,6 +35,8 @@ from blast.tensor_parallel.processes import HALVES, Processes
 DENSE, OURS = "dense_eager", "ours"
 # Seconds of a measurement of energy, and tokens that an output is checked with.
 ENERGY_SECONDS, CHECKED = 2.0, 64
+# Layers, and all-reduces, of one CUDA graph at least: its launch takes time too.
+LEAST_CALLS = 8
 # A process waits for the others while they compile kernels.
 PATIENCE = 900.0
 
@@ -101,10 +103,18 @@ def work(processes: Processes, device: torch.device, given: dict[str, Any]) -> l
 
 
 class Model(NamedTuple):
-    """Equal parts of layers, dense or ours, that take turns, so that a step finds no weights in the cache."""
+    """Layers that run one after the other, dense or ours. Equal ones take turns, so that none finds its weights in the
+    cache.
+
+    Attributes:
+        parts: The part of each layer, the same ones again after `sets`.
+        caches: Keys and values of each.
+        sets: How many different layers there are.
+    """
 
     parts: list[LayerPart]
     caches: list[Cached]
+    sets: int
 
 
 class LayerRun:
@@ -136,7 +146,7 @@ class LayerRun:
             return
         parts = {name: self._part(name, processes.rank, processes.size) for name in (DENSE, OURS)}
         facts = {OURS: {"error": self._check(parts[OURS], processes)}, DENSE: {}}
-        works = {name: processes.gather(tuple(work_of(part))) for name, part in parts.items()}
+        works = {name: processes.gather(work_of(part)) for name, part in parts.items()}
         for tokens in self.settings["tokens"]:
             self._time(parts, works, facts, tokens, processes)
 
@@ -184,10 +194,10 @@ class LayerRun:
         sets = sets_needed(rows * self.shape.hidden * self.dtype.itemsize, self._cache())
         generator = torch.Generator(self.device).manual_seed(0)
         empty = torch.empty(sets, rows, self.shape.hidden, dtype=self.dtype, device=self.device)
-        return list(empty.normal_(0, 0.02, generator=generator))
+        return list(empty.normal_(0, 0.02, generator=generator)) * math.ceil(LEAST_CALLS / sets)
 
     def _time(
-        self, parts: dict[str, LayerPart], works: dict[str, list], facts: dict[str, Any], tokens: int,
+        self, parts: dict[str, LayerPart], works: dict[str, list[Work]], facts: dict[str, Any], tokens: int,
         processes: Processes,
     ) -> None:  # fmt: skip
         x, size = self._inputs(tokens), processes.size
@@ -200,17 +210,18 @@ class LayerRun:
             rounds[f"{name} mlp_latency"] = captured(lambda m=model, a=add: _mlps(m, x, a), self.device), count
         if size > 1:
             zeros = torch.zeros_like(x)
-            rounds["all_reduce"] = captured(lambda: processes.add_up(zeros), self.device), 1
+            many = range(LEAST_CALLS)
+            rounds["all_reduce"] = captured(lambda: [processes.add_up(zeros) for _ in many], self.device), len(many)
         timings = time_together(rounds, processes, self.device, self.settings["repeats"], self.seconds)
         for name, model in models.items():
             cached = sum(each.nbytes for each in model.caches[0])
-            read = (sum(weights for weights, _ in works[name]) + size * cached) / tokens
-            about = facts[name] | {"sets": len(model.parts)}
+            read = (sum(work.weights for work in works[name]) + size * cached) / tokens
+            about = facts[name] | {"sets": model.sets}
             for metric in ("layer_latency", "compute_latency", "mlp_latency"):
                 timing = timings[f"{name} {metric}"]
                 self._add(name, metric, "ms", timing.median, tokens, size, timing=timing, **about)
             self._add(name, "read_bytes", "bytes", read, tokens, size, cache=size * cached)
-            held = [each for _, each in works[name]]
+            held = [work.held for work in works[name]]
             self._add(name, "weights_bytes", "bytes", max(held), tokens, size, least=min(held), all=sum(held))
             if self.settings["energy"]:
                 took = timings[f"{name} layer_latency"].median * len(model.parts)
@@ -250,12 +261,14 @@ class LayerRun:
         )
 
     def _model(self, part: LayerPart, tokens: int, processes: Processes) -> Model:
-        sets = max(processes.gather(sets_needed(work_of(part).weights, self._cache())))
+        # The MLP is timed on its own too.
+        sets = max(processes.gather(sets_needed(work_of(part).mlp, self._cache())))
         parts = [part, *(copy.deepcopy(part) for _ in range(sets - 1))]
         caches = [
             cache_for(part, tokens, self.settings["context"], self.dtype, self.device, number) for number in range(sets)
         ]
-        return Model(parts, caches)
+        turns = math.ceil(LEAST_CALLS / sets)
+        return Model(parts * turns, caches * turns, sets)
 
     def _check(self, part: LayerPart, processes: Processes) -> float:
         """The error of our MLP's output, with all parts, from float32.

@@ -85,10 +85,12 @@ class Work(NamedTuple):
 
     Attributes:
         weights: Of weights and indices that the step reads.
+        mlp: The part of `weights` in the MLP.
         held: Of all that the part holds, the index of the transposed matrices too.
     """
 
     weights: int
+    mlp: int
     held: int
 
 
@@ -138,7 +140,7 @@ def work_of(part: LayerPart) -> Work:
     sizes = blast.model_bytes(part)
     fused = isinstance(part.mlp, SparseMlp)
     mlp = bytes_of_mlp(part.mlp) if fused else sizes.mlp  # type: ignore[arg-type]
-    return Work(sizes.weights - sizes.mlp + mlp, sizes.weights)
+    return Work(sizes.weights - sizes.mlp + mlp, mlp, sizes.weights)
 
 
 def cache_for(
