@@ -182,6 +182,7 @@ def refusals(rank: int, folder: Path) -> dict[str, str | None]:
         content[-1] ^= 1
         (own / WEIGHTS).write_bytes(content)
     words = prompt()
+    dense: Any = blast.load(folder / "llama, dense", tensor_parallel=True)
 
     def load(path: Path) -> Any:
         return refusal(lambda: blast.load(path, tensor_parallel=True))
@@ -195,6 +196,7 @@ def refusals(rank: int, folder: Path) -> dict[str, str | None]:
         "prompts": refusal(lambda: model.generate(words[:, rank:], max_new_tokens=2)),
         "settings": refusal(lambda: model.generate(words, max_new_tokens=2 + rank)),
         "save": refusal(lambda: blast.save(model, folder / f"part {rank}")),
+        "save_pretrained": refusal(lambda: dense.save_pretrained(folder / f"part {rank}")),
         "training": refusal(lambda: model.train()(words)),
         "gradient": refusal(lambda: model.eval()(inputs_embeds=embeddings)),
     }

@@ -158,6 +158,14 @@ def clear_dead_anywhere_(stored: Tensor, mask: Tensor, block: BlockShape, transp
     shard.tensor.masked_fill_(~live, 0)
 
 
+def only_a_part(rank: int, size: int) -> BlastError:
+    """The error for a part of a model where a whole one is needed."""
+    return BlastError(
+        f"the model is the part of process {rank} of {size} (tensor_parallel), but whole matrices are needed; "
+        "load the checkpoint without tensor_parallel."
+    )
+
+
 def refuse_sharded(model: nn.Module) -> None:
     """Raises if a model is sharded, or a part of one, because the caller needs whole matrices.
 
@@ -166,11 +174,7 @@ def refuse_sharded(model: nn.Module) -> None:
     """
     for module in model.modules():
         if PART_OF in module.__dict__:
-            rank, size = module.__dict__[PART_OF]
-            raise BlastError(
-                f"the model is the part of process {rank} of {size} (tensor_parallel), but whole matrices are needed; "
-                "load the checkpoint without tensor_parallel."
-            )
+            raise only_a_part(*module.__dict__[PART_OF])
     if sharded_modules(model) or any(is_sharded(parameter) for parameter in model.parameters()):
         raise BlastError(
             "the model is sharded over processes (fully_shard), but whole matrices are needed; get its state with "

@@ -31,7 +31,8 @@ def load_part(folder: Path, device: torch.device | None, where: bool | DeviceMes
         where: See `meet`.
 
     Returns:
-        The part, which computes what the whole model computes, together with the other processes.
+        The part, which computes what the whole model computes, together with the other processes. With one process it
+        is the whole model.
 
     Raises:
         BlastError: if the processes do not meet, read different checkpoints, or one of them fails; see `split_model`.
@@ -44,15 +45,18 @@ def load_part(folder: Path, device: torch.device | None, where: bool | DeviceMes
         f"copy one checkpoint to all machines, as {folder}",
     )
     model, split = processes.together(lambda: _part(folder, manifest, device or own_device(), processes))
-    return join(model, split, processes)
+    return model if split is None else join(model, split, processes)
 
 
 def _part(
     folder: Path, manifest: dict[str, Any], device: torch.device, processes: Processes
-) -> tuple[nn.Module, Split]:
+) -> tuple[nn.Module, Split | None]:
     warn_of_changes(folder, manifest)
     model = skeleton(manifest)
     tensors = StoredTensors(folder, manifest)
+    if processes.size == 1:
+        fill(model, manifest, tensors, device)
+        return model, None
 
     @cache
     def index_of(name: str) -> BlockIndex:

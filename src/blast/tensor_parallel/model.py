@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from blast.block_sparse.conv1d import is_conv1d
 from blast.block_sparse.csr import BlockIndex
-from blast.block_sparse.sharding import PART_OF
+from blast.block_sparse.sharding import PART_OF, only_a_part
 from blast.errors import BlastError
 from blast.model.discovery import find_mlps
 from blast.tensor_parallel.attention import cut_attention, heads_of, is_attention
@@ -110,6 +111,10 @@ def join(model: nn.Module, split: Split, processes: Processes) -> nn.Module:
         model.get_submodule(name).register_forward_hook(adding)
     join_vocabulary(model, split.vocabulary, processes)
     model.__dict__[PART_OF] = (processes.rank, processes.size)
+    for module in model.modules():
+        if hasattr(type(module), "save_pretrained"):
+            # Set on the instance: it would write a part as if it were the whole.
+            module.__dict__["save_pretrained"] = partial(_save_pretrained, *model.__dict__[PART_OF])
     if hasattr(model, "generate"):
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
         watch = Watch(processes) if on_gpu and processes.size > 1 else None
@@ -152,6 +157,10 @@ class SharedGenerate:
         model: Any = self.model
         self.processes.share_random_state(next(model.parameters()).device)
         return type(model).generate(model, *inputs, **named)
+
+
+def _save_pretrained(rank: int, size: int, *_: object, **__: object) -> None:
+    raise only_a_part(rank, size)
 
 
 def _is_plain(value: Any) -> bool:
