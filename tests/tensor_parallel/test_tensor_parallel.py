@@ -115,4 +115,5 @@ def test_a_process_that_does_not_answer_is_one_sentence(ranks):
 def test_a_process_that_dies_while_both_generate_stops_the_other_with_one_sentence(ranks):
     assert "process 0 of 2 waited for another one that ended or did not answer in time" in ranks[0]["alone"]
     assert "start all of them again" in ranks[0]["alone"]
+    assert ".cc:" not in ranks[0]["alone"]
     assert "alone" not in ranks[1]

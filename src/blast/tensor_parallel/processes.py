@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -152,7 +153,9 @@ class Processes:
         try:
             collective()
         except (RuntimeError, ValueError) as error:  # the backends have errors of their own below these
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            # gloo begins with a place in its source, and ends with general advice.
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = re.sub(r"^\[\S+:\d+\] ", "", first).partition(". ")[0][:160]
             raise LostProcessError(
                 f"process {self.rank} of {self.size} waited for another one that ended or did not answer in time "
                 f"({reason}); look at the messages of the others, and start all of them again."
