@@ -188,6 +188,28 @@ class MemorySettings:
     checkpoint: bool = False
 
 
+@dataclass(frozen=True)
+class TensorParallelSettings:
+    """Settings of the suite `tensor_parallel`; its `tokens` are sequences that are decoded together.
+
+    Attributes:
+        degrees: Numbers of GPUs that the layer is split over. More than this machine has are not run. Without GPUs as
+            many processes share the CPU.
+        projected: Numbers of GPUs to project to, from the part of one of them and a model of the all-reduce.
+        context: Cached tokens of each sequence.
+        tied: Whether gate and up share a mask. It has no effect without a gate.
+        energy: Whether the energy of a token is measured.
+        seconds: Longest time of the point, about; the degrees share it.
+    """
+
+    degrees: Annotated[tuple[Count, ...], NotEmpty()] = (1, 2, 4)
+    projected: tuple[Count, ...] = (16,)
+    context: Count = 2048
+    tied: bool = False
+    energy: bool = True
+    seconds: Seconds = 300.0
+
+
 # By suite, which is the name of a file of this folder with a function `measure`.
 SUITES: dict[str, type] = {
     "mlp": MlpSettings,
@@ -197,6 +219,7 @@ SUITES: dict[str, type] = {
     "training_step": TrainingStepSettings,
     "inference": InferenceSettings,
     "memory": MemorySettings,
+    "tensor_parallel": TensorParallelSettings,
 }
 
 

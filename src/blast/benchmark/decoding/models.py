@@ -91,13 +91,20 @@ def bytes_of_step(model: nn.Module) -> int:
     fused = [module for module in model.modules() if isinstance(module, SparseMlp)]
     if not fused:
         return read + sizes.mlp
-    for mlp in fused:
-        lists, weights = mlp.row_lists, mlp.kernel_weights
-        if lists is not None:
-            named = int(block_counts(lists.gate_up).sum()) * (2 if mlp.gate_kind == "tied" else 1)
-            read += named * weights.first[0].nbytes + lists.gate_up.nbytes + lists.down.nbytes
-            read += int(block_counts(lists.down).sum()) * weights.down[0].nbytes
-    return read
+    return read + sum(map(bytes_of_mlp, fused))
+
+
+def bytes_of_mlp(mlp: SparseMlp) -> int:
+    """Bytes of the blocks and row lists that a fused MLP has to read; dead hidden blocks are not read."""
+    lists, weights = mlp.row_lists, mlp.kernel_weights
+    if lists is None:
+        return 0
+    block = mlp.layers[0].block
+    element = weights.first.element_size()
+    named = int(block_counts(lists.gate_up).sum()) * (2 if mlp.gate_kind == "tied" else 1)
+    down = mlp.layers[-1].block
+    blocks = named * block.rows * block.cols + int(block_counts(lists.down).sum()) * down.rows * down.cols
+    return element * blocks + lists.gate_up.nbytes + lists.down.nbytes
 
 
 def shares(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, float]:

@@ -11,6 +11,8 @@ from blast.errors import BlastError
 from blast.evaluation.scoring import max_length_of
 from blast.experiment.own_model.memory import check_memory, free_bytes
 from blast.experiment.own_model.opening import find_model, load_tokenizer
+from blast.tensor_parallel.processes import started_by_torchrun
+from blast.training.launch import destroy_process_group, rank_and_world_size
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class GenerateOptions:
 def generate(options: GenerateOptions, out: TextIO | None = None) -> str:
     """Continues a prompt; a sparse model is fused before.
 
+    Where `torchrun` started several processes, each of them has to call this; each holds a part of the model, and the
+    first one prints.
+
     Args:
         options: What the user asked for.
         out: Where the text goes, word by word; by default the standard output.
@@ -45,21 +50,24 @@ def generate(options: GenerateOptions, out: TextIO | None = None) -> str:
         The new text.
 
     Raises:
-        BlastError: if there is no such model, the prompt is empty, or it leaves the model no room for a token.
+        BlastError: if there is no such model, the prompt is empty, or it leaves the model no room for a token; or if
+            the model cannot be split over the processes.
     """
     import torch
 
     from blast.experiment.own_model.finish import fuse_if_possible
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    say = _to_errors
+    parts, first = started_by_torchrun(), rank_and_world_size()[0] == 0
+    say = _to_errors if first else _to_nobody
     source = find_model(options.model, say)
     tokenizer = load_tokenizer(source)
     tokens = tokenizer(options.prompt, return_tensors="pt").input_ids
     if not tokens.numel():
         raise BlastError("the prompt is empty; give some words.")
-    check_memory(f"running {source.name}", 5 * source.parameters, free_bytes(device), "choose a smaller model")
-    model: Any = fuse_if_possible(source.load().to(device)).eval()
+    if not parts:
+        check_memory(f"running {source.name}", 5 * source.parameters, free_bytes(device), "choose a smaller model")
+    model: Any = fuse_if_possible((source.load_part() if parts else source.load()).to(device)).eval()
     longest = max_length_of(model)
     room = longest - tokens.shape[1]
     if room < 1:
@@ -77,19 +85,25 @@ def generate(options: GenerateOptions, out: TextIO | None = None) -> str:
             tokens.to(device),
             attention_mask=torch.ones_like(tokens).to(device),
             max_new_tokens=new,
-            streamer=_streamer(tokenizer, out or sys.stdout),
+            streamer=_streamer(tokenizer, out or sys.stdout) if first else None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,
             **(drawn if options.temperature else {"do_sample": False}),
         )
     seconds, made = time.perf_counter() - start, found[0, tokens.shape[1] :]
     say(f"{len(made)} tokens, {len(made) / seconds:.1f} a second")
+    if parts:
+        destroy_process_group()
     return tokenizer.decode(made, skip_special_tokens=True)
 
 
 def _to_errors(line: str) -> None:
     """Prints a line that is no part of the text."""
     print(line, file=sys.stderr)
+
+
+def _to_nobody(_: str) -> None:
+    """Says nothing: another process does."""
 
 
 def _streamer(tokenizer: Any, out: TextIO) -> Any:
