@@ -20,6 +20,7 @@ from blast.generation.attention import (
     step_mask,
 )
 from blast.generation.cache import SessionCache, empty
+from blast.generation.merged import MergedProjections
 from blast.layers.sparse_mlp import SparseMlp
 from blast.model.module_replacement import sparse_layers
 from blast.training.compilation import repeated_blocks
@@ -40,7 +41,8 @@ class Session:
     """Decodes batches of one size, up to `capacity` tokens.
 
     With graphs the whole step is one CUDA graph: the forward pass, the choice of the next token, and its place in
-    `tokens`. A step costs the CPU a few microseconds then, and waits for nothing.
+    `tokens`. A step costs the CPU a few microseconds then, and waits for nothing. Inference mode of the caller has no
+    effect: the tensors of a session outlive it.
 
     Args:
         model: A causal language model of transformers in eval mode; `decode.reason_against` says which ones.
@@ -60,9 +62,11 @@ class Session:
         logits: Of the last pass, `[batch, vocabulary]`.
         length: Number of tokens in `tokens`.
         cache: Keys and values.
+        merged: The projections of one input that run as one product.
         chooser: What the caller chose with last, for the next call.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -86,6 +90,7 @@ class Session:
         self._padding = torch.zeros(batch, dtype=torch.int64, device=device)
         self.cache = SessionCache(self._position, capacity, self.model.config.num_hidden_layers)
         self._block_mask = step_block_mask(self._position, self._padding, capacity) if flex else None
+        self.merged = MergedProjections(model)
         self.length = 0
         self.chooser: Choose = likeliest
         self.logits = torch.empty(0)
@@ -109,6 +114,7 @@ class Session:
             raise ReferenceError("the model of this session was deleted")
         return model
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def start(self, prompt: Tensor, mask: Tensor | None = None, choose: Choose = likeliest) -> None:
         """Runs the prompts and chooses the first new token of each.
@@ -118,6 +124,8 @@ class Session:
             mask: `[batch, tokens]`, 0 for padding; None without padding.
             choose: Chooses the next tokens.
         """
+        # Weights that were replaced are merged again.
+        self.merged = MergedProjections(self.model)
         tokens, weights = prompt.shape[1], weights_in_place(self.model)
         if weights != self._weights:
             self._graph, self._weights = None, weights
@@ -134,6 +142,7 @@ class Session:
         self.cache.prompt, self.length = False, tokens + 1
         self._append(choose)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(self, choose: Choose = likeliest) -> None:
         """Runs the last token of each sequence and chooses the next.
@@ -177,7 +186,7 @@ class Session:
 
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of the last token of each sequence, `[batch, vocabulary]`."""
-        with session_attention(self.model.config):
+        with session_attention(self.model.config), self.merged.active():
             # The first prompt makes the cache, which compiled layers expect.
             if self.cache.prompt and not (self._prompt_compiled and self.cache.bytes):
                 return self._logits(tokens, positions, mask, {})
