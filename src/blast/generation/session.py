@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch._dynamo
@@ -30,6 +30,22 @@ Compiled = Literal["no", "layers", "whole"]
 Choose = Callable[[Tensor], Tensor]
 # Eager steps before a capture: code is compiled in the first one, and kernels are tuned.
 WARM_UP = 2
+# How often the layers may be compiled. All models and sizes count together, and torch would stop after eight.
+RECOMPILATIONS = 128
+
+
+class _Code(NamedTuple):
+    """What runs a pass: the whole of it, and in it each layer; no layers: those of the model."""
+
+    whole: Callable[..., Tensor]
+    layers: list[Callable[..., Any]]
+
+    @classmethod
+    def of(cls, whole: Callable[..., Tensor], blocks: list[nn.Module], at_once: bool, **options: Any) -> _Code:
+        """Compiled: the pass at once, or its layers."""
+        if at_once:
+            return cls(torch.compile(whole, **options), [])
+        return cls(whole, [torch.compile(block._call_impl, **options) for block in blocks])
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -55,7 +71,8 @@ class Session:
         static: Whether attention reads the whole cache with a mask, as graphs need it. Otherwise the CPU knows how many
             tokens are cached, and attention reads those.
         flex: Whether the steps use FlexAttention, which skips unused cache; slow if nothing is compiled.
-        prompt_compiled: Whether the prompt is compiled too. Each length is compiled for itself.
+        prompt_compiled: Whether the prompt is compiled too, once for all lengths from two tokens on.
+        autotune: Whether Inductor times several kernels for each matrix product of a step, which takes minutes.
 
     Attributes:
         tokens: `[batch, capacity]`, int64: prompts and chosen tokens.
@@ -78,6 +95,7 @@ class Session:
         static: bool | None = None,
         flex: bool = False,
         prompt_compiled: bool = False,
+        autotune: bool = False,
     ) -> None:
         self._prompt_compiled = prompt_compiled
         # Weak, so that a model is freed whose session is kept.
@@ -98,9 +116,12 @@ class Session:
         # What the graph was captured with.
         self._choose: Choose | None = None
         self._weights: tuple[int, ...] = ()
-        self._pass = torch.compile(self._logits, dynamic=False) if compiled == "whole" else self._logits
+        mode = "max-autotune-no-cudagraphs" if autotune else None
         blocks = repeated_blocks(model) if compiled == "layers" else []
-        self._layers = [torch.compile(block._call_impl, dynamic=False) for block in blocks]
+        self._step_code = _Code.of(self._logits, blocks, compiled == "whole", dynamic=False, mode=mode)
+        self._prompt_code = _Code(self._logits, [])
+        if prompt_compiled:
+            self._prompt_code = _Code.of(self._logits, blocks, compiled == "whole", dynamic=True, mode=None)
 
     @property
     def model(self) -> Any:
@@ -137,6 +158,10 @@ class Session:
             self._padding.copy_((mask == 0).sum(1))
             attention_mask = prompt_mask(self._padding, tokens)
             positions = (positions - self._padding[:, None]).clamp(min=0)
+        if self._prompt_compiled and not self.cache.bytes:
+            # Compiled layers expect that the cache exists. A pass makes it, in the shapes and dtype of the model.
+            with session_attention(self.model.config):
+                self._logits(prompt[:, :1], positions[:, :1], None, {})
         self.logits = self._forward(prompt, positions, attention_mask)
         self._position.fill_(tokens)
         self.cache.prompt, self.length = False, tokens + 1
@@ -186,28 +211,25 @@ class Session:
 
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of the last token of each sequence, `[batch, vocabulary]`."""
-        with session_attention(self.model.config), self.merged.active():
-            # The first prompt makes the cache, which compiled layers expect.
-            if self.cache.prompt and not (self._prompt_compiled and self.cache.bytes):
-                return self._logits(tokens, positions, mask, {})
-            more = {} if self._block_mask is None or self.cache.prompt else {"block_mask": self._block_mask}
-            with self._compiled_layers():
-                return self._pass(tokens, positions, mask, more)
+        code = self._prompt_code if self.cache.prompt else self._step_code
+        more = {} if self._block_mask is None or self.cache.prompt else {"block_mask": self._block_mask}
+        with session_attention(self.model.config), self.merged.active(), self._compiled_layers(code.layers):
+            return code.whole(tokens, positions, mask, more)
 
     @contextmanager
-    def _compiled_layers(self) -> Iterator[None]:
-        """Within the context the model runs its compiled layers, if there are any."""
-        if not self._layers:
+    def _compiled_layers(self, layers: list[Callable[..., Any]]) -> Iterator[None]:
+        """Within the context the model runs these in the place of its layers, if there are any."""
+        if not layers:
             yield
             return
         blocks, sparse = repeated_blocks(self.model), list(sparse_layers(self.model).values())
         before = [block._compiled_call_impl for block in blocks], [layer.masks_fixed for layer in sparse]
-        for number, (block, compiled) in enumerate(zip(blocks, self._layers, strict=True)):
+        for number, (block, compiled) in enumerate(zip(blocks, layers, strict=True)):
             block._compiled_call_impl = partial(self._run_layer, number, compiled)
         for layer in sparse:
             layer.masks_fixed = False
         try:
-            with torch._dynamo.config.patch(nested_graph_breaks=True):
+            with torch._dynamo.config.patch(nested_graph_breaks=True, recompile_limit=RECOMPILATIONS):
                 yield
         finally:
             self.cache.select(None)
