@@ -177,9 +177,19 @@ def test_what_cannot_be_merged_stays_as_it_is():
     part[0].weight.data = whole[:16, :16]
     inside = layers()
     inside[0].weight.data = torch.zeros(17, 16)[:16]
+    trained = layers()
+    sum(linear(torch.ones(16)).sum() for linear in trained).backward()
     tied = layers()
     users = {tied[0].weight.untyped_storage().data_ptr(): 2}
-    for given, used in ((mixed, None), (unequal, None), (shared, None), (part, None), (inside, None), (tied, users)):
+    for given, used in (
+        (mixed, None),
+        (unequal, None),
+        (shared, None),
+        (part, None),
+        (inside, None),
+        (tied, users),
+        (trained, None),
+    ):
         places = [linear.weight.data_ptr() for linear in given]
         assert merge(given, used) is None
         assert [linear.weight.data_ptr() for linear in given] == places

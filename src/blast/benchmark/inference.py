@@ -1,8 +1,9 @@
 """The `inference` suite: first token, decoding, calls of `generate` and energy of a language model, dense and ours.
 
-All decode in the same loop (`blast.generation.session`), with random weights. Dense runs eagerly, and compiled and
-replayed as CUDA graphs; ours runs in the second way. Prompts and steps are timed in turn in one run. Our logits must
-agree with those of masked-dense before anything is timed.
+All decode in the same loop (`blast.generation.session`), with random weights. Dense runs eagerly, and compiled, autotuned
+and replayed as CUDA graphs; ours runs in the second way. For all, query, key and value are one product, and so are gate
+and up where they are dense. Prompts and steps are timed in turn in one run. Our logits must agree with those of
+masked-dense before anything is timed.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ class InferenceRun:
             static=fast,
             flex=fast and gpu and self.settings["attention"] == "flex",
             prompt_compiled=fast,
+            autotune=fast and self.settings["autotune"],
         )
 
     def _time(self, sessions: Mapping[str, Session], sequences: int, length: int) -> None:
@@ -258,7 +260,7 @@ class InferenceRun:
         self, name: str, metric: str, unit: str, value: float | None, sequences: int, length: int,
         better: str = "lower", **facts: Any,
     ) -> Entry:  # fmt: skip
-        how = {key: self.settings[key] for key in ("steps", "compiled", "attention", "mask")}
+        how = {key: self.settings[key] for key in ("steps", "compiled", "autotune", "attention", "mask")}
         about = {"prompt": length, **how, **(self._facts if name == OURS else {"weights": "random"}), **facts}
         return {
             "metric": metric, "task": None, "unit": unit, "value": value, "low": None, "high": None, "spread": None,

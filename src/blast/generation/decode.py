@@ -56,7 +56,8 @@ def fast_decode(
 
     The weights of query, key and value, and of gate and up where they are dense, are moved together in memory. The
     parameters stay the same objects with the same values. A tensor that was taken from them before, such as a state
-    dict, is a copy from then on.
+    dict, is a copy from then on, and CUDA graphs that others captured before read that copy. Weights that have a
+    gradient are not moved.
 
     Greedy decoding and sampling work, with all logits processors, stopping criteria and streamers of transformers, and
     with prompts that are padded on the left. Processors other than temperature, top-k, top-p and min-p run outside the

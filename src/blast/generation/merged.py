@@ -50,8 +50,8 @@ class Merged(NamedTuple):
 class MergedProjections:
     """The merged projections of a model. Making it moves the weights of those that can be merged.
 
-    Others stay as they are: pruned ones, quantised ones, with adapters or hooks, weights that share their memory with
-    something else, and classes that this module does not know.
+    Others stay as they are: pruned ones, quantised ones, with adapters or hooks, weights that have a gradient or share
+    their memory with something else, and classes that this module does not know.
 
     Args:
         model: A language model of transformers.
@@ -141,9 +141,13 @@ def _can_join(tensors: Sequence[Any], users: dict[int, int] | None) -> bool:
 
 
 def _is_alone(tensor: Tensor, users: dict[int, int] | None) -> bool:
-    """Whether a tensor has memory of its own."""
+    """Whether a tensor has memory of its own, and is not in training, where a captured step may read that memory."""
     storage = tensor.untyped_storage()
-    return storage.nbytes() == tensor.nbytes and (users is None or users.get(storage.data_ptr(), 1) == 1)
+    return (
+        tensor.grad is None
+        and storage.nbytes() == tensor.nbytes
+        and (users is None or users.get(storage.data_ptr(), 1) == 1)
+    )
 
 
 def _lie_together(tensors: Sequence[Tensor]) -> bool:

@@ -79,6 +79,7 @@ class Session:
         logits: Of the last pass, `[batch, vocabulary]`.
         length: Number of tokens in `tokens`.
         cache: Keys and values.
+        mode: Of `torch.compile`, for a step.
         merged: The projections of one input that run as one product.
         chooser: What the caller chose with last, for the next call.
     """
@@ -116,9 +117,9 @@ class Session:
         # What the graph was captured with.
         self._choose: Choose | None = None
         self._weights: tuple[int, ...] = ()
-        mode = "max-autotune-no-cudagraphs" if autotune else None
+        self.mode = "max-autotune-no-cudagraphs" if autotune else None
         blocks = repeated_blocks(model) if compiled == "layers" else []
-        self._step_code = _Code.of(self._logits, blocks, compiled == "whole", dynamic=False, mode=mode)
+        self._step_code = _Code.of(self._logits, blocks, compiled == "whole", dynamic=False, mode=self.mode)
         self._prompt_code = _Code(self._logits, [])
         if prompt_compiled:
             self._prompt_code = _Code.of(self._logits, blocks, compiled == "whole", dynamic=True, mode=None)

@@ -22,8 +22,8 @@ def part_times(
     """Milliseconds of the parts of a step.
 
     The MLPs of all layers run one after the other as one CUDA graph, each with weights of its own; so do head and
-    choice of the token. Compiled dense MLPs are compiled. The gaps are what the kernels of a replayed step leave of its
-    time. The rest is attention with its projections, norms and embeddings.
+    choice of the token. Compiled dense MLPs are compiled as in the step. The gaps are what the kernels of a replayed
+    step leave of its time. The rest is attention with its projections, norms and embeddings.
 
     Args:
         model: The model.
@@ -39,11 +39,13 @@ def part_times(
     dtype = next(model.parameters()).dtype
     x = torch.randn(session.batch, 1, width, device=session.tokens.device, dtype=dtype)
     mlps = [model.get_submodule(name) for name in mlp_names(model)]
-    run = torch.compile(_run_one, dynamic=False) if session.compiled != "no" and not _sparse(mlps) else _run_one
+    compiled = session.compiled != "no" and not _sparse(mlps)
+    run = torch.compile(_run_one, dynamic=False, mode=session.mode) if compiled else _run_one
 
     def all_mlps() -> None:
-        for mlp in mlps:
-            run(mlp, x)
+        with session.merged.active():
+            for mlp in mlps:
+                run(mlp, x)
 
     def head() -> None:
         likeliest(any_model.get_output_embeddings()(x[:, -1]).float())
