@@ -124,9 +124,9 @@ def test_a_prompt_past_the_context_is_one_sentence(fake_gpu):
         measure("gpt2-tiny", prompts=[8, 62])
 
 
-def test_images_do_not_generate_tokens(fake_gpu):
-    with pytest.raises(BlastError, match="'vit-nano' does not generate tokens"):
-        measure("vit-nano")
+def test_an_encoder_does_not_generate_tokens(fake_gpu):
+    with pytest.raises(BlastError, match="'minilm' does not generate tokens; give a language model or a vision"):
+        measure("minilm")
 
 
 def test_without_trained_masks_the_error_names_the_folder(fake_gpu, tmp_path):

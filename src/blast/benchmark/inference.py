@@ -1,9 +1,9 @@
 """The `inference` suite: first token, decoding, calls of `generate` and energy of a language model, dense and ours.
 
-All decode in the same loop (`blast.generation.session`), with random weights. Dense runs eagerly, and compiled, autotuned
-and replayed as CUDA graphs; ours runs in the second way. For all, query, key and value are one product, and so are gate
-and up where they are dense. Prompts and steps are timed in turn in one run. Our logits must agree with those of
-masked-dense before anything is timed.
+All decode in the same loop (`blast.generation.session`), with random weights. Dense runs eagerly, and compiled,
+autotuned and replayed as CUDA graphs; ours runs in the second way. For all, query, key and value are one product, and
+so are gate and up where they are dense. Prompts and steps are timed in turn in one run. Our logits must agree with
+those of masked-dense before anything is timed. Of vision transformers, the classification of images is timed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import blast
 from blast import architectures
+from blast.benchmark.decoding.images import classify
 from blast.benchmark.decoding.models import bytes_of_step, check_logits, masks_for, random_model, shares, sparse_model
 from blast.benchmark.decoding.parts import part_times
 from blast.benchmark.timing.cuda_graphs import plain_memory, replay_of, time_in_turn
@@ -41,29 +42,31 @@ Entry = dict[str, Any]
 def measure(
     architecture: str, sparsity: float, block: tuple[int, int], seed: int, settings: dict[str, Any]
 ) -> list[Entry]:
-    """Times a language model.
+    """Times a language model, or a vision transformer.
 
     Args:
         architecture: Name of the architecture.
         sparsity: Share of empty blocks of its MLPs.
         block: Block shape `[out, in]`.
         seed: Seed of weights and masks.
-        settings: `tokens` (list: how many sequences are decoded together), `dtype`, `repeats`, and the fields of
-            `blast.benchmark.settings.InferenceSettings`.
+        settings: `tokens` (list: how many sequences are decoded, or images classified, together), `dtype`, `repeats`,
+            and the fields of `blast.benchmark.settings.InferenceSettings`.
 
     Returns:
         By provider, number of sequences and length of the prompt: `first_token_latency` and `latency` (of a decoding
         step), ms; `throughput`, `generate_rate` and `fast_generate_rate` (with `blast.fast_decode`), tokens/s;
         `roofline_fraction` of a step; `energy`, J a token, and `power_idle`, W; `time_mlp`, `time_head`, `time_rest`
-        and `time_gaps` of a step, ms; `weight_bytes`, `cache_bytes`.
+        and `time_gaps` of a step, ms; `weight_bytes`, `cache_bytes`. For images: see `decoding.images.classify`.
 
     Raises:
-        BlastError: without a GPU, for a model that generates no tokens, without masks of the kind that is asked for, or
+        BlastError: without a GPU, for an encoder, without masks of the kind that is asked for, or
             if our logits are wrong.
     """
     device = gpu_for("inference")
     started = time.monotonic()
     with plain_memory():
+        if architectures.get(architecture).modality == "vision":
+            return classify(architecture, sparsity, block, seed, settings, device)
         run = InferenceRun(architecture, sparsity, block, seed, settings, device, started)
         for sequences in settings["tokens"]:
             run.decode(sequences)
