@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch._inductor.config
 import transformers
 from test_fast_decode import FAMILIES, both, made, prompts
 from torch import nn
@@ -216,3 +217,23 @@ def test_inference_mode_of_one_call_does_not_bind_the_next():
     model.train()
     model(**prompts(), labels=prompts()["input_ids"]).loss.backward()
     assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_compiled_layers_have_merged_products_and_are_compiled_once(family):
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph):
+        graphs.append(sum(node.target in PRODUCTS for node in graph.nodes))
+
+    model = made(family, layers=4)
+    expected = both(model, **prompts(), max_new_tokens=12, do_sample=False)[0]
+    session = Session(model, 3, 64, static=True, compiled="layers")
+    with torch._inductor.config.patch(post_grad_custom_post_pass=count):
+        session.start(prompts()["input_ids"])
+        for _ in range(11):
+            session.step()
+    assert torch.equal(session.tokens[:, :21], expected)
+    assert graphs == [4]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blast.generation.attention import attend
 from blast.layers.block_linear import HOOKS
 
 # The classes of transformers whose forward is computed here in its place, and their projections.
@@ -193,8 +194,6 @@ def _attention_forward(
     past_key_values: Any = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     shape = hidden_states.shape[:-1]
     query, key, value = (part.view(*shape, -1, self.head_dim) for part in self.merged(hidden_states))
     if hasattr(self, "q_norm"):
@@ -205,6 +204,5 @@ def _attention_forward(
     query, key = rotate(query, key, *position_embeddings)
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, self.layer_idx)
-    attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
     out, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **more)
     return self.o_proj(out.reshape(*shape, -1)), weights
