@@ -50,7 +50,7 @@ def fast_decode(
         model.generate(**inputs, max_new_tokens=200, custom_generate=blast.fast_decode)
 
     The tokens are those of `model.generate` without it, except where rounding decides between two. The first call for a
-    batch size and a length compiles the step and the pass of the prompt, which takes minutes at most; later calls use
+    batch size and a length compiles the step and the pass of the prompt, which can take minutes; later calls use
     them again, also for prompts of other lengths and after weights or masks have changed. It keeps the key-value caches
     of the last two sizes; `forget_sessions(model)` frees them. On a CPU there are no graphs, and nothing is compiled.
 
@@ -72,8 +72,8 @@ def fast_decode(
         synced_gpus: Not supported.
         streamer: Gets the prompt and each token. transformers passes none on, so it is given like this:
             `custom_generate=functools.partial(blast.fast_decode, streamer=streamer)`.
-        compiled: Whether layers are compiled. Without it the graphs hold the kernels of the model, slower ones, and the
-            first call takes about a second: for few tokens. It is given as `streamer` is.
+        compiled: Whether layers are compiled. Without it the graphs hold the kernels of the model, which are more and
+            slower, but the first call has little to prepare: for few tokens. It is given as `streamer` is.
         model_kwargs: What `generate` prepared for the forward pass.
 
     Returns:

@@ -72,7 +72,7 @@ class MlpReplays:
         if replay is None or None in held:
             return
         while len(self._known) >= KEPT:
-            self._known.pop(next(iter(self._known)), None)
+            self._known.pop(next(iter(self._known), x.shape), None)
         self._known[x.shape] = _Known(replay, activation, held)
 
 
