@@ -60,20 +60,20 @@ class MergedProjections:
 
     def __init__(self, model: nn.Module) -> None:
         self._found: list[tuple[nn.Module, type, Merged]] = []
-        tensors = [*model.parameters(), *model.buffers()]
-        users: dict[int, int] = {}
-        for tensor in tensors:
-            if not tensor.is_meta:
-                place = tensor.untyped_storage().data_ptr()
-                users[place] = users.get(place, 0) + 1
+        users = _users(model)
+        moved = False
         for module in model.modules():
-            names = _projections_of(module)
-            if not names:
+            linears = [module.get_submodule(name) for name in _projections_of(module)]
+            if not linears or not all(_is_plain(linear) for linear in linears):
                 continue
-            linears = [module.get_submodule(name) for name in names]
+            before = linears[0].get_parameter("weight").data_ptr()
             merged = merge(linears, users)
             if merged is not None:
                 self._found.append((module, type(module), merged))
+                moved |= merged.weight.is_cuda and merged.weight.data_ptr() != before
+        if moved:
+            # The old places are too small for other matrices, and would stay reserved.
+            torch.cuda.empty_cache()
 
     def __len__(self) -> int:
         return len(self._found)
@@ -90,6 +90,17 @@ class MergedProjections:
             for module, kind, _ in self._found:
                 module.__class__ = kind
                 module.__dict__.pop("merged", None)
+
+
+def _users(model: nn.Module) -> dict[int, int]:
+    """How many tensors of a model use a memory, by its address."""
+    found: dict[int, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Others, of quantised models for one, need not have a memory of their own.
+        if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta:
+            place = tensor.untyped_storage().data_ptr()
+            found[place] = found.get(place, 0) + 1
+    return found
 
 
 def merge(linears: Sequence[nn.Module], users: dict[int, int] | None = None) -> Merged | None:
