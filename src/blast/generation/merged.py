@@ -37,11 +37,13 @@ class Merged(NamedTuple):
         weight: `[sum of sizes, in]`.
         bias: `[sum of sizes]` or None.
         sizes: Features of each projection.
+        moved: Whether weights were moved into it, when it was made.
     """
 
     weight: Tensor
     bias: Tensor | None
     sizes: tuple[int, ...]
+    moved: bool
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """The results of the projections, `[..., size]` each."""
@@ -64,14 +66,11 @@ class MergedProjections:
         moved = False
         for module in model.modules():
             linears = [module.get_submodule(name) for name in _projections_of(module)]
-            if not linears or not all(_is_plain(linear) for linear in linears):
-                continue
-            before = linears[0].get_parameter("weight").data_ptr()
-            merged = merge(linears, users)
+            merged = merge(linears, users) if linears else None
             if merged is not None:
                 self._found.append((module, type(module), merged))
-                moved |= merged.weight.is_cuda and merged.weight.data_ptr() != before
-        if moved:
+                moved |= merged.moved
+        if moved and torch.cuda.is_initialized():
             # The old places are too small for other matrices, and would stay reserved.
             torch.cuda.empty_cache()
 
@@ -122,7 +121,8 @@ def merge(linears: Sequence[nn.Module], users: dict[int, int] | None = None) -> 
     if not _can_join(weights, users) or (biases[0] is not None and not _can_join(biases, users)):
         return None
     sizes = tuple(len(weight) for weight in weights if weight is not None)
-    return Merged(_joined(weights), None if biases[0] is None else _joined(biases), sizes)
+    moved = not _lie_together(weights)
+    return Merged(_joined(weights), None if biases[0] is None else _joined(biases), sizes, moved)
 
 
 def _projections_of(module: nn.Module) -> tuple[str, ...]:

@@ -62,13 +62,13 @@ class SparseMlp(nn.Module):
 
     It is an instance of the class of that MLP too, has its attributes, and takes its arguments.
 
-    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
-    it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a
-    child was changed (replaced, hooked), if the block sides of the up and down projections do not match, and on a CPU
-    under autocast without gradients. The
-    kernels read the parameters of the layers, so that a change of a parameter takes effect at once, however it was
-    made. With fp8 weights (`quantize`) the layers have no parameters for their blocks: the fp8 blocks are the only
-    ones, and the MLP cannot be trained.
+    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. In eager code on a GPU, the
+    launches of such a call are repeated (see `mlp_replays`). With gradients or under autocast it is one call of
+    `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a child was changed
+    (replaced, hooked), if the block sides of the up and down projections do not match, and on a CPU under autocast
+    without gradients. The kernels read the parameters of the layers, so that a change of a parameter takes effect at
+    once, however it was made. With fp8 weights (`quantize`) the layers have no parameters for their blocks: the fp8
+    blocks are the only ones, and the MLP cannot be trained.
 
     Args:
         original: The MLP; its children are shared, not copied.
