@@ -19,7 +19,7 @@ import blast
 from blast import architectures
 from blast.benchmark.decoding.images import classify
 from blast.benchmark.decoding.models import bytes_of_step, check_logits, masks_for, random_model, shares, sparse_model
-from blast.benchmark.decoding.parts import part_times
+from blast.benchmark.decoding.parts import host_times, part_times
 from blast.benchmark.timing.cuda_graphs import plain_memory, replay_of, time_in_turn
 from blast.benchmark.timing.device import gpu_for
 from blast.benchmark.timing.energy import UNAVAILABLE, EnergyMeter
@@ -56,7 +56,8 @@ def measure(
         By provider, number of sequences and length of the prompt: `first_token_latency` and `latency` (of a decoding
         step), ms; `throughput`, `generate_rate` and `fast_generate_rate` (with `blast.fast_decode`), tokens/s;
         `roofline_fraction` of a step; `energy`, J a token, and `power_idle`, W; `time_mlp`, `time_head`, `time_rest`
-        and `time_gaps` of a step, ms; `weight_bytes`, `cache_bytes`. For images: see `decoding.images.classify`.
+        and `time_gaps` of a step, ms; `mlp_host_time`, the CPU's time to start an MLP eagerly, ms; `weight_bytes`,
+        `cache_bytes`. For images: see `decoding.images.classify`.
 
     Raises:
         BlastError: without a GPU, for an encoder, without masks of the kind that is asked for, or
@@ -139,6 +140,8 @@ class InferenceRun:
                 continue
             self._time(sessions, sequences, length)
         del sessions
+        if self.settings["parts"]:
+            self._host(sequences)
         if self.settings["generate"]:
             self._generate(sequences)
 
@@ -211,6 +214,15 @@ class InferenceRun:
         facts = {"source": energy.source, "seconds": energy.seconds}
         self._add(name, "energy", "J/token", value, sequences, length, n=runs * tokens, **facts)
         self._add(name, "power_idle", "W", energy.idle_watts, sequences, length, **facts)
+
+    def _host(self, sequences: int) -> None:
+        """Times the CPU's work for an MLP in a step of plain `generate`."""
+        length = min(self.settings["prompts"])
+        if self._out_of_time(sequences, length, "mlp_host_time"):
+            return
+        for name, model in ((EAGER, self._dense), (OURS, self._ours)):
+            timing = host_times(model, sequences, self.settings["repeats"])
+            self._add(name, "mlp_host_time", "ms", timing.median, sequences, length, timing=timing)
 
     def _generate(self, sequences: int) -> None:
         """Times whole calls of `generate`, as users call it: by default, and with `fast_decode`."""
