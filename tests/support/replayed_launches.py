@@ -121,9 +121,9 @@ def case(
     for each in (by_replay, list(notes)):
         names = dict(fixed)
         found.append([canonical(arguments, second.data_ptr(), names) for arguments in each])
-    knobs.runtime.launch_enter_hook.add(print_nothing)
+    knobs.runtime.launch_enter_hook.add(ignore)
     watched = replay(second)
-    knobs.runtime.launch_enter_hook.remove(print_nothing)
+    knobs.runtime.launch_enter_hook.remove(ignore)
     unaligned = torch.randn(tokens * 128 + 1).bfloat16()[1:].view(1, tokens, 128)
     return {
         "name": name, "replay": found[0], "ordinary": found[1], "shape": list(repeated.shape),
@@ -133,7 +133,7 @@ def case(
     }  # fmt: skip
 
 
-def print_nothing(_: Any) -> None:
+def ignore(_: Any) -> None:
     pass
 
 
