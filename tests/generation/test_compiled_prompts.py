@@ -17,6 +17,12 @@ def check(model, session: Session, tokens: int, padding: int) -> None:
     for _ in range(5):
         session.step()
     assert torch.equal(session.tokens[:, : tokens + 6], expected)
+    # Tokens may agree by chance.
+    eager = Session(model, *given["input_ids"].shape[:1], session.capacity)
+    eager.start(given["input_ids"], given["attention_mask"] if padding else None)
+    cached = slice(None), slice(None), slice(None), slice(padding, tokens)
+    for name in ("keys", "values"):
+        torch.testing.assert_close(getattr(session.cache, name)[cached], getattr(eager.cache, name)[cached])
 
 
 @pytest.mark.slow

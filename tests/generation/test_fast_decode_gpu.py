@@ -57,6 +57,12 @@ def test_a_prompt_of_another_length_is_not_compiled_again():
     for tokens in (5, 17, 30):
         expected, found = both(model, **given(tokens=tokens), max_new_tokens=10, do_sample=False)
         assert torch.equal(found, expected)
+        *_, session = _sessions[model].values()
+        eager = Session(model, 3, session.capacity)
+        eager.start(given(tokens=tokens)["input_ids"])
+        for name in ("keys", "values"):
+            cached = (getattr(each.cache, name)[:, :, :, :tokens] for each in (session, eager))
+            torch.testing.assert_close(*cached, rtol=1e-3, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
 
 
