@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch._dynamo
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,6 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def torch_settings_come_back() -> Iterator[None]:
     """Takes back what a test changed in the process: a compiled run of the HF Trainer leaves TF32 on, for one."""
+    # It imports Triton, which has to see the setting above.
+    import torch._dynamo
+
     backends = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn)
     precisions = [backend.fp32_precision for backend in backends]
     nested_graph_breaks = torch._dynamo.config.nested_graph_breaks

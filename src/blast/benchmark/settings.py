@@ -146,6 +146,8 @@ class InferenceSettings:
         masks_folder: Folder with the masks of trained models, at any depth. It is relative to the current folder, else
             to the checkout.
         compiled: What of a step is compiled, dense and ours alike: each layer, or the whole pass.
+        autotune: Whether Inductor times several kernels for each matrix product of a step, dense and ours alike, which
+            makes compiling longer.
         attention: What steps attend with: FlexAttention, which skips unused cache, or `sdpa` with a mask.
         eager: Whether dense is timed without compiling and graphs too.
         generate: Whether whole calls of `generate` are timed, by default and with `blast.fast_decode`.
@@ -160,6 +162,7 @@ class InferenceSettings:
     mask: Literal["uniform", "every_hidden_live", "trained"] = "uniform"
     masks_folder: Name = "results/recorded"
     compiled: Literal["layers", "whole"] = "layers"
+    autotune: bool = True
     attention: Literal["flex", "sdpa"] = "flex"
     eager: bool = True
     generate: bool = True

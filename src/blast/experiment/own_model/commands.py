@@ -90,6 +90,7 @@ def generate(options: argparse.Namespace) -> int:
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,
+            plain=options.plain,
         )
     )
     return 0
@@ -176,6 +177,9 @@ def add_verbs(verb: AddVerb) -> None:
     )
     made.add_argument("--top-p", type=probability, default=1.0, help="draw from the likeliest tokens (default: 1)")
     made.add_argument("--seed", type=not_negative, default=0, help="seed of the draws (default: 0)")
+    made.add_argument(
+        "--plain", action="store_true", help="decode with transformers on a GPU too, not with blast.fast_decode"
+    )
     made = verb("eval", evaluate)
     made.add_argument("model", **model)
     made.add_argument("--tasks", type=names, required=True, metavar="TASK,TASK", help="names of tasks")
