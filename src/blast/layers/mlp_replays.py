@@ -6,6 +6,7 @@ launches depend on, and cost the CPU a fraction of the operator's dispatch and o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,15 +66,51 @@ class MlpReplays:
         found: Tensor | None = known.replay(x)
         return found
 
-    def add(self, x: Tensor, activation: str, layers: Sequence[BlockLinear], replay: Any) -> None:
-        """Keeps the replay of a call that was just made with `x`."""
+    def add(self, x: Tensor, activation: str, layers: Sequence[BlockLinear], replay: Any, result: Tensor) -> None:
+        """Keeps the replay of a call that was just made with `x`, if it gives the same result.
+
+        It rests on parts of Triton that are not public, so it is tried once. A replay that gives something else is
+        dropped, and so are all that follow; a warning says so.
+        """
         self._known.pop(x.shape, None)
         held = [_held_by(layer) for layer in layers]
-        if replay is None or None in held:
+        if replay is None or None in held or _Trust.lost or _is_capturing():
+            return
+        again = replay(x)
+        if again is None:
+            return
+        if not _same(again, result):
+            _Trust.lost = True
+            self.clear()
+            warnings.warn(
+                "repeating the launches of a fused MLP gave another result than the launches, so none are repeated in "
+                "this process, and generating is slower; please report this with the versions of torch and triton.",
+                stacklevel=4,
+            )
             return
         while len(self._known) >= KEPT:
             self._known.pop(next(iter(self._known), x.shape), None)
         self._known[x.shape] = _Known(replay, activation, held)
+
+
+class _Trust:
+    """Whether a replay of this process ever gave a wrong result."""
+
+    lost = False
+
+
+def _same(again: Tensor, result: Tensor) -> bool:
+    """Whether two results are equal up to rounding; sums of split rows may be added up in another order."""
+    if not result.numel():
+        return True
+    near = 0.01 * result.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    same = (again == result) | (again.isnan() & result.isnan()) | ((again - result).abs() <= near)
+    return bool(same.all())
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is captured, in which nothing can be compared."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def may_replay(x: Tensor) -> bool:

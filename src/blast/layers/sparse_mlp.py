@@ -253,7 +253,7 @@ class SparseMlp(nn.Module):
         found = self._replays.find(x, self.activation_name, self._matrices)
         if found is None:
             found, replay = run_mlp(*self._operands(x, row_lists, self.kernel_weights), record=True)
-            self._replays.add(x, self.activation_name, self._matrices, replay)
+            self._replays.add(x, self.activation_name, self._matrices, replay, found)
         return found
 
     def _only_input(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor | None:
