@@ -48,7 +48,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) hypothesis pytest pytest-timeout pytest-xdist "setuptools>=77" "numpy<2.4"
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/block_sparse tests/layers \
-		tests/model tests/checkpoint tests/sparsity tests/training tests/generation tests/test_library_in_five_lines.py \
+		tests/model tests/tensor_parallel tests/checkpoint tests/sparsity tests/training tests/generation tests/test_library_in_five_lines.py \
 		tests/evaluation/test_scoring.py tests/benchmark/providers/test_peers.py tests/benchmark/inputs/test_weights.py
 
 lint: env

@@ -169,11 +169,18 @@ def dataset_markers(datasets: Iterable[str]) -> dict[str, str]:
     return {name: DATASET_MARKERS[i % len(DATASET_MARKERS)] for i, name in enumerate(sorted(set(datasets)))}
 
 
-def fitted(title: str, columns: int) -> str:
-    """A title whose lines are cut to what fits above a panel, if so many panels share the width of the figure."""
-    # Inches of a bold letter, and of the axis labels beside a panel.
-    letters = int((DOUBLE / columns - 0.55 if columns > 1 else COLUMN - 0.6) / 0.066)
-    lines = title.split("\n")
+def fitted(title: str, columns: int, size: float = 7.5) -> str:
+    """A title that fits above a panel, if so many panels share the width of the figure.
+
+    A line that is too long goes on in the next one; what does not fit there either is cut. `size` is that of the font.
+    """
+    # Inches of the axis labels beside a panel, with two lines and long numbers, and of a bold letter.
+    width = DOUBLE / columns - 0.68 if columns > 1 else COLUMN - 0.6
+    letters = int(width / (0.0088 * size))
+    lines = []
+    for line in title.split("\n"):
+        first, *rest = textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += [first, " ".join(rest)] if rest else [first]
     return "\n".join(line if len(line) <= letters else line[: letters - 1].rstrip() + "…" for line in lines)
 
 

@@ -85,7 +85,7 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         )
     return [
         f"Computed from the sizes of the models: bfloat16, block {gpu_cost.BLOCK}, indices included. Nothing here was "
-        "run on several GPUs, and blast itself runs a model on one GPU. Speed is not part of it.",
+        "run on several GPUs. Speed is not part of it.",
         f"GPUs: the fewest that hold everything in {USABLE:.0%} of their memory, by tensor parallelism. Their number "
         "divides the query heads and the block columns of the MLP; it divides the heads of the cache, or is a multiple "
         "of them.",

@@ -56,7 +56,8 @@ def _panel(axes: Axes, point: pd.Series, layers: list[LiveBlocks], names: list[s
         f"{style.model_label(point['model'])}{start}, {style.dataset_label(point['dataset'])}\n"
         f"{style.method_label(point['method'])} {100 * point['sparsity']:g} %"
     )
-    axes.set_title(style.fitted(heading, COLUMNS), fontsize=6.5)
+    size = 6.5
+    axes.set_title(style.fitted(heading, COLUMNS, size), fontsize=size)
 
 
 def draw(table: pd.DataFrame) -> Figure:

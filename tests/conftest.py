@@ -15,10 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
-    # Triton reads it when a kernel is decorated, its own functions when it is imported: by Dynamo, for one.
+    # Triton reads it when a kernel is decorated.
     os.environ["TRITON_INTERPRET"] = "1"
-
-import torch._dynamo  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def torch_settings_come_back() -> Iterator[None]:
     """Takes back what a test changed in the process: a compiled run of the HF Trainer leaves TF32 on, for one."""
+    # It imports Triton, which has to see the setting above.
+    import torch._dynamo
+
     backends = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn)
     precisions = [backend.fp32_precision for backend in backends]
     nested_graph_breaks = torch._dynamo.config.nested_graph_breaks

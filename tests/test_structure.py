@@ -42,6 +42,7 @@ LIBRARY = [
     "distributed",
     "layers",
     "model",
+    "tensor_parallel",
     "checkpoint",
     "sparsity",
     "integrations",

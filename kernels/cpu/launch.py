@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from blast_kernels.common.constants import ACTIVATIONS
+from blast_kernels.common.eager import is_plain
 from blast_kernels.cpu import build
 from torch import Tensor
 
@@ -78,25 +79,14 @@ def supports(x: Tensor, *blocks: Tensor) -> bool:
 def serves_at_once(x: Tensor, in_features: int, *blocks: Tensor) -> bool:
     """Whether a product may be computed by a call of this module, without its operator, which takes 80 µs when cold.
 
-    So it is without gradients, outside compiled and traced graphs, and if nobody wants to see operators (a profiler, a
-    mode of torch that counts or replaces them, `vmap`).
+    See `blast_kernels.common.eager.is_plain`.
 
     Args:
         x: Activations `[..., in_features]`.
         in_features: What the matrix needs.
         blocks: As for `supports`, contiguous.
     """
-    return (
-        type(x) is Tensor
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and x.shape[-1:] == (in_features,)
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch.autograd._profiler_enabled()
-        and supports(x, *blocks)
-    )
+    return x.shape[-1:] == (in_features,) and is_plain(x) and supports(x, *blocks)
 
 
 def linear(x: Tensor, values: Tensor, row_offsets: Tensor, col_indices: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ import triton
 from blast_kernels.common.constants import BLOCK_SIDES
 from blast_kernels.mlp_inference.heuristics import KernelConfig, heuristic_config
 from blast_kernels.mlp_inference.persistent import persistent
+from blast_kernels.mlp_inference.replay import Buffer, Launch, launch
 from blast_kernels.mlp_inference.split_k import CLEARED_BY_ONE
 from blast_kernels.mlp_inference.stream import stream
 from blast_kernels.mlp_inference.tiles import tiles
@@ -95,7 +96,7 @@ def product(
     up: Tensor | None = None,
     up_scales: Tensor | None = None,
     blocks: int | None = None,
-) -> None:
+) -> tuple[Launched, ...] | None:
     """Writes the block rows that have an entry into `y`; arguments as `reference.product`, contiguous.
 
     Args:
@@ -113,11 +114,15 @@ def product(
         up_scales: As `scales`, of `up`; None where gate and up share a mask, and with it the scales.
         blocks: How many blocks the row_list name, if they give the place of each; None if they do not.
 
+    Returns:
+        The launches, which `replay.Replay` can repeat: one, or none if there is nothing to compute. None if they cannot
+        be repeated.
+
     Raises:
         ValueError: if the config wants more shared memory or registers than the device has.
     """
     if x.shape[0] == 0 or row_list.shape[0] == 0:
-        return
+        return ()
     if INTERPRETED and x.dtype == torch.bfloat16:
         # The interpreter multiplies the raw bits of bfloat16.
         wide = None if bias is None else bias.float()
@@ -130,17 +135,20 @@ def product(
             x.float(), parts[0], row_list, wide, out, activation, gate, config, None, chain, parts[1], None, blocks
         )  # fmt: skip
         y.copy_(out)
-        return
+        return None
     config = config or choose(x, values, row_list, gate, up, blocks)
     b_out = values.shape[1]
     partials = counters = row_list
+    buffers: list[Buffer] = []
     if config.split > 1:
         needed = counters_needed(config, x.shape[0], row_list.shape[0], b_out)
         counters = chain.counters
         if counters is None:
             counters = torch.zeros(needed, dtype=torch.int32, device=x.device)
+            buffers.append(Buffer(counters, zeroed=True))
         wide_rows = config.slice * (1 if gate == "none" else 2)
         partials = torch.empty(needed * config.split * wide_rows * config.tile, dtype=torch.float32, device=x.device)
+        buffers.append(Buffer(partials))
     common = {
         "B_OUT": b_out,
         "B_IN": values.shape[2],
@@ -173,45 +181,46 @@ def product(
         common["PREFETCH"] = PREFETCHED if short else 0
     bias = x if bias is None else bias
     weights = Weights(values, up, x if scales is None else scales, x if up_scales is None else up_scales)
-    launch = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[config.kernel]
+    start = {"stream": _launch_stream, "tiles": _launch_tiles, "persistent": _launch_persistent}[config.kernel]
     # The launch goes to the current device, which need not be that of the tensors.
     with torch.cuda.device_of(x):
         try:
-            launch(x, weights, row_list, bias, y, partials, counters, chain.clears, gate, config, common)
+            made = start(x, weights, row_list, bias, y, partials, counters, chain.clears, gate, config, common)
         except OutOfResources as error:
             raise ValueError(f"{config} does not fit this device: {error}; pass another config or none") from None
+    if made is None or not _clears_all(chain.clears, made):
+        return None
+    return (Launched(made, buffers),)
 
 
-def _launch_stream(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
+class Launched(NamedTuple):
+    """A launch that was made, and the memory that was made for it."""
+
+    launch: Launch
+    buffers: list[Buffer]
+
+
+def _clears_all(clears: Tensor | None, launch: Launch) -> bool:
+    """Whether the kernel itself clears the counters that are to be cleared."""
+    return clears is None or clears.numel() == 0 or any(argument is clears for argument in launch.arguments)
+
+
+def _launch_stream(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> Launch | None:
     b_out, b_in = common["B_OUT"], common["B_IN"]
     grid = (row_list.shape[0] * (b_out // config.slice), triton.cdiv(x.shape[0], config.tile), config.split)
     to_clear, clear_count, cleared = _clearing(clears, grid[0] * grid[1] * grid[2], row_list)
-    stream[grid](
-        x,
-        weights.values,
-        weights.values if weights.up is None else weights.up,
-        weights.scales,
-        weights.up_scales,
-        row_list,
-        bias,
-        y,
-        partials,
-        counters,
-        to_clear,
-        x.shape[0],
-        x.shape[1],
-        y.shape[1],
-        row_list.shape[1],
-        clear_count,
-        CLEARS=cleared,
-        BLOCKS=max(1, config.k // b_in),
-        # tf32 would lose the three digits that float32 is asked for.
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        **common,
-    )
+    up = weights.values if weights.up is None else weights.up
+    arguments = (
+        x, weights.values, up, weights.scales, weights.up_scales, row_list, bias, y, partials, counters, to_clear,
+        x.shape[0], x.shape[1], y.shape[1], row_list.shape[1], clear_count,
+    )  # fmt: skip
+    # tf32 would lose the three digits that float32 is asked for.
+    precision = "ieee" if x.dtype == torch.float32 else "tf32"
+    more = {"CLEARS": cleared, "BLOCKS": max(1, config.k // b_in), "PRECISION": precision}
+    return launch(stream, grid, arguments, common | more)
 
 
-def _launch_tiles(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
+def _launch_tiles(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> Launch | None:
     b_out = common["B_OUT"]
     x = _aligned(x)
     token_tiles = triton.cdiv(x.shape[0], config.tile)
@@ -219,34 +228,25 @@ def _launch_tiles(x, weights, row_list, bias, y, partials, counters, clears, gat
     w_layout, up_layout, up_first = _weight_layouts(weights, gate, paired, config)
     programs = row_list.shape[0] * token_tiles * (b_out // config.slice) * config.split
     to_clear, clear_count, cleared = _clearing(clears, programs, row_list)
-    tiles[(programs,)](
+    arguments = (
         TensorDescriptor.from_tensor(x, [config.tile, config.k]),
         TensorDescriptor(*w_layout),
         TensorDescriptor(*up_layout),
         TensorDescriptor.from_tensor(y, [config.tile, config.slice]),
-        weights.scales,
-        weights.up_scales,
-        row_list,
-        bias,
-        partials,
-        counters,
-        to_clear,
-        row_list.shape[0],
-        token_tiles,
-        min(config.group, token_tiles),
-        row_list.shape[1],
-        clear_count,
-        CLEARS=cleared,
-        K=config.k,
-        PAIRED=paired,
-        UP_FIRST=up_first,
-        # Converted weights are in registers, where the product takes its first operand alone.
-        WEIGHTS_FIRST=config.weights_first or common["HAS_SCALES"],
-        **common,
-    )
+        weights.scales, weights.up_scales, row_list, bias, partials, counters, to_clear,
+        row_list.shape[0], token_tiles, min(config.group, token_tiles), row_list.shape[1], clear_count,
+    )  # fmt: skip
+    # Converted weights are in registers, where the product takes its first operand alone.
+    weights_first = config.weights_first or common["HAS_SCALES"]
+    more = {
+        "CLEARS": cleared, "K": config.k, "PAIRED": paired, "UP_FIRST": up_first, "WEIGHTS_FIRST": weights_first
+    }  # fmt: skip
+    return launch(tiles, (programs,), arguments, common | more)
 
 
-def _launch_persistent(x, weights, row_list, bias, y, partials, counters, clears, gate, config, common) -> None:
+def _launch_persistent(
+    x, weights, row_list, bias, y, partials, counters, clears, gate, config, common
+) -> Launch | None:
     b_out = common["B_OUT"]
     x = _aligned(x)
     _clearing(clears, 0, row_list)
@@ -254,27 +254,19 @@ def _launch_persistent(x, weights, row_list, bias, y, partials, counters, clears
     token_tiles = triton.cdiv(x.shape[0], config.tile)
     programs = torch.cuda.get_device_properties(x.device).multi_processor_count
     tiles_in_all = row_list.shape[0] * token_tiles * (b_out // config.slice)
-    persistent[(min(programs, tiles_in_all),)](
+    # A gate-up product with two masks holds its gate in the buffer of the result.
+    columns = config.slice if gate == "untied" else min(64, config.slice)
+    arguments = (
         _gluon_descriptor(*_plain_layout(x, [config.tile // 2, config.k])),
         _gluon_descriptor(*w_layout),
         _gluon_descriptor(*up_layout),
-        # A gate-up product with two masks holds its gate in the buffer of the result.
-        _gluon_descriptor(
-            *_plain_layout(y, [config.tile // 2, config.slice if gate == "untied" else min(64, config.slice)])
-        ),
-        row_list,
-        bias,
-        row_list.shape[0],
-        token_tiles,
-        min(config.group, token_tiles),
-        row_list.shape[1],
-        K=config.k,
-        UP_FIRST=up_first,
-        # Twelve warps share the registers of a multiprocessor.
-        maxnreg=168,
-        **{name: common[name] for name in PERSISTENT_CONSTANTS},
-        num_warps=4,
-    )
+        _gluon_descriptor(*_plain_layout(y, [config.tile // 2, columns])),
+        row_list, bias, row_list.shape[0], token_tiles, min(config.group, token_tiles), row_list.shape[1],
+    )  # fmt: skip
+    constants = {name: common[name] for name in PERSISTENT_CONSTANTS} | {"K": config.k, "UP_FIRST": up_first}
+    # Twelve warps share the registers of a multiprocessor.
+    options = {"maxnreg": 168, "num_warps": 4}
+    return launch(persistent, (min(programs, tiles_in_all),), arguments, constants | options)
 
 
 class Weights(NamedTuple):

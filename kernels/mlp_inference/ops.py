@@ -15,6 +15,8 @@ float16 or bfloat16). For inference: no gradients; train through `torch.ops.blas
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from blast_kernels.common.checks import check_bias, check_row_lists
 from blast_kernels.common.constants import ACTIVATIONS, GATES
@@ -26,12 +28,9 @@ from torch import Tensor
 
 try:
     from blast_kernels.mlp_inference import launch as triton_product
+    from blast_kernels.mlp_inference.mlp import launch_mlp
 except ImportError:  # Triton exists for Linux alone; the references run everywhere.
     triton_product = None
-
-# Up to here both kernels of an MLP are launched to overlap the end of the one before: 0.4-1.1 µs gained of 8-70;
-# above, its waiting programs take room from the first kernel's.
-OVERLAP_TOKENS = 64
 
 
 @torch.library.custom_op("blast::block_sparse_product", mutates_args=())
@@ -124,6 +123,25 @@ def block_sparse_mlp(
     Raises:
         ValueError: in one sentence if a dtype, device, shape, layout or name is off.
     """
+    return run_mlp(
+        x, gate_up, up, gate_up_row_list, gate_up_bias, down, down_row_list, down_bias, hidden_features, out_features,
+        activation, gate, gate_up_scales, up_scales, down_scales, down_blocks,
+    )[0]  # fmt: skip
+
+
+def run_mlp(
+    x, gate_up, up, gate_up_row_list, gate_up_bias, down, down_row_list, down_bias, hidden_features, out_features,
+    activation, gate, gate_up_scales=None, up_scales=None, down_scales=None, down_blocks=None, *,
+    record=False,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """`block_sparse_mlp` without its operator.
+
+    Args:
+        record: Whether to make a replay; all others as `block_sparse_mlp`.
+
+    Returns:
+        The result, and `replay.Replay` of the call; None if none was asked for, or the call cannot be repeated so.
+    """
     _check(x, gate_up, up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, gate_up_scales, up_scales)
     hidden = x.new_empty(0, hidden_features)
     _check(hidden, down, None, down_row_list, down_bias, out_features, "none", "none", down_scales, None)
@@ -142,37 +160,18 @@ def block_sparse_mlp(
         first = cpu.Operands(gate_up, up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate)
         second = cpu.Operands(down, None, down_row_list, down_bias, out_features, blocks=down_blocks)
         out = cpu.products(flat, first, second)
-        return out.view(*x.shape[:-1], out_features)
+        return out.view(*x.shape[:-1], out_features), None
     if not (_runs_on_triton(flat, gate_up) and _runs_on_triton(flat, down)):
         hidden = _plain_product(
             flat, gate_up, gate_up_row_list, gate_up_bias, hidden_features, activation, gate, **of_front
         )
         out = _plain_product(hidden, down, down_row_list, down_bias, out_features, "none", "none", **of_down)
-        return out.view(*x.shape[:-1], out_features)
-    hidden = torch.empty(flat.shape[0], hidden_features, dtype=x.dtype, device=x.device)
-    out = torch.empty(flat.shape[0], out_features, dtype=x.dtype, device=x.device)
-    hopper = torch.cuda.get_device_capability(x.device)[0] >= 9
-    # Float8 with two masks took twice as long when its second kernel was launched early (1B: 20.1 µs, not 9.5).
-    one_by_one = gate_up_scales is not None and gate == "untied"
-    overlap = hopper and not one_by_one and 0 < flat.shape[0] <= OVERLAP_TOKENS and gate_up_row_list.shape[0] > 0
-    config = triton_product.choose(hidden, down, down_row_list, "none", blocks=down_blocks)
-    needed = triton_product.counters_needed(config, flat.shape[0], down_row_list.shape[0], down.shape[1])
-    if gate_up_row_list.shape[0] == 0 or not needed:
-        counters = None
-    else:
-        # The gate-up kernel clears them: no launch of their own.
-        counters = torch.empty(needed, dtype=torch.int32, device=x.device)
-    # The gate-up kernel is launched ahead too. The kernel before it may have written the weights: it waits for that,
-    # and lets the second kernel start only then, so that this one finds them written.
-    leads = triton_product.Chain(leads=overlap, waits="first" if overlap else "never", clears=counters)
-    triton_product.product(
-        flat, gate_up, gate_up_row_list, gate_up_bias, hidden, activation, gate, chain=leads, **of_front
-    )
-    follows = triton_product.Chain(waits="late" if overlap else "never", counters=counters)
-    triton_product.product(
-        hidden, down, down_row_list, down_bias, out, "none", "none", config, chain=follows, **of_down
-    )
-    return out.view(*x.shape[:-1], out_features)
+        return out.view(*x.shape[:-1], out_features), None
+    return launch_mlp(
+        flat.view(x.shape), gate_up, up, gate_up_row_list, gate_up_bias, down, down_row_list, down_bias,
+        hidden_features, out_features, activation, gate, gate_up_scales, up_scales, down_scales, down_blocks,
+        record=record,
+    )  # fmt: skip
 
 
 @block_sparse_mlp.register_fake

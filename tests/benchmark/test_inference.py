@@ -90,6 +90,16 @@ def test_dense_and_ours_are_timed_for_each_number_of_sequences_and_prompt(fake_g
     assert ours["setting"]["weights"] == "random"
 
 
+def test_the_start_of_an_mlp_is_timed_on_the_cpu_dense_and_ours(fake_gpu):
+    metrics = [entry for entry in measure(parts=True) if entry["metric"] == "mlp_host_time"]
+    assert [(entry["provider"], entry["tokens"]) for entry in metrics] == [
+        (name, count) for count in (1, 3) for name in ("dense_eager", "ours")
+    ]
+    assert all(0 < entry["low"] <= entry["value"] <= entry["high"] for entry in metrics)
+    assert {(entry["unit"], entry["n"]) for entry in metrics} == {("ms", 5)}
+    assert not [entry for entry in measure(parts=False) if entry["metric"] == "mlp_host_time"]
+
+
 def test_energy_that_is_not_available_is_said_so(fake_gpu):
     entries = [entry for entry in measure(generate=False, parts=False) if entry["metric"] == "energy"]
     assert {entry["provider"] for entry in entries} == {"dense_compiled", "ours"}
@@ -124,9 +134,9 @@ def test_a_prompt_past_the_context_is_one_sentence(fake_gpu):
         measure("gpt2-tiny", prompts=[8, 62])
 
 
-def test_images_do_not_generate_tokens(fake_gpu):
-    with pytest.raises(BlastError, match="'vit-nano' does not generate tokens"):
-        measure("vit-nano")
+def test_an_encoder_does_not_generate_tokens(fake_gpu):
+    with pytest.raises(BlastError, match="'minilm' does not generate tokens; give a language model or a vision"):
+        measure("minilm")
 
 
 def test_without_trained_masks_the_error_names_the_folder(fake_gpu, tmp_path):

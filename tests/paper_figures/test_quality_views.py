@@ -12,6 +12,7 @@ import pytest
 import paper_figures
 from blast.evaluation.item_scores import HELD_OUT, ItemScores, write_item_scores
 from blast.experiment.records.table import load_table
+from paper_figures import _style
 
 SKIPPED = "gpt2.technical_text.random.s80.b64.seed0"
 
@@ -179,11 +180,30 @@ def with_tasks(study):
     return pd.concat([study.assign(dataset=long), *added], ignore_index=True)
 
 
-@pytest.mark.parametrize(("name", "panels"), [("quality_vs_sparsity", 3), ("accuracy_vs_sparsity", 5)])
-def test_no_text_of_a_figure_by_sparsity_runs_out_of_the_picture_or_into_another_panel(study, name, panels):
+def with_wide_labels(study):
+    """GPT-2 as a pretrained model of a long name, with accuracies of many tasks; dense scores 0 in the first."""
+    gpt2 = study[study["model"] == "gpt2"].assign(model="smollm2-135m-q4", dataset="technical_code", start="pretrained")
+    scores = gpt2[(gpt2["metric"] == "bits_per_byte") & gpt2["step"].isna()]
+    accuracy = {"metric": "acc", "unit": "fraction", "better": "higher", "spread": "stderr", "chance": 0.25}
+    tasks = [
+        scores.assign(**accuracy, task=task, value=value, low=value, high=value)
+        for task, value in (("arc_easy", 0.0), ("hellaswag", 0.6), ("lambada", 0.0), ("piqa", 0.0), ("sciq", 0.5))
+    ]
+    return pd.concat([gpt2, *tasks], ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "panels", "rows"),
+    [
+        ("quality_vs_sparsity", 3, with_tasks),
+        ("accuracy_vs_sparsity", 5, with_tasks),
+        ("accuracy_vs_sparsity", 5, with_wide_labels),
+    ],
+)
+def test_no_text_of_a_figure_by_sparsity_runs_out_of_the_picture_or_into_another_panel(study, name, panels, rows):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    drawn = paper_figures.load(name).draw(with_tasks(study))
+    drawn = paper_figures.load(name).draw(rows(study))
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
     width, height = drawn.bbox.width, drawn.bbox.height
@@ -193,6 +213,15 @@ def test_no_text_of_a_figure_by_sparsity_runs_out_of_the_picture_or_into_another
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
     assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_a_title_that_is_too_long_goes_on_in_the_next_line_and_is_cut_there():
+    titles = {"SmolLM2 135M q4, pretrained\ntext": "SmolLM2 135M q4,\npretrained\ntext", "x " * 40: "x " * 12 + "x\n"}
+    for title, start in titles.items():
+        fitted = _style.fitted(title, 3)
+        assert fitted.startswith(start)
+        assert max(map(len, fitted.split("\n"))) <= 25
+    assert _style.fitted("x " * 40, 3).endswith("…")
 
 
 def test_accuracies_have_chance_and_standard_errors_and_no_line_where_dense_is_at_chance(study):

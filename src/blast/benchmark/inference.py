@@ -1,8 +1,9 @@
 """The `inference` suite: first token, decoding, calls of `generate` and energy of a language model, dense and ours.
 
-All decode in the same loop (`blast.generation.session`), with random weights. Dense runs eagerly, and compiled and
-replayed as CUDA graphs; ours runs in the second way. Prompts and steps are timed in turn in one run. Our logits must
-agree with those of masked-dense before anything is timed.
+All decode in the same loop (`blast.generation.session`), with random weights. Dense runs eagerly, and compiled,
+autotuned and replayed as CUDA graphs; ours runs in the second way. For all, query, key and value are one product, and
+so are gate and up where they are dense. Prompts and steps are timed in turn in one run. Our logits must agree with
+those of masked-dense before anything is timed. Of vision transformers, the classification of images is timed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 import blast
 from blast import architectures
+from blast.benchmark.decoding.images import classify
 from blast.benchmark.decoding.models import bytes_of_step, check_logits, masks_for, random_model, shares, sparse_model
-from blast.benchmark.decoding.parts import part_times
+from blast.benchmark.decoding.parts import host_times, part_times
 from blast.benchmark.timing.cuda_graphs import plain_memory, replay_of, time_in_turn
 from blast.benchmark.timing.device import gpu_for
 from blast.benchmark.timing.energy import UNAVAILABLE, EnergyMeter
@@ -40,29 +42,32 @@ Entry = dict[str, Any]
 def measure(
     architecture: str, sparsity: float, block: tuple[int, int], seed: int, settings: dict[str, Any]
 ) -> list[Entry]:
-    """Times a language model.
+    """Times a language model, or a vision transformer.
 
     Args:
         architecture: Name of the architecture.
         sparsity: Share of empty blocks of its MLPs.
         block: Block shape `[out, in]`.
         seed: Seed of weights and masks.
-        settings: `tokens` (list: how many sequences are decoded together), `dtype`, `repeats`, and the fields of
-            `blast.benchmark.settings.InferenceSettings`.
+        settings: `tokens` (list: how many sequences are decoded, or images classified, together), `dtype`, `repeats`,
+            and the fields of `blast.benchmark.settings.InferenceSettings`.
 
     Returns:
         By provider, number of sequences and length of the prompt: `first_token_latency` and `latency` (of a decoding
         step), ms; `throughput`, `generate_rate` and `fast_generate_rate` (with `blast.fast_decode`), tokens/s;
         `roofline_fraction` of a step; `energy`, J a token, and `power_idle`, W; `time_mlp`, `time_head`, `time_rest`
-        and `time_gaps` of a step, ms; `weight_bytes`, `cache_bytes`.
+        and `time_gaps` of a step, ms; `mlp_host_time`, the CPU's time to start an MLP eagerly, ms; `weight_bytes`,
+        `cache_bytes`. For images: see `decoding.images.classify`.
 
     Raises:
-        BlastError: without a GPU, for a model that generates no tokens, without masks of the kind that is asked for, or
+        BlastError: without a GPU, for an encoder, without masks of the kind that is asked for, or
             if our logits are wrong.
     """
     device = gpu_for("inference")
     started = time.monotonic()
     with plain_memory():
+        if architectures.get(architecture).modality == "vision":
+            return classify(architecture, sparsity, block, seed, settings, device)
         run = InferenceRun(architecture, sparsity, block, seed, settings, device, started)
         for sequences in settings["tokens"]:
             run.decode(sequences)
@@ -135,6 +140,8 @@ class InferenceRun:
                 continue
             self._time(sessions, sequences, length)
         del sessions
+        if self.settings["parts"]:
+            self._host(sequences)
         if self.settings["generate"]:
             self._generate(sequences)
 
@@ -151,6 +158,7 @@ class InferenceRun:
             static=fast,
             flex=fast and gpu and self.settings["attention"] == "flex",
             prompt_compiled=fast,
+            autotune=fast and self.settings["autotune"],
         )
 
     def _time(self, sessions: Mapping[str, Session], sequences: int, length: int) -> None:
@@ -207,6 +215,15 @@ class InferenceRun:
         self._add(name, "energy", "J/token", value, sequences, length, n=runs * tokens, **facts)
         self._add(name, "power_idle", "W", energy.idle_watts, sequences, length, **facts)
 
+    def _host(self, sequences: int) -> None:
+        """Times the CPU's work for an MLP in a step of plain `generate`."""
+        length = min(self.settings["prompts"])
+        if self._out_of_time(sequences, length, "mlp_host_time"):
+            return
+        for name, model in ((EAGER, self._dense), (OURS, self._ours)):
+            timing = host_times(model, sequences, self.settings["repeats"])
+            self._add(name, "mlp_host_time", "ms", timing.median, sequences, length, timing=timing)
+
     def _generate(self, sequences: int) -> None:
         """Times whole calls of `generate`, as users call it: by default, and with `fast_decode`."""
         length, new = min(self.settings["prompts"]), self.settings["new_tokens"]
@@ -258,7 +275,7 @@ class InferenceRun:
         self, name: str, metric: str, unit: str, value: float | None, sequences: int, length: int,
         better: str = "lower", **facts: Any,
     ) -> Entry:  # fmt: skip
-        how = {key: self.settings[key] for key in ("steps", "compiled", "attention", "mask")}
+        how = {key: self.settings[key] for key in ("steps", "compiled", "autotune", "attention", "mask")}
         about = {"prompt": length, **how, **(self._facts if name == OURS else {"weights": "random"}), **facts}
         return {
             "metric": metric, "task": None, "unit": unit, "value": value, "low": None, "high": None, "spread": None,

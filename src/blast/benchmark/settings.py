@@ -148,6 +148,8 @@ class InferenceSettings:
         masks_folder: Folder with the masks of trained models, at any depth. It is relative to the current folder, else
             to the checkout.
         compiled: What of a step is compiled, dense and ours alike: each layer, or the whole pass.
+        autotune: Whether Inductor times several kernels for each matrix product of a step, dense and ours alike, which
+            makes compiling longer.
         attention: What steps attend with: FlexAttention, which skips unused cache, or `sdpa` with a mask.
         eager: Whether dense is timed without compiling and graphs too.
         generate: Whether whole calls of `generate` are timed, by default and with `blast.fast_decode`.
@@ -162,6 +164,7 @@ class InferenceSettings:
     mask: Literal["uniform", "every_hidden_live", "trained"] = "uniform"
     masks_folder: Name = "results/recorded"
     compiled: Literal["layers", "whole"] = "layers"
+    autotune: bool = True
     attention: Literal["flex", "sdpa"] = "flex"
     eager: bool = True
     generate: bool = True
@@ -190,6 +193,28 @@ class MemorySettings:
     checkpoint: bool = False
 
 
+@dataclass(frozen=True)
+class TensorParallelSettings:
+    """Settings of the suite `tensor_parallel`; its `tokens` are sequences that are decoded together.
+
+    Attributes:
+        degrees: Numbers of GPUs that the layer is split over. More than this machine has are not run. Without GPUs as
+            many processes share the CPU.
+        projected: Numbers of GPUs to project to, from the part of one of them and a model of the all-reduce.
+        context: Cached tokens of each sequence.
+        tied: Whether gate and up share a mask. It has no effect without a gate.
+        energy: Whether the energy of a token is measured.
+        seconds: Longest time of the point, about; the degrees share it.
+    """
+
+    degrees: Annotated[tuple[Count, ...], NotEmpty()] = (1, 2, 4)
+    projected: tuple[Count, ...] = (16,)
+    context: Count = 2048
+    tied: bool = False
+    energy: bool = True
+    seconds: Seconds = 300.0
+
+
 # By suite, which is the name of a file of this folder with a function `measure`.
 SUITES: dict[str, type] = {
     "mlp": MlpSettings,
@@ -199,6 +224,7 @@ SUITES: dict[str, type] = {
     "training_step": TrainingStepSettings,
     "inference": InferenceSettings,
     "memory": MemorySettings,
+    "tensor_parallel": TensorParallelSettings,
 }
 
 

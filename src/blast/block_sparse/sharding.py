@@ -21,6 +21,9 @@ from blast.errors import BlastError
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
+# Attribute of a model that `blast.load(…, tensor_parallel=…)` gave this process a part of: its number, and how many.
+PART_OF = "_blast_part_of"
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is sharded over processes (a DTensor)."""
@@ -155,12 +158,23 @@ def clear_dead_anywhere_(stored: Tensor, mask: Tensor, block: BlockShape, transp
     shard.tensor.masked_fill_(~live, 0)
 
 
+def only_a_part(rank: int, size: int) -> BlastError:
+    """The error for a part of a model where a whole one is needed."""
+    return BlastError(
+        f"the model is the part of process {rank} of {size} (tensor_parallel), but whole matrices are needed; "
+        "load the checkpoint without tensor_parallel."
+    )
+
+
 def refuse_sharded(model: nn.Module) -> None:
-    """Raises if a model is sharded, because the caller needs whole matrices.
+    """Raises if a model is sharded, or a part of one, because the caller needs whole matrices.
 
     Raises:
         BlastError: the message says how to get an unsharded model.
     """
+    for module in model.modules():
+        if PART_OF in module.__dict__:
+            raise only_a_part(*module.__dict__[PART_OF])
     if sharded_modules(model) or any(is_sharded(parameter) for parameter in model.parameters()):
         raise BlastError(
             "the model is sharded over processes (fully_shard), but whole matrices are needed; get its state with "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from blast.errors import BlastError
 
 GB = 1e9
+Key = TypeVar("Key")
 # Inference needs more than the weights: room for this share of them is what the message asks for.
 ROOM = 1.1
 
@@ -40,13 +41,13 @@ class Wanted(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def allocate(wanted: Mapping[str, Wanted], folder: Path) -> dict[str, Tensor]:
-    """Tensors without values, by name.
+def allocate(wanted: Mapping[Key, Wanted], folder: Path) -> dict[Key, Tensor]:
+    """Tensors without values, by their keys.
 
     Raises:
         TooLittleMemoryError: if a device has too little; the message says how much is needed and what would do.
     """
-    made: dict[str, Tensor] = {}
+    made: dict[Key, Tensor] = {}
     for name, each in wanted.items():
         try:
             made[name] = torch.empty(each.shape, dtype=each.dtype, device=each.device)

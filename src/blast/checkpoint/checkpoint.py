@@ -9,7 +9,7 @@ hold the tokenizer or image processor. `config.json` tells transformers to open 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,14 +18,18 @@ from blast.block_sparse.sharding import refuse_sharded
 from blast.checkpoint.builders import describe, skeleton
 from blast.checkpoint.folder import folder_path, replaced_folder
 from blast.checkpoint.manifest import WEIGHTS, read_manifest, write_manifest
+from blast.checkpoint.partial import load_part
 from blast.checkpoint.processing import check_vocabulary, kept_files, warn_of_changes, write_processing
 from blast.checkpoint.reading import StoredTensors, fill, usable_device
 from blast.checkpoint.tensors import dense_shapes, unique_tensors
 from blast.checkpoint.transformers_config import write_config
-from blast.errors import check_argument
+from blast.errors import BlastError, check_argument
 from blast.layers.block_linear import BlockLinear
 from blast.model.convert import refuse_save_pretrained
 from blast.model.module_replacement import sparse_layers, unwrapped
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def save(model: nn.Module, folder: str | Path, processing_class: Any = None) -> str:
@@ -73,7 +77,13 @@ def save(model: nn.Module, folder: str | Path, processing_class: Any = None) -> 
         return write_manifest(fresh, {**described, "matrices": matrices, "aliases": aliases, "files": files})
 
 
-def load(folder: str | Path, model: nn.Module | None = None, device: torch.device | str | None = None) -> nn.Module:
+def load(
+    folder: str | Path,
+    model: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    *,
+    tensor_parallel: bool | DeviceMesh = False,
+) -> nn.Module:
     """Loads a model as it was saved, sparse or dense, in eval mode. Sparse matrices stay sparse while loading.
 
     Memory peaks at the size of the weights, on the device that they go to.
@@ -82,15 +92,20 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
         folder: A folder that `save` wrote.
         model: The dense model to load into, for classes that blast cannot build; changed in place. If it is built on
             the meta device, it needs no memory of its own.
-        device: Device of the loaded tensors; by default that of `model`, else the CPU.
+        device: Device of the loaded tensors; by default that of `model`, else the CPU. With `tensor_parallel` the
+            default is the GPU of this process, if it has one.
+        tensor_parallel: Whether the processes that `torchrun` started load one model together: each gets a part, with
+            about as many live blocks as the others have. A mesh of one dimension names the processes. All of them call
+            this, and then the model with the same input. It is for inference with GPT-2, Llama, Qwen2 and Qwen3.
 
     Returns:
-        The model; `blast.to_dense(model)` makes it dense.
+        The model; `blast.to_dense(model)` makes it dense. With `tensor_parallel` it is the part of this process.
 
     Raises:
         BlastError: if the checkpoint is missing, incomplete, altered or of another format version, or if `model` does
             not fit it, or this machine has no such device, or the device has too little memory. Then `model` is not
-            changed.
+            changed. With `tensor_parallel` also if the model cannot be split over so many processes, they read
+            different checkpoints, or one of them fails or ends; then all of them raise.
 
     Example:
         >>> digest = blast.save(blast.to_sparse(model, masks), "my-sparse-model")
@@ -99,12 +114,20 @@ def load(folder: str | Path, model: nn.Module | None = None, device: torch.devic
     folder, device = folder_path(folder), usable_device(device)
     if model is not None:
         check_argument("the model", model, nn.Module, "a torch.nn.Module")
+    if tensor_parallel is not False:
+        if model is not None:
+            raise BlastError("tensor_parallel builds the model of the checkpoint itself; leave out model.")
+        return _loaded(load_part(folder, device, tensor_parallel))
     manifest = read_manifest(folder)
     warn_of_changes(folder, manifest)
     target = skeleton(manifest) if model is None else model
     fill(target, manifest, StoredTensors(folder, manifest), device)
-    refuse_save_pretrained(target)
-    return target.eval()
+    return _loaded(target)
+
+
+def _loaded(model: nn.Module) -> nn.Module:
+    refuse_save_pretrained(model)
+    return model.eval()
 
 
 def _facts(layer: BlockLinear) -> dict[str, Any]:

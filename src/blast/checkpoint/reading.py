@@ -13,7 +13,7 @@ from blast.block_sparse.blocks import BlockShape
 from blast.block_sparse.csr import BlockCSR, BlockIndex
 from blast.checkpoint.allocation import Wanted, allocate
 from blast.checkpoint.tensors import dense_shapes, walk
-from blast.checkpoint.weights_file import WeightsFile
+from blast.checkpoint.weights_file import Place, WeightsFile
 from blast.errors import BlastError
 from blast.layers.block_linear import IndexBuffers
 from blast.model.eligibility import is_linear_like, refuse_ineligible
@@ -21,6 +21,7 @@ from blast.model.experts import find_experts
 from blast.model.module_replacement import replace_modules
 from blast.model.sparse_modules import SparseMatrix, check_all_experts, sparse_modules
 from blast.model.target import Target
+from blast.tensor_parallel.parts import Part
 
 Device = torch.device | str | None
 PARTS = ("values", "row_offsets", "col_indices")
@@ -34,9 +35,14 @@ class StoredTensors:
         manifest: As `read_manifest` gives it.
         dtype_of: The dtype that a floating-point tensor of a name is cast to; None keeps its own.
 
+    Attributes:
+        parts: What is kept of a tensor, by name; others are kept whole. Set it before anything is read.
+
     Raises:
         BlastError: if the file of the weights was altered or is no safetensors file, or the aliases do not fit it.
     """
+
+    parts: Mapping[str, Part]
 
     def __init__(
         self,
@@ -46,9 +52,11 @@ class StoredTensors:
     ) -> None:
         path = folder / manifest["weights"]["file"]
         self.file = WeightsFile(path, manifest["weights"]["digest"])
-        self._aliases, self._dtype_of = manifest["aliases"], dtype_of
-        self._read: dict[str, Tensor] = {}
-        self._parameters: dict[str, nn.Parameter] = {}
+        self._aliases, self._dtype_of, self.parts = manifest["aliases"], dtype_of, {}
+        # By the stored name and the number of the part among the different ones of that tensor.
+        self._read: dict[tuple[str, int], Tensor] = {}
+        self._parameters: dict[tuple[str, int], nn.Parameter] = {}
+        self._kept: dict[str, list[Part | None]] = {}
         stored = set(self.file.entries)
         for name, target in self._aliases.items():
             if name in stored or target not in stored:
@@ -57,7 +65,27 @@ class StoredTensors:
         self.names = {*stored, *self._aliases}
 
     def shape(self, name: str) -> list[int]:
-        return self.file.entries[self._stored(name)].shape
+        """The shape of what is kept of a tensor."""
+        shape = self.file.entries[self._stored(name)].shape
+        return self.parts[name].shape_of(shape) if name in self.parts else shape
+
+    def index(self, name: str, facts: Mapping[str, Any]) -> BlockIndex:
+        """The whole index of a block-sparse matrix, read before anything else and not compared with the digest.
+
+        Args:
+            name: The name of the matrix.
+            facts: Its entry in the manifest.
+
+        Raises:
+            BlastError: if it is damaged.
+        """
+        try:
+            offsets, columns = (self.file.read_unchecked(self._stored(f"{name}.{part}")) for part in PARTS[1:])
+            return BlockIndex(offsets, columns, tuple(facts["shape"]), BlockShape(*facts["block"]))
+        except KeyError:
+            raise BlastError(f"{self.file.path} holds no index of '{name}'; save the model again.") from None
+        except BlastError as error:
+            raise BlastError(f"'{name}' of the checkpoint is damaged: {error}") from None
 
     def read(self, places: Mapping[str, torch.device | str]) -> None:
         """Reads all tensors into memory that is made for them; nothing else is held beside it.
@@ -68,30 +96,43 @@ class StoredTensors:
         Raises:
             BlastError: if a device has too little memory, or the file was altered.
         """
-        wanted: dict[str, Wanted] = {}
+        wanted: dict[tuple[str, int], Wanted] = {}
         for name, place in places.items():
-            stored = self._stored(name)
-            if stored not in wanted:
-                entry = self.file.entries[stored]
-                cast_to = self._dtype_of(stored) if entry.dtype.is_floating_point else None
-                wanted[stored] = Wanted(entry.shape, cast_to or entry.dtype, torch.device(place))
+            key = self._key(name)
+            if key not in wanted:
+                entry = self.file.entries[key[0]]
+                cast_to = self._dtype_of(key[0]) if entry.dtype.is_floating_point else None
+                wanted[key] = Wanted(self.shape(name), cast_to or entry.dtype, torch.device(place))
         read = allocate(wanted, self.file.path.parent)
-        self.file.read_into(read)
+        goes_to: dict[str, list[Place]] = {}
+        for (stored, number), tensor in read.items():
+            goes_to.setdefault(stored, []).append(Place(tensor, self._kept[stored][number]))
+        self.file.read_into(goes_to)
         self._read = read
 
     def get(self, name: str) -> Tensor:
         """A tensor that was read."""
-        return self._read[self._stored(name)]
+        return self._read[self._key(name)]
 
     def parameter(self, name: str, gradient: bool) -> nn.Parameter:
         """A tensor that was read as a parameter, in the memory of the tensor."""
-        stored = self._stored(name)
-        if stored not in self._parameters:
-            tensor = self._read[stored]
+        key = self._key(name)
+        if key not in self._parameters:
+            tensor = self._read[key]
             if gradient and not (tensor.is_floating_point() or tensor.is_complex()):
                 raise BlastError(f"'{name}' is {tensor.dtype} in the checkpoint and can have no gradient in the model.")
-            self._parameters[stored] = nn.Parameter(tensor, requires_grad=gradient)
-        return self._parameters[stored]
+            self._parameters[key] = nn.Parameter(tensor, requires_grad=gradient)
+        return self._parameters[key]
+
+    def _key(self, name: str) -> tuple[str, int]:
+        """Equal for names of one tensor of which the same is kept: they are tied."""
+        stored, part = self._stored(name), self.parts.get(name)
+        known = self._kept.setdefault(stored, [])
+        for number, other in enumerate(known):
+            if other is part or (part is not None and part.equals(other)):
+                return stored, number
+        known.append(part)
+        return stored, len(known) - 1
 
     def _stored(self, name: str) -> str:
         return self._aliases.get(name, name)

@@ -48,12 +48,17 @@ class SessionCache(Cache):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Stores keys and values `[batch, heads, tokens, head_size]`; returns those that attention reads."""
-        if self.prompt and not self.keys.numel():
-            self.keys, self.values = (
-                new.new_zeros(self._count, *new.shape[:2], self.capacity, new.shape[3])
-                for new in (key_states, value_states)
-            )
-        keys, values = (self.keys[layer_idx], self.values[layer_idx]) if self._layer is None else self._layer
+        if self._layer is None:
+            if self.prompt and not self.keys.numel():
+                self.keys, self.values = (
+                    new.new_zeros(self._count, *new.shape[:2], self.capacity, new.shape[3])
+                    for new in (key_states, value_states)
+                )
+            keys, values = self.keys[layer_idx], self.values[layer_idx]
+        else:
+            # Compiled code must not see the whole besides: of two inputs in one memory, torch 2.15 with dynamic shapes
+            # writes to the first layer in the place of this one.
+            keys, values = self._layer
         if self.prompt:
             tokens = key_states.shape[2]
             keys[:, :, :tokens].copy_(key_states)

@@ -20,7 +20,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from blast.errors import BlastError
 from blast.generation.cache import capacity_for
-from blast.generation.session import Choose, Compiled, Session, likeliest
+from blast.generation.session import Choose, Session, likeliest
 
 # Families whose attention is plain: no sliding window, no bias by distance, no cap of the logits.
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
@@ -42,6 +42,7 @@ def fast_decode(
     generation_config: Any,
     synced_gpus: bool = False,
     streamer: Any = None,
+    compiled: bool = True,
     **model_kwargs: Any,
 ) -> Any:
     """Generates with compiled steps that are replayed as CUDA graphs. Pass it to `model.generate`:
@@ -49,9 +50,14 @@ def fast_decode(
         model.generate(**inputs, max_new_tokens=200, custom_generate=blast.fast_decode)
 
     The tokens are those of `model.generate` without it, except where rounding decides between two. The first call for a
-    batch size and a length compiles the step, which takes up to a minute; later calls use it again, also after
-    weights or masks have changed. It keeps the key-value caches of the last two sizes; `forget_sessions(model)` frees
-    them. On a CPU there are no graphs, and nothing is compiled.
+    batch size and a length compiles the step and the pass of the prompt, which can take minutes; later calls use
+    them again, also for prompts of other lengths and after weights or masks have changed. It keeps the key-value caches
+    of the last two sizes; `forget_sessions(model)` frees them. On a CPU there are no graphs, and nothing is compiled.
+
+    The weights of query, key and value, and of gate and up where they are dense, are moved together in memory. The
+    parameters stay the same objects with the same values. A tensor that was taken from them before, such as a state
+    dict, is a copy from then on, and CUDA graphs that others captured before read that copy. Weights that have a
+    gradient are not moved.
 
     Greedy decoding and sampling work, with all logits processors, stopping criteria and streamers of transformers, and
     with prompts that are padded on the left. Processors other than temperature, top-k, top-p and min-p run outside the
@@ -66,6 +72,8 @@ def fast_decode(
         synced_gpus: Not supported.
         streamer: Gets the prompt and each token. transformers passes none on, so it is given like this:
             `custom_generate=functools.partial(blast.fast_decode, streamer=streamer)`.
+        compiled: Whether layers are compiled. Without it the graphs hold the kernels of the model, which are more and
+            slower, but the first call has little to prepare: for few tokens. It is given as `streamer` is.
         model_kwargs: What `generate` prepared for the forward pass.
 
     Returns:
@@ -99,7 +107,7 @@ def fast_decode(
     mask = model_kwargs.get("attention_mask")
     if mask is not None and bool(mask.all()):
         mask = None
-    session = session_of(model, batch, capacity_for(limit, longest))
+    session = session_of(model, batch, capacity_for(limit, longest), compiled)
     choose = _Choice(logits_processor, bool(generation_config.do_sample))
     ends = _ends(generation_config, input_ids.device)
     others = [each for each in stopping_criteria if not isinstance(each, (MaxLengthCriteria, EosTokenCriteria))]
@@ -193,16 +201,26 @@ def reason_against(model: Any) -> str | None:
     return None
 
 
-def session_of(model: nn.Module, batch: int, capacity: int) -> Session:
-    """The session of a model for this size: one that was used before, or a new one."""
+def session_of(model: nn.Module, batch: int, capacity: int, compiled: bool = True) -> Session:
+    """The session of a model for this size: one that was used before, or a new one.
+
+    Args:
+        model: The model.
+        batch: Number of sequences.
+        capacity: Largest number of tokens of a sequence.
+        compiled: Whether layers are compiled on a GPU.
+    """
     first = next(model.parameters())
     known = _sessions.setdefault(model, {})
-    key = batch, capacity, first.device, first.dtype
+    key = batch, capacity, compiled, first.device, first.dtype
     session = known.pop(key, None)
     if session is None:
         graphs = first.is_cuda
-        compiled: Compiled = "layers" if graphs else "no"
-        session = Session(model, batch, capacity, graphs=graphs, compiled=compiled, flex=graphs and _flex_fits(model))
+        layers = compiled and graphs
+        session = Session(
+            model, batch, capacity, graphs=graphs, compiled="layers" if layers else "no",
+            flex=layers and _flex_fits(model), prompt_compiled=layers,
+        )  # fmt: skip
     known[key] = session
     while len(known) > KEPT:
         del known[next(iter(known))]

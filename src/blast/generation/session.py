@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch._dynamo
@@ -20,6 +20,7 @@ from blast.generation.attention import (
     step_mask,
 )
 from blast.generation.cache import SessionCache, empty
+from blast.generation.merged import MergedProjections
 from blast.layers.sparse_mlp import SparseMlp
 from blast.model.module_replacement import sparse_layers
 from blast.training.compilation import repeated_blocks
@@ -29,6 +30,22 @@ Compiled = Literal["no", "layers", "whole"]
 Choose = Callable[[Tensor], Tensor]
 # Eager steps before a capture: code is compiled in the first one, and kernels are tuned.
 WARM_UP = 2
+# How often the layers may be compiled. All models and sizes count together, and torch would stop after eight.
+RECOMPILATIONS = 128
+
+
+class _Code(NamedTuple):
+    """What runs a pass: the whole of it, and in it each layer; no layers: those of the model."""
+
+    whole: Callable[..., Tensor]
+    layers: list[Callable[..., Any]]
+
+    @classmethod
+    def of(cls, whole: Callable[..., Tensor], blocks: list[nn.Module], at_once: bool, **options: Any) -> _Code:
+        """Compiled: the pass at once, or its layers."""
+        if at_once:
+            return cls(torch.compile(whole, **options), [])
+        return cls(whole, [torch.compile(block._call_impl, **options) for block in blocks])
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -40,7 +57,8 @@ class Session:
     """Decodes batches of one size, up to `capacity` tokens.
 
     With graphs the whole step is one CUDA graph: the forward pass, the choice of the next token, and its place in
-    `tokens`. A step costs the CPU a few microseconds then, and waits for nothing.
+    `tokens`. A step costs the CPU a few microseconds then, and waits for nothing. Inference mode of the caller has no
+    effect: the tensors of a session outlive it.
 
     Args:
         model: A causal language model of transformers in eval mode; `decode.reason_against` says which ones.
@@ -53,16 +71,20 @@ class Session:
         static: Whether attention reads the whole cache with a mask, as graphs need it. Otherwise the CPU knows how many
             tokens are cached, and attention reads those.
         flex: Whether the steps use FlexAttention, which skips unused cache; slow if nothing is compiled.
-        prompt_compiled: Whether the prompt is compiled too. Each length is compiled for itself.
+        prompt_compiled: Whether the prompt is compiled too, once for all lengths from two tokens on.
+        autotune: Whether Inductor times several kernels for each matrix product of a step, which takes minutes.
 
     Attributes:
         tokens: `[batch, capacity]`, int64: prompts and chosen tokens.
         logits: Of the last pass, `[batch, vocabulary]`.
         length: Number of tokens in `tokens`.
         cache: Keys and values.
+        mode: Of `torch.compile`, for a step.
+        merged: The projections of one input that run as one product.
         chooser: What the caller chose with last, for the next call.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -74,6 +96,7 @@ class Session:
         static: bool | None = None,
         flex: bool = False,
         prompt_compiled: bool = False,
+        autotune: bool = False,
     ) -> None:
         self._prompt_compiled = prompt_compiled
         # Weak, so that a model is freed whose session is kept.
@@ -86,6 +109,7 @@ class Session:
         self._padding = torch.zeros(batch, dtype=torch.int64, device=device)
         self.cache = SessionCache(self._position, capacity, self.model.config.num_hidden_layers)
         self._block_mask = step_block_mask(self._position, self._padding, capacity) if flex else None
+        self.merged = MergedProjections(model)
         self.length = 0
         self.chooser: Choose = likeliest
         self.logits = torch.empty(0)
@@ -93,9 +117,12 @@ class Session:
         # What the graph was captured with.
         self._choose: Choose | None = None
         self._weights: tuple[int, ...] = ()
-        self._pass = torch.compile(self._logits, dynamic=False) if compiled == "whole" else self._logits
+        self.mode = "max-autotune-no-cudagraphs" if autotune else None
         blocks = repeated_blocks(model) if compiled == "layers" else []
-        self._layers = [torch.compile(block._call_impl, dynamic=False) for block in blocks]
+        self._step_code = _Code.of(self._logits, blocks, compiled == "whole", dynamic=False, mode=self.mode)
+        self._prompt_code = _Code(self._logits, [])
+        if prompt_compiled:
+            self._prompt_code = _Code.of(self._logits, blocks, compiled == "whole", dynamic=True, mode=None)
 
     @property
     def model(self) -> Any:
@@ -109,6 +136,7 @@ class Session:
             raise ReferenceError("the model of this session was deleted")
         return model
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def start(self, prompt: Tensor, mask: Tensor | None = None, choose: Choose = likeliest) -> None:
         """Runs the prompts and chooses the first new token of each.
@@ -118,6 +146,8 @@ class Session:
             mask: `[batch, tokens]`, 0 for padding; None without padding.
             choose: Chooses the next tokens.
         """
+        # Weights that were replaced are merged again.
+        self.merged = MergedProjections(self.model)
         tokens, weights = prompt.shape[1], weights_in_place(self.model)
         if weights != self._weights:
             self._graph, self._weights = None, weights
@@ -129,11 +159,16 @@ class Session:
             self._padding.copy_((mask == 0).sum(1))
             attention_mask = prompt_mask(self._padding, tokens)
             positions = (positions - self._padding[:, None]).clamp(min=0)
+        if self._prompt_compiled and not self.cache.bytes:
+            # Compiled layers expect that the cache exists. A pass makes it, in the shapes and dtype of the model.
+            with session_attention(self.model.config):
+                self._logits(prompt[:, :1], positions[:, :1], None, {})
         self.logits = self._forward(prompt, positions, attention_mask)
         self._position.fill_(tokens)
         self.cache.prompt, self.length = False, tokens + 1
         self._append(choose)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(self, choose: Choose = likeliest) -> None:
         """Runs the last token of each sequence and chooses the next.
@@ -177,28 +212,25 @@ class Session:
 
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of the last token of each sequence, `[batch, vocabulary]`."""
-        with session_attention(self.model.config):
-            # The first prompt makes the cache, which compiled layers expect.
-            if self.cache.prompt and not (self._prompt_compiled and self.cache.bytes):
-                return self._logits(tokens, positions, mask, {})
-            more = {} if self._block_mask is None or self.cache.prompt else {"block_mask": self._block_mask}
-            with self._compiled_layers():
-                return self._pass(tokens, positions, mask, more)
+        code = self._prompt_code if self.cache.prompt else self._step_code
+        more = {} if self._block_mask is None or self.cache.prompt else {"block_mask": self._block_mask}
+        with session_attention(self.model.config), self.merged.active(), self._compiled_layers(code.layers):
+            return code.whole(tokens, positions, mask, more)
 
     @contextmanager
-    def _compiled_layers(self) -> Iterator[None]:
-        """Within the context the model runs its compiled layers, if there are any."""
-        if not self._layers:
+    def _compiled_layers(self, layers: list[Callable[..., Any]]) -> Iterator[None]:
+        """Within the context the model runs these in the place of its layers, if there are any."""
+        if not layers:
             yield
             return
         blocks, sparse = repeated_blocks(self.model), list(sparse_layers(self.model).values())
         before = [block._compiled_call_impl for block in blocks], [layer.masks_fixed for layer in sparse]
-        for number, (block, compiled) in enumerate(zip(blocks, self._layers, strict=True)):
+        for number, (block, compiled) in enumerate(zip(blocks, layers, strict=True)):
             block._compiled_call_impl = partial(self._run_layer, number, compiled)
         for layer in sparse:
             layer.masks_fixed = False
         try:
-            with torch._dynamo.config.patch(nested_graph_breaks=True):
+            with torch._dynamo.config.patch(nested_graph_breaks=True, recompile_limit=RECOMPILATIONS):
                 yield
         finally:
             self.cache.select(None)

@@ -10,7 +10,7 @@ import blast_kernels.register  # noqa: F401  (registers torch.ops.blast.*)
 import torch
 from blast_kernels.common.quantize import HALVES
 from blast_kernels.cpu import launch as cpu
-from blast_kernels.mlp_inference.row_lists import drop_columns, gated_row_list, live_hidden_rows, plain_row_list
+from blast_kernels.mlp_inference.ops import run_mlp
 from blast_kernels.tables.break_even import Ranges, dense_ranges, dense_wins, gpu_name
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,26 +19,14 @@ from blast.errors import BlastError
 from blast.layers.block_linear import HOOKS, BlockLinear
 from blast.layers.fp8_linear import Fp8BlockLinear, from_fp8, to_fp8
 from blast.layers.mlp_autograd import MlpLists, can_train, run_training
+from blast.layers.mlp_replays import MlpReplays, may_replay
+from blast.layers.mlp_row_lists import IndexState, RowLists, equal, row_lists_of
 from blast.layers.stand_in import stand_in_class
 
 # Storage of the weights for the fused kernels: in the dtype of the model, or in fp8 with a scale for each block.
 WEIGHTS = ("same", "fp8")
 # Number of random tokens that `quantization_error` measures with.
 ERROR_TOKENS = 64
-
-
-class RowLists(NamedTuple):
-    """The index of an MLP for the fused kernels. The blocks stay where the layers hold them.
-
-    Attributes:
-        gate_up: Row list of the gate (if any) and up projections, int32.
-        down: Row list of the down projection, int32.
-        down_blocks: How many blocks `down` names, if some blocks of the down projection are skipped; None if not.
-    """
-
-    gate_up: Tensor
-    down: Tensor
-    down_blocks: int | None
 
 
 class Weights(NamedTuple):
@@ -74,13 +62,13 @@ class SparseMlp(nn.Module):
 
     It is an instance of the class of that MLP too, has its attributes, and takes its arguments.
 
-    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. With gradients or under autocast
-    it is one call of `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a
-    child was changed (replaced, hooked), if the block sides of the up and down projections do not match, and on a CPU
-    under autocast without gradients. The
-    kernels read the parameters of the layers, so that a change of a parameter takes effect at once, however it was
-    made. With fp8 weights (`quantize`) the layers have no parameters for their blocks: the fp8 blocks are the only
-    ones, and the MLP cannot be trained.
+    Without gradients the whole MLP is one call of `torch.ops.blast.block_sparse_mlp`. In eager code on a GPU, the
+    launches of such a call are repeated (see `mlp_replays`). With gradients or under autocast it is one call of
+    `block_sparse_mlp_training`. The original MLP runs layer by layer with active dropout, after a child was changed
+    (replaced, hooked), if the block sides of the up and down projections do not match, and on a CPU under autocast
+    without gradients. The kernels read the parameters of the layers, so that a change of a parameter takes effect at
+    once, however it was made. With fp8 weights (`quantize`) the layers have no parameters for their blocks: the fp8
+    blocks are the only ones, and the MLP cannot be trained.
 
     Args:
         original: The MLP; its children are shared, not copied.
@@ -117,12 +105,14 @@ class SparseMlp(nn.Module):
         for hooks in HOOKS:
             setattr(self, hooks, getattr(original, hooks))
         self._children = tuple(original._modules.values())
+        self._dropouts = [child for child in self._children if isinstance(child, nn.Dropout)]
         self._hooks_of_children = [getattr(child, hooks) for child in original.children() for hooks in HOOKS[:-1]]
+        self._matrices = tuple(self.layers)
         self._argument = next(iter(inspect.signature(original.forward).parameters), "")
-        self.lists = MlpLists()
+        self.lists, self._replays = MlpLists(), MlpReplays()
         self._row_lists: RowLists | None = None
         self._ranges: Ranges = ()
-        self._versions: tuple[tuple[int, int], ...] = ()
+        self._indices: list[IndexState] = []
         # Compiled code cannot compare versions.
         self.register_load_state_dict_post_hook(_prepare_again)
         self.prepare()
@@ -149,7 +139,7 @@ class SparseMlp(nn.Module):
     @property
     def row_lists(self) -> RowLists | None:
         """The index for the kernels, made again if a mask changed; None on the meta device."""
-        if self._row_lists is None or self._versions != self._current():
+        if self._row_lists is None or self._index_changed():
             self.prepare()
         return self._row_lists
 
@@ -170,17 +160,18 @@ class SparseMlp(nn.Module):
     def prepare(self) -> None:
         """Makes the index for the kernels, and quantizes weights that are to be in fp8 and were loaded or cast."""
         before, self._row_lists, layers = self._row_lists, None, self.layers
+        self._replays.clear()
         if any(layer.row_offsets.is_meta or layer.values.is_meta for layer in layers):
             return
         with torch.no_grad():
-            made = _row_lists_of(layers, self.gate_kind, self.skip_dead)
+            made = row_lists_of(layers, self.gate_kind, self.skip_dead)
             # A CUDA graph reads the memory that it was captured with, so equal lists stay where they are.
-            self._row_lists = before if before is not None and _equal(before, made) else made
+            self._row_lists = before if before is not None and equal(before, made) else made
             if self.weights == "fp8" and layers[0].values.dtype in HALVES:
                 self._quantize(measure=any(getattr(layer, "loaded", None) is not None for layer in layers))
             if self.dense_fallback:
                 self._ranges = self._dense_ranges()
-        self._versions = self._current()
+        self._indices = [IndexState.of(layer) for layer in layers]
 
     def quantize(self) -> None:
         """Stores the blocks in fp8 and nowhere else: half the bytes to read, and to store.
@@ -245,14 +236,25 @@ class SparseMlp(nn.Module):
                 # Under autocast. A CPU has fast kernels for each layer, but none for training.
                 return self.original.forward(x)
             return self._train(x)
-        if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
+        compiling = torch.compiler.is_compiling()
+        if compiling and not self._layer(self.roles.down).masks_fixed:
             return self._infer_outside_graph(x)
-        row_lists = self._row_lists if torch.compiler.is_compiling() else self.row_lists
+        row_lists = self._row_lists if compiling else self.row_lists
         if row_lists is None:
             raise BlastError("the weights are on the meta device; load the model first.")
-        if dense_wins(x.numel() // x.shape[-1], self._ranges):
+        if self._ranges and dense_wins(x.numel() // x.shape[-1], self._ranges):
             return self._run_dense(x)
+        if not compiling and may_replay(x):
+            return self._replay(x, row_lists)
         return self._run(x, row_lists, self.kernel_weights)
+
+    def _replay(self, x: Tensor, row_lists: RowLists) -> Tensor:
+        """Repeats the launches of the last call of this shape, or makes a call that can be repeated."""
+        found = self._replays.find(x, self.activation_name, self._matrices)
+        if found is None:
+            found, replay = run_mlp(*self._operands(x, row_lists, self.kernel_weights), record=True)
+            self._replays.add(x, self.activation_name, self._matrices, replay, found)
+        return found
 
     def _only_input(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor | None:
         """The input, if the MLP is called with nothing else."""
@@ -297,24 +299,16 @@ class SparseMlp(nn.Module):
                 )
                 flat = x.reshape(-1, up.in_features).contiguous()
                 return cpu.products(flat, first, second).view(*x.shape[:-1], down.out_features)
-        return torch.ops.blast.block_sparse_mlp(
-            x,
-            weights.first,
-            weights.up,
-            row_lists.gate_up,
-            up.bias,
-            weights.down,
-            row_lists.down,
-            down.bias,
-            up.out_features,
-            down.out_features,
-            self.activation_name,
-            self.gate_kind,
-            weights.first_scales,
-            weights.up_scales,
-            weights.down_scales,
-            row_lists.down_blocks,
-        )
+        return torch.ops.blast.block_sparse_mlp(*self._operands(x, row_lists, weights))
+
+    def _operands(self, x: Tensor, row_lists: RowLists, weights: Weights) -> tuple[Any, ...]:
+        """The arguments of `block_sparse_mlp`."""
+        up, down = self._layer(self.roles.up), self._layer(self.roles.down)
+        return (
+            x, weights.first, weights.up, row_lists.gate_up, up.bias, weights.down, row_lists.down, down.bias,
+            up.out_features, down.out_features, self.activation_name, self.gate_kind,
+            weights.first_scales, weights.up_scales, weights.down_scales, row_lists.down_blocks,
+        )  # fmt: skip
 
     def _layer_weights(self) -> Weights:
         # Kernels read contiguous blocks; those of a layer are, unless somebody put others there.
@@ -352,7 +346,8 @@ class SparseMlp(nn.Module):
         for child, fused in zip(self._modules.values(), self._children, strict=True):
             if child is not fused or (child is not None and "forward" in child.__dict__):
                 return True
-            if isinstance(child, nn.Dropout) and child.training and child.p > 0:
+        for dropout in self._dropouts:
+            if dropout.training and dropout.p > 0:
                 return True
         return any(self._hooks_of_children) or _any_hook_for_all_modules()
 
@@ -380,12 +375,15 @@ class SparseMlp(nn.Module):
         shape, gpu = (up.out_features, up.in_features), gpu_name(values.device)
         return dense_ranges(sparsity, up.block, self.gate_kind, shape, values.dtype, gpu)
 
-    def _current(self) -> tuple[tuple[int, int], ...]:
-        # Read from the dictionaries of the modules, because this is done in each call.
-        buffers = [cast(nn.Module, layer._modules["index"])._buffers for layer in self.layers]
-        tensors = [cast(Tensor, each[name]) for each in buffers for name in ("row_offsets", "col_indices")]
-        # An inference tensor has no version counter. It cannot be changed in place outside inference mode.
-        return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    def _index_changed(self) -> bool:
+        """Whether a mask changed since `prepare`, in place or by other tensors. Asked in each call."""
+        for layer, known in zip(self._matrices, self._indices, strict=True):
+            buffers = layer._modules["index"]._buffers  # type: ignore[union-attr]
+            if buffers["row_offsets"] is not known.offsets or buffers["col_indices"] is not known.columns:
+                return True
+            if known.versions and (known.offsets._version, known.columns._version) != known.versions:
+                return True
+        return False
 
 
 def _fits(x: Tensor, bias: Tensor | None) -> bool:
@@ -403,11 +401,6 @@ def _any_hook_for_all_modules() -> bool:
     )
 
 
-def _equal(left: RowLists, right: RowLists) -> bool:
-    pairs = zip(left[:2], right[:2], strict=True)
-    return left.down_blocks == right.down_blocks and all(a.device == b.device and torch.equal(a, b) for a, b in pairs)
-
-
 def _prepare_again(module: nn.Module, keys: Any) -> None:
     if isinstance(module, SparseMlp):
         module.prepare()
@@ -419,23 +412,3 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "none": lambda x: x,
 }
-
-
-def _row_lists_of(layers: list[BlockLinear], gate: str, skip_dead: bool) -> RowLists:
-    *_, up, down = layers
-    live = None
-    # The up and down projections have the same hidden blocks only if their block sides agree.
-    if skip_dead and up.block.rows == down.block.cols:
-        read = torch.zeros(up.row_offsets.numel() - 1, dtype=torch.bool, device=up.row_offsets.device)
-        read[down.col_indices.long()] = True
-        live = read if gate == "none" else live_hidden_rows(layers[0].row_offsets, up.row_offsets, down.col_indices)
-    if gate == "untied":
-        first = layers[0]
-        gate_up = gated_row_list(first.row_offsets, first.col_indices, up.row_offsets, up.col_indices, live)
-    else:
-        gate_up = plain_row_list(up.row_offsets, up.col_indices, live)
-    if live is not None and not bool(live.all()):
-        offsets, columns, places = drop_columns(down.row_offsets, down.col_indices, live)
-        if places.numel() < down.col_indices.numel():
-            return RowLists(gate_up, plain_row_list(offsets, columns, places=places), places.numel())
-    return RowLists(gate_up, plain_row_list(down.row_offsets, down.col_indices), None)

@@ -129,9 +129,9 @@ class SparsifyConfig:
         hold: Share of `steps`, at the end, during which the mask is fixed.
         update_every: Steps between mask updates.
         keep_score: Ranks live blocks: `magnitude` (Frobenius norm), `second_moment` (each weight times the root of its
-            second moment in Adam), `lamp` (the norm in proportion to the larger ones of its matrix, so that matrices of
-            any scale compare; arXiv 2010.07611), or `random` (a fixed random order). One-shot pruning also has `wanda`
-            (weights times activations) and `obs` (the error of the output that removal costs, and what stays
+            second moment in Adam), or `random` (a fixed random order). `lamp` is the norm in proportion to the larger
+            ones of its matrix, so that matrices of any scale compare (arXiv 2010.07611). One-shot pruning also has
+            `wanda` (weights times activations) and `obs` (the error of the output that removal costs, and what stays
             compensates it).
         grow: `union` keeps the best blocks by weight and the best by gradient; the achieved sparsity is below the
             target. `swap` drops as many blocks as it grows, so the budget is exact. `none` never grows.

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from blast.experiment.analysis.comparison import at_chance, missing, relative_loss, summarise
 from blast.experiment.analysis.ratio import ratios
+from blast.experiment.analysis.recipe import accuracy_scores
 from blast.experiment.plan.point import Point
 from blast.experiment.records.export import export
 from blast.experiment.records.record import make_record
@@ -115,6 +116,18 @@ def test_a_point_recorded_on_another_machine_is_not_called_not_run(tmp_path):
     plan(tmp_path / "default", point())
     export([scored(0.9, hardware="cpu-other")], tmp_path / "recorded")
     assert set(load_table(tmp_path / "default", tmp_path / "recorded")["status"]) == {"ok"}
+
+
+@pytest.mark.parametrize(("start", "tokens"), [("published", 0), ("pretrained", fake.STEPS * 32)])
+def test_what_is_pruned_at_once_was_trained_on_the_tokens_of_its_parent(start, tokens):
+    dense, *pruned = scored(0.9), *(scored(0.8, method="one_shot", sparsity=sparsity) for sparsity in (0.5, 0.8))
+    dense["point"]["start"] = start
+    for record in pruned:
+        record["point"]["start"] = "parent"
+    scores = accuracy_scores(table_of(dense, *pruned))
+    assert {(row.start, row.trained) for row in scores.itertuples()} == {(start, tokens)}
+    # So a figure draws them and their dense model in one panel.
+    assert list(scores["usual"]) == [True] * 3
 
 
 def test_a_curve_never_mixes_two_machines():

@@ -21,6 +21,8 @@ from blast.sparsity.one_shot import apply_masks_
 
 # Our logits may be off from float32 by so many times the error of masked-dense in the same dtype, and by this besides.
 FACTOR, LEAST = 2.0, 1e-3
+# Spread of the weights of a head that would start at zero.
+HEAD_STD = 0.02
 
 
 class MaskedModel(NamedTuple):
@@ -31,21 +33,30 @@ class MaskedModel(NamedTuple):
 
 
 def random_model(architecture: str, dtype: torch.dtype, device: torch.device, seed: int) -> nn.Module:
-    """A language model with random weights in eval mode. It is built on its device in its dtype, and nowhere else.
+    """A model with random weights in eval mode. It is built on its device in its dtype, and nowhere else.
 
     Raises:
-        BlastError: if the architecture is no language model.
+        BlastError: if the architecture is an encoder.
     """
-    if architectures.get(architecture).modality != "language":
-        raise BlastError(f"'{architecture}' does not generate tokens; give a language model.")
+    if architectures.get(architecture).modality == "encoder":
+        raise BlastError(f"'{architecture}' does not generate tokens; give a language model or a vision transformer.")
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return architectures.build(architecture).eval()
+            model = architectures.build(architecture).eval()
+        _fill_heads(model)
+        return model
     finally:
         torch.set_default_dtype(before)
+
+
+def _fill_heads(model: nn.Module) -> None:
+    """Gives random weights to a head that starts at zero, as torchvision's do: its logits could not be compared."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not bool(module.weight.any()):
+            nn.init.normal_(module.weight, std=HEAD_STD)
 
 
 def masks_for(
@@ -91,13 +102,20 @@ def bytes_of_step(model: nn.Module) -> int:
     fused = [module for module in model.modules() if isinstance(module, SparseMlp)]
     if not fused:
         return read + sizes.mlp
-    for mlp in fused:
-        lists, weights = mlp.row_lists, mlp.kernel_weights
-        if lists is not None:
-            named = int(block_counts(lists.gate_up).sum()) * (2 if mlp.gate_kind == "tied" else 1)
-            read += named * weights.first[0].nbytes + lists.gate_up.nbytes + lists.down.nbytes
-            read += int(block_counts(lists.down).sum()) * weights.down[0].nbytes
-    return read
+    return read + sum(map(bytes_of_mlp, fused))
+
+
+def bytes_of_mlp(mlp: SparseMlp) -> int:
+    """Bytes of the blocks and row lists that a fused MLP has to read; dead hidden blocks are not read."""
+    lists, weights = mlp.row_lists, mlp.kernel_weights
+    if lists is None:
+        return 0
+    block = mlp.layers[0].block
+    element = weights.first.element_size()
+    named = int(block_counts(lists.gate_up).sum()) * (2 if mlp.gate_kind == "tied" else 1)
+    down = mlp.layers[-1].block
+    blocks = named * block.rows * block.cols + int(block_counts(lists.down).sum()) * down.rows * down.cols
+    return element * blocks + lists.gate_up.nbytes + lists.down.nbytes
 
 
 def shares(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, float]:
@@ -124,7 +142,7 @@ def check_logits(
         masks: The masks of our model.
         block: Their blocks.
         ours: The sparse model with random weights of `seed`.
-        prompt: `[sequences, tokens]`.
+        prompt: `[sequences, tokens]`, or images `[number, channels, side, side]`.
         seed: Seed of the weights.
 
     Returns:
@@ -136,13 +154,20 @@ def check_logits(
     first = next(ours.parameters())
     reference = random_model(architecture, first.dtype, first.device, seed)
     apply_masks_(reference, masks, block)
-    rounded = reference(prompt).logits.float()
-    expected = reference.float()(prompt).logits
+    rounded = _logits(reference, prompt)
+    expected = _logits(reference.float(), prompt)
     scale = expected.norm()
-    theirs, error = ((logits - expected).norm() / scale for logits in (rounded, ours(prompt).logits.float()))
+    theirs, error = ((logits - expected).norm() / scale for logits in (rounded, _logits(ours, prompt)))
     if not error <= FACTOR * theirs + LEAST:
         raise BlastError(
             f"the sparse model of '{architecture}' is off by {error:.1e} from float32, and masked-dense by "
             f"{theirs:.1e}; no timing was recorded."
         )
     return float(error)
+
+
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits in float32, of tokens or images."""
+    if inputs.is_floating_point():
+        return model(inputs.to(next(model.parameters()).dtype)).float()
+    return model(inputs).logits.float()

@@ -34,7 +34,7 @@ def random_model(
         model = architectures.build(architecture)
     if sparse is not None:
         blast.to_sparse(model, uniform_masks(model, sparse, seed))
-    _make(model, torch.Generator(device).manual_seed(seed), dtype, device)
+    make_randomly(model, torch.Generator(device).manual_seed(seed), dtype, device)
     return model.eval().requires_grad_(False)
 
 
@@ -52,8 +52,8 @@ def uniform_masks(model: nn.Module, sparse: Sparse, seed: int) -> dict[str, Tens
     return masks
 
 
-def _make(model: nn.Module, generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> None:
-    """Gives each parameter on the meta device memory and values, and moves the buffers."""
+def make_randomly(model: nn.Module, generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> None:
+    """Gives each parameter on the meta device memory and random values, and moves the buffers."""
     made: dict[int, nn.Parameter] = {}  # tied parameters stay tied
     keep = []  # an id is that of another object once its own is gone
     for module in model.modules():

@@ -221,7 +221,7 @@ def _judge_ratio(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     exact = value.metric.endswith("_bytes")
     low, high = (best["ratio"], best["ratio"]) if exact else (best["low"], best["high"])
     verdict = compare(low, high, value.value, at_least=True)
-    if best["projected"] is True:
+    if not pd.isna(best["projected"]) and best["projected"]:
         verdict = "projected"
     return [Finding(verdict, f"{best['ratio']:.2f}x", setting)]
 

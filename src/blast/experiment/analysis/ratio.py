@@ -52,13 +52,14 @@ def ratios(table: pd.DataFrame, metric: str, baseline: str = "dense_eager") -> p
     """
     rows = table[(table["status"] == "ok") & (table["metric"] == metric) & table["step"].isna()]
     rows = [row for row in rows.itertuples(index=False) if row.interpreter is not True]
-    timed = {_key(row, ("point",)): row for row in rows if row.provider == baseline}
+    # A point can time several numbers of GPUs.
+    timed = {_key(row, ("point", "gpus")): row for row in rows if row.provider == baseline}
     dense = {_key(row, ("point",)): row for row in rows if row.method == "dense" and pd.isna(row.provider)}
     found = []
     for row in rows:
         if row.provider in DENSE_PROVIDERS or row.method == "dense":
             continue
-        other = timed.get(_key(row, ("point",))) if not pd.isna(row.provider) else None
+        other = timed.get(_key(row, ("point", "gpus"))) if not pd.isna(row.provider) else None
         if other is None and row.parent:
             other = dense.get((*_key(row), row.parent))
         if other is None or not row.value:

@@ -75,6 +75,8 @@ def scan(options: argparse.Namespace) -> int:
 def generate(options: argparse.Namespace) -> int:
     """Continues a text with a sparse or dense model and prints it while it is made.
 
+    With `torchrun --nproc-per-node 2 -m` before it, two processes hold a part each of a saved model.
+
     Example: blast generate my-sparse-model "def main(" --max-new-tokens 50
     """
     from blast.experiment.own_model.generate import GenerateOptions
@@ -88,6 +90,7 @@ def generate(options: argparse.Namespace) -> int:
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,
+            plain=options.plain,
         )
     )
     return 0
@@ -174,6 +177,9 @@ def add_verbs(verb: AddVerb) -> None:
     )
     made.add_argument("--top-p", type=probability, default=1.0, help="draw from the likeliest tokens (default: 1)")
     made.add_argument("--seed", type=not_negative, default=0, help="seed of the draws (default: 0)")
+    made.add_argument(
+        "--plain", action="store_true", help="decode with transformers on a GPU too, not with blast.fast_decode"
+    )
     made = verb("eval", evaluate)
     made.add_argument("model", **model)
     made.add_argument("--tasks", type=names, required=True, metavar="TASK,TASK", help="names of tasks")

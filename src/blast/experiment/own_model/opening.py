@@ -56,6 +56,21 @@ class ModelSource:
             return load(self.folder).float()
         return open_folder(self.folder, self.name, None).eval()
 
+    def load_part(self) -> nn.Module:
+        """The part of this process in float32, where `torchrun` started several; see `tensor_parallel` of `blast.load`.
+
+        Raises:
+            BlastError: if it is no checkpoint of `blast.save`, or cannot be split.
+        """
+        if self.folder is None or not is_checkpoint(self.folder):
+            raise BlastError(
+                f"{self.name} is no checkpoint of blast.save, and only those are split over processes; save the model "
+                "with blast.save, or start one process."
+            )
+        from blast.checkpoint.checkpoint import load
+
+        return load(self.folder, tensor_parallel=True).float()
+
 
 def find_model(name: str, say: Callable[[str], Any] = print) -> ModelSource:
     """The model that a name means; its files are fetched, and its weights are not loaded.

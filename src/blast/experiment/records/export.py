@@ -44,9 +44,12 @@ def file_of(row: Row) -> str:
         return "memory"
     if row["suite"] == "train":
         return "training" if row["step"] is not None else "accuracy"
-    return {"inference": "inference", "decode": "inference", "pretraining": "training"}.get(
-        row["suite"], "training" if row["suite"].startswith("training_") else "kernels"
-    )
+    return {
+        "inference": "inference",
+        "decode": "inference",
+        "tensor_parallel": "inference",
+        "pretraining": "training",
+    }.get(row["suite"], "training" if row["suite"].startswith("training_") else "kernels")
 
 
 def _changes(rows: list[Row], metric: str) -> set[int]:

@@ -82,6 +82,8 @@ def as_table(rows: Iterable[Row], source: str = "local") -> pd.DataFrame:
     starts = {setting.get("point"): setting["start"] for setting in settings if setting.get("start")}
     of_parents = [starts.get(parent, "parent") for parent in data["parent"]]
     data["start"] = data["start"].mask(data["start"] == "parent", pd.Series(of_parents, dtype=object))
+    # Their own facts give the tokens of a parent that trained. Of one that has its published weights, nothing was.
+    data["trained"] = data["trained"].mask((data["start"] == "published") & data["trained"].notna(), 0.0)
     return pd.DataFrame(data)
 
 
