@@ -55,6 +55,12 @@ def recorded_table():
     return load_table(ROOT / "no results", ROOT / "results" / "recorded")
 
 
+@cache
+def view(name: str) -> pd.DataFrame:
+    """The rows of a table by the records; not to be changed."""
+    return paper_figures.load(name).rows(recorded_table())
+
+
 def test_the_slowest_cases_of_the_docs_are_those_of_the_records():
     table = recorded_table()
     timed = table[(table["suite"] == "kernels") & (table["metric"] == "latency") & (table["status"] == "ok")]
@@ -106,7 +112,7 @@ def same(number: float | None, printed: str, digits: int) -> bool:
 
 def test_the_training_steps_of_the_docs_are_those_of_the_records():
     table = recorded_table()
-    frame = paper_figures.load("pretraining_table").rows(table).set_index(["model", "tokens", "sparsity"])
+    frame = view("pretraining_table").set_index(["model", "tokens", "sparsity"])
     frame = frame.sort_index()
     peaks = table[(table["suite"] == "training_step") & (table["metric"] == "peak_bytes")]
     peaks = peaks.set_index(["model", "tokens", "sparsity", "provider"])["value"]
@@ -128,11 +134,10 @@ def test_the_training_steps_of_the_docs_are_those_of_the_records():
 
 
 def test_the_real_run_of_the_docs_is_that_of_the_records():
-    table = recorded_table()
-    results = paper_figures.load("results_table").rows(table)
+    results = view("results_table")
     results = results[(results["grid"] == "study") & (results["architecture"] == "gpt2")]
     bits = results[results["metric"] == "bits_per_byte"].set_index(["method", "sparsity"])
-    times = paper_figures.load("time_to_loss_table").rows(table)
+    times = view("time_to_loss_table")
     times = times[(times["grid"] == "study") & (times["model"] == "gpt2") & (times["execution"] != "masked")]
     ratios = times.set_index(["method", "sparsity", "end_of"])["ratio_without_compiling"]
     section = RESULTS.partition("## Quality and time of a whole run")[2]
@@ -149,7 +154,7 @@ def test_the_real_run_of_the_docs_is_that_of_the_records():
 
 
 def test_the_quality_study_of_the_docs_is_that_of_the_records():
-    results = paper_figures.load("main_results").rows(recorded_table())
+    results = view("main_results")
     results = results[(results["grid"] == "quality") & (results["architecture"] == "gpt2")]
     results = results[results["variant"].isin(["", "taught"])]
     section = RESULTS.partition("## The quality study so far")[2].partition("\n## ")[0]
@@ -173,8 +178,8 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
             assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
         if model == "gmp, taught":
             assert f"and {row['above_taught_dense_percent']:.1f} % above dense with the same teacher" in words
-    ablations = paper_figures.load("ablations").rows(recorded_table())
-    ablations["lever"] = ablations["lever"].str.removesuffix(" (OWL)")
+    ablations = view("ablations")
+    ablations = ablations.assign(lever=ablations["lever"].str.removesuffix(" (OWL)"))
     changes = ablations[ablations["base"] == "gmp"].set_index("lever")["held_out_s95"].drop("growth")
     levers = re.findall(r"^\| ([a-z][a-z ×^-]+) \| ([+-][\d.]+) \|$", section, flags=re.MULTILINE)
     assert {lever for lever, _ in levers} == set(changes.dropna().index)
@@ -183,11 +188,10 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
 
 
 def test_what_the_docs_say_of_the_vit_is_what_the_records_say():
-    table = recorded_table()
-    results = paper_figures.load("results_table").rows(table)
+    results = view("results_table")
     results = results[(results["architecture"] == "vit-s-4") & (results["metric"] == "top1")]
     top = results.set_index(["method", "sparsity"])["value"]
-    times = paper_figures.load("time_to_loss_table").rows(table)
+    times = view("time_to_loss_table")
     times = times[(times["model"] == "vit-s-4") & (times["end_of"] == "steps")]
     said = " ".join(RESULTS.split())
     dense, *pruned = (
@@ -197,6 +201,17 @@ def test_what_the_docs_say_of_the_vit_is_what_the_records_say():
     ratio, share = times["ratio_without_compiling"], 100 * times["mask_update_share"]
     assert f"({ratio.min():.2f} to {ratio.max():.2f} times)" in said
     assert f"added {share.min():.0f} to {share.max():.0f} %" in said
+
+
+def test_the_answers_that_are_those_of_stock_lm_eval_are_counted_right():
+    (file,) = (ROOT / "results" / "recorded").glob("*/agreement/smollm2/*.json")
+    agreement = json.loads(file.read_text())
+    alike, asked = (sum(each[key] for each in agreement["sets"].values()) for key in ("alike", "questions"))
+    assert agreement["passed"]
+    assert alike == asked
+    said = f"all {alike} answers to {agreement['limit']} items of seven sets are alike"
+    assert len(agreement["sets"]) == 7
+    assert said in " ".join((ROOT / "docs" / "workflow.md").read_text().split())
 
 
 def test_the_results_of_the_readme_are_those_of_the_docs():

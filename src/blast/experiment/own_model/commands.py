@@ -75,8 +75,6 @@ def scan(options: argparse.Namespace) -> int:
 def generate(options: argparse.Namespace) -> int:
     """Continues a text with a sparse or dense model and prints it while it is made.
 
-    With `torchrun --nproc-per-node 2 -m` before it, two processes hold a part each of a saved model.
-
     Example: blast generate my-sparse-model "def main(" --max-new-tokens 50
     """
     from blast.experiment.own_model.generate import GenerateOptions
