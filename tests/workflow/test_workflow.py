@@ -8,6 +8,7 @@ import pytest
 from workflow_place import VIEWS, grid
 
 
+@pytest.mark.slow
 def test_a_failing_point_stops_no_other_and_the_next_run_redoes_only_it(place):
     place.write(grid("poison"))
     first = place.run("all")

@@ -173,6 +173,7 @@ def test_an_edit_changes_the_points_that_use_it_and_no_others(shared, before, fi
         assert found == wanted
 
 
+@pytest.mark.slow
 def test_an_edit_of_any_module_that_a_point_uses_changes_its_fingerprint(shared, before):
     """Of each module that some point reaches, the first function that is reached."""
     root, code = shared

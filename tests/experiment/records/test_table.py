@@ -18,7 +18,7 @@ from blast.experiment.plan.point import Point
 from blast.experiment.records.export import export
 from blast.experiment.records.record import make_record
 from blast.experiment.records.rows import record_rows
-from blast.experiment.records.table import as_table, load_table, one_machine
+from blast.experiment.records.table import FileMap, as_table, load_table, one_machine
 
 
 def point(method="dense", sparsity=0.0, seed=0, model="vit-nano", dataset="digits"):
@@ -222,3 +222,19 @@ def test_memory_is_divided_into_that_of_the_dense_parent():
     (row,) = ratios(table_of(dense, pruned), "mlp_bytes").itertuples()
     assert row.ratio == pytest.approx(1 / (0.05 * 1.02), rel=1e-3)
     assert ratios(table_of(pruned), "mlp_bytes").empty
+
+
+def test_the_files_of_a_table_are_not_copied_with_it(tmp_path):
+    """pandas copies `attrs` at each operation, which took most of the time of a table with many points."""
+    table = load_table(tmp_path / "grid", tmp_path / "recorded")
+    assert set(table.attrs) == {"masks", "items", "last_masks"}
+    for name, files in table.attrs.items():
+        assert table.copy()[:0].attrs[name] is files
+        with pytest.raises(TypeError):
+            files["point"] = "file"
+
+
+def test_a_map_of_files_is_one_of_its_entries():
+    files = FileMap({("grid", "point"): "a file"})
+    assert dict(files) == {("grid", "point"): "a file"}
+    assert (len(files), files["grid", "point"], files.get("none", 3)) == (1, "a file", 3)
