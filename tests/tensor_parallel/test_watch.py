@@ -7,6 +7,7 @@ import torch
 from tensor_parallel_cases import lost_before, watched
 
 
+@pytest.mark.slow
 def test_processes_that_wait_for_one_that_ended_say_so_and_end(tmp_path):
     """Also those that are connected with the first process alone."""
     with pytest.raises(torch.multiprocessing.ProcessExitedException) as raised:

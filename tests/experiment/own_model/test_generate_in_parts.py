@@ -29,6 +29,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_print_the_text_of_one(model_folder, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     masks = {
