@@ -178,6 +178,13 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
             assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
         if model == "gmp, taught":
             assert f"and {row['above_taught_dense_percent']:.1f} % above dense with the same teacher" in words
+    table = recorded_table()
+    bits = table[(table["grid"] == "quality") & (table["metric"] == "bits_per_byte")].set_index("point")["value"]
+    apart = {}
+    for percent in (95, 80):
+        once = f"gpt2.technical_text.gmp.s{percent}.b64.seed0"
+        apart[percent] = f"{100 * abs(bits[once + '.lr9e-4'] / bits[once] - 1):.1f}".lstrip("0")
+    assert f"are {apart[95]} % apart at 95 %, and {apart[80]} % at 80 %" in words
     ablations = view("ablations")
     ablations = ablations.assign(lever=ablations["lever"].str.removesuffix(" (OWL)"))
     changes = ablations[ablations["base"] == "gmp"].set_index("lever")["held_out_s95"].drop("growth")
