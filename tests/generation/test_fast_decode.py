@@ -28,7 +28,7 @@ def config_of(family):
              "initializer_range": SPREAD}  # fmt: skip
     if family == "gpt2":
         return transformers.GPT2Config(
-            vocab_size=VOCABULARY, n_embd=48, n_inner=96, n_layer=2, n_head=4, n_positions=96, initializer_range=SPREAD
+            vocab_size=VOCABULARY, n_embd=48, n_inner=96, n_layer=2, n_head=3, n_positions=96, initializer_range=SPREAD
         )
     return transformers.AutoConfig.for_model(family, **sizes, **({"head_dim": 16} if family == "qwen3" else {}))
 

@@ -30,6 +30,8 @@ OF_LOGITS_ALONE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, 
 STRIDE = 16
 # Sessions kept for each model, the last used ones.
 KEPT = 2
+# Smallest size of a head that FlexAttention takes on a GPU.
+FLEX_HEAD = 16
 
 _sessions: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Session]] = WeakKeyDictionary()
 
@@ -233,10 +235,10 @@ def forget_sessions(model: nn.Module) -> None:
 
 
 def _flex_fits(model: Any) -> bool:
-    heads = model.config.num_attention_heads
+    heads, size = model.config.num_attention_heads, getattr(model.config, "head_dim", None)
     shared = heads // (getattr(model.config, "num_key_value_heads", None) or heads)
-    # FlexAttention decodes with a power of two of heads for each key-value head.
-    return shared & (shared - 1) == 0
+    # FlexAttention decodes with a power of two of heads for each key-value head, and with heads of 16 or more.
+    return shared & (shared - 1) == 0 and (size or model.config.hidden_size // heads) >= FLEX_HEAD
 
 
 def _unsupported(config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blast.generation.attention import attend
-from blast.layers.block_linear import HOOKS
+from blast.layers.hooked import HOOKS
 
 # The classes of transformers whose forward is computed here in its place, and their projections.
 ATTENTION = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -21,6 +21,7 @@ from blast.generation.attention import (
 )
 from blast.generation.cache import SessionCache, empty
 from blast.generation.merged import MergedProjections
+from blast.layers.hooked import HookedOutsideGraph, has_forward_hooks
 from blast.layers.sparse_mlp import SparseMlp
 from blast.model.module_replacement import sparse_layers
 from blast.training.compilation import repeated_blocks
@@ -213,8 +214,11 @@ class Session:
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of the last token of each sequence, `[batch, vocabulary]`."""
         code = self._prompt_code if self.cache.prompt else self._step_code
-        more = {} if self._block_mask is None or self.cache.prompt else {"block_mask": self._block_mask}
-        with session_attention(self.model.config), self.merged.active(), self._compiled_layers(code.layers):
+        layers, flex = code.layers, self._block_mask is not None and not self.cache.prompt
+        if layers and hooked_around_sparse(repeated_blocks(self.model)):
+            layers, flex = [], False
+        more = {"block_mask": self._block_mask} if flex else {}
+        with session_attention(self.model.config), self.merged.active(), self._compiled_layers(layers):
             return code.whole(tokens, positions, mask, more)
 
     @contextmanager
@@ -256,9 +260,9 @@ class Session:
         return logits
 
     def _capture(self, choose: Choose) -> None:
-        """Runs the step: eagerly at first, then as a new graph."""
+        """Runs the step: eagerly at first, then as a new graph. Random numbers are drawn as if it had run once."""
         self._graph = None
-        position = self._position.clone()
+        position, random = self._position.clone(), torch.cuda.get_rng_state(self._position.device)
         stream = torch.cuda.Stream(self._position.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -272,7 +276,22 @@ class Session:
         with torch.cuda.graph(graph):
             self._step(choose)
         self._graph, self._choose = graph, choose
+        torch.cuda.set_rng_state(random, self._position.device)
         graph.replay()
+
+
+def hooked_around_sparse(blocks: Iterable[nn.Module]) -> bool:
+    """Whether a module inside these has hooks and a sparse layer below it.
+
+    Such blocks are not compiled: the graph would break in the middle of a call with hooks, where torch 2.11 cannot go
+    on (see `blast.layers.hooked`).
+    """
+    inner = (module for block in blocks for module in block.modules() if module is not block)
+    return any(
+        has_forward_hooks(module) and any(isinstance(part, HookedOutsideGraph) for part in module.modules())
+        for module in inner
+        if not isinstance(module, HookedOutsideGraph)
+    )
 
 
 def weights_in_place(model: nn.Module) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from blast.block_sparse.csr import BlockCSR, BlockIndex
 from blast.errors import BlastError, check_argument
 from blast.layers.computed_weight import ComputedWeight
 from blast.layers.dense_gradient import DenseGradient
+from blast.layers.hooked import HOOKS, HookedOutsideGraph
 
 
 class IndexBuffers(nn.Module):
@@ -104,7 +105,7 @@ def _on(device: torch.device, index: BlockIndex) -> BlockIndex:
     return BlockIndex.unchecked(index.cpu_index, offsets, columns, index.shape, index.block)
 
 
-class BlockLinear(nn.Module):
+class BlockLinear(HookedOutsideGraph):
     """`y = x · Wᵀ + bias`, where `W [out, in]` is block-sparse and only its live blocks are stored.
 
     Replaces an `nn.Linear` or a transformers `Conv1D`. The gradient of `values` is the dense gradient at the live
@@ -267,6 +268,9 @@ class BlockLinear(nn.Module):
             return self._outside_graph(x)
         return self._product(x)
 
+    def masks_are_fixed(self) -> bool:
+        return self.masks_fixed
+
     @torch.compiler.disable
     def _outside_graph(self, x: Tensor) -> Tensor:
         return self._product(x)
@@ -301,19 +305,6 @@ class BlockLinear(nn.Module):
             f"block={self.block.rows}x{self.block.cols}, live={live} of {rows * cols} blocks, "
             f"sparsity={1 - live / (rows * cols):.1%}"
         )
-
-
-# The dictionaries of hooks are passed on, not copied, so that existing handles still remove their hooks.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def _without_parameters(module: nn.Module) -> nn.Module:

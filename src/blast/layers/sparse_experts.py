@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from blast.errors import BlastError
-from blast.layers.block_linear import HOOKS, BlockLinear
+from blast.layers.block_linear import BlockLinear
+from blast.layers.hooked import HOOKS
 
 # Multiplies tokens by a matrix of an expert: (name of the parameter, number of the expert, x [n, in]) -> [n, out].
 Multiply = Callable[[str, int, Tensor], Tensor]

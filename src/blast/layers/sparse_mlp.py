@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blast.errors import BlastError
-from blast.layers.block_linear import HOOKS, BlockLinear
+from blast.layers.block_linear import BlockLinear
 from blast.layers.fp8_linear import Fp8BlockLinear, from_fp8, to_fp8
+from blast.layers.hooked import HOOKS, HookedOutsideGraph
 from blast.layers.mlp_autograd import MlpLists, can_train, run_training
 from blast.layers.mlp_replays import MlpReplays, may_replay
 from blast.layers.mlp_row_lists import IndexState, RowLists, equal, row_lists_of
@@ -57,7 +58,7 @@ class Roles(NamedTuple):
     gate: str | None = None
 
 
-class SparseMlp(nn.Module):
+class SparseMlp(HookedOutsideGraph):
     """Replaces an MLP whose matrices are `BlockLinear`. It has the same children under the same names.
 
     It is an instance of the class of that MLP too, has its attributes, and takes its arguments.
@@ -237,7 +238,7 @@ class SparseMlp(nn.Module):
                 return self.original.forward(x)
             return self._train(x)
         compiling = torch.compiler.is_compiling()
-        if compiling and not self._layer(self.roles.down).masks_fixed:
+        if compiling and not self.masks_are_fixed():
             return self._infer_outside_graph(x)
         row_lists = self._row_lists if compiling else self.row_lists
         if row_lists is None:
@@ -247,6 +248,9 @@ class SparseMlp(nn.Module):
         if not compiling and may_replay(x):
             return self._replay(x, row_lists)
         return self._run(x, row_lists, self.kernel_weights)
+
+    def masks_are_fixed(self) -> bool:
+        return self._layer(self.roles.down).masks_fixed
 
     def _replay(self, x: Tensor, row_lists: RowLists) -> Tensor:
         """Repeats the launches of the last call of this shape, or makes a call that can be repeated."""
@@ -263,7 +267,7 @@ class SparseMlp(nn.Module):
         return named[self._argument] if not inputs and list(named) == [self._argument] else None
 
     def _train(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and not self._layer(self.roles.down).masks_fixed:
+        if torch.compiler.is_compiling() and not self.masks_are_fixed():
             if torch.is_autocast_enabled(x.device.type):
                 # Cast inside the graph, so that it is fused with the operation that computes `x`.
                 x = x.to(torch.get_autocast_dtype(x.device.type))

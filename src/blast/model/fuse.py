@@ -18,7 +18,8 @@ from blast_kernels.common.quantize import HALVES
 from torch import nn
 
 from blast.errors import BlastError, unknown_name
-from blast.layers.block_linear import HOOKS, BlockLinear
+from blast.layers.block_linear import BlockLinear
+from blast.layers.hooked import HOOKS
 from blast.layers.mlp_autograd import can_train
 from blast.layers.sparse_experts import SparseExperts
 from blast.layers.sparse_mlp import ACTIVATIONS, WEIGHTS, Roles, SparseMlp
