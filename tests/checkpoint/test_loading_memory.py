@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from patience import PATIENCE
 from sparse_pairs import Plain, pair, plain
 
 import blast
@@ -79,7 +80,7 @@ def checkpoints(tmp_path_factory) -> Path:
 
 def peak(folder: Path, how: str, device: str = "cpu") -> tuple[int, int, int]:
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder), how, device], capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", MEASURE, str(folder), how, device], capture_output=True, text=True, timeout=PATIENCE
     )
     assert run.returncode == 0, run.stderr
     host, on_device, held = map(int, run.stdout.split())
