@@ -3,6 +3,7 @@ busy machine could miss, and a torch whose settings are those of the start."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,12 +41,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: without it, each search for garbage (the Trainer asks for one) takes a second."""
+    # It imports Triton, which has to see the setting above.
+    import torch._dynamo  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Bindings in C++ report what is left at the end of the process."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def torch_settings_come_back() -> Iterator[None]:
     """Takes back what a test changed in the process: a compiled run of the HF Trainer leaves TF32 on, for one."""
-    # It imports Triton, which has to see the setting above.
-    import torch._dynamo
-
     backends = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn)
     precisions = [backend.fp32_precision for backend in backends]
     nested_graph_breaks = torch._dynamo.config.nested_graph_breaks
