@@ -78,8 +78,8 @@ class Mutants:
         self._sound: dict[str, bool] = {}
 
     def run(self) -> None:
-        """Runs every mutant that has no result yet, and survivors whose tests have changed."""
-        for number, mutant in enumerate(self.mutants, 1):
+        """Runs every mutant that has no result yet, and then survivors whose tests have changed."""
+        for number, mutant in enumerate(sorted(self.mutants, key=lambda one: one["id"] in self.results), 1):
             tests = tests_that_name(mutant["module"], self.tree)
             digest = digest_of(tests, self.tree)
             known = self.results.get(mutant["id"])
@@ -162,7 +162,7 @@ def main() -> int:
     options = parser.parse_args()
     # A shell starts its background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.nice(19)
+    os.nice(int(os.environ.get("NICE", "19")))
     workplace = options.workplace.resolve()
     mutants = Mutants(options.mutants.resolve(), workplace, options.seconds)
     copy_tree(mutants.tree)

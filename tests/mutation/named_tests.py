@@ -31,6 +31,21 @@ def _names(file: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
+def _importers(root: Path, name: str) -> frozenset[str]:
+    """The modules that import one, by their dotted names."""
+    found = set()
+    for folder in ("src/blast", "kernels", "paper_figures"):
+        for file in (root / folder).rglob("*.py"):
+            if _named(name, _names(file)):
+                found.add(dotted(file.relative_to(root).as_posix()))
+    return frozenset(found - {name})
+
+
+def _named(module: str, names: frozenset[str]) -> bool:
+    return any(one == module or one.startswith(f"{module}.") for one in names)
+
+
 def _folder(module: str) -> str:
     """The folder of its tests: `tests/` mirrors the sources."""
     return "tests/" + module.removeprefix("src/").removeprefix("blast/").rpartition("/")[0]
@@ -45,22 +60,23 @@ def tests_that_name(module: str, root: Path) -> list[str]:
 
     Returns:
         Paths below `root`, at most `MOST_FILES`: the test of the same name, others in the folder of its tests, others
-        that name it, those that use a file of `tests/support` which names it, and last the others in its folder.
+        that name it, those that use a file of `tests/support` which names it, those that name a module which imports
+        it, and last the others in its folder.
     """
     name, folder, stem = dotted(module), _folder(module), Path(module).stem.strip("_")
     files = sorted((root / "tests").rglob("test_*.py"))
-    support = {
-        file.stem
-        for file in (root / "tests" / "support").glob("*.py")
-        if any(one == name or one.startswith(f"{name}.") for one in _names(file))
-    }
+    support = {file.stem for file in (root / "tests" / "support").glob("*.py") if _named(name, _names(file))}
+    importers = _importers(root, name)
     ranked = []
     for file in files:
         place, found = file.relative_to(root).as_posix(), _names(file)
         here = place.rpartition("/")[0] == folder
-        direct = any(one == name or one.startswith(f"{name}.") for one in found)
+        # A view is drawn by its name: `load("pareto")`.
+        direct = _named(name, found) or (folder == "tests/paper_figures" and stem in found)
         by_stem = here and file.stem.removeprefix("test_").startswith(stem)
         by_support = any(one.partition(".")[0] in support for one in found)
-        if direct or by_stem or by_support or here:
-            ranked.append((not by_stem, not (here and direct), not direct, not by_support, file.stat().st_size, place))
+        indirect = any(_named(importer, found) for importer in importers)
+        near = (by_stem, here and direct, direct, by_support, here and indirect, indirect, here)
+        if any(near):
+            ranked.append((near.index(True), file.stat().st_size, place))
     return [place for *_, place in sorted(ranked)[:MOST_FILES]]

@@ -60,7 +60,8 @@ def modules(root: Path) -> list[Path]:
 
 
 class Unmutated:
-    """The places of a source where no test could notice a change: annotations and blocks for the type checker.
+    """The places of a source where no test could notice a change: annotations, blocks for the type checker, and guards
+    against mistakes of a programmer (`strict=True`, `frozen=True`).
 
     Args:
         source: Text of a module.
@@ -86,6 +87,8 @@ class Unmutated:
 
 def _never_run(tree: ast.Module) -> Iterator[ast.expr | ast.stmt]:
     for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg in ("strict", "frozen", "slots", "kw_only"):
+            yield node.value
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             arguments = node.args
             every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
