@@ -9,6 +9,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -19,6 +20,7 @@ from sites import Place, Unmutated, draw, modules
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@cache
 def changes(source: str, cosmetic: bool) -> dict[Place, list[tuple[str, int]]]:
     """The changes of one operator that a module can have, by place: name of the operator and its occurrence."""
     unmutated, tree = Unmutated(source, cosmetic), get_ast(source)

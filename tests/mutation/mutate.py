@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import preload, run
-from named_tests import tests_that_name
+from named_tests import nearest_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +80,7 @@ class Mutants:
     def run(self) -> None:
         """Runs every mutant that has no result yet, and then survivors whose tests have changed."""
         for number, mutant in enumerate(sorted(self.mutants, key=lambda one: one["id"] in self.results), 1):
-            tests = tests_that_name(mutant["module"], self.tree)
+            tests = nearest_tests(mutant["module"], self.tree)
             digest = digest_of(tests, self.tree)
             known = self.results.get(mutant["id"])
             if known and (known["outcome"] == "killed" or self._as_before(known, digest)):

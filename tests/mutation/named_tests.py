@@ -51,7 +51,7 @@ def _folder(module: str) -> str:
     return "tests/" + module.removeprefix("src/").removeprefix("blast/").rpartition("/")[0]
 
 
-def tests_that_name(module: str, root: Path) -> list[str]:
+def nearest_tests(module: str, root: Path) -> list[str]:
     """The test files to run for a module.
 
     Args:
