@@ -92,8 +92,11 @@ SMALL = 4e6
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
 
 
+SLOW_WAYS = [pytest.param(how, marks=pytest.mark.slow) for how in ("auto", "float16")]
+
+
 @linux
-@pytest.mark.parametrize("how", ["load", "auto", "float16"])
+@pytest.mark.parametrize("how", ["load", *SLOW_WAYS])
 def test_loading_peaks_at_the_size_of_the_checkpoint(how: str, checkpoints: Path) -> None:
     size = (checkpoints / "big" / WEIGHTS).stat().st_size
     host, _, held = peak(checkpoints, how)

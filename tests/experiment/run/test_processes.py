@@ -110,7 +110,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow) if "raise" in f else f for f in FAULTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_one_process_stops_all_with_its_own_cause(tmp_path, monkeypatch, fault):
     code = (
         "import os\n"
@@ -153,8 +154,8 @@ def test_no_process_outlives_a_killed_job_and_one_process_does_not_resume_the_st
     ("gpus", "words", "asked"),
     [
         ("", (), [0]),
-        ("0,1", (), [1, 2]),
-        ("0", (), [0, 1]),
+        pytest.param("0,1", (), [1, 2], marks=pytest.mark.slow),
+        pytest.param("0", (), [0, 1], marks=pytest.mark.slow),
         ("0", ("--resources", "gpus=4"), [1, 2]),
     ],
 )
