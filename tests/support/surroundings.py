@@ -20,6 +20,8 @@ REMOVED = (
     *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"),
 )
 UTF8 = "C.UTF-8"
+# Of git, whose own settings are in the HOME that tests do not see: who commits, and that others may own the checkout.
+GIT = {"user.name": "tests", "user.email": "tests@localhost", "safe.directory": "*"}
 
 
 def make_plain(home: Path) -> None:
@@ -55,6 +57,9 @@ def make_plain(home: Path) -> None:
         MLFLOW_DISABLE_TELEMETRY="true",
         TOKENIZERS_PARALLELISM="false",
     )
+    os.environ["GIT_CONFIG_COUNT"] = str(len(GIT))
+    for number, (key, value) in enumerate(GIT.items()):
+        os.environ |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     hosts = [one for one in (os.environ.get("no_proxy", ""), "127.0.0.1", "localhost") if one]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
     time.tzset()
