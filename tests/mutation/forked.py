@@ -27,6 +27,7 @@ def preload(tree: Path, scratch: Path) -> None:
         scratch: Folder for what they write, emptied before each run.
     """
     os.environ.update(
+        CUDA_VISIBLE_DEVICES="",
         OMP_NUM_THREADS="1",
         TRITON_INTERPRET="1",
         PYTHONDONTWRITEBYTECODE="1",

@@ -162,7 +162,7 @@ def main() -> int:
     options = parser.parse_args()
     # A shell starts its background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.nice(int(os.environ.get("NICE", "19")))
+    os.nice(19)
     workplace = options.workplace.resolve()
     mutants = Mutants(options.mutants.resolve(), workplace, options.seconds)
     copy_tree(mutants.tree)
