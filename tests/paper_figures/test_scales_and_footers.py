@@ -53,3 +53,14 @@ def test_curves_are_scaled_to_the_last_four_fifths_of_the_steps(single):
         assert (low, high) == pytest.approx((late.min() - margin, late.max() + margin))
         seen += values.max() > high
     assert seen, "no curve begins above the scale, so that this test shows nothing"
+
+
+def test_the_spread_of_seeds_is_that_of_several_seeds(single, several):
+    rows = paper_figures.load("results_table").rows(several)
+    rows = rows[rows["value"].notna()]
+    more, one = rows[rows["seeds"] > 1], rows[rows["seeds"] == 1]
+    assert len(more)
+    assert len(one)
+    assert more["seed_spread"].notna().all()
+    assert (more["seed_spread"] > 0).any()
+    assert one["seed_spread"].isna().all()
