@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import fcntl
 import hashlib
 import json
 import os
@@ -164,6 +165,13 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.nice(19)
     workplace = options.workplace.resolve()
+    workplace.mkdir(parents=True, exist_ok=True)
+    held = (workplace / "lock").open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{workplace}: mutants are being run there already; wait for the end, or give another --workplace.")
+        return 2
     mutants = Mutants(options.mutants.resolve(), workplace, options.seconds)
     copy_tree(mutants.tree)
     preload(mutants.tree, mutants.scratch)

@@ -187,3 +187,18 @@ def test_what_has_run_is_kept_and_a_survivor_runs_again_when_a_test_of_it_change
     _, score = start(folder).report()
     assert [text for text, _ in asked] == ["2"]
     assert score == 50
+
+
+def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys):
+    import fcntl
+
+    folder, asked, _ = workplace
+    command = ["mutate.py", str(folder / "mutants.json"), "--workplace", str(folder)]
+    monkeypatch.setattr(sys, "argv", command)
+    # It is for this process alone that nothing changes.
+    monkeypatch.setattr(mutate.os, "nice", lambda by: None)
+    with (folder / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert mutate.main() == 2
+    assert "being run there already; wait for the end" in capsys.readouterr().out
+    assert asked == []
