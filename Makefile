@@ -9,7 +9,7 @@ CONFIG ?= config/config.yaml
 PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: all env smoke test test-slow test-gpu test-oldest lint format lock schema ui report clean
+.PHONY: all env smoke test test-slow test-gpu test-oldest mutate lint format lock schema ui report clean
 
 all: env
 	$(RUN) blast check "$(CONFIG)"
@@ -50,6 +50,19 @@ test-oldest:
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/block_sparse tests/layers \
 		tests/model tests/tensor_parallel tests/checkpoint tests/sparsity tests/training tests/generation tests/test_library_in_five_lines.py \
 		tests/evaluation/test_scoring.py tests/benchmark/providers/test_peers.py tests/benchmark/inputs/test_weights.py
+
+# Changes single operators of the library and of the analysis, and asks whether a test notices. It takes about an hour,
+# goes on where it was stopped, and writes the survivors to .cache/mutation/report.md.
+MUTANTS ?= 300
+SEED ?= 1
+mutate: env .cache/mutation/env/.done
+	nice -n 19 .cache/mutation/env/bin/python tests/mutation/mutants.py --count $(MUTANTS) --seed $(SEED) > .cache/mutation/mutants.json
+	$(VENV)/bin/python tests/mutation/mutate.py .cache/mutation/mutants.json --workplace .cache/mutation
+
+.cache/mutation/env/.done:
+	"$(PYTHON)" -m venv .cache/mutation/env
+	.cache/mutation/env/bin/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	@touch $@
 
 lint: env
 	$(RUN) ruff check .

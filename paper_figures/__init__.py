@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -17,12 +18,15 @@ from blast.errors import unknown_name
 FOLDER = Path(__file__).parent
 
 
-def _functions(file: Path) -> set[str]:
-    return {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+@cache
+def _functions(file: Path, changed: int) -> frozenset[str]:
+    """The functions of a file as it is since `changed`, its time of change."""
+    return frozenset(node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef))
 
 
 def _with(function: str) -> list[str]:
-    return sorted(file.stem for file in FOLDER.glob("[!_]*.py") if function in _functions(file))
+    files = FOLDER.glob("[!_]*.py")
+    return sorted(file.stem for file in files if function in _functions(file, file.stat().st_mtime_ns))
 
 
 def figures() -> list[str]:

@@ -1,17 +1,29 @@
-"""What all tests share: one thread, no network of MLflow's own, Triton's interpreter without a GPU, and a torch whose
-settings are those of the start."""
+"""What all tests share: plain surroundings, one thread, Triton's interpreter without a GPU, no limit of time that a
+busy machine could miss, and a torch whose settings are those of the start."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import hypothesis
 import pytest
+import surroundings
 import torch
+from patience import PATIENCE
 
+from blast.download import sources
+
+surroundings.make_plain(Path(__file__).resolve().parents[1] / ".cache" / "home-of-tests")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# An example may take long where others need the processor.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
+# Servers of the tests answer as soon as they get the processor.
+sources.ANSWER_S = float(PATIENCE)
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
@@ -29,12 +41,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: without it, each search for garbage (the Trainer asks for one) takes a second."""
+    # It imports Triton, which has to see the setting above.
+    import torch._dynamo  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Bindings in C++ report what is left at the end of the process."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def torch_settings_come_back() -> Iterator[None]:
     """Takes back what a test changed in the process: a compiled run of the HF Trainer leaves TF32 on, for one."""
-    # It imports Triton, which has to see the setting above.
-    import torch._dynamo
-
     backends = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn)
     precisions = [backend.fp32_precision for backend in backends]
     nested_graph_breaks = torch._dynamo.config.nested_graph_breaks

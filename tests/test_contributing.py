@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -79,9 +80,8 @@ torch.library.opcheck(torch.ops.blast.block_norms, (values,))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_grid_of_all_recipes_runs(copy):
-    run(copy, "-m", "snakemake", "--cores", "2", "all", "--configfile", "config/tried.yaml", timeout=800)
+    run(copy, "-m", "snakemake", "--cores", "2", "all", "--configfile", "config/tried.yaml", timeout=PATIENCE)
     records = [json.loads(file.read_text()) for file in sorted((copy / "results/tried/records").glob("*.json"))]
     assert len(records) == 5
     assert {record["status"] for record in records} == {"ok"}

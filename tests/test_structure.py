@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src" / "blast").rglob("*.py"))
@@ -166,7 +167,7 @@ def test_the_half_that_runs_on_a_gpu_machine_needs_none_of_the_workflow_packages
         "import blast.benchmark.kernels, blast.model.fuse, blast_kernels.register\n"
         "from blast.experiment.cli import main\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_planning_a_grid_does_not_load_torch():
@@ -178,7 +179,7 @@ def test_planning_a_grid_does_not_load_torch():
         "loaded = {'torch', 'pandas', 'mlflow', 'transformers'} & set(sys.modules)\n"
         "sys.exit(str(loaded) if loaded else 0)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE, cwd=ROOT)
 
 
 def test_the_lock_file_names_no_registry():

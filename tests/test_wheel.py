@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 USE = """
@@ -50,7 +51,7 @@ def wheel(tmp_path_factory) -> Path:
     for part in ("src", "kernels"):
         shutil.copytree(ROOT / part, source / part, symlinks=True, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=120)
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=PATIENCE)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -62,7 +63,7 @@ def test_the_wheel_prunes_saves_and_loads_a_model_from_an_empty_folder(wheel, tm
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site)}
     command = [sys.executable, "-c", USE, str(site)]
-    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['0.0', '0.2']"
 

@@ -35,7 +35,6 @@ def test_the_gradients_of_stk_are_correct_and_timed():
     assert entry["setting"]["error"] < 1.2e-2
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("architecture", "block"), [("gpt2", 64), ("vit-b-16", 64), ("llama-3.2-1b", 128)])
 def test_whole_steps_are_timed_and_sparse_steps_take_less_memory(architecture, block):
     metrics = training_step.measure(architecture, 0.95, (block, block), 0, STEP)

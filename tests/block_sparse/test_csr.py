@@ -118,3 +118,10 @@ def test_values_that_do_not_fit_the_index_are_refused_with_both_shapes() -> None
     index = BlockIndex.from_mask(torch.ones(2, 3, dtype=torch.bool), (4, 6))
     with pytest.raises(BlastError, match=r"values must be \[6, 2, 2\] .* but are \[5, 2, 2\]"):
         BlockCSR(index, torch.zeros(5, 2, 2))
+
+
+def test_an_index_whose_tensors_have_no_values_still_knows_its_mask():
+    mask = torch.tensor([[True, False, True, False, False], [False, False, False, False, True]])
+    found = BlockIndex.from_mask(mask, (8, 40)).to("meta").mask()
+    assert found.device.type == "cpu"
+    assert torch.equal(found, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from distributed_cases import RANKS
+from ranks import run_ranks
 from sharding_cases import MATRICES, WAYS, work
 from switch_cases import STEPS, sparsify, steps
 
@@ -14,7 +15,7 @@ from blast.block_sparse.blocks import BlockShape, block_squares, expand_mask, ti
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    run_ranks(work, str(folder), ranks=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

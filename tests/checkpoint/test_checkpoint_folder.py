@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE
 from sparse_pairs import Plain, inputs_of, output_of, pair, plain
 from torch import nn
 
@@ -97,7 +98,7 @@ print(blast.load(sys.argv[1], model=torch.nn.Sequential(torch.nn.Linear(4, 4))))
 @pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle_of_the_weights_is_one_sentence(tmp_path: Path) -> None:
     place = str(tmp_path / "model")
-    done = subprocess.run([sys.executable, "-c", LIMITED, place], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LIMITED, place], capture_output=True, text=True, timeout=PATIENCE)
     assert "cannot be written (" in done.stdout.splitlines()[0], done.stderr
     assert "in_features=4" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

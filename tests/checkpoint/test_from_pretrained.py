@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from patience import PATIENCE
 from safetensors.torch import load_file, save_file
 from sparse_pairs import inputs_of, output_of, pair, random_masks
 from tokenizers import Tokenizer, models
@@ -200,7 +201,7 @@ ORDERS = {
 )
 def test_a_fresh_process_opens_the_tokenizer_and_the_sparse_model_or_raises(order: str, saved) -> None:
     code = OPEN.replace("IMPORTS", ORDERS[order])
-    done = subprocess.run([sys.executable, "-c", code, str(saved[1])], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(saved[1])], capture_output=True, text=True, timeout=PATIENCE)
     if order == "without blast":
         assert done.stdout.strip() == "2", done.stderr
         assert done.returncode == 1

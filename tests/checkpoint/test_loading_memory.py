@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from patience import PATIENCE
 from sparse_pairs import Plain, pair, plain
 
 import blast
@@ -79,7 +80,7 @@ def checkpoints(tmp_path_factory) -> Path:
 
 def peak(folder: Path, how: str, device: str = "cpu") -> tuple[int, int, int]:
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder), how, device], capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", MEASURE, str(folder), how, device], capture_output=True, text=True, timeout=PATIENCE
     )
     assert run.returncode == 0, run.stderr
     host, on_device, held = map(int, run.stdout.split())
@@ -91,8 +92,11 @@ SMALL = 4e6
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
 
 
+SLOW_WAYS = [pytest.param(how, marks=pytest.mark.slow) for how in ("auto", "float16")]
+
+
 @linux
-@pytest.mark.parametrize("how", ["load", "auto", "float16"])
+@pytest.mark.parametrize("how", ["load", *SLOW_WAYS])
 def test_loading_peaks_at_the_size_of_the_checkpoint(how: str, checkpoints: Path) -> None:
     size = (checkpoints / "big" / WEIGHTS).stat().st_size
     host, _, held = peak(checkpoints, how)

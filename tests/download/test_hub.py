@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from mute_server import connections
+from patience import PATIENCE
 
 from blast.download import hub as hub_module
 from blast.download import sources
@@ -181,7 +184,7 @@ def test_files_in_the_cache_are_found_without_the_client(hub, tmp_path):
         f".fetch(Path({str(tmp_path)!r}))\n"
         "sys.exit('huggingface_hub' in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -281,16 +284,13 @@ def test_several_processes_fetch_once(hub, tmp_path):
 
 
 def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch):
-    import socket
-
     monkeypatch.setattr(sources, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
         for wanted in ("0.5 s", "a moment ago"):
-            started = time.monotonic()
             with pytest.raises(BlastError, match=wanted):
                 SOURCE.fetch(tmp_path)
-        assert time.monotonic() - started < 0.2
+        assert connections(mute) == 1
 
 
 def test_an_offline_machine_asks_nothing(hub, tmp_path, monkeypatch):

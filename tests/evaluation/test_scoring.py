@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from torch import Tensor, nn
 
 from blast.errors import BlastError
@@ -218,5 +219,5 @@ def test_planning_with_evaluation_tasks_imports_neither_torch_nor_lm_eval() -> N
         "from blast.experiment.language.tasks_of_lm_eval import task_names; assert 'pystdlib_heldout' in task_names(); "
         "print([m for m in ('torch', 'lm_eval', 'transformers', 'datasets') if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert found.stdout.strip() == "[]"

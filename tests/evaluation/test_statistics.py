@@ -93,3 +93,10 @@ def test_the_percentile_interval_covers_a_mean_as_often_as_it_says():
         covered += low <= 1.0 <= high
     # .95 is asked for; a mean of 120 exponential values gives .94. Three standard errors of the count are .04.
     assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_the_draws_of_the_bootstrap_stay_so_that_recorded_intervals_can_be_made_again():
+    values = np.arange(5.0)
+    assert bootstrap_sums(values, "x")[:5].tolist() == [16.0, 12.0, 7.0, 13.0, 12.0]
+    assert bootstrap_sums(values, "y")[:5].tolist() == [13.0, 2.0, 15.0, 8.0, 14.0]
+    assert bootstrap_sums(values, "x").shape == (2000,)

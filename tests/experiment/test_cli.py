@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import PATIENCE
 
 from blast.experiment.cli import _parser
 
@@ -17,7 +18,7 @@ def run_without(package: str, *words: str) -> subprocess.CompletedProcess:
     script = (
         f"import sys; sys.modules[{package!r}] = None; from blast.experiment.cli import main; sys.exit(main({words}))"
     )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_missing_package_is_one_sentence_that_says_how_to_get_it():

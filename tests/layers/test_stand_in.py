@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import blast
 from blast.layers.sparse_mlp import SparseMlp
+from blast.layers.stand_in import stand_in_class
 from blast.layers.training_mlp import TrainingMlp
 from blast.model.fuse import fuse_for_training
 
@@ -28,6 +29,12 @@ def sequential() -> nn.Sequential:
     model = nn.Sequential(nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)))
     masks = {"0.0": torch.rand(8, 2) < 0.5, "0.2": torch.rand(2, 8) < 0.5}
     return blast.to_sparse(model, masks, drop=True)
+
+
+def test_stand_ins_of_one_kind_have_one_class():
+    """So that `type(a) is type(b)`, and pickles find it again."""
+    assert stand_in_class(SparseMlp, LlamaMLP) is stand_in_class(SparseMlp, LlamaMLP)
+    assert stand_in_class(SparseMlp, LlamaMLP) is not stand_in_class(SparseMlp, GPT2MLP)
 
 
 class Optional(nn.Module):

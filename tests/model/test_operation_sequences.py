@@ -24,7 +24,6 @@ def test_a_sparse_model_stays_equal_to_its_dense_reference(kind, operations):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @settings(max_examples=200, print_blob=True, **ALWAYS)
 @given(kind=KIND, operations=SEQUENCE)
 def test_other_sequences_at_each_run(kind, operations):
@@ -32,7 +31,6 @@ def test_other_sequences_at_each_run(kind, operations):
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(900)
 @settings(max_examples=40, derandomize=True, **ALWAYS)
 @given(kind=KIND, operations=SEQUENCE)
 def test_a_sparse_model_on_a_gpu_stays_equal_to_its_dense_reference(kind, operations):

@@ -34,6 +34,8 @@ def test_a_count_that_is_slower_than_the_next_larger_one_is_marked_and_named(tmp
     rings = [line for axes in drawn.axes for line in axes.lines if line.get_markersize() == 6]
     assert sorted(int(line.get_xdata()[0]) for line in rings) == [17, 333]
     assert "333 takes 1.06 times as long as 512" in text_of(drawn)
+    shared = {bool(tied) for tied in ours["tied"]}
+    assert (", shared: " in text_of(drawn)) == (True in shared)
 
 
 def test_a_difference_within_the_noise_is_not_marked(tmp_path):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from distributed_cases import RANKS, WAYS, work
+from ranks import run_ranks
 from switch_cases import dense_weights, sparsify, steps
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    run_ranks(work, str(folder), ranks=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from distributed_cases import refusal
+from patience import PATIENCE
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.device_mesh import init_device_mesh
@@ -104,7 +105,7 @@ def generated(model: Any, words: Tensor | None = None, **settings: Any) -> Tenso
 def joined(rank: int, folder: str, ranks: int = RANKS) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(minutes=2))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=PATIENCE))
 
 
 def work(rank: int, folder: str) -> None:
@@ -237,7 +238,7 @@ def watched(rank: int, folder: str) -> None:
         os._exit(0)
     sys.stderr = open(Path(folder) / f"{rank}.txt", "w")  # noqa: SIM115  (open until the process ends)
     with watch.working():
-        time.sleep(60)
+        time.sleep(PATIENCE)
     os._exit(3)
 
 

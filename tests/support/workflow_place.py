@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "workflow", "profiles", "config", "paper_figures")
@@ -52,7 +53,7 @@ class Place:
         file.write_text(yaml.safe_dump(values))
         return file
 
-    def run(self, *words: str, timeout: float = 230, **environment: str) -> subprocess.CompletedProcess:
+    def run(self, *words: str, timeout: float = PATIENCE, **environment: str) -> subprocess.CompletedProcess:
         command = [str(self.python), "-m", "snakemake", "--cores", "8", *words, "--configfile", "grid.yaml"]
         return subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from distributed_cases import RANKS
 from parallel_cases import CUT, trained, work
+from ranks import run_ranks
 
 from blast.errors import BlastError
 from blast.training.parallel import parallelize
@@ -15,7 +16,7 @@ from blast.training.settings import PARALLEL, TrainingSettings
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    run_ranks(work, str(folder), ranks=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

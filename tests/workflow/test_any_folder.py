@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from patience import PATIENCE
 from workflow_place import grid
 
 import paper_figures
@@ -24,7 +25,7 @@ def dry_run(snakefile: Path, folder: Path, *words: str) -> tuple[int, str]:
     """Exit code and output of a dry run that is started in one folder and works in it."""
     command = [sys.executable, "-m", "snakemake", "-s", str(snakefile), "-n", "all", *words]
     environment = {**os.environ, "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -75,7 +76,6 @@ def test_a_checkout_that_cannot_be_read_is_refused_in_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_grid_runs_whole_from_another_folder_with_odd_names(place, tmp_path):
     # The library that reads lm-eval's documents replaces `$HOME` in their paths.
     names = {"HOME": ODD, "BLAST_CACHE": ODD, "TMPDIR": ODD.replace("$HOME", "")}
@@ -88,7 +88,9 @@ def test_a_grid_runs_whole_from_another_folder_with_odd_names(place, tmp_path):
     values["data"], values["evaluation"] = {"pystdlib": {"vocab_size": 512}}, {"items": 20}
     values["training"]["default"]["length"] = 64
     file = place.write(values)
-    answer = place.run("all", "-s", str(place.folder / "Snakefile"), "--directory", str(away), timeout=550, **folders)
+    answer = place.run(
+        "all", "-s", str(place.folder / "Snakefile"), "--directory", str(away), timeout=PATIENCE, **folders
+    )
     assert file.is_file()
     said = answer.stdout + answer.stderr
     assert answer.returncode == 0, said

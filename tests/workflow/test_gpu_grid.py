@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
+from patience import PATIENCE
 from workflow_place import grid
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.timeout(500),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 TIMED = {"shapes": ["gpt2"], "sparsity": [0.95], "blocks": [64], "dtype": "bfloat16", "repeats": 10}
@@ -26,7 +26,7 @@ def test_all_runs_grid_and_benchmarks_and_then_only_what_is_missing(place):
     values["training"]["default"] |= {"dtype": "bfloat16", "cuda_graphs": True}
     values["sparsify"] = {"update_every": 5, "execution": "sparse"}
     place.write(values)
-    first = place.run("all", timeout=400)
+    first = place.run("all", timeout=PATIENCE)
     assert first.returncode == 0, first.stdout + first.stderr
     results = place.folder / "results" / "gpu"
     records = {file: json.loads(file.read_text()) for file in (results / "records").iterdir()}
@@ -38,7 +38,7 @@ def test_all_runs_grid_and_benchmarks_and_then_only_what_is_missing(place):
     before = {file: file.read_bytes() for file in records}
     kernels = next(file for file in records if file.name.startswith("kernels-"))
     kernels.unlink()
-    again = place.run("all", timeout=400)
+    again = place.run("all", timeout=PATIENCE)
     said = again.stdout + again.stderr
     assert again.returncode == 0, said
     assert kernels.is_file()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from blast.experiment.plan.config import read_config
 from blast.experiment.plan.grid import expand
@@ -20,7 +21,9 @@ def _dry_run(config: str) -> dict[str, int]:
     """Jobs by rule, as Snakemake counts them."""
     command = [sys.executable, "-m", "snakemake", "-n", f"--configfile={config}", "all"]
     environment = {**os.environ, "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment, timeout=PATIENCE
+    )
     table = (done.stdout + done.stderr).rpartition("Job stats:")[2]
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 

@@ -108,7 +108,7 @@ def test_a_slow_tuner_is_stopped_and_its_best_parameters_are_used(monkeypatch):
     monkeypatch.setattr(tuner, "minimize", slow)
     monkeypatch.setattr(tuner, "get_meta", lambda *a, **k: None)
     matrix = torch.eye(32).to_sparse_bsr((16, 16))
-    found = bsr_tuning.tuned_parameters(matrix, torch.ones(32, 16), None, 0.2)
+    found = bsr_tuning.tuned_parameters(matrix, torch.ones(32, 16), None, 1.0)
     assert found == ({"GROUP_SIZE_ROW": 1, "SPLIT_N": 4, "num_stages": 2, "num_warps": 8}, False)
     assert tuner.minimize is slow
 

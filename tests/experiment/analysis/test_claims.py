@@ -159,3 +159,12 @@ def test_levers_teachers_and_trials_that_lost_do_not_count_for_the_majority():
     # GPT-2 at three sparsities, ViT at two, and the longest runs of the pretrained model at three.
     assert "of 8 under 2.25 %" in finding.ours
     assert "1 to 3 seeds a point, against the best dense model" in finding.setting
+
+
+def test_a_point_of_which_one_seed_failed_is_no_point_without_a_loss(nano):
+    pruned = nano[(nano["method"] == "dense") | (nano["sparsity"] < 0.85)]
+    one = pruned[pruned["method"] == "blast"].head(1)
+    failed = one.assign(status="failed", metric=None, point="another seed", seed=1)
+    finding = judge(VALUES["loss"], pd.concat([pruned, failed]))[0]
+    assert finding.verdict == "met"
+    assert "without a loss" not in finding.ours

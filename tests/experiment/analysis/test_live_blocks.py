@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from blast.benchmark.inputs.mask_file import write_mask_file
-from blast.experiment.analysis.live_blocks import last_masks, live_by_layer
+from blast.experiment.analysis.live_blocks import last_masks, live_blocks, live_by_layer
 
 FACTS = dict.fromkeys(
     ("grid", "point", "model", "dataset", "method", "sparsity", "block", "step", "record", "date"), "x"
@@ -51,3 +52,16 @@ def test_what_reads_no_hidden_units_does_not_count():
     (layer,) = live_by_layer(attention | {"h.0.mlp.up": np.ones((4, 2), bool)}, 4)
     assert layer.hidden == 4
     assert layer.shares["attn"] == pytest.approx(0.0)
+
+
+def test_the_hidden_blocks_of_a_point_are_its_width_in_whole_blocks(tmp_path):
+    up = np.zeros((8, 2), bool)
+    up[:3] = True
+    write_mask_file(tmp_path / "masks.safetensors", {"h.0.mlp.c_fc": up}, FACTS)
+    point = pd.Series({"grid": "g", "hardware": "cpu", "point": "p", "model": "gpt2-nano", "block": "64x32"})
+    table = pd.DataFrame()
+    table.attrs["last_masks"] = {("g", "cpu", "p"): tmp_path / "masks.safetensors"}
+    (layer,) = live_blocks(table, point)
+    assert repr((layer.hidden, layer.hidden_total)) == "(3, 8)"
+    assert live_blocks(table, point.replace("gpt2-nano", "unknown")) is None
+    assert live_blocks(table, point.replace("p", "another")) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from language_case import WINDOW, trained_model, trained_tokenizer, write_documents
+from patience import PATIENCE
 
 import blast
 from blast.evaluation.scoring import score_requests
@@ -47,7 +48,7 @@ def test_lm_eval_gives_the_suites_numbers_for_an_export(tmp_path: Path) -> None:
         "--output_path", str(tmp_path / "out"),
     ]  # fmt: skip
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=offline)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=offline)
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = (tmp_path / "out").rglob("results_*.json")
     theirs = json.loads(file.read_text())["results"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,9 @@ from blast.experiment.plan.config import read_config
 from blast.experiment.plan.grid import expand
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.experiment.records.code_graph import Name
+from blast.experiment.records import code_graph
+from blast.experiment.records import fingerprint as fingerprint_module
+from blast.experiment.records.code_graph import Module, Name
 from blast.experiment.records.fingerprint import SPEED, Fingerprints, entry_of, fingerprint, fingerprint_of_points
 from blast.experiment.run.worker import run_point
 from blast.sparsity.config import SparsifyConfig
@@ -189,6 +190,11 @@ def test_an_edit_of_any_module_that_a_point_uses_changes_its_fingerprint(shared,
             assert found == {name for name, names in reached.items() if Name(module, first) in names}, (module, first)
 
 
+@pytest.fixture(scope="module")
+def installed() -> Fingerprints:
+    return Fingerprints({"blast": ROOT / "src" / "blast", "blast_kernels": ROOT / "kernels"})
+
+
 def test_an_edit_of_lm_evals_half_changes_its_stage_alone(tree, before):
     edit(tree / "src/blast/experiment/language/metrics.py")
     assert changed(tree, before) == {"language"}
@@ -270,11 +276,11 @@ def executed(point: Point, folder: GridFolder) -> set[Name]:
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_blast", "mlp"])
-def test_everything_that_runs_is_in_the_fingerprint(tmp_path, name):
+def test_everything_that_runs_is_in_the_fingerprint(tmp_path, name, installed):
     point = POINTS[name]
     run_point(point, GridFolder(tmp_path / "first"))  # imports what is imported lazily
     ran = executed(point, GridFolder(tmp_path / "second"))
-    reached = Fingerprints({"blast": ROOT / "src" / "blast", "blast_kernels": ROOT / "kernels"}).reached(point)
+    reached = installed.reached(point)
     # What names and starts points, and digests them.
     machinery = ("blast.experiment.plan", "blast.experiment.records", "blast.experiment.run.worker")
     digests = {Name("blast.files", "json_digest"), Name("blast.files", "canonical_json")}
@@ -284,13 +290,12 @@ def test_everything_that_runs_is_in_the_fingerprint(tmp_path, name):
     assert not {found for found in missing if not SPEED & set(found.module.split(".")) and found.name != "_"}
 
 
-def test_modules_are_found_by_name_in_these_places_alone():
+def test_modules_are_found_by_name_in_these_places_alone(installed):
     """A new place of that kind has to be taught to `Fingerprints`."""
-    code = Fingerprints({"blast": ROOT / "src" / "blast", "blast_kernels": ROOT / "kernels"})
     found = set()
     for point in POINTS.values():
-        for name in code.reached(point):
-            text = code.code.text(name).text
+        for name in installed.reached(point):
+            text = installed.code.text(name).text
             if "import_module" in text or "__import__" in text:
                 found.add(f"{name.module}.{name.name}")
     assert found == {
@@ -303,34 +308,36 @@ def test_modules_are_found_by_name_in_these_places_alone():
     }
 
 
-def test_no_kernel_of_triton_decides_a_trained_model():
-    code = Fingerprints({"blast": ROOT / "src" / "blast", "blast_kernels": ROOT / "kernels"})
+def test_no_kernel_of_triton_decides_a_trained_model(installed):
     for point in POINTS.values():
-        kernels = {name for name in code.reached(point) if "triton.jit" in code.code.text(name).text}
+        kernels = {name for name in installed.reached(point) if "triton.jit" in installed.code.text(name).text}
         assert bool(kernels) == (point.stage == "benchmark")
 
 
-def test_dense_points_do_not_reach_the_pruning():
-    code = Fingerprints({"blast": ROOT / "src" / "blast", "blast_kernels": ROOT / "kernels"})
+def test_dense_points_do_not_reach_the_pruning(installed):
     for name, point in POINTS.items():
-        pruning = {found for found in code.reached(point) if found.module.startswith("blast.sparsity.") and found.name}
+        pruning = {
+            found for found in installed.reached(point) if found.module.startswith("blast.sparsity.") and found.name
+        }
         assert bool(pruning) == (name in PRUNED | {"mlp", "step"}), name
 
 
-def test_the_family_of_every_architecture_is_found_by_its_text():
-    code = Fingerprints({"blast": ROOT / "src" / "blast"})
+def test_the_family_of_every_architecture_is_found_by_its_text(installed):
     for name in architectures.names():
-        assert code.families(name) == [f"blast.architectures.{architectures.get(name).family}"]
-    assert len(code.families("unknown")) > 3
+        assert installed.families(name) == [f"blast.architectures.{architectures.get(name).family}"]
+    assert len(installed.families("unknown")) > 3
 
 
-def test_every_point_of_the_config_has_its_fingerprint_within_seconds():
+def test_every_point_of_the_config_has_its_fingerprint_and_no_file_is_read_twice(monkeypatch):
     plan = expand(read_config(ROOT / "config" / "config.yaml"))
-    started = time.monotonic()
+    monkeypatch.setattr(fingerprint_module, "_known", {})
+    fingerprint_module._installed.cache_clear()
+    read = []
+    monkeypatch.setattr(code_graph, "Module", lambda name, *a, **k: read.append(name) or Module(name, *a, **k))
     values = {point.id: fingerprint(point) for point in plan.points.values()}
     for _ in range(20):
         fingerprint_of_points(plan.points.values())
-    assert time.monotonic() - started < 10
+    assert len(read) == len(set(read)) > 50
     assert len(set(values.values())) > 5
     assert set(datasets.names()) >= {point.dataset for point in plan.points.values() if point.dataset}
     for point in plan.points.values():

@@ -10,17 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE, wait_until
 
 from blast.experiment.cli import main
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.record import read_record
 from blast.experiment.run.job import run_points
+from blast.experiment.run.worker import outcome_of
 from blast.files import write_json
 from blast.sparsity.config import METHODS
 
@@ -58,82 +59,110 @@ def short(method: str | None = None) -> Point:
     return point(id=method, method=method, training=training, sparsify={**SPARSIFY, **METHODS[method], "steps": 20})
 
 
-def start(folder: Path, *points: Point) -> subprocess.Popen:
+# A shell that is no terminal starts a job with `&` so that it ignores SIGINT.
+BACKGROUND = ["sh", "-c", """trap '' INT; exec "$@\"""", "sh"]
+
+
+def start(folder: Path, *points: Point, background: bool = False, **environment: str) -> subprocess.Popen:
     files = []
     for one in points:
         write_json(folder / f"{one.id}.json", one.to_dict())
         files.append(str(folder / f"{one.id}.json"))
     command = [sys.executable, "-m", "blast", "job", *files, "--out", str(folder), "--log", str(folder / "log")]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*BACKGROUND, *command] if background else command,
+        env=os.environ | environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(tmp_path):
-    undisturbed = start(tmp_path / "a", point())
-    assert undisturbed.wait(120) == 0
+# In the process that trains: it kills its job when the state of step 60 is written, and trains no further.
+KILLS_ITS_JOB = """
+import os, signal, sys, time
+if "blast.experiment.run.worker" in sys.orig_argv:
+    from blast.training.checkpoint import TrainingState
+    save = TrainingState.save
+    def save_and_kill(self, step, *rest):
+        save(self, step, *rest)
+        if step >= 60:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(3600)
+    TrainingState.save = save_and_kill
+"""
 
-    killed = start(tmp_path / "b", point())
-    state = GridFolder(tmp_path / "b").work(point().id) / TRAINING_STATE
-    deadline = time.monotonic() + 60
-    while not state.is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait(30)
-    assert not GridFolder(tmp_path / "b").record(point().id).exists(), "it was done before it could be killed"
+
+def whole() -> Point:
+    """A training of 120 steps that saves its state at each of them."""
+    return point(training=TRAINING | {"checkpoint_seconds": 0.0})
+
+
+def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(done, tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(KILLS_ITS_JOB)
+    path = os.pathsep.join([str(tmp_path / "code"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    folder = GridFolder(tmp_path / "grid")
+    assert start(folder.root, whole(), PYTHONPATH=path).wait(PATIENCE) == -signal.SIGKILL
+    state = folder.work(point().id) / TRAINING_STATE
+    assert not folder.record(point().id).exists()
     assert state.is_file()
 
-    assert start(tmp_path / "b", point()).wait(120) == 0
-    log = (tmp_path / "b" / "log").read_text()
+    assert start(folder.root, whole()).wait(PATIENCE) == 0
+    log = (folder.root / "log").read_text()
     assert "resuming at step" in log
-    one, two = (read_record(GridFolder(tmp_path / name).record(point().id)) for name in "ab")
+    one, two = (read_record(each.record(point().id)) for each in (done[0], folder))
     assert one["status"] == "ok"
     assert one["result"] == two["result"]
     assert one["record_digest"] == two["record_digest"]
     assert not state.exists()
 
 
-def started_for_long(folder: Path) -> tuple[subprocess.Popen, str]:
+def started_for_long(folder: Path, background: bool = False) -> tuple[subprocess.Popen, str]:
     """A job that would take hours, and the process that trains for it."""
-    job = start(folder, point(training=TRAINING | {"steps": 100_000}, sparsify=SPARSIFY | {"steps": 100_000}))
+    long = point(training=TRAINING | {"steps": 100_000}, sparsify=SPARSIFY | {"steps": 100_000})
+    job = start(folder, long, background=background)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
-    deadline = time.monotonic() + 30
-    while not (found := children.read_text().split()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return job, found[0]
+    wait_until(children.read_text, "the start of the training")
+    return job, children.read_text().split()[0]
 
 
-def gone(process: str) -> bool:
-    """Whether a process ends within half a minute."""
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not Path(f"/proc/{process}").exists()
+def wait_for_the_end(process: str) -> None:
+    wait_until(lambda: not Path(f"/proc/{process}").exists(), "the end of the training")
 
 
-def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path):
-    job, child = started_for_long(tmp_path)
-    os.killpg(job.pid, signal.SIGINT)
-    _, said = job.communicate(timeout=30)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path, background):
+    job, child = started_for_long(tmp_path, background)
+    if background:
+        os.kill(job.pid, signal.SIGINT)
+    else:
+        os.killpg(job.pid, signal.SIGINT)
+    _, said = job.communicate(timeout=PATIENCE)
     assert job.returncode == 130
     assert said == "blast: stopped; what is done is kept, and the same command goes on from there.\n"
-    assert gone(child)
+    wait_for_the_end(child)
 
 
 def test_the_child_of_a_killed_job_ends(tmp_path):
     job, child = started_for_long(tmp_path)
     os.kill(job.pid, signal.SIGKILL)
-    job.wait(30)
-    assert gone(child)
+    job.wait(PATIENCE)
+    wait_for_the_end(child)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[GridFolder, int, list[str]]:
-    """One job: a point that fails, one of each method, and a dense one; with its failures and its progress lines."""
+    """One job: a point that fails, a long one, one of each method, a sparse and a dense one; with its failures and its
+    progress lines."""
     folder = GridFolder(tmp_path_factory.mktemp("job"))
     hot = point(id="hot", training=TRAINING | {"learning_rate": 1e30, "steps": 20}, sparsify=SPARSIFY | {"steps": 20})
-    said = io.StringIO()
+    one, said = short("blast"), io.StringIO()
+    sparse = point(id="sparse", training=one.training, sparsify=one.sparsify | {"execution": "sparse"})
+    points = [hot, whole(), *map(short, METHODS_TRAINED), sparse, short()]
     with contextlib.redirect_stdout(said):
-        failures = run_points([hot, *map(short, METHODS_TRAINED), short()], folder, folder.root / "log", total=5)
+        failures = run_points(points, folder, folder.root / "log", total=len(points))
     return folder, failures, said.getvalue().splitlines()
 
 
@@ -148,7 +177,7 @@ def test_a_nan_loss_is_a_failed_record_with_one_sentence_and_the_rest_of_the_job
     assert "Traceback" in (folder.root / "log").read_text()
     assert read_record(folder.record(short().id))["status"] == "ok"
     assert "FAILED" in lines[0]
-    assert "5 of 5 points, none left" in lines[-1]
+    assert "7 of 7 points, none left" in lines[-1]
 
 
 @pytest.mark.parametrize("method", METHODS_TRAINED)
@@ -161,14 +190,16 @@ def test_a_pruned_point_is_evaluated_in_its_sparse_state_at_the_exact_budget(don
     assert metrics["top1"]["n"] == 360
 
 
-def test_a_training_state_of_other_settings_is_not_resumed(tmp_path):
+def test_a_training_state_of_other_settings_is_not_resumed(tmp_path, capsys):
     folder = GridFolder(tmp_path)
     state = folder.work("blast") / TRAINING_STATE
     state.parent.mkdir(parents=True)
     torch.save({"key": "another run", "step": 19}, state)
-    assert run_points([short("blast")], folder, tmp_path / "log") == 0
-    assert "going on" not in (tmp_path / "log").read_text()
-    assert len(read_record(folder.record("blast"))["result"]["curves"]["train_loss"]["step"]) == 20
+    outcome = outcome_of(short("blast"), folder)
+    said = capsys.readouterr().out
+    assert "this training state is from other settings, data or code; starting anew" in said
+    assert "resuming" not in said
+    assert len(outcome["result"]["curves"]["train_loss"]["step"]) == 20
 
 
 def test_a_finished_point_is_not_run_again(done, capsys):
@@ -207,17 +238,15 @@ def test_records_of_another_machine_are_imported_only_if_their_digests_agree(don
     assert "was altered" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_child_that_is_killed_is_a_failed_record_that_names_the_likely_cause(tmp_path):
     first = point(training=TRAINING | {"steps": 100_000}, sparsify=SPARSIFY | {"steps": 100_000})
     second = dense(training=TRAINING | {"steps": 5})
     job = start(tmp_path, first, second)
-    state = GridFolder(tmp_path).work(first.id) / TRAINING_STATE
-    deadline = time.monotonic() + 60
-    while not state.is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until((GridFolder(tmp_path).work(first.id) / TRAINING_STATE).is_file, "a training state")
     child = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()[0]
     os.kill(int(child), signal.SIGKILL)
-    assert job.wait(60) == 0
+    assert job.wait(PATIENCE) == 0
     record = read_record(GridFolder(tmp_path).record(first.id))
     assert record["status"] == "failed"
     assert "lack of memory" in record["cause"]
@@ -235,11 +264,8 @@ def test_a_damaged_training_state_is_one_sentence_with_the_file(tmp_path):
     assert "damaged or half-written; delete it and run again" in cause
 
 
-def test_sparse_and_masked_execution_give_the_same_result_except_for_rounding(done, tmp_path):
-    one, folder = short("blast"), GridFolder(tmp_path)
-    sparse = point(id="sparse", training=one.training, sparsify=one.sparsify | {"execution": "sparse"})
-    assert run_points([sparse], folder, tmp_path / "log", total=1) == 0
-    ours, theirs = read_record(folder.record("sparse"))["result"], read_record(done[0].record(one.id))["result"]
+def test_sparse_and_masked_execution_give_the_same_result_except_for_rounding(done):
+    ours, theirs = (read_record(done[0].record(name))["result"] for name in ("sparse", "blast"))
     assert ours["sparsity"] == theirs["sparsity"]
     assert ours["parameters"] == theirs["parameters"]
     assert ours["curves"]["train_loss"]["value"] == pytest.approx(theirs["curves"]["train_loss"]["value"], rel=1e-4)

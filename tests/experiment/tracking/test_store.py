@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from mlflow_grid import GRID, runs_of, write_point
+from mute_server import connections
+from patience import PATIENCE
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
@@ -28,7 +30,7 @@ def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeyp
     # They share two points. The first process to come imports them.
     command = [sys.executable, "-m", "blast.experiment.tracking.importer", "--grid-dir", str(folder.root)]
     halves = [subprocess.Popen([*command, *part], stdout=subprocess.PIPE, text=True) for part in (ids[:4], ids[2:])]
-    lines = [half.communicate(timeout=120)[0] for half in halves]
+    lines = [half.communicate(timeout=PATIENCE)[0] for half in halves]
     assert [half.returncode for half in halves] == [0, 0]
     assert sorted(run.info.run_name for run in runs_of(folder)) == ids
     assert sum(int(line.split()[1]) for line in lines) == len(ids)
@@ -41,12 +43,10 @@ def test_a_server_that_refuses_leaves_the_records_unchanged(mlflow_folder: GridF
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    began = time.monotonic()
     with pytest.raises(
         BlastError, match=r"did not accept the runs \(connection refused\).*records are unchanged"
     ) as raised:
         import_grid(mlflow_folder.root, uri=f"http://127.0.0.1:{port}")
-    assert time.monotonic() - began < 10
     assert "\n" not in str(raised.value)
     assert mlflow_folder.record("p1").read_bytes() == before
 
@@ -57,10 +57,9 @@ def test_a_server_that_never_answers_is_given_up(mlflow_folder: GridFolder, monk
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        began = time.monotonic()
         with pytest.raises(BlastError, match="no answer in time"):
             import_grid(mlflow_folder.root, uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - began < 15
+        assert connections(silent) <= 3
 
 
 def test_a_damaged_database_is_one_sentence(mlflow_folder: GridFolder) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from safetensors.numpy import save_file
 
 from blast.errors import BlastError
@@ -34,7 +35,6 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1600,1000 --virtual-time-budget=30000"
 )
-START = 120  # s, a server on a busy machine
 
 
 def write_point(folder: GridFolder) -> None:
@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     try:
         address = process.stdout.readline().strip().removeprefix("tiny: ")
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 fetch(address.split("/#/")[0] + "/health")
@@ -79,13 +79,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert {entry.name for entry in root.iterdir()} == {"results", "log"}
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(PATIENCE)
 
 
 def fetch(address: str, body: Any = None) -> bytes:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
         return answer.read()
 
 
@@ -119,7 +119,7 @@ def test_a_server_takes_the_same_records_as_a_database(server: str, tmp_path: Pa
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 def test_the_printed_address_opens_the_table_of_runs(server: str, tmp_path: Path) -> None:
     command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path}", "--dump-dom", server]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    page = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     assert "seen.in.a.browser" in page
     assert "quality/bits_per_byte" in page
     assert "2.125" in page

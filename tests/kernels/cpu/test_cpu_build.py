@@ -12,6 +12,7 @@ import blast_kernels.register  # noqa: F401
 import pytest
 import torch
 from blast_kernels.cpu import build, launch
+from patience import PATIENCE
 
 needs_compiler = pytest.mark.skipif(
     not build.levels() or not any(shutil.which(name) for name in build.COMPILERS),
@@ -68,7 +69,7 @@ def test_processes_that_start_together_build_once(tmp_path):
     code = "from blast_kernels.cpu import launch; assert launch.kernels() is not None"
     environment = {**os.environ, "CXX": str(compiler)}
     started = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
-    assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
+    assert [process.wait(timeout=PATIENCE) for process in started] == [0, 0, 0]
     assert log.read_text() == "built\n"
 
 

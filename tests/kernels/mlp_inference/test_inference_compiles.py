@@ -15,6 +15,7 @@ from blast_kernels.mlp_inference.heuristics import SHARED_MEMORY, KernelConfig, 
 SCRIPT = Path(__file__).resolve().parents[2] / "support" / "inference_compile_report.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump").exists(),
     reason="this Triton comes without cuobjdump",

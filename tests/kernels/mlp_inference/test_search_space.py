@@ -73,8 +73,14 @@ def test_block_lists_are_split_where_programs_are_few_and_lists_long():
     assert splits(16, 1000, 50) == splits(2048, 16, 50) == {1}
 
 
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize(("tokens", "block"), [(9, (128, 128)), (100, (64, 64)), (300, (128, 128)), (20, (32, 32))])
+# The interpreter takes seconds for many tokens in large blocks.
+LARGE = [pytest.param(300, (128, 128), gate, marks=() if gate == "none" else pytest.mark.slow) for gate in GATES]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "block", "gate"),
+    [*((*case, gate) for case in ((9, (128, 128)), (100, (64, 64)), (20, (32, 32))) for gate in GATES), *LARGE],
+)
 def test_candidates_differ_in_speed_alone(tokens, block, gate, device):
     masks = [mask_of("skewed_rows", 2, 5, seed) for seed in ((0, 1) if gate == "untied" else (0,))]
     gate_up = gate_up_of(gate, masks, *block, torch.float16, device)

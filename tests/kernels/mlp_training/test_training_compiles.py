@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "support" / "training_compile_rep
 SHARED_MEMORY_OF_A_PROGRAM = {"sm_90": 232_448, "sm_80": 166_912}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump").exists(),
     reason="this Triton has no cuobjdump",

@@ -1,0 +1,62 @@
+"""A record names the code it is from."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from blast.experiment.records import provenance
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with one commit, in which `provenance` believes to lie; and a function that runs git in it."""
+    place = tmp_path / "src" / "blast" / "experiment" / "records"
+    place.mkdir(parents=True)
+    (place / "provenance.py").write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(place / "provenance.py"))
+    monkeypatch.delenv("BLAST_COMMIT", raising=False)
+
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    for cached in (provenance.commit, provenance.lock_digest):
+        cached.cache_clear()
+    yield tmp_path, git
+    for cached in (provenance.commit, provenance.lock_digest):
+        cached.cache_clear()
+
+
+def test_the_commit_is_that_of_the_checkout_and_an_edit_makes_it_dirty(checkout):
+    root, git = checkout
+    assert provenance.commit() == (git("rev-parse", "HEAD"), False)
+    (root / "new.py").write_text("")
+    provenance.commit.cache_clear()
+    assert provenance.commit() == (git("rev-parse", "HEAD"), True)
+
+
+def test_a_commit_that_is_given_is_believed(checkout, monkeypatch):
+    monkeypatch.setenv("BLAST_COMMIT", "abc123")
+    assert provenance.commit() == ("abc123", None)
+
+
+def test_without_git_or_a_checkout_nothing_is_invented(checkout, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.commit() == (None, None)
+    assert provenance.lock_digest() is None
+
+
+def test_versions_name_python_and_what_is_installed():
+    import platform
+
+    import torch
+
+    found = provenance.versions()
+    assert found["python"] == platform.python_version()
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert "no-such-package" not in found
