@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mlflow_grid import GRID, runs_of, write_point
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.tracking.importer import import_grid
-from blast.experiment.tracking.store import import_lock, open_client, tracking_uri
+from blast.experiment.tracking.store import open_client, tracking_uri
 
 
 def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,23 +81,6 @@ def test_a_moved_folder_is_rejected_and_nothing_is_written_to_the_old_place(
     with pytest.raises(BlastError, match="was moved"):
         import_grid(moved.root)
     assert not mlflow_folder.root.parent.exists()
-
-
-def test_an_import_waits_for_another_one(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    order: list[str] = []
-
-    def second() -> None:
-        with import_lock(uri):
-            order.append("second")
-
-    with import_lock(uri):
-        thread = threading.Thread(target=second)
-        thread.start()
-        time.sleep(0.2)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
 
 
 def test_the_address_is_the_given_one_then_the_environment_then_the_results(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blast.errors import BlastError
 from blast.experiment.tracking.importer import import_grid
-from blast.experiment.tracking.store import database_file, import_lock, open_client, tracking_uri
+from blast.experiment.tracking.store import database_file, open_client, tracking_uri
 from blast.experiment.tracking.view import VIEW
 
 # One worker and no job runner need a tenth of the memory of MLflow's defaults. MLflow itself causes the warnings.
@@ -67,8 +67,7 @@ def prepare(results: Path, port: int) -> list[str]:
         summary = import_grid(records.parent)
         for fault in summary.faults:
             print(fault, file=sys.stderr)
-    with import_lock(uri):
-        found = open_client(uri).search_experiments()
+    found = open_client(uri).search_experiments()
     return [f"{experiment.name}: {page(port, experiment.experiment_id)}" for experiment in found]
 
 
