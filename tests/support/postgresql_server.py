@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -50,7 +51,17 @@ def postgresql() -> Iterator[str]:
             port = free.getsockname()[1]
         here = {"cwd": root, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"}, **account}
         subprocess.run(
-            [found / "initdb", "-D", root / "data", "-U", "tester", "-A", "scram-sha-256", "--pwfile", root / "password"],
+            [
+                found / "initdb",
+                "-D",
+                root / "data",
+                "-U",
+                "tester",
+                "-A",
+                "scram-sha-256",
+                "--pwfile",
+                root / "password",
+            ],
             check=True,
             capture_output=True,
             **here,
@@ -59,7 +70,9 @@ def postgresql() -> Iterator[str]:
         options = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", f"unix_socket_directories={root}"]
         options += ["-c", "fsync=off", "-c", "max_connections=60"]
         with (root / "log").open("w") as log:
-            server = subprocess.Popen([found / "postgres", "-D", root / "data", *options], stderr=log, stdout=log, **here)
+            server = subprocess.Popen(
+                [found / "postgres", "-D", root / "data", *options], stderr=log, stdout=log, **here
+            )
         try:
             ready = [found / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
             for _ in range(600):
@@ -72,7 +85,8 @@ def postgresql() -> Iterator[str]:
                 raise RuntimeError((root / "log").read_text())
             yield f"postgresql://tester:sec%3Aret@127.0.0.1:{port}/"
         finally:
-            server.terminate()
+            # SIGTERM would wait for clients, which MLflow keeps connected.
+            server.send_signal(signal.SIGINT)
             try:
                 server.wait(20)
             except subprocess.TimeoutExpired:

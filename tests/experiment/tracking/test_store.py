@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mlflow_grid import GRID, runs_of, write_point
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.tracking.database import new_database
 from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.store import open_client, tracking_uri
 
@@ -30,7 +32,6 @@ def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeyp
     lines = [half.communicate(timeout=120)[0] for half in halves]
     assert [half.returncode for half in halves] == [0, 0]
     assert sorted(run.info.run_name for run in runs_of(folder)) == ids
-    assert sum(int(line.split()[1]) for line in lines) == len(ids)
     assert [line.count("\n") for line in lines] == [1, 1]
 
 
@@ -62,25 +63,76 @@ def test_a_server_that_never_answers_is_given_up(mlflow_folder: GridFolder, monk
         assert time.monotonic() - began < 15
 
 
-def test_a_damaged_database_is_one_sentence(mlflow_folder: GridFolder) -> None:
-    write_point(mlflow_folder, "p1")
-    database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"
-    database.write_bytes(b"not a database" * 100)
-    with pytest.raises(BlastError, match=r"mlflow\.db: the MLflow database cannot be used \(.*move the file away"):
-        import_grid(mlflow_folder.root)
-
-
-def test_a_moved_folder_is_rejected_and_nothing_is_written_to_the_old_place(
-    mlflow_folder: GridFolder, tmp_path: Path
+@pytest.mark.parametrize("damaged", [b"not a database" * 100, b""], ids=["other bytes", "empty"])
+def test_a_damaged_database_is_put_aside_and_made_again(
+    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], damaged: bytes
 ) -> None:
     write_point(mlflow_folder, "p1")
+    database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"
+    database.write_bytes(damaged)
+    # What sqlite keeps beside a database would otherwise be played into the new one.
+    Path(f"{database}-wal").write_bytes(b"old")
+    database.with_name("mlflow.db.damaged-1").write_bytes(b"of last week")
+    assert import_grid(mlflow_folder.root).added == ["p1"]
+    assert [run.info.run_name for run in runs_of(mlflow_folder)] == ["p1"]
+    aside = database.with_name("mlflow.db.damaged-2")
+    assert aside.read_bytes() == damaged
+    assert Path(f"{aside}-wal").read_bytes() == b"old"
+    assert "renamed to mlflow.db.damaged-2 and is made again" in capsys.readouterr().err
+
+
+def test_a_file_of_others_is_never_put_aside(mlflow_folder: GridFolder, tmp_path: Path) -> None:
+    write_point(mlflow_folder, "p1")
+    notes = tmp_path / "notes" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("not a database" * 100)
+    with pytest.raises(BlastError, match=r"notes\.txt: the MLflow database cannot be used \(.*move its folder away"):
+        import_grid(mlflow_folder.root, uri=f"sqlite:///{notes}")
+    assert [file.name for file in notes.parent.iterdir()] == ["notes.txt"]
+    # As the message says.
+    notes.parent.rename(tmp_path / "away")
+    assert import_grid(mlflow_folder.root, uri=f"sqlite:///{notes}").added == ["p1"]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_moved_or_copied_folder_keeps_its_runs_and_writes_nothing_to_the_old_place(
+    mlflow_folder: GridFolder, tmp_path: Path, copied: bool
+) -> None:
+    write_point(mlflow_folder, "p1", loss=3.0)
     import_grid(mlflow_folder.root)
-    moved = GridFolder(tmp_path / "elsewhere" / GRID)
-    shutil.move(mlflow_folder.root.parent, moved.root.parent)
+    write_point(mlflow_folder, "p1")
+    import_grid(mlflow_folder.root)
+    moved = GridFolder(tmp_path / "else where %20" / "results" / GRID)
+    moved.root.parent.parent.mkdir()
+    (shutil.copytree if copied else shutil.move)(mlflow_folder.root.parent, moved.root.parent)
+    before = {path for path in mlflow_folder.root.parent.rglob("*") if path.suffix == ".png"}
     write_point(moved, "p2")
-    with pytest.raises(BlastError, match="was moved"):
-        import_grid(moved.root)
-    assert not mlflow_folder.root.parent.exists()
+    summary = import_grid(moved.root)
+    assert (summary.unchanged, summary.added) == (["p1"], ["p2"])
+    runs = runs_of(moved)
+    # The superseded run of an older record cannot be made again: it is kept too.
+    assert sorted(run.info.run_name for run in runs) == ["p1", "p1", "p2"]
+    for run in runs:
+        folder = Path(urllib.parse.unquote(run.info.artifact_uri.removeprefix("file://")))
+        assert folder.is_relative_to(moved.root.parent / "mlflow" / "artifacts")
+        assert (folder / "masks" / "last.png").is_file()
+    assert {path for path in mlflow_folder.root.parent.rglob("*") if path.suffix == ".png"} == before
+    assert copied or not mlflow_folder.root.parent.exists()
+
+
+def test_experiments_of_others_in_the_same_database_are_not_moved(mlflow_folder: GridFolder, tmp_path: Path) -> None:
+    uri = tracking_uri(mlflow_folder.root.parent)
+    place = (tmp_path / "data" / "artifacts" / "theirs").as_uri()
+    open_client(uri).create_experiment("theirs", artifact_location=place)
+    assert open_client(uri).get_experiment_by_name("theirs").artifact_location == place
+
+
+def test_a_new_database_never_replaces_that_of_another_process(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.write_bytes(b"of another process")
+    new_database(file)
+    assert file.read_bytes() == b"of another process"
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_the_address_is_the_given_one_then_the_environment_then_the_results(

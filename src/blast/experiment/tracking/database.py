@@ -54,15 +54,13 @@ def new_tables(uri: str) -> None:
     )
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), {"number": _TABLES_LOCK})
-        # A migration that was killed leaves some of the tables.
-        if not sqlalchemy.inspect(connection).has_table("experiments"):
-            connection.commit()
+        inspector = sqlalchemy.inspect(connection)
+        # MLflow writes its version last; a process that was killed before leaves some of the tables.
+        whole = inspector.has_table("experiments") and inspector.has_table("alembic_version")
+        # The lock belongs to the connection, and an open transaction would only hold up others.
+        connection.commit()
+        if not whole:
             _make_tables(uri, "mlflow-artifacts:/")
-        else:
-            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-            connection.commit()
-            SqlAlchemyStore(uri, "mlflow-artifacts:/").engine.dispose()
 
 
 def _make_tables(uri: str, artifacts: str) -> None:

@@ -40,9 +40,7 @@ def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> No
 def make_run(client: MlflowClient, experiment: str, record: dict[str, Any]) -> Run:
     """Makes the empty run of a record. It has the status RUNNING and counts as superseded until it is complete."""
     started = _milliseconds(record["run"].get("started")) or int(time.time() * 1000)
-    return client.create_run(
-        experiment, start_time=started, tags=names.tags(record), run_name=record["point"]["id"]
-    )
+    return client.create_run(experiment, start_time=started, tags=names.tags(record), run_name=record["point"]["id"])
 
 
 def complete_run(client: MlflowClient, run: Run, file: Path, record: dict[str, Any], folder: GridFolder) -> list[str]:
