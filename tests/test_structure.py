@@ -56,6 +56,7 @@ LIBRARY = [
     "__main__",
 ]
 EXPERIMENT = [
+    "command_end",
     "plan",
     "records",
     "run",

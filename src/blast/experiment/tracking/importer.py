@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blast.errors import BlastError
+from blast.experiment.command_end import ended
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.record import read_record
 from blast.experiment.tracking.one_run import COMPLETE, make_current, one_run
@@ -208,12 +209,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid-dir", type=Path, required=True, help="folder of a grid, such as results/default")
     parser.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, else results/mlflow/mlflow.db")
     parser.add_argument("ids", nargs="*", help="ids of points to import (default: all that have a record)")
-    given = parser.parse_args(arguments)
-    try:
-        summary = import_grid(given.grid_dir, given.ids, given.tracking_uri)
-    except BlastError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return ended("blast", lambda: _import(parser.parse_args(arguments)), code=1)
+
+
+def _import(given: argparse.Namespace) -> int:
+    summary = import_grid(given.grid_dir, given.ids, given.tracking_uri)
     for fault in summary.faults:
         print(fault, file=sys.stderr)
     print(summary.line())

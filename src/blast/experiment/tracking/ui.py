@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.experiment.command_end import ended
 from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.store import database_file, open_client, tracking_uri
 from blast.experiment.tracking.view import VIEW
@@ -78,12 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the grids (default: results)")
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
-    given = parser.parse_args(arguments)
-    try:
-        lines = prepare(given.results, given.port)
-    except BlastError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return ended("blast", lambda: _serve(parser.parse_args(arguments)), code=1)
+
+
+def _serve(given: argparse.Namespace) -> int:
+    lines = prepare(given.results, given.port)
     print("\n".join(lines) or "No records yet. Runs appear as points finish.")
     print("Runs are under 'Model training' (top left; the browser remembers it). Ctrl-C stops the server.", flush=True)
     os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
