@@ -20,6 +20,8 @@ _AGAIN = "then run the same command again: what is done is kept."
 # What to do by the number of an error of the system.
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some space, {_AGAIN}")
 _CLOSED = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "change its permissions, or give another path.")
+_TAKEN = dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "give another path, or move away what is there.")
+_REMEDIES = _FULL | _CLOSED | _TAKEN
 
 
 def ended(prefix: str, run: Callable[[], int], code: int = 2) -> int:
@@ -74,15 +76,15 @@ def system_sentence(error: BaseException | None) -> str | None:
     the words of the system in them.
     """
     while error is not None:
-        if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL | _CLOSED):
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in _REMEDIES):
             place = error.filename if error.filename is not None else "a file"
             other = "give another path, or change its permissions."
-            remedy = (_FULL | _CLOSED).get(error.errno or 0, other)
+            remedy = _REMEDIES.get(error.errno or 0, other)
             verb = "cannot be written" if error.errno in _FULL else "cannot be used"
             return f"{os.fsdecode(place)}: {verb} ({error.strerror}); {remedy}"
         for number in (*_FULL, errno.EROFS):
             if os.strerror(number) in str(error):
-                return f"a file cannot be written ({os.strerror(number)}); {(_FULL | _CLOSED)[number]}"
+                return f"a file cannot be written ({os.strerror(number)}); {_REMEDIES[number]}"
         error = error.__cause__
     return None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blast.errors import BlastError, unknown_name
+from blast.experiment.command_end import system_sentence
 
 # What was printed already.
 _SAID: list[str] = []
@@ -78,13 +79,12 @@ def _why_snakemake_stops(said: str) -> str | None:
     if not lines:
         return None
     if not lines[0].startswith("Traceback"):
+        if of_disk := system_sentence(OSError(said)):
+            return of_disk
         text = " ".join(lines)
         return f"Snakemake stops: {text if len(text) <= 400 else text[:397] + '…'}"
-    of_system = re.match(r"(?:\w*Error): \[Errno \d+\] ([^:]+): '(.+?)'", lines[-1])
+    of_system = re.match(r"\w*Error: \[Errno (\d+)\] .*: '(.+?)'", lines[-1])
     if of_system:
-        why, path = of_system.groups()
-        return (
-            f"{path}: cannot be used ({why}); free some space or change its permissions, then run the same command "
-            "again: what is done is kept."
-        )
+        number = int(of_system[1])
+        return system_sentence(OSError(number, os.strerror(number), of_system[2]))
     return f"Snakemake stops: {lines[-1]} (`--quiet none` shows more)."

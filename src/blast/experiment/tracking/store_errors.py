@@ -104,4 +104,5 @@ def _reason(error: BaseException) -> str:
         if sign in text:
             return reason
     line = (text.splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+    line = re.sub(r"^\([\w.]+\) ", "", line)  # the class of the driver's error
     return line if len(line) <= 160 else line[:157] + "…"
