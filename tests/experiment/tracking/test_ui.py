@@ -52,9 +52,15 @@ def write_point(folder: GridFolder) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address that `make ui` prints, with the server behind it, started from the folder that holds `results`."""
-    root = tmp_path_factory.mktemp("ui")
-    write_point(GridFolder(root / "results" / "tiny"))
+    """Address that `make ui` prints, with the server behind it, started from the folder that holds `results`.
+
+    The runs were imported in another folder, which was moved then.
+    """
+    root, before = tmp_path_factory.mktemp("ui"), tmp_path_factory.mktemp("before")
+    imported = GridFolder(before / "results" / "tiny")
+    write_point(imported)
+    assert import_grid(imported.root, uri=f"sqlite:///{before}/results/mlflow/mlflow.db").added
+    (before / "results").rename(root / "results")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
