@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: P
     found = place.run("points")
     assert found.returncode == 1
     (sentence,) = said(found)
-    assert "results/tiny/logs: cannot be used (" in sentence
+    assert "results/tiny/logs" in sentence
     assert "move away what is there" in sentence
     # As the message says.
     taken.rename(place.folder / "away")
@@ -73,8 +72,8 @@ def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Pla
 
 @pytest.mark.parametrize("kib", [0, 40])
 def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int) -> None:
-    place.write({**GRID, "figures": "figs"})
-    views = ["figs/claims.md", "figs/accuracy_vs_sparsity.pdf", "figs/training_curves.pdf"]
+    place.write({**GRID, "figures": "figs/drawn"})
+    views = [f"figs/drawn/{name}" for name in ("claims.md", "accuracy_vs_sparsity.pdf", "training_curves.pdf")]
     with small_disk(place.folder / "figs", 8 + kib):
         found = place.run(*views)
         assert found.returncode == 1
@@ -83,7 +82,7 @@ def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int) -> No
         for sentence in sentences:
             assert "figs/" in sentence
             assert "(No space left on device); free some space" in sentence
-        assert not list((place.folder / "figs").glob(".*.tmp"))
+        assert not list((place.folder / "figs").rglob(".*.tmp"))
         # As the message says.
         grow(place.folder / "figs", 20_000)
         assert place.run(*views).returncode == 0
@@ -91,13 +90,18 @@ def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int) -> No
 
 
 def test_a_reader_that_stops_does_not_stop_the_workflow(place: Place) -> None:
-    command = (
-        f"'{place.python}' -m snakemake --cores 2 points --configfile grid.yaml 2>&1 | true; echo ${{PIPESTATUS[0]}}"
-    )
+    # The first line comes before the Snakefile is read: a reader that stops before it stops Snakemake itself.
+    command = f"'{place.python}' -m snakemake --cores 2 points --configfile grid.yaml 2>&1 | head -n 1"
     found = subprocess.run(
-        ["bash", "-c", command], cwd=place.folder, capture_output=True, text=True, timeout=200, env=dict(os.environ)
+        ["bash", "-c", command + "; echo ${PIPESTATUS[0]}"],
+        cwd=place.folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
-    assert (found.stdout, found.stderr) == ("0\n", "")
+    assert found.stdout.endswith("\n0\n")
+    assert found.stdout.count("\n") == 2
+    assert found.stderr == ""
     assert (place.folder / "results" / "tiny" / "records" / f"{POINT}.json").is_file()
 
 

@@ -78,13 +78,12 @@ def _why_snakemake_stops(said: str) -> str | None:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     if not lines:
         return None
+    # The last one is what the system refused; those before it are of attempts to go on.
+    *_, of_system = [None, *re.finditer(r"\[Errno (\d+)\] [^:'\n]+(?:: '([^'\n]+)')?", said)]
+    if of_system:
+        number, path = int(of_system[1]), of_system[2]
+        return system_sentence(OSError(number, os.strerror(number), path or "a file of Snakemake, in .snakemake"))
     if not lines[0].startswith("Traceback"):
-        if of_disk := system_sentence(OSError(said)):
-            return of_disk
         text = " ".join(lines)
         return f"Snakemake stops: {text if len(text) <= 400 else text[:397] + '…'}"
-    of_system = re.match(r"\w*Error: \[Errno (\d+)\] .*: '(.+?)'", lines[-1])
-    if of_system:
-        number = int(of_system[1])
-        return system_sentence(OSError(number, os.strerror(number), of_system[2]))
     return f"Snakemake stops: {lines[-1]} (`--quiet none` shows more)."
