@@ -179,6 +179,23 @@ def test_errors_of_the_system_are_known_whatever_library_raises_them(error, sent
     assert system_sentence(wrapped) == found
 
 
+def test_the_cause_of_a_point_that_met_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
+    from blast.experiment.plan.paths import GridFolder
+    from blast.experiment.plan.point import Point
+    from blast.experiment.run import worker
+
+    def full(*_: object) -> None:
+        raise SafetensorsError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(worker, "run_point", full)
+    point = Point(id="a", grid="g", stage="train", architecture="gpt2-nano", dataset="digits", training={})
+    assert worker.outcome_of(point, GridFolder(tmp_path)) == {
+        "status": "failed",
+        "cause": "a file cannot be written (No space left on device); free some space, then run the same command again: "
+        "what is done is kept.",
+    }
+
+
 def test_a_bug_is_no_sentence_even_if_an_error_of_the_system_came_before():
     def bug() -> int:
         try:

@@ -67,7 +67,7 @@ OSError: [Errno 30] Read-only file system: 'results/tiny/logs'
         (
             "WorkflowError:\nError recording metadata for finished job ([Errno 28] No space left on device). Please "
             "ensure write permissions for the directory /a/.snakemake",
-            "a file of Snakemake, in .snakemake: cannot be written (No space left on device); free some space, then run",
+            "a file of Snakemake, in .snakemake: cannot be written (No space left on device); free some space",
         ),
         ("WorkflowError:\nTarget rules may not contain wildcards.", "Snakemake stops: WorkflowError: Target rules may"),
         ("Traceback (most recent call last):\n  File\nKeyError: 'a'", "Snakemake stops: KeyError: 'a' (`--quiet none`"),

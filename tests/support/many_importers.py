@@ -20,14 +20,14 @@ from blast.experiment.tracking.store import make_quiet, open_client
 _FORK = multiprocessing.get_context("fork")
 
 
-def machines(root: Path, count: int, records: int) -> list[GridFolder]:
+def machines(root: Path, count: int, records: int, grid: str = GRID) -> list[GridFolder]:
     """Folders with the same records, one for each importer."""
-    first = GridFolder(root / "machine0" / "results" / GRID)
+    first = GridFolder(root / "machine0" / "results" / grid)
     for number in range(records):
-        write_point(first, f"p{number:03}")
+        write_point(first, f"p{number:03}", grid=grid)
     folders = [first]
     for number in range(1, count):
-        folder = GridFolder(root / f"machine{number}" / "results" / GRID)
+        folder = GridFolder(root / f"machine{number}" / "results" / grid)
         shutil.copytree(first.root, folder.root)
         folders.append(folder)
     return folders

@@ -83,7 +83,7 @@ def make_current(client: MlflowClient, experiment: str, point: str, run_id: str)
     for look in range(_ROUNDS):
         runs = [run for run in runs_of_point(client, experiment, point) if run.info.status in COMPLETE]
         current = [run.info.run_id for run in runs if run.data.tags.get("superseded") != "true"]
-        if current == [run_id] or (look and len(current) == 1):
+        if not runs or current == [run_id] or (look and len(current) == 1):
             break
         if chosen not in current:
             client.set_tag(chosen, "superseded", "false")
