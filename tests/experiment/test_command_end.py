@@ -191,8 +191,8 @@ def test_the_cause_of_a_point_that_met_a_full_disk_says_what_to_do(tmp_path, mon
     point = Point(id="a", grid="g", stage="train", architecture="gpt2-nano", dataset="digits", training={})
     assert worker.outcome_of(point, GridFolder(tmp_path)) == {
         "status": "failed",
-        "cause": "a file cannot be written (No space left on device); free some space, then run the same command again: "
-        "what is done is kept.",
+        "cause": "a file cannot be written (No space left on device); free some space, then run the same command "
+        "again: what is done is kept.",
     }
 
 

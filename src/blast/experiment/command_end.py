@@ -22,6 +22,10 @@ _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some spa
 _CLOSED = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "change its permissions, or give another path.")
 _TAKEN = dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "give another path, or move away what is there.")
 _REMEDIES = _FULL | _CLOSED | _TAKEN
+_NOT_INSTALLED = (
+    "the package '{}' is not installed in this environment; run `make env` for a new environment with all packages, or "
+    "`pip install -e '.[experiment]'` in this one."
+)
 
 
 def ended(prefix: str, run: Callable[[], int], code: int = 2) -> int:
@@ -44,13 +48,7 @@ def ended(prefix: str, run: Callable[[], int], code: int = 2) -> int:
             # A missing module of ours is a bug.
             if (error.name or "blast").startswith("blast"):
                 raise
-            found, sentence = (
-                code,
-                (
-                    f"the package '{error.name}' is not installed in this environment; run `make env` for a new "
-                    "environment with all packages, or `pip install -e '.[experiment]'` in this one."
-                ),
-            )
+            found, sentence = code, _NOT_INSTALLED.format(error.name)
         except KeyboardInterrupt:
             found, sentence = STOPPED_CODE, STOPPED
         except Exception as error:
