@@ -18,6 +18,7 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.tracking.database import new_database
 from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.store import open_client, tracking_uri
+from blast.experiment.tracking.ui import prepare
 
 
 def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +80,21 @@ def test_a_damaged_database_is_put_aside_and_made_again(
     assert aside.read_bytes() == damaged
     assert Path(f"{aside}-wal").read_bytes() == b"old"
     assert "renamed to mlflow.db.damaged-2 and is made again" in capsys.readouterr().err
+
+
+def test_the_page_has_all_runs_after_a_database_was_put_aside(mlflow_folder: GridFolder) -> None:
+    """The message says so: the import that finds the damage may be one of a few points."""
+    for name in ("p1", "p2"):
+        write_point(mlflow_folder, name)
+    results = mlflow_folder.root.parent
+    (results / "mlflow" / "mlflow.db").write_bytes(b"not a database" * 100)
+    import_grid(mlflow_folder.root, ["p1"])
+    assert [run.info.run_name for run in runs_of(mlflow_folder)] == ["p1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    prepare(results, port)
+    assert sorted(run.info.run_name for run in runs_of(mlflow_folder)) == ["p1", "p2"]
 
 
 def test_a_file_of_others_is_never_put_aside(mlflow_folder: GridFolder, tmp_path: Path) -> None:
