@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.experiment.command_end import guard_output
 from blast.experiment.records.fingerprint import fingerprint_of_points, language_fingerprint
 from blast.experiment.plan.config import used_config
 from blast.experiment.plan.grid import expand
@@ -21,6 +22,9 @@ from blast.experiment.plan.resources import jobs_at_once
 from blast.experiment.snakemake_hooks import UnknownTargetMessage, check_writable, refusal
 from blast.experiment.run.verdict import drop_stale_stamps
 from snakemake.logging import logger
+
+# A reader that stops, as in `snakemake … | head`, stops no run.
+guard_output()
 
 # What is read of the checkout is under ROOT; what is written is relative to the working folder (`--directory`).
 ROOT = Path() if Path(workflow.basedir).samefile(Path()) else Path(workflow.basedir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blast.errors import BlastError
-from blast.files import replacing, write_atomically
+from blast.files import write_atomically
 
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$",
@@ -29,14 +29,10 @@ def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
     with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": 200}):
         for kind in ("pdf", "png"):
             file = Path(out_dir, f"{name}.{kind}")
-            try:
-                with replacing(file) as temporary:
-                    figure.savefig(temporary, format=kind, metadata=metadata[kind])
-            except OSError as error:
-                raise BlastError(
-                    f"{file}: cannot be written ({error.strerror}); free some space, change the permissions, or give "
-                    "another folder, then draw it again."
-                ) from error
+            # Into memory first: on a full disk, the PDF writer fails a second time, and names no disk.
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=kind, metadata=metadata[kind])
+            write_atomically(file, drawn.getvalue(), "draw it again")
             written.append(file)
     return written
 

@@ -57,6 +57,7 @@ LIBRARY = [
     "__main__",
 ]
 EXPERIMENT = [
+    "command_end",
     "plan",
     "records",
     "run",

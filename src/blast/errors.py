@@ -8,6 +8,9 @@ from collections.abc import Iterable
 # Message and exit code of a run that the user stops (Ctrl-C).
 STOPPED, STOPPED_CODE = "stopped; what is done is kept, and the same command goes on from there.", 130
 
+# Characters of a name in a message, and of a list of names that is given in full; names that are given of a longer one.
+_LONGEST, _LONGEST_LIST, _NEAREST = 120, 600, 6
+
 
 class BlastError(ValueError):
     """An error that the user can fix. The message is one sentence and needs no traceback.
@@ -29,13 +32,25 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BlastError:
 
     Args:
         kind: What the name stands for, for instance `"architecture"`.
-        name: The unknown name.
-        known: All accepted names.
+        name: The unknown name; a very long one is cut.
+        known: All accepted names. Of many, the nearest are listed.
     """
-    choices = sorted(known)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices) or 'none'}."
+    choices, name = sorted(known), _shortened(str(name))
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else _listed(name, choices)
     return BlastError(f"unknown {kind} '{name}'; {hint}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _listed(name: str, choices: list[str]) -> str:
+    """All of a few names, or those of many that are nearest to `name`."""
+    if sum(map(len, choices)) <= _LONGEST_LIST:
+        return f"known: {', '.join(choices) or 'none'}."
+    nearest = difflib.get_close_matches(name, choices, n=_NEAREST, cutoff=0)
+    return f"the nearest of {len(choices)} known: {', '.join(map(_shortened, nearest))}."
 
 
 def check_argument(what: str, value: object, kind: type | tuple[type, ...], remedy: str) -> None:

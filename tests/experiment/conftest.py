@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.tracking.store import import_lock, open_client
+from blast.experiment.tracking.store import open_client
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new database; tests that are not about making one start from a copy, which saves seconds."""
     file = tmp_path_factory.mktemp("database") / "mlflow.db"
-    with import_lock(f"sqlite:///{file}"):
-        open_client(f"sqlite:///{file}")
+    open_client(f"sqlite:///{file}")
     return file
 
 

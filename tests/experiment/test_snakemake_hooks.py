@@ -47,3 +47,49 @@ def test_an_unknown_target_prints_the_nearest_one(capsys, target):
     known = target.replace("clams", "claims")
     UnknownTargetMessage([known, "all"]).emit(logging.makeLogRecord({"msg": said}))
     assert capsys.readouterr().err == f"blast: unknown target '{target}'; did you mean '{known}'?\n"
+
+
+IN_A_TRACEBACK = """Traceback (most recent call last):
+  File "snakemake/api.py", line 687, in execute_workflow
+OSError: [Errno 30] Read-only file system: '.snakemake/iocache'
+
+During handling of the above exception, another exception occurred:
+
+  File "snakemake/jobs.py", line 12, in prepare
+OSError: [Errno 30] Read-only file system: 'results/tiny/logs'
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (IN_A_TRACEBACK, "results/tiny/logs: cannot be used (Read-only file system); change its permissions, or give"),
+        (
+            "WorkflowError:\nError recording metadata for finished job ([Errno 28] No space left on device). Please "
+            "ensure write permissions for the directory /a/.snakemake",
+            "a file of Snakemake, in .snakemake: cannot be written (No space left on device); free some space",
+        ),
+        ("WorkflowError:\nTarget rules may not contain wildcards.", "Snakemake stops: WorkflowError: Target rules may"),
+        ("Traceback (most recent call last):\n  File\nKeyError: 'a'", "Snakemake stops: KeyError: 'a' (`--quiet none`"),
+        ("WorkflowError: " + "a" * 1000, "Snakemake stops: WorkflowError: aaa"),
+        ("RuleException:\nCalledProcessError in file 'points.smk', line 88", None),
+        ("WorkflowError:\nAt least one job did not complete successfully.", None),
+        ("", None),
+    ],
+)
+def test_what_snakemake_itself_stops_for_is_one_sentence(capsys, said, sentence):
+    UnknownTargetMessage(["all"]).emit(logging.makeLogRecord({"msg": said}))
+    error = capsys.readouterr().err
+    if sentence is None:
+        assert error == ""
+    else:
+        assert error.startswith(f"blast: {sentence}")
+        assert error.count("\n") == 1
+        assert len(error) < 450
+
+
+def test_a_refusal_is_not_printed_again_by_snakemake(capsys):
+    pytest.importorskip("snakemake")
+    stopped = refusal("this config has no points; add one.")
+    UnknownTargetMessage(["all"]).emit(logging.makeLogRecord({"msg": f"WorkflowError:\n{stopped}"}))
+    assert capsys.readouterr().err == "blast: this config has no points; add one.\n"

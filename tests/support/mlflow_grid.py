@@ -30,12 +30,12 @@ def metric(name: str, value: float, **more: Any) -> dict[str, Any]:
 
 
 def write_point(
-    folder: GridFolder, name: str, *, loss: float = 2.0, failed: bool = False, steps: int = 3
+    folder: GridFolder, name: str, *, loss: float = 2.0, failed: bool = False, steps: int = 3, grid: str = GRID
 ) -> dict[str, Any]:
     """Writes the record, the log and the masks of a small made-up point, and returns the record."""
     point = Point(
         id=name,
-        grid=GRID,
+        grid=grid,
         stage="train",
         architecture="gpt2-nano",
         dataset="pystdlib",

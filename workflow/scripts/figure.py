@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 import paper_figures  # noqa: E402
 from blast.errors import BlastError  # noqa: E402
+from blast.experiment.command_end import ended  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,4 +37,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # A full disk, wherever it is noticed, is one sentence too.
+    sys.exit(ended("error", main, code=1))

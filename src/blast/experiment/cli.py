@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blast.errors import STOPPED, STOPPED_CODE, BlastError, unknown_name
+from blast.errors import BlastError, unknown_name
+from blast.experiment.command_end import ended
 from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, write_plans
 from blast.experiment.own_model.commands import add_verbs
 from blast.experiment.plan.paths import CHECKOUT, GridFolder, in_checkout
@@ -189,6 +190,7 @@ def mlflow(options: argparse.Namespace) -> int:
 
     Example: blast mlflow gpt2-nano.pystdlib.dense.seed0 --grid-dir results/default
     """
+    from blast.experiment.run.verdict import NOT_IMPORTED
     from blast.experiment.tracking.stage import import_into_mlflow
     from blast.files import write_atomically
 
@@ -198,8 +200,9 @@ def mlflow(options: argparse.Namespace) -> int:
     message = import_into_mlflow(folder, options.ids)
     if options.out:
         write_atomically(options.out, message + "\n")
-    print(message)
-    return 0
+    failed = message.startswith(NOT_IMPORTED)
+    print(message, file=sys.stderr if failed else sys.stdout)
+    return 1 if failed and not options.out else 0
 
 
 def verdict(options: argparse.Namespace) -> int:
@@ -417,7 +420,9 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("mlflow", mlflow)
     made.add_argument("ids", **ids)
     made.add_argument("--grid-dir", **grid_dir)
-    made.add_argument("--out", type=Path, help="file for the printed line")
+    made.add_argument(
+        "--out", type=Path, help="file for the printed line, which `blast verdict` reads: with it, the exit code is 0"
+    )
     made = verb("verdict", verdict)
     made.add_argument("--grid-dir", **grid_dir)
     made.add_argument("--out", type=Path, required=True, help="file to write if no point failed")
@@ -435,35 +440,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code. An error that the user can correct is one sentence and code 2."""
+    return ended("blast", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         # A shell starts its background jobs with SIGINT ignored; `kill -INT` stops the command all the same.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return options.run(options)
-    except BlastError as error:
-        print(f"blast: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        # A missing module of ours is a bug.
-        if (error.name or "blast").startswith("blast"):
-            raise
-        print(
-            f"blast: the package '{error.name}' is not installed in this environment; run `make env` for a new "
-            "environment with all packages, or `pip install -e '.[experiment]'` in this one.",
-            file=sys.stderr,
-        )
-        return 2
-    except BrokenPipeError:
-        # The reader has enough, as in `blast list | head`. Python would complain again while it closes the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        problem = f"{error.filename}: cannot be used ({error.strerror})"
-        print(f"blast: {problem}; give another path, or change its permissions.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"blast: {STOPPED}", file=sys.stderr)
-        return STOPPED_CODE
+    return options.run(options)

@@ -10,14 +10,28 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blast.errors import BlastError, unknown_name
+from blast.experiment.command_end import system_sentence
+
+# What was printed already.
+_SAID: list[str] = []
+# Begins of what Snakemake says of jobs, which print their own errors, and of the end of a run.
+_OF_JOBS = (
+    *("RuleException", "CalledProcessError", "Error in rule", "Error in group", "job execution failed"),
+    *("job did not complete", "Trying to restart", "Removing output files"),
+)
 
 
 def refusal(sentence: object) -> Exception:
     """Prints why the workflow does not start, and returns the exception for the Snakefile to raise."""
     from snakemake.exceptions import WorkflowError
 
-    print(f"blast: {sentence}", file=sys.stderr)
+    _say(sentence)
     return WorkflowError(str(sentence))
+
+
+def _say(sentence: object) -> None:
+    _SAID.append(str(sentence))
+    print(f"blast: {sentence}", file=sys.stderr)
 
 
 def check_writable(folder: Path) -> None:
@@ -36,7 +50,9 @@ def check_writable(folder: Path) -> None:
 
 
 class UnknownTargetMessage(logging.Handler):
-    """Finds the error of an unknown target in Snakemake's log, and prints the nearest known target.
+    """Says in one sentence each why Snakemake itself stops: in its quiet mode it would say nothing.
+
+    For an unknown target, the sentence has the nearest known one. What a job prints is left out: it was seen.
 
     Args:
         known: Names of rules and of figure and table files.
@@ -47,6 +63,27 @@ class UnknownTargetMessage(logging.Handler):
         self.known = sorted(known)
 
     def emit(self, record: logging.LogRecord) -> None:
-        found = re.search(r"No rule to produce (.+) \(if ", record.getMessage())
+        said = record.getMessage()
+        found = re.search(r"No rule to produce (.+) \(if ", said)
         if found:
-            print(f"blast: {unknown_name('target', found[1], self.known)}", file=sys.stderr)
+            _say(unknown_name("target", found[1], self.known))
+        elif sentence := _why_snakemake_stops(said):
+            _say(sentence)
+
+
+def _why_snakemake_stops(said: str) -> str | None:
+    """One sentence for an error of Snakemake; None if its cause was printed before."""
+    if any(words in said for words in _OF_JOBS) or any(sentence in said for sentence in _SAID):
+        return None
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if not lines:
+        return None
+    # The last one is what the system refused; those before it are of attempts to go on.
+    *_, of_system = [None, *re.finditer(r"\[Errno (\d+)\] [^:'\n]+(?:: '([^'\n]+)')?", said)]
+    if of_system:
+        number, path = int(of_system[1]), of_system[2]
+        return system_sentence(OSError(number, os.strerror(number), path or "a file of Snakemake, in .snakemake"))
+    if not lines[0].startswith("Traceback"):
+        text = " ".join(lines)
+        return f"Snakemake stops: {text if len(text) <= 400 else text[:397] + '…'}"
+    return f"Snakemake stops: {lines[-1]} (`--quiet none` shows more)."

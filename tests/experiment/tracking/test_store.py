@@ -6,8 +6,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ from patience import PATIENCE
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.tracking.database import new_database
 from blast.experiment.tracking.importer import import_grid
-from blast.experiment.tracking.store import import_lock, open_client, tracking_uri
+from blast.experiment.tracking.store import open_client, tracking_uri
+from blast.experiment.tracking.ui import prepare
 
 
 def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +35,6 @@ def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeyp
     lines = [half.communicate(timeout=PATIENCE)[0] for half in halves]
     assert [half.returncode for half in halves] == [0, 0]
     assert sorted(run.info.run_name for run in runs_of(folder)) == ids
-    assert sum(int(line.split()[1]) for line in lines) == len(ids)
     assert [line.count("\n") for line in lines] == [1, 1]
 
 
@@ -62,42 +63,91 @@ def test_a_server_that_never_answers_is_given_up(mlflow_folder: GridFolder, monk
         assert connections(silent) <= 3
 
 
-def test_a_damaged_database_is_one_sentence(mlflow_folder: GridFolder) -> None:
-    write_point(mlflow_folder, "p1")
-    database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"
-    database.write_bytes(b"not a database" * 100)
-    with pytest.raises(BlastError, match=r"mlflow\.db: the MLflow database cannot be used \(.*move the file away"):
-        import_grid(mlflow_folder.root)
-
-
-def test_a_moved_folder_is_rejected_and_nothing_is_written_to_the_old_place(
-    mlflow_folder: GridFolder, tmp_path: Path
+@pytest.mark.parametrize("damaged", [b"not a database" * 100, b""], ids=["other bytes", "empty"])
+def test_a_damaged_database_is_put_aside_and_made_again(
+    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], damaged: bytes
 ) -> None:
     write_point(mlflow_folder, "p1")
+    database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"
+    database.write_bytes(damaged)
+    # What sqlite keeps beside a database would otherwise be played into the new one.
+    Path(f"{database}-wal").write_bytes(b"old")
+    database.with_name("mlflow.db.damaged-1").write_bytes(b"of last week")
+    assert import_grid(mlflow_folder.root).added == ["p1"]
+    assert [run.info.run_name for run in runs_of(mlflow_folder)] == ["p1"]
+    aside = database.with_name("mlflow.db.damaged-2")
+    assert aside.read_bytes() == damaged
+    assert Path(f"{aside}-wal").read_bytes() == b"old"
+    assert "renamed to mlflow.db.damaged-2 and is made again" in capsys.readouterr().err
+
+
+def test_the_page_has_all_runs_after_a_database_was_put_aside(mlflow_folder: GridFolder) -> None:
+    """The message says so: the import that finds the damage may be one of a few points."""
+    for name in ("p1", "p2"):
+        write_point(mlflow_folder, name)
+    results = mlflow_folder.root.parent
+    (results / "mlflow" / "mlflow.db").write_bytes(b"not a database" * 100)
+    import_grid(mlflow_folder.root, ["p1"])
+    assert [run.info.run_name for run in runs_of(mlflow_folder)] == ["p1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    prepare(results, port)
+    assert sorted(run.info.run_name for run in runs_of(mlflow_folder)) == ["p1", "p2"]
+
+
+def test_a_file_of_others_is_never_put_aside(mlflow_folder: GridFolder, tmp_path: Path) -> None:
+    write_point(mlflow_folder, "p1")
+    notes = tmp_path / "notes" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("not a database" * 100)
+    with pytest.raises(BlastError, match=r"notes\.txt: the MLflow database cannot be used \(.*move its folder away"):
+        import_grid(mlflow_folder.root, uri=f"sqlite:///{notes}")
+    assert [file.name for file in notes.parent.iterdir()] == ["notes.txt"]
+    # As the message says.
+    notes.parent.rename(tmp_path / "away")
+    assert import_grid(mlflow_folder.root, uri=f"sqlite:///{notes}").added == ["p1"]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_moved_or_copied_folder_keeps_its_runs_and_writes_nothing_to_the_old_place(
+    mlflow_folder: GridFolder, tmp_path: Path, copied: bool
+) -> None:
+    write_point(mlflow_folder, "p1", loss=3.0)
     import_grid(mlflow_folder.root)
-    moved = GridFolder(tmp_path / "elsewhere" / GRID)
-    shutil.move(mlflow_folder.root.parent, moved.root.parent)
+    write_point(mlflow_folder, "p1")
+    import_grid(mlflow_folder.root)
+    moved = GridFolder(tmp_path / "else where %20" / "results" / GRID)
+    moved.root.parent.parent.mkdir()
+    (shutil.copytree if copied else shutil.move)(mlflow_folder.root.parent, moved.root.parent)
+    before = {path for path in mlflow_folder.root.parent.rglob("*") if path.suffix == ".png"}
     write_point(moved, "p2")
-    with pytest.raises(BlastError, match="was moved"):
-        import_grid(moved.root)
-    assert not mlflow_folder.root.parent.exists()
+    summary = import_grid(moved.root)
+    assert (summary.unchanged, summary.added) == (["p1"], ["p2"])
+    runs = runs_of(moved)
+    # The superseded run of an older record cannot be made again: it is kept too.
+    assert sorted(run.info.run_name for run in runs) == ["p1", "p1", "p2"]
+    for run in runs:
+        folder = Path(urllib.parse.unquote(run.info.artifact_uri.removeprefix("file://")))
+        assert folder.is_relative_to(moved.root.parent / "mlflow" / "artifacts")
+        assert (folder / "masks" / "last.png").is_file()
+    assert {path for path in mlflow_folder.root.parent.rglob("*") if path.suffix == ".png"} == before
+    assert copied or not mlflow_folder.root.parent.exists()
 
 
-def test_an_import_waits_for_another_one(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    order: list[str] = []
+def test_experiments_of_others_in_the_same_database_are_not_moved(mlflow_folder: GridFolder, tmp_path: Path) -> None:
+    uri = tracking_uri(mlflow_folder.root.parent)
+    place = (tmp_path / "data" / "artifacts" / "theirs").as_uri()
+    open_client(uri).create_experiment("theirs", artifact_location=place)
+    assert open_client(uri).get_experiment_by_name("theirs").artifact_location == place
 
-    def second() -> None:
-        with import_lock(uri):
-            order.append("second")
 
-    with import_lock(uri):
-        thread = threading.Thread(target=second)
-        thread.start()
-        time.sleep(0.2)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
+def test_a_new_database_never_replaces_that_of_another_process(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.write_bytes(b"of another process")
+    new_database(file)
+    assert file.read_bytes() == b"of another process"
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_the_address_is_the_given_one_then_the_environment_then_the_results(

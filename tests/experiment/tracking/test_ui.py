@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgresql_server
 import pytest
+from many_importers import import_at_once, machines
 from patience import PATIENCE
 from safetensors.numpy import save_file
 
@@ -50,19 +53,23 @@ def write_point(folder: GridFolder) -> None:
     write_json(folder.record(point.id), make_record(point, status="ok", result=result, run={"command": "blast job"}))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address that `make ui` prints, with the server behind it, started from the folder that holds `results`."""
-    root = tmp_path_factory.mktemp("ui")
-    write_point(GridFolder(root / "results" / "tiny"))
+@contextlib.contextmanager
+def serving(root: Path, **environment: str) -> Iterator[str]:
+    """Address that `make ui` prints in a folder, with the server behind it; its output goes into `root/log`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-m", "blast.experiment.tracking.ui", "--port", str(port)]
     with (root / "log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command,
+            cwd=root,
+            env=inherited | environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
         )
     try:
         address = process.stdout.readline().strip().removeprefix("tiny: ")
@@ -76,10 +83,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 assert time.monotonic() < deadline, (root / "log").read_text()
                 time.sleep(0.3)
         yield address
-        assert {entry.name for entry in root.iterdir()} == {"results", "log"}
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address that `make ui` prints, with the server behind it, started from the folder that holds `results`.
+
+    The runs were imported in another folder, which was moved then.
+    """
+    root, before = tmp_path_factory.mktemp("ui"), tmp_path_factory.mktemp("before")
+    imported = GridFolder(before / "results" / "tiny")
+    write_point(imported)
+    assert import_grid(imported.root, uri=f"sqlite:///{before}/results/mlflow/mlflow.db").added
+    (before / "results").rename(root / "results")
+    with serving(root) as address:
+        yield address
+        assert {entry.name for entry in root.iterdir()} == {"results", "log"}
 
 
 def fetch(address: str, body: Any = None) -> bytes:
@@ -112,6 +134,37 @@ def test_a_server_takes_the_same_records_as_a_database(server: str, tmp_path: Pa
         fetch(base + "/ajax-api/2.0/mlflow/runs/search", {"experiment_ids": [found["experiment"]["experiment_id"]]})
     )["runs"]
     assert fetch(f"{base}/get-artifact?path=masks/last.png&run_uuid={run['info']['run_id']}").startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_importers_that_write_to_a_server_at_once_double_no_run(server: str, tmp_path: Path) -> None:
+    base = server.split("/#/")[0]
+    assert import_at_once(machines(tmp_path, 3, 8, "shared"), base) == [0] * 3
+    found = json.loads(fetch(base + "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=shared"))
+    query = {"experiment_ids": [found["experiment"]["experiment_id"]]}
+    runs = json.loads(fetch(base + "/ajax-api/2.0/mlflow/runs/search", query))["runs"]
+    assert sorted(run["info"]["run_name"] for run in runs) == [f"p{number:03}" for number in range(8)]
+    assert {run["info"]["status"] for run in runs} == {"FINISHED"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    postgresql_server.programs() is None, reason="needs a PostgreSQL server (Debian: apt-get install postgresql)"
+)
+def test_runs_in_a_postgresql_are_shown_and_the_password_is_not(tmp_path: Path) -> None:
+    write_point(GridFolder(tmp_path / "results" / "tiny"))
+    with postgresql_server.postgresql() as address:
+        store = postgresql_server.new_database(address, "shown")
+        with serving(tmp_path, MLFLOW_TRACKING_URI=store) as page:
+            base, experiment = page.split("/#/")[0], re.search(r"experiments/(\d+)", page)[1]
+            found = fetch(base + "/ajax-api/2.0/mlflow/runs/search", {"experiment_ids": [experiment]})
+            (run,) = json.loads(found)["runs"]
+            picture = fetch(f"{base}/get-artifact?path=masks/last.png&run_uuid={run['info']['run_id']}")
+            assert picture.startswith(b"\x89PNG")
+            commands = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True, check=True).stdout
+            assert "mlflow" in commands
+            assert "sec%3Aret" not in commands
+        assert "sec%3Aret" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from blast.errors import BlastError
+from blast.experiment.command_end import system_sentence
 from blast.experiment.plan.paths import OUTCOME, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
@@ -108,6 +109,8 @@ def outcome_of(point: Point, folder: GridFolder, gpus: int = 0) -> dict[str, Any
     except Exception as error:
         traceback.print_exc()
         _wait_for_first_failure(known=False)
+        if sentence := system_sentence(error):
+            return {"status": "failed", "cause": sentence}
         first = (str(error).splitlines() or [""])[0]
         return {"status": "failed", "cause": f"{type(error).__name__}: {first} (the log holds the traceback)."}
     return None if result is None else {"status": "ok", "run": result.pop("run", {}), "result": result}

@@ -2,6 +2,8 @@
 
     python -m blast.experiment.tracking.importer --grid-dir results/default [ID ...]
 
+Any number of importers may run at once, on any machines: the module `one_run` says why nothing is lost or doubled.
+
 Each grid is an experiment, and each record is a run. The tag `record_digest` identifies the record of a run. The
 metrics of lm-eval come later and are added to the same run; the tag `language_digest` identifies them. The run of the
 record on disk is the current run of its point. All other runs of the point have `superseded = true`.
@@ -11,29 +13,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blast.errors import BlastError
+from blast.experiment.command_end import ended
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.record import read_record
-from blast.experiment.tracking.run import add_language, write_run
-from blast.experiment.tracking.store import (
-    artifact_location,
-    database_file,
-    import_lock,
-    open_client,
-    store_errors,
-    tracking_uri,
-)
+from blast.experiment.tracking.one_run import COMPLETE, make_current, one_run
+from blast.experiment.tracking.run import add_language, complete_run, make_run
+from blast.experiment.tracking.store import artifact_location, open_client, tracking_uri
+from blast.experiment.tracking.store_errors import shown, store_errors
 from blast.experiment.tracking.view import experiment_tags
 from blast.files import json_digest, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+
+_GRACE = 1.0  # s, for the last runs of other importers; what they have not completed then is completed twice
 
 
 @dataclass
@@ -61,7 +62,7 @@ class ImportSummary:
         parts = [f"{len(self.added)} runs added"]
         for ids, words in ((self.amended, "given language metrics"), (self.superseded, "superseded")):
             parts += [f"{len(ids)} {words}"] if ids else []
-        return f"MLflow: {', '.join(parts)}, {len(self.unchanged)} already there ({self.uri})"
+        return f"MLflow: {', '.join(parts)}, {len(self.unchanged)} already there ({shown(self.uri)})"
 
 
 def import_records(
@@ -83,16 +84,23 @@ def import_records(
     summary = ImportSummary(uri)
     records = list(_readable(record_files, summary))
     languages = {Path(file).stem: Path(file) for file in language_files}
-    with import_lock(uri):
-        client = open_client(uri)
-        with store_errors(uri):
-            experiments: dict[str, str] = {}
-            for file, record in records:
-                grid, name = record["point"]["grid"], record["point"]["id"]
-                if grid not in experiments:
-                    experiments[grid] = _experiment(client, grid, uri, results)
-                language = _language_metrics(languages.get(name), record, summary)
-                _import_one(client, experiments[grid], file, record, language, folder, summary)
+    client = open_client(uri)
+    with store_errors(uri):
+        experiments: dict[str, str] = {}
+        left = []
+        for file, record in records:
+            grid = record["point"]["grid"]
+            if grid not in experiments:
+                experiments[grid] = _experiment(client, grid, uri, results)
+            language = _language_metrics(languages.get(record["point"]["id"]), record, summary)
+            given = (client, experiments[grid], file, record, language, folder, summary)
+            if not _import_one(*given):
+                left.append(given)
+        # Another importer makes these, or it was killed while it did.
+        if left:
+            time.sleep(_GRACE)
+        for given in left:
+            _import_one(*given, of_others=True)
     return summary
 
 
@@ -123,21 +131,28 @@ def _experiment(client: MlflowClient, name: str, uri: str, results: Path) -> str
     location = artifact_location(uri, results, name)
     known = client.get_experiment_by_name(name)
     if known is None:
+        if location:
+            # Before anyone can see the experiment: importers elsewhere look for its folder.
+            _local_folder(location).mkdir(parents=True, exist_ok=True)
         try:
             return client.create_experiment(name, artifact_location=location, tags=experiment_tags(name))
         except MlflowException:
             known = client.get_experiment_by_name(name)  # another machine created it first
             if known is None:
                 raise
-    place, database = known.artifact_location, database_file(uri)
-    if database and place.startswith("file:") and place != location:
+    place = known.artifact_location
+    if location and place.startswith("file:") and place != location and not _local_folder(place).is_dir():
         raise BlastError(
-            f"{database.parent}: this folder was moved (its artifacts were in {place}); "
-            "delete it and import again: MLflow is filled again from the records."
+            f"{_local_folder(place)}: the database {shown(uri)} keeps the files of '{name}' in this folder, which this "
+            "machine does not have; mount it here, or import through an MLflow server (MLFLOW_TRACKING_URI=http://…)."
         )
     if known.lifecycle_stage == "deleted":
         client.restore_experiment(known.experiment_id)
     return known.experiment_id
+
+
+def _local_folder(address: str) -> Path:
+    return Path(urllib.parse.unquote(urllib.parse.urlsplit(address).path))
 
 
 def _import_one(
@@ -148,41 +163,30 @@ def _import_one(
     language: dict[str, Any] | None,
     folder: GridFolder,
     summary: ImportSummary,
-) -> None:
+    *,
+    of_others: bool = False,
+) -> bool:
+    """Imports one record; False if another importer has begun its run, and `of_others` does not say to complete it."""
     name = record["point"]["id"]
-    current, older = _runs_of(client, experiment, name, record["record_digest"])
-    if current is None:
-        run_id, faults = write_run(client, experiment, file, record, folder)
-        summary.faults += faults
+    made = []
+    run = one_run(
+        client, experiment, name, record["record_digest"], lambda: made.append(make_run(client, experiment, record))
+    )
+    run_id, complete = run.info.run_id, run.info.status in COMPLETE
+    if not complete and not of_others and run_id not in [mine.info.run_id for mine in made]:
+        return False
+    if not complete:
+        summary.faults += complete_run(client, run, file, record, folder)
         summary.added.append(name)
-    else:
-        run_id = current.info.run_id
-        if current.data.tags.get("superseded") == "true":
-            client.set_tag(run_id, "superseded", "false")
     key = json_digest({part: language.get(part) for part in ("status", "cause", "metrics")}) if language else None
-    amended = key is not None and (current is None or current.data.tags.get("language_digest") != key)
+    amended = key is not None and run.data.tags.get("language_digest") != key
     if amended:
         add_language(client, run_id, language, key)
-    if current is not None:
+    if complete:
         (summary.amended if amended else summary.unchanged).append(name)
-    outdated = [run for run in older if run.data.tags.get("superseded") != "true"]
-    for run in outdated:
-        client.set_tag(run.info.run_id, "superseded", "true")
-    if outdated:
+    if make_current(client, experiment, name, run_id):
         summary.superseded.append(name)
-
-
-def _runs_of(client: MlflowClient, experiment: str, name: str, record_digest: str) -> tuple[Run | None, list[Run]]:
-    """The complete run of this record, or None, and the runs of other records of the same point."""
-    current, older = None, []
-    for run in client.search_runs([experiment], filter_string=f"tags.point_id = '{name}'"):
-        if run.info.status == "RUNNING":
-            client.delete_run(run.info.run_id)  # its import was killed
-        elif run.data.tags.get("record_digest") == record_digest and current is None:
-            current = run
-        else:
-            older.append(run)
-    return current, older
+    return True
 
 
 def import_grid(grid_dir: Path, ids: Iterable[str] = (), uri: str | None = None) -> ImportSummary:
@@ -205,12 +209,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid-dir", type=Path, required=True, help="folder of a grid, such as results/default")
     parser.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, else results/mlflow/mlflow.db")
     parser.add_argument("ids", nargs="*", help="ids of points to import (default: all that have a record)")
-    given = parser.parse_args(arguments)
-    try:
-        summary = import_grid(given.grid_dir, given.ids, given.tracking_uri)
-    except BlastError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return ended("blast", lambda: _import(parser.parse_args(arguments)), code=1)
+
+
+def _import(given: argparse.Namespace) -> int:
+    summary = import_grid(given.grid_dir, given.ids, given.tracking_uri)
     for fault in summary.faults:
         print(fault, file=sys.stderr)
     print(summary.line())

@@ -127,7 +127,8 @@ def tags(record: dict[str, Any]) -> dict[str, str]:
         "record_digest": record["record_digest"],
         "status": record["status"],
         "cause": record.get("cause"),
-        "superseded": False,
+        # Until it is complete.
+        "superseded": True,
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": run.get("command"),
         "mlflow.source.git.commit": run.get("commit"),

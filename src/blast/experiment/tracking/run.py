@@ -18,14 +18,14 @@ from blast.files import write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 _BATCH = 900  # metrics in one request; MLflow accepts 1000
 
 
-def _milliseconds(time_text: str | float | None) -> int:
+def _milliseconds(time_text: str | float | None) -> int | None:
     if time_text is None:
-        return int(time.time() * 1000)
+        return None
     if isinstance(time_text, int | float):
         return int(time_text * 1000)
     moment = datetime.datetime.fromisoformat(time_text)
@@ -37,31 +37,33 @@ def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> No
         client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
 
 
-def write_run(
-    client: MlflowClient, experiment: str, file: Path, record: dict[str, Any], folder: GridFolder
-) -> tuple[str, list[str]]:
-    """Creates the run of a record. It has the status RUNNING until it is complete, so a killed import is repeated.
+def make_run(client: MlflowClient, experiment: str, record: dict[str, Any]) -> Run:
+    """Makes the empty run of a record. It has the status RUNNING and counts as superseded until it is complete."""
+    started = _milliseconds(record["run"].get("started")) or int(time.time() * 1000)
+    return client.create_run(experiment, start_time=started, tags=names.tags(record), run_name=record["point"]["id"])
+
+
+def complete_run(client: MlflowClient, run: Run, file: Path, record: dict[str, Any], folder: GridFolder) -> list[str]:
+    """Writes everything into a run. Done twice, or by two processes at once, it makes the same run.
 
     Args:
         client: Client of the store.
-        experiment: Id of the experiment.
+        run: The run of the record, empty or partly written.
         file: File of the record.
         record: The record.
         folder: Folder of the grid, which holds the log and the masks.
 
     Returns:
-        Id of the run, and one sentence for each damaged artifact.
+        One sentence for each damaged artifact.
     """
     from mlflow.entities import Metric, Param
 
-    point, result, run = record["point"], record["result"], record["run"]
-    started, finished = _milliseconds(run.get("started")), _milliseconds(run.get("finished"))
-    made = client.create_run(experiment, start_time=started, tags=names.tags(record), run_name=point["id"])
-    run_id = made.info.run_id
-    params = [Param(key, value) for key, value in names.parameters(point).items()]
+    result, run_id = record["result"], run.info.run_id
+    finished = _milliseconds(record["run"].get("finished")) or run.info.start_time
+    params = [Param(key, value) for key, value in names.parameters(record["point"]).items()]
     for first in range(0, len(params), 100):
         client.log_batch(run_id, params=params[first : first + 100])
-    curves = itertools.chain(names.curves(result), names.times(run))
+    curves = itertools.chain(names.curves(result), names.times(record["run"]))
     steps = [Metric(key, value, finished, step) for key, step, value in curves]
     ends = [Metric(key, value, finished, 0) for key, value in names.final_metrics(result).items()]
     _log_metrics(client, run_id, steps + ends)
@@ -70,7 +72,7 @@ def write_run(
         faults = _gather_artifacts(Path(gathered), file, record, folder)
         client.log_artifacts(run_id, gathered)
     client.set_terminated(run_id, "FINISHED" if record["status"] == "ok" else "FAILED", finished)
-    return run_id, faults
+    return faults
 
 
 def _log_dataset(client: MlflowClient, run_id: str, dataset: dict[str, Any] | None) -> None:
@@ -104,12 +106,22 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
 
 
 def add_language(client: MlflowClient, run_id: str, language: dict[str, Any], key: str) -> None:
-    """Adds the metrics of lm-eval to a run. The digest is written last, so a killed import is repeated."""
+    """Adds the metrics of lm-eval to a complete run. The digest is written last, so a killed import is repeated.
+
+    Of two values for a step, MLflow shows the later one. So the time of a new value is that of the old one and 1 ms:
+    two importers that write it at once write the same.
+    """
     from mlflow.entities import Metric, RunTag
 
-    now = int(time.time() * 1000)  # of two values for a step, MLflow shows the later one
-    values = names.metrics(language.get("metrics") or ())
-    _log_metrics(client, run_id, [Metric(key, value, now, 0) for key, value in values.items()])
+    run = client.get_run(run_id)
+    new = []
+    for name, value in names.metrics(language.get("metrics") or ()).items():
+        if name not in run.data.metrics:
+            new.append(Metric(name, value, run.info.end_time, 0))
+        elif run.data.metrics[name] != value:
+            last = max(entry.timestamp for entry in client.get_metric_history(run_id, name))
+            new.append(Metric(name, value, last + 1, 0))
+    _log_metrics(client, run_id, new)
     client.log_dict(run_id, language, "language.json")
     found = {"language_status": language.get("status"), "language_cause": language.get("cause"), "language_digest": key}
     tags = [RunTag(name, names.as_text(value)) for name, value in found.items() if value is not None]

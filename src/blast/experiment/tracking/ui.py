@@ -12,24 +12,24 @@ import sys
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.experiment.command_end import ended
 from blast.experiment.tracking.importer import import_grid
-from blast.experiment.tracking.store import database_file, import_lock, open_client, tracking_uri
+from blast.experiment.tracking.store import database_file, open_client, tracking_uri
+from blast.experiment.tracking.store_errors import shown
 from blast.experiment.tracking.view import VIEW
 
 # One worker and no job runner need a tenth of the memory of MLflow's defaults. MLflow itself causes the warnings.
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
 
 
-def server_command(database: Path, port: int) -> list[str]:
-    """The command that serves a database and its artifacts on 127.0.0.1."""
+def server_command(artifacts: Path, port: int) -> list[str]:
+    """The command that serves the store of `MLFLOW_BACKEND_STORE_URI` on 127.0.0.1.
+
+    The store is not in the command, which every user of the machine can read: its address may hold a password.
+    """
     return [
         *(sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *(
-            "--backend-store-uri",
-            f"sqlite:///{database}",
-            "--artifacts-destination",
-            str(database.parent / "artifacts"),
-        ),
+        *("--artifacts-destination", str(artifacts)),
     ]
 
 
@@ -58,17 +58,16 @@ def prepare(results: Path, port: int) -> list[str]:
     if not Path(results).is_dir():
         raise BlastError(f"{results}: this folder of results does not exist; name another one with --results.")
     uri = tracking_uri(results)
-    if not database_file(uri):
+    if uri.startswith(("http://", "https://")):
         raise BlastError(
-            f"the runs are at MLFLOW_TRACKING_URI={uri}; open that address, or unset it for the local runs."
+            f"the runs are at MLFLOW_TRACKING_URI={shown(uri)}; open that address, or unset it for the local runs."
         )
     _check_port(port)
     for records in sorted(Path(results).glob("*/records")):
         summary = import_grid(records.parent)
         for fault in summary.faults:
             print(fault, file=sys.stderr)
-    with import_lock(uri):
-        found = open_client(uri).search_experiments()
+    found = open_client(uri).search_experiments()
     return [f"{experiment.name}: {page(port, experiment.experiment_id)}" for experiment in found]
 
 
@@ -79,16 +78,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the grids (default: results)")
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
-    given = parser.parse_args(arguments)
-    try:
-        lines = prepare(given.results, given.port)
-    except BlastError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return ended("blast", lambda: _serve(parser.parse_args(arguments)), code=1)
+
+
+def _serve(given: argparse.Namespace) -> int:
+    lines = prepare(given.results, given.port)
     print("\n".join(lines) or "No records yet. Runs appear as points finish.")
     print("Runs are under 'Model training' (top left; the browser remembers it). Ctrl-C stops the server.", flush=True)
+    uri = tracking_uri(given.results)
+    database = database_file(uri)
     os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
-    command = server_command(database_file(tracking_uri(given.results)), given.port)
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
+    command = server_command((database.parent if database else given.results / "mlflow") / "artifacts", given.port)
     os.execv(command[0], command)
 
 

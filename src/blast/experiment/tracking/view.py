@@ -10,6 +10,8 @@ import json
 import time
 
 VIEW = "blast"
+# End of the description of each experiment of the suite.
+DESCRIPTION = "of the BLaST suite: one run for each point."
 
 # Columns in order, with their widths in pixels.
 _COLUMNS = {
@@ -40,6 +42,6 @@ def experiment_tags(grid: str) -> dict[str, str]:
     view = {"name": "Points", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": f"Grid '{grid}' of the BLaST suite: one run for each point.",
+        "mlflow.note.content": f"Grid '{grid}' {DESCRIPTION}",
         f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
     }
