@@ -50,6 +50,7 @@ METRICS = {
     "top1": "top-1 accuracy (%)",
     "top5": "top-5 accuracy (%)",
     "acc": "accuracy (%)",
+    "acc_norm": "normalised accuracy (%)",
 }
 _WORDS = {
     "gpt2": "GPT-2",
@@ -135,9 +136,9 @@ def dataset_label(dataset: Any) -> str:
 
 
 def metric_label(metric: str, task: Any = None) -> str:
-    """Name and unit of a metric; accuracies also name their task."""
+    """Name and unit of a metric; those of a task of lm-eval also name it, held-out text apart."""
     name = METRICS.get(metric, metric.replace("_", " "))
-    if metric == "acc" and task is not None and not pd.isna(task):
+    if task is not None and not pd.isna(task) and not str(task).endswith("_heldout"):
         return f"{_TASKS.get(task, str(task).replace('_', ' '))} {name}"
     return name
 

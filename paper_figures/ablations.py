@@ -20,6 +20,8 @@ COLUMNS = (
     *(f"{name}_s{100 * sparsity:g}" for sparsity in SPARSITIES for name in EFFECT),
     "status", RERUN,
 )  # fmt: skip
+KEY = ("grid", "hardware", "model", "dataset", "start", "trained", "block", "base", "lever", "value", "without")
+SHOWN_KEY = ("model", "data", "lever", "tried on")
 
 
 def _cells(sparsity: float, effect: Effect | None) -> dict[str, Any]:

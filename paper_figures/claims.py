@@ -10,6 +10,8 @@ from blast.experiment.analysis.paper_values import read_paper_values
 
 TITLE = "Claims of the paper"
 COLUMNS = ("claim", "paper", "known_from", "paper_setting", "ours", "our_setting", "verdict")
+KEY = ("claim", "paper", "paper_setting", "our_setting")
+SHOWN_KEY = ("claim", "paper", "paper setting", "our setting")
 WIDTHS = {
     "claim": "p{2.6cm}",
     "paper": "p{1.8cm}",

@@ -17,6 +17,8 @@ COLUMNS = (
     "model", "sparsity", "batch", "context", "weights_gb", "index_gb", "kv_cache_gb", "total_gb", "measured_gb",
     "measured", *PER_MEMORY, "known",
 )  # fmt: skip
+KEY = ("model", "sparsity", "batch", "context")
+SHOWN_KEY = ("model", "sparsity", "batch × context")
 GIGABYTE = 1e9
 COMPUTED = "computed"
 

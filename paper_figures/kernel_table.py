@@ -8,15 +8,21 @@ from typing import Any
 
 import pandas as pd
 
+from blast.experiment.analysis.recipe import variant_of
 from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 
 TITLE = "Kernel benchmarks"
 COLUMNS = (
-    "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "dtype", "provider", "dense_us", "compiled_us",
-    "us", "us_q20", "us_q80", "speed_up", "bound", "bound_us", "bound_fraction", "dead_hidden", "quantization_error",
-    "status", "note",
+    "grid", "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "dtype", "provider", "variant", "seed",
+    "dense_us", "compiled_us", "us", "us_q20", "us_q80", "speed_up", "bound", "bound_us", "bound_fraction",
+    "dead_hidden", "quantization_error", "status", "note",
 )  # fmt: skip
+# `variant` is that of the point: peers are timed beside ours, in points of their own.
+KEY = (
+    "grid", "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "dtype", "provider", "variant", "seed"
+)  # fmt: skip
+SHOWN_KEY = ("model", "block", "sparsity", "tokens", "kernel", "masks")
 DENSE = ("dense_eager", "dense_compiled")
 
 
@@ -40,14 +46,16 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
     ]
     unmeasured = table[(table["suite"] == kernels.SUITE) & table["provider"].isna() & (table["status"] != "ok")]
     lines += [
-        {"hardware": row.hardware, "model": row.model, "block": row.block, "sparsity": row.sparsity,
-         "status": row.status, "note": row.cause or ""}
+        {"grid": row.grid, "hardware": row.hardware, "model": row.model, "block": row.block,
+         "sparsity": row.sparsity, "variant": variant_of(row.point), "seed": row.seed, "status": row.status,
+         "note": row.cause or ""}
         for row in unmeasured.itertuples(index=False)
     ]  # fmt: skip
     if not lines:
         lines = [{"status": "not run", "note": "no GPU has run this suite yet"}]
     return kernels.in_order(
-        pd.DataFrame(lines, columns=list(COLUMNS)), ["block", "sparsity", "tokens", "tied", "mask", "provider"]
+        pd.DataFrame(lines, columns=list(COLUMNS)),
+        ["block", "sparsity", "tokens", "tied", "mask", "provider", "variant"],
     )
 
 
@@ -63,8 +71,9 @@ def _line(row: Any, dense: dict, bound: tuple[float, dict] | None) -> dict[str, 
     remarks += [] if setting.get("tuned", True) else ["its tuner was stopped early"]
     value = math.nan if row.status != "ok" else row.value
     line = {
-        "hardware": row.hardware, "model": row.model, "block": row.block, "sparsity": row.sparsity,
-        "tokens": row.tokens, "tied": row.tied, "mask": row.mask, "dtype": row.dtype, "provider": row.provider,
+        "grid": row.grid, "hardware": row.hardware, "model": row.model, "block": row.block,
+        "sparsity": row.sparsity, "variant": variant_of(row.point), "seed": row.seed, "tokens": row.tokens,
+        "tied": row.tied, "mask": row.mask, "dtype": row.dtype, "provider": row.provider,
         "dense_us": 1e3 * eager, "compiled_us": 1e3 * compiled, "us": 1e3 * value, "us_q20": 1e3 * row.low,
         "us_q80": 1e3 * row.high, "speed_up": eager / value, "dead_hidden": setting.get("dead_hidden", math.nan),
         "quantization_error": setting.get("quantization_error", math.nan), "status": row.status,

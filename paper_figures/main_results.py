@@ -10,12 +10,13 @@ import pandas as pd
 from blast.evaluation.item_scores import HELD_OUT
 from blast.experiment.analysis.comparison import missing
 from blast.experiment.analysis.paired import ACCURACY, BITS, POOLED, judge
-from blast.experiment.analysis.recipe import STUDY, has_equal_weights, main_scores
+from blast.experiment.analysis.recipe import STUDY, main_scores, variant_of
 from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.analysis.verdicts import verdicts
 from blast.experiment.plan.grid import SMALL_DENSE
 from blast.experiment.plan.rerun import rerun_of_grid
 from paper_figures import _style as style
+from paper_figures._labels import model_name, small_dense_name
 from paper_figures._write import RERUN
 
 TITLE = "Main results"
@@ -28,6 +29,11 @@ COLUMNS = (
     "above_taught_dense_percent", "above_small_dense_percent", "verdict", "accuracy_verdict",
     "accuracy_loss_percent", "accuracy_low", "accuracy_high", "margin_kept", "note", RERUN,
 )  # fmt: skip
+KEY = (
+    "grid", "hardware", "architecture", "dataset", "start", "trained", "metric", "method", "variant", "teacher",
+    "sparsity", "block", "ffn", "learning_rate", "note",
+)  # fmt: skip
+SHOWN_KEY = ("grid", "model", "data", "trained on", "method", "sparsity", "block", "metric", "note")
 ORDER = {name: place for place, name in enumerate(["dense", SMALL_DENSE, *style.METHODS])}
 PLACE = [*STUDY, "metric"]
 
@@ -114,7 +120,8 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
     lines += [
         {
             "grid": row.grid, "hardware": row.hardware, "architecture": row.model, "dataset": row.dataset,
-            "start": row.start, "trained": row.trained, "method": row.method, "teacher": row.teacher,
+            "start": row.start, "trained": row.trained, "method": row.method, "variant": variant_of(row.point),
+            "teacher": row.teacher,
             "sparsity": row.sparsity, "block": row.block, "ffn": row.ffn, "learning_rate": row.learning_rate,
             "note": f"seed {row.seed} {row.status}" + (f": {row.cause}" if row.status == "failed" else ""),
             RERUN: rerun_of_grid(row.grid, [row.point]),
@@ -148,8 +155,8 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         factor = style.in_percent(best["metric"])
         found.append(
             f"{style.model_label(best['architecture'])} on {style.dataset_label(best['dataset'])} at "
-            f"{100 * best['sparsity']:g} %: the small dense model ({_small_label(best)}) is better than every pruned "
-            f"model; the best of these, {style.method_label(least['method'])}, is "
+            f"{100 * best['sparsity']:g} %: the small dense model ({small_dense_name(best)}) is better than every "
+            f"pruned model; the best of these, {style.method_label(least['method'])}, is "
             f"{least['above_small_dense_percent']:.2f} % behind ({factor * least['value']:.4g} against "
             f"{factor * best['value']:.4g} {style.metric_label(best['metric'])}, "
             f"{_overlap(least, best)})."
@@ -162,21 +169,6 @@ def _overlap(first: Any, second: Any) -> str:
         return "one seed each"
     apart = first["lowest"] > second["highest"] or first["highest"] < second["lowest"]
     return "outside the spread of the seeds" if apart else "within the spread of the seeds"
-
-
-def _small_label(row: Any) -> str:
-    named = row.rename({"architecture": "model"}) if isinstance(row, pd.Series) else row
-    kind = "equal weights" if has_equal_weights(named) else row["variant"].replace("-", " ") or "given width"
-    return f"{kind}, ffn {row['ffn']}"
-
-
-def _method(row: Any) -> str:
-    label = style.method_label(row["method"])
-    if row["method"] == SMALL_DENSE and not pd.isna(row["ffn"]):
-        label += f" ({_small_label(row)})"
-    elif isinstance(row["variant"], str) and row["variant"] and row["variant"] != "taught":
-        label += f" ({row['variant'].replace('-', ' ')})"
-    return label + (f", taught by {row['teacher']}" if isinstance(row["teacher"], str) else "")
 
 
 def _trained(row: Any) -> str:
@@ -209,10 +201,11 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
         rate = "" if pd.isna(row["learning_rate"]) else f"{row['learning_rate']:.2g}"
         interval = "" if pd.isna(row["low"]) else f" ({row['low']:+.2f} to {row['high']:+.2f})"
         lines.append({
+            "grid": row["grid"] if isinstance(row["grid"], str) else "",
             "model": style.model_label(row["architecture"]) if isinstance(row["architecture"], str) else "–",
             "data": style.dataset_label(row["dataset"]),
             "trained on": _trained(row),
-            "method": _method(row) if isinstance(row["method"], str) else "",
+            "method": model_name(row) if isinstance(row["method"], str) else "",
             "sparsity": "" if pd.isna(row["sparsity"]) else f"{100 * row['sparsity']:g} %",
             "MLP weights gone": _percent(100 * row["mlp_share"]),
             "all weights gone": _percent(100 * row["model_share"]),

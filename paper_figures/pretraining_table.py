@@ -18,6 +18,8 @@ COLUMNS = (
     "union_speed_up", "swap_speed_up", "union_masked_share", "swap_masked_share", "union_update_share",
     "swap_update_share", "union_passes_at", "swap_passes_at", "status",
 )  # fmt: skip
+KEY = ("hardware", "model", "block", "tokens", "sparsity")
+SHOWN_KEY = ("model", "block", "tokens", "sparsity")
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,8 @@ COLUMNS = (
     "hardware", "model", "block", "sparsity", "tied", "sequences", "gpus", "of", "dense_ms", "ours_ms", "speed_up",
     "dense_bytes", "ours_bytes", "dense_joules", "ours_joules", "all_reduce_ms", "known", "note",
 )  # fmt: skip
+KEY = ("hardware", "model", "block", "sparsity", "tied", "sequences", "gpus", "of")
+SHOWN_KEY = ("model", "block", "sparsity", "GPUs", "sequences", "of")
 # What is timed, by metric, and what it is of.
 TIMES = {"layer_latency": "layer", "latency": "model"}
 

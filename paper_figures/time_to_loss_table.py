@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from blast.experiment.analysis.comparison import missing
+from blast.experiment.analysis.recipe import variant_of
 from blast.experiment.analysis.time_to_loss import METHODS, TimedRun, dense_of, timed_runs
 from blast.experiment.plan.rerun import rerun_of_grid
 from paper_figures import _kernels as kernels
@@ -17,16 +18,21 @@ from paper_figures._write import RERUN
 
 TITLE = "Time of whole runs, and to equal validation loss"
 COLUMNS = (
-    "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "end_of", "loss",
-    "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling",
+    "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "point", "variant",
+    "end_of", "loss", "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling",
     "mask_update_share", "status", RERUN,
 )  # fmt: skip
+KEY = (
+    "grid", "hardware", "model", "dataset", "method", "execution", "sparsity", "block", "variant", "seed", "end_of",
+    "point",
+)  # fmt: skip
+SHOWN_KEY = ("model", "data", "run", "block", "until", "machine")
 # Where the times of a row end, as printed.
 ENDS = {"steps": "all steps", "dense": "final loss of dense", "pruned": "final loss of this run"}
 
 
 def _facts(point: Any) -> dict[str, Any]:
-    return {name: getattr(point, name) for name in COLUMNS[:9]}
+    return {name: getattr(point, name, None) for name in COLUMNS[:10]} | {"variant": variant_of(point.point)}
 
 
 def _lines(run: TimedRun, dense: TimedRun) -> list[dict[str, Any]]:
@@ -68,10 +74,7 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
     lost = missing(table, execution_variants=True)
     lost = lost[(lost["method"] != "dense") & (lost["sparsity"] > 0)]
     for point in lost.itertuples(index=False):
-        lines.append(
-            {name: getattr(point, name, None) for name in COLUMNS[:9]}
-            | {"status": point.status, RERUN: rerun_of_grid(point.grid, [point.point])}
-        )
+        lines.append(_facts(point) | {"status": point.status, RERUN: rerun_of_grid(point.grid, [point.point])})
     if not lines:
         lines = [{"status": "not run"}]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype({"seed": "Int64"})

@@ -18,6 +18,8 @@ COLUMNS = (
     "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "live_hidden", "ours_ms", "eager_ms",
     "compiled_ms", "stk_ms", "speed_up", "over_stk", "status", "note",
 )  # fmt: skip
+KEY = ("hardware", "model", "block", "sparsity", "tokens", "tied", "mask")
+SHOWN_KEY = ("model", "block", "sparsity", "tokens", "masks")
 OTHERS = {"dense_eager": "eager_ms", "dense_compiled": "compiled_ms", "stk": "stk_ms"}
 
 

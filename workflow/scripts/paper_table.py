@@ -25,12 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
         if given.name not in paper_figures.tables():
             raise paper_figures.unknown_name("table", given.name, paper_figures.tables())
         from blast.experiment.records.table import load_table
+        from paper_figures._rows import same_rows_remark, told_apart
         from paper_figures._write import save_table
 
         module = paper_figures.load(given.name)
         frame = module.rows(load_table(given.grid_dir, given.recorded))
         shown = module.printed(frame) if hasattr(module, "printed") else frame
+        shown, key = told_apart(frame, shown, module.KEY, module.SHOWN_KEY)
         remarks = module.remarks(frame) if hasattr(module, "remarks") else []
+        remarks += [remark] if (remark := same_rows_remark(shown, key)) else []
         save_table(frame, shown, given.out_dir, given.name, getattr(module, "WIDTHS", None), remarks)
     except BlastError as error:
         print(f"error: {error}", file=sys.stderr)
