@@ -14,6 +14,7 @@ from blast.experiment.analysis.comparison import missing
 from blast.experiment.analysis.recipe import STUDY, has_equal_weights
 from blast.experiment.plan.grid import SMALL_DENSE
 from paper_figures import _style as style
+from paper_figures._titles import start_and_grid
 
 LIMIT = 2.25
 COLUMNS = 3
@@ -43,7 +44,10 @@ def _look(key: tuple[str, bool, bool]) -> dict[str, Any]:
     colour = style.method_colour(method)
     look = {"color": colour, "marker": style.METHODS.get(method, style.Mark("", "X")).marker, "linewidth": 1.1,
             "markerfacecolor": "white" if taught or wide else colour, "markeredgewidth": 0.9}  # fmt: skip
-    return look | {"linestyle": TAUGHT_LINE if taught else SMALL_LINE if method == SMALL_DENSE else "-"}
+    # Widths that were given are no series: two models of one sparsity may be among them.
+    return look | {
+        "linestyle": "none" if wide else TAUGHT_LINE if taught else SMALL_LINE if method == SMALL_DENSE else "-"
+    }
 
 
 def _label(key: tuple[str, bool, bool]) -> str:
@@ -152,8 +156,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, lost: pd.DataFrame, errors: bool) -> 
 
 
 def _heading(row: Any, grids: int) -> str:
-    start = "" if row.start == "scratch" else f", {row.start}"
-    grid = f" ({row.grid})" if grids > 1 else ""
+    start, grid = start_and_grid(row, grids)
     return f"{style.model_label(row.model)}{start}\n{style.dataset_label(row.dataset)}{grid}"
 
 
@@ -216,7 +219,7 @@ def by_sparsity(title: str, table: pd.DataFrame, scores: pd.DataFrame, errors: b
     for axes in grid[len(panels + empty) :]:
         axes.set_visible(False)
     for axes, rows in zip(grid, panels + empty, strict=False):
-        axes.set_title(style.fitted(_heading(rows.iloc[0], train["grid"].nunique()), columns))
+        axes.set_title(_heading(rows.iloc[0], train["grid"].nunique()))
     for axes, rows in zip(grid, panels, strict=False):
         here = lost[(lost[PLACE] == rows[PLACE].iloc[0]).all(axis=1)]
         drawn = _keys(rows, ["method", "sparsity"])

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from paper_figures import _style as style
+from paper_figures._titles import start_and_grid
 
 LINES: dict[str, Any] = {
     "dense": "-", "blast": "-", "rigl_swap": (0, (4, 1.5)), "gmp": (0, (6, 1, 1, 1, 1, 1)), "small_dense": (0, (2, 1)),
@@ -48,6 +49,6 @@ def run_label(point: Any) -> str:
     return f"{style.method_label(point.method)} {100 * point.sparsity:g} %" + (", masked" * stays_masked(point))
 
 
-def panel_title(point: Any) -> str:
-    """Two lines: model and dataset."""
-    return f"{style.model_label(point.model)}\n{style.dataset_label(point.dataset)}"
+def panel_title(point: Any, grids: int) -> str:
+    """Two lines: model and dataset, with the grid where the figure shows several."""
+    return f"{style.model_label(point.model)}\n{style.dataset_label(point.dataset)}{start_and_grid(point, grids)[1]}"

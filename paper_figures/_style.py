@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from blast import datasets
 from blast.sparsity.config import METHOD_DETAILS
+from paper_figures._titles import DPI, fit_titles
 
 # Inches: one and two columns of a two-column paper.
 COLUMN, DOUBLE = 3.4, 7.0
@@ -24,7 +25,9 @@ INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
 # Palette of Okabe and Ito, safe for colour-blind readers; one colour for each family of models.
 FAMILIES = {"gpt2": "#0072B2", "llama": "#D55E00", "vit": "#009E73", "qwen": "#CC79A7", "smollm": "#E69F00"}
 OTHER = "#56B4E9"
-DATASET_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+# Behind a text that stands over lines.
+BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
 
 class Mark(NamedTuple):
@@ -74,7 +77,7 @@ RC = {
     "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5, "legend.frameon": False,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5,
     "ytick.major.size": 2.5, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "lines.linewidth": 1.3, "lines.markersize": 4, "figure.dpi": 100, "savefig.dpi": 200,
+    "ytick.color": INK, "lines.linewidth": 1.3, "lines.markersize": 4, "figure.dpi": 100, "savefig.dpi": DPI,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#ececec", "grid.linewidth": 0.6, "axes.axisbelow": True,
 }  # fmt: skip
 
@@ -165,24 +168,14 @@ def hardware_label(hardware: Any) -> str:
     return f"CPU ({name})" if str(hardware).startswith("cpu") else name
 
 
-def dataset_markers(datasets: Iterable[str]) -> dict[str, str]:
-    """A marker for each dataset, by its position in the sorted list."""
-    return {name: DATASET_MARKERS[i % len(DATASET_MARKERS)] for i, name in enumerate(sorted(set(datasets)))}
-
-
-def fitted(title: str, columns: int, size: float = 7.5) -> str:
-    """A title that fits above a panel, if so many panels share the width of the figure.
-
-    A line that is too long goes on in the next one; what does not fit there either is cut. `size` is that of the font.
-    """
-    # Inches of the axis labels beside a panel, with two lines and long numbers, and of a bold letter.
-    width = DOUBLE / columns - 0.68 if columns > 1 else COLUMN - 0.6
-    letters = int(width / (0.0088 * size))
-    lines = []
-    for line in title.split("\n"):
-        first, *rest = textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False) or [""]
-        lines += [first, " ".join(rest)] if rest else [first]
-    return "\n".join(line if len(line) <= letters else line[: letters - 1].rstrip() + "…" for line in lines)
+def series_looks(series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Colour and marker of each model and dataset: the colour of the model's family, and a marker of its own in it."""
+    looks: dict[tuple[str, str], dict[str, Any]] = {}
+    for model, dataset in sorted(set(series)):
+        colour = model_colour(model)
+        place = sum(look["color"] == colour for look in looks.values())
+        looks[model, dataset] = {"color": colour, "marker": SERIES_MARKERS[place % len(SERIES_MARKERS)]}
+    return looks
 
 
 def handle(label: str, **style: Any) -> Line2D:
@@ -195,23 +188,31 @@ def seed_handle() -> Line2D:
     return handle("spread of seeds", linestyle="-", linewidth=3.2, alpha=0.4, solid_capstyle="butt")
 
 
-def legend_above(figure: Figure, handles: list[Line2D]) -> None:
-    """One legend for the whole figure, above the panels, in as few lines as possible."""
-    columns = next(count for count in range(len(handles), 0, -1) if count == 1 or _fits(figure, handles, count))
+def legend_above(figure: Figure, handles: list[Line2D], length: float = 1.6) -> None:
+    """One legend for the whole figure, above the panels, in as few lines as possible.
+
+    Args:
+        figure: The figure.
+        handles: The entries.
+        length: Of the lines in the entries, in letters: longer where patterns of lines tell them apart.
+    """
+    widths = range(len(handles), 0, -1)
+    columns = next(count for count in widths if count == 1 or _fits(figure, handles, count, length))
     lines = -(-len(handles) // columns)
     columns = -(-len(handles) // lines)
     figure.legend(
         handles=handles, loc="outside upper left", ncols=columns, borderaxespad=0.1, handletextpad=0.4,
-        columnspacing=1.2, handlelength=1.6, labelspacing=0.3,
+        columnspacing=1.2, handlelength=length, labelspacing=0.3,
     )  # fmt: skip
 
 
-def _fits(figure: Figure, handles: list[Line2D], columns: int) -> bool:
+def _fits(figure: Figure, handles: list[Line2D], columns: int, length: float) -> bool:
     """Whether a legend with `columns` columns, filled column by column, is narrower than the figure."""
     rows = -(-len(handles) // columns)
     widest = [max(len(entry.get_label()) for entry in handles[i : i + rows]) for i in range(0, len(handles), rows)]
     # Inches: width of a letter, and of the line and gaps beside the text.
-    return sum(0.047 * letters + 0.34 for letters in widest) < figure.get_figwidth() - 0.1
+    beside = 0.196 + 0.09 * length
+    return sum(0.047 * letters + beside for letters in widest) < figure.get_figwidth() - 0.1
 
 
 def missing_remark(lost: pd.DataFrame, shown: int = 4) -> str:
@@ -297,7 +298,8 @@ def mark_missing(axes: Axes, place: float, status: str, marker: str = "") -> Non
 
 
 def finish(figure: Figure) -> None:
-    """Removes the top and right frame lines."""
+    """Removes the top and right frame lines, and makes the titles fit; call it when all panels are drawn."""
+    fit_titles(figure)
     for axes in figure.axes:
         if axes.lines or axes.collections:
             sns.despine(ax=axes)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from blast.errors import BlastError
 from blast.files import replacing, write_atomically
+from paper_figures._titles import DPI
 
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$",
@@ -26,7 +27,7 @@ def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
     """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi). Each is renamed when complete."""
     written = []
     metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
-    with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": 200}):
+    with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": DPI}):
         for kind in ("pdf", "png"):
             file = Path(out_dir, f"{name}.{kind}")
             try:

@@ -35,7 +35,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, model: str) -> float:
                 value = getattr(memory, use) + (memory.row_lists if use == "index" else 0)
                 axes.bar(place, value / GIGABYTE, bottom=foot, width=0.78, color=colour, linewidth=0)
                 foot += value / GIGABYTE
-            axes.text(place, foot, f"{foot:.3g}", ha="center", va="bottom", fontsize=5)
+            axes.annotate(f"{foot:.3g}", (place, foot), xytext=(0, 1.5), textcoords="offset points", ha="center",
+                          va="bottom", fontsize=5, bbox=style.BEHIND_TEXT)  # fmt: skip
             highest = max(highest, foot)
             peaks = [
                 of_suite.measured(rows, model, sparsity, serving, gpu_cost.BLOCK, metric)

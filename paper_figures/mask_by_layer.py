@@ -14,6 +14,7 @@ from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.records.table import one_machine
 from blast.sparsity.config import METHOD_DETAILS
 from paper_figures import _style as style
+from paper_figures._titles import start_and_grid
 
 TITLE = "Live blocks by layer"
 COLUMNS = 3
@@ -38,7 +39,7 @@ def _chosen(table: pd.DataFrame) -> pd.DataFrame:
     return done.drop_duplicates(keys).sort_values(keys, kind="stable")
 
 
-def _panel(axes: Axes, point: pd.Series, layers: list[LiveBlocks], names: list[str]) -> None:
+def _panel(axes: Axes, point: pd.Series, layers: list[LiveBlocks], names: list[str], grids: int) -> None:
     places = [entry.layer for entry in layers]
     hidden = [100 * entry.hidden / entry.hidden_total for entry in layers]
     axes.bar(places, hidden, width=0.8, color=BARS, zorder=1)
@@ -51,13 +52,12 @@ def _panel(axes: Axes, point: pd.Series, layers: list[LiveBlocks], names: list[s
     axes.set_ylim(0, min(112.0, 1.25 * max([*hidden, *(100 * max(entry.shares.values()) for entry in layers)])))
     axes.set_xticks(places[:: -(-len(places) // 12)])
     axes.set_xlabel(f"layer (of {layers[0].hidden_total} hidden blocks)")
-    start = "" if point["start"] in (None, "scratch") else f", {point['start']}"
+    start, grid = start_and_grid(point, grids)
     heading = (
         f"{style.model_label(point['model'])}{start}, {style.dataset_label(point['dataset'])}\n"
-        f"{style.method_label(point['method'])} {100 * point['sparsity']:g} %"
+        f"{style.method_label(point['method'])} {100 * point['sparsity']:g} %{grid}"
     )
-    size = 6.5
-    axes.set_title(style.fitted(heading, COLUMNS, size), fontsize=size)
+    axes.set_title(heading, fontsize=6.5)
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -78,7 +78,7 @@ def draw(table: pd.DataFrame) -> Figure:
     entries = []
     for axes, (point, layers) in zip(grid, found, strict=False):
         names = list(layers[0].shares)
-        _panel(axes, point, layers, names)
+        _panel(axes, point, layers, names, chosen["grid"].nunique())
         entries += [(number, name) for number, name in enumerate(names[: len(LOOKS)])]
     for axes in grid[::columns]:
         axes.set_ylabel("live blocks (%)")

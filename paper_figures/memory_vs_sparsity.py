@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,18 +17,19 @@ TITLE = "Memory against sparsity"
 PANELS = {"mlp_bytes": "MLP weights", "weights_bytes": "All weights", "checkpoint_bytes": "Checkpoint on disk"}
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, markers: dict[str, str], ideal: bool) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[tuple[str, str], dict[str, Any]], ideal: bool) -> None:
     known = sorted(set(rows["sparsity"]))
     if ideal:
         places = [style.sparsity_place(value) for value in known]
         axes.plot(
-            places, [100 * (1 - value) for value in known], color=style.MUTED, linestyle=(0, (4, 2)), linewidth=0.8
-        )
-    for (model, dataset, _, _), line in rows.groupby(["model", "dataset", "grid", "block"], dropna=False, sort=True):
-        # Seeds of one setting differ by a few bytes in the checkpoint only.
+            places, [100 * (1 - value) for value in known], color=style.INK, linestyle=(0, (4, 2)), linewidth=0.8,
+            zorder=4,
+        )  # fmt: skip
+    for (model, dataset), line in rows.groupby(["model", "dataset"], sort=True):
+        # Seeds, grids and blocks of one model and sparsity differ by a few bytes only.
         share = (100 / line["ratio"]).groupby(line["sparsity"]).mean().sort_index()
         places = [style.sparsity_place(value) for value in share.index]
-        axes.plot(places, share, color=style.model_colour(model), marker=markers[dataset], zorder=3)
+        axes.plot(places, share, **looks[model, dataset], zorder=3)
     axes.set_ylim(0, max(100.0, (100 / rows["ratio"]).max() * 1.05))
     style.sparsity_axis(axes, known)
 
@@ -42,19 +45,17 @@ def draw(table: pd.DataFrame) -> Figure:
     shown = pd.concat(found.values())
     figure = style.new_figure(style.DOUBLE if len(found) > 1 else style.COLUMN, 2.5)
     grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-    markers = style.dataset_markers(shown["dataset"])
+    looks = style.series_looks(shown[["model", "dataset"]].itertuples(index=False, name=None))
     for axes, (metric, rows) in zip(grid, found.items(), strict=True):
-        _panel(axes, rows, markers, ideal=metric == "mlp_bytes")
+        _panel(axes, rows, looks, ideal=metric == "mlp_bytes")
         axes.set_title(PANELS[metric])
     grid[0].set_ylabel("bytes (% of dense)")
-    series = shown[["model", "dataset"]].drop_duplicates().sort_values(["model", "dataset"]).itertuples(index=False)
     entries = [
-        style.handle(f"{style.model_label(model)} · {style.dataset_label(dataset)}", linestyle="-",
-                     marker=markers[dataset], color=style.model_colour(model))
-        for model, dataset in series
-    ]  # fmt: skip
+        style.handle(f"{style.model_label(model)} · {style.dataset_label(dataset)}", linestyle="-", **look)
+        for (model, dataset), look in looks.items()
+    ]
     if "mlp_bytes" in found:
-        entries.append(style.handle("share of weights kept", linestyle=(0, (4, 2)), linewidth=0.8))
+        entries.append(style.handle("share of weights kept", linestyle=(0, (4, 2)), linewidth=0.8, color=style.INK))
     style.legend_above(figure, entries)
     style.finish(figure)
     lost = missing(train[train["method"].isin(["dense", "blast"])])

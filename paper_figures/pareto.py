@@ -15,8 +15,14 @@ from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.plan.grid import SMALL_DENSE
 from blast.sparsity.config import METHOD_DETAILS
 from paper_figures import _style as style
+from paper_figures._titles import start_and_grid
 
 TITLE = "Quality by measured time"
+# Where the labels of a method stand: those of two methods with near numbers do not cover each other.
+CORNERS: tuple[dict[str, Any], ...] = (
+    {"xytext": (3, 3), "ha": "left", "va": "bottom"}, {"xytext": (-3, -3), "ha": "right", "va": "top"},
+    {"xytext": (-3, 3), "ha": "right", "va": "bottom"}, {"xytext": (3, -3), "ha": "left", "va": "top"},
+)  # fmt: skip
 TIMES = {"step_ms": "time of a training step (ms)", "token_us": "time of a token, scoring (µs)"}
 
 
@@ -57,14 +63,14 @@ def _panel(axes: Axes, rows: pd.DataFrame, time: str) -> None:
         axes.set_xlabel(TIMES[time])
         return
     _front(axes, known, time, factor)
-    for method, line in known.groupby("method", sort=True):
+    for place, (method, line) in enumerate(known.groupby("method", sort=True)):
         line = line.sort_values(["ffn", "sparsity"])
         axes.plot(line[time], line["value"] * factor, zorder=3, linewidth=0.8,
                   linestyle=(0, (3, 1.5)) if method == SMALL_DENSE else "-", **_look(method))  # fmt: skip
         for row in line.itertuples(index=False):
             name = f"ffn {row.ffn:.0f}" if method == SMALL_DENSE else f"{100 * row.sparsity:g}" if row.sparsity else ""
-            axes.annotate(name, (getattr(row, time), row.value * factor), xytext=(3, 3), fontsize=5,
-                          textcoords="offset points", color=style.method_colour(method))  # fmt: skip
+            axes.annotate(name, (getattr(row, time), row.value * factor), fontsize=5, textcoords="offset points",
+                          color=style.method_colour(method), **CORNERS[place % len(CORNERS)])  # fmt: skip
     axes.margins(x=0.14, y=0.14)
     axes.set_xlabel(TIMES[time])
 
@@ -93,9 +99,9 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_visible(False)
     for axes, (rows, time) in zip(grid, panels, strict=False):
         first = rows.iloc[0]
-        start = "" if first["start"] == "scratch" else f", {first['start']}"
-        heading = f"{style.model_label(first['model'])}{start}\n{style.dataset_label(first['dataset'])}"
-        axes.set_title(style.fitted(heading, columns))
+        start, grid_name = start_and_grid(first, len(set(pd.concat(studies)["grid"])))
+        model, dataset = style.model_label(first["model"]), style.dataset_label(first["dataset"])
+        axes.set_title(f"{model}{start}\n{dataset}{grid_name}")
         _panel(axes, rows, time)
         axes.set_xlabel(f"{axes.get_xlabel()},\n{style.hardware_label(first['hardware'])}")
         axes.set_ylabel(style.metric_label(first["metric"], first["task"]))

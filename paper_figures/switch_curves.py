@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from blast.experiment.analysis.comparison import missing
 from blast.experiment.analysis.execution_pairs import ExecutionPair, execution_pairs
 from paper_figures import _style as style
+from paper_figures._titles import start_and_grid
 
 TITLE = "Loss across the switch"
 MASKED_COLOUR, SWITCHING_COLOUR = style.INK, "#D55E00"
@@ -30,7 +31,7 @@ def _note(pair: ExecutionPair) -> str:
     return f"sparse from step {pair.first_sparse_step};\ndifference at most {', '.join(parts)}"
 
 
-def _panel(loss: Axes, gap: Axes, pair: ExecutionPair) -> None:
+def _panel(loss: Axes, gap: Axes, pair: ExecutionPair, grids: int) -> None:
     trained, validated = pair.curves("train_loss"), pair.curves("validation_loss")
     loss.plot(trained.steps, trained.masked, color=MASKED_COLOUR, linewidth=2.2, alpha=0.35, zorder=2)
     loss.plot(trained.steps, trained.switching, color=SWITCHING_COLOUR, linewidth=0.8, zorder=3)
@@ -49,11 +50,11 @@ def _panel(loss: Axes, gap: Axes, pair: ExecutionPair) -> None:
     if pair.first_sparse_step is not None:
         for axes in (loss, gap):
             axes.axvline(pair.first_sparse_step, color=style.MUTED, linewidth=0.8, linestyle=(0, (3, 1.5)), zorder=1)
-    loss.text(1, 1.03, _note(pair), transform=loss.transAxes, ha="right", va="bottom", fontsize=5.5,
-              color=style.MUTED, linespacing=1.3)  # fmt: skip
+    loss.text(0.99, 0.97, _note(pair), transform=loss.transAxes, ha="right", va="top", fontsize=5.5,
+              color=style.MUTED, linespacing=1.3, bbox=style.BEHIND_TEXT)  # fmt: skip
     first = pair.point
     what = f"{style.model_label(first.model)}, {style.method_label(first.method)} {100 * first.sparsity:g} %"
-    loss.set_title(f"{what}\n{style.dataset_label(first.dataset)}")
+    loss.set_title(f"{what}\n{style.dataset_label(first.dataset)}{start_and_grid(first, grids)[1]}")
     loss.tick_params(labelbottom=False)
     gap.set_xlabel("step")
 
@@ -67,14 +68,15 @@ def draw(table: pd.DataFrame) -> Figure:
     columns = min(2, len(pairs))
     lines = -(-len(pairs) // columns)
     figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 2.7 * lines + 0.5)
-    grid = figure.subplots(2 * lines, columns, squeeze=False, sharex="col", height_ratios=[3, 2] * lines)
+    grid = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[3, 2] * lines)
     for place in range(lines * columns):
         loss, gap = grid[2 * (place // columns), place % columns], grid[2 * (place // columns) + 1, place % columns]
         if place >= len(pairs):
             loss.set_visible(False)
             gap.set_visible(False)
             continue
-        _panel(loss, gap, pairs[place])
+        gap.sharex(loss)
+        _panel(loss, gap, pairs[place], len({pair.point.grid for pair in pairs}))
         if place % columns == 0:
             loss.set_ylabel("training loss (nats)")
             gap.set_ylabel("difference (nats)")

@@ -17,7 +17,7 @@ TITLE = "Validation loss by training time"
 EARLY = 0.35
 
 
-def _panel(axes: Axes, group: list[TimedRun]) -> None:
+def _panel(axes: Axes, group: list[TimedRun], grids: int) -> None:
     size, unit = runs.unit_of(max(run.running[-1] for run in group))
     for run in group:
         colour = style.sparsity_colour(run.point.sparsity)
@@ -43,7 +43,7 @@ def _panel(axes: Axes, group: list[TimedRun]) -> None:
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xlim(0, 1.03 * longest / size)
     axes.set_xlabel(f"training time ({unit}),\n{style.hardware_label(group[0].point.hardware)}")
-    axes.set_title(runs.panel_title(group[0].point))
+    axes.set_title(runs.panel_title(group[0].point, grids))
 
 
 def _ends_by_length(group: list[TimedRun]) -> list[list[TimedRun]]:
@@ -56,7 +56,7 @@ def _ends_by_length(group: list[TimedRun]) -> list[list[TimedRun]]:
     return [same for same in several if len({run.steps for run in same}) > 1]
 
 
-def _reached(group: list[TimedRun]) -> str:
+def _reached(group: list[TimedRun], grids: int) -> str:
     """When each pruned or small run reaches the last loss of dense."""
     dense = reference_dense(group)
     if dense is None:
@@ -71,7 +71,7 @@ def _reached(group: list[TimedRun]) -> str:
     took = [f"{name} {runs.time_label(time)} ({run.steps} steps)" for name, (time, run) in best.items()]
     short = [name for name in dict.fromkeys(never) if name not in best]
     point = dense.point
-    text = f"{style.model_label(point.model)}, {style.dataset_label(point.dataset)}: dense's last loss, "
+    text = f"{runs.panel_title(point, grids).replace(chr(10), ', ')}: dense's last loss, "
     text += f"{dense.final:.3f} after {runs.time_label(dense.running[-1])} ({dense.steps} steps), is reached by "
     text += ", ".join(took) or "none"
     return text + (f"; not by {', '.join(short)}." if took and short else ".")
@@ -84,6 +84,7 @@ def draw(table: pd.DataFrame) -> Figure:
     groups = timed_runs(table)
     if not groups:
         return style.not_run(TITLE, style.why_empty(table[table["metric"].isna()]))
+    grids = len({group[0].point.grid for group in groups})
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
     figure = style.new_figure(style.DOUBLE if columns > 1 else style.COLUMN, 2.3 * lines + 0.6)
@@ -91,7 +92,7 @@ def draw(table: pd.DataFrame) -> Figure:
     for axes in grid[len(groups) :]:
         axes.set_visible(False)
     for axes, group in zip(grid, groups, strict=False):
-        _panel(axes, group)
+        _panel(axes, group, grids)
     units = [group[0].point.unit or "nats" for group in groups]
     for place, axes in enumerate(grid[: len(groups)]):
         axes.set_ylabel(f"validation loss ({units[place]})" if place % columns == 0 else "")
@@ -106,14 +107,14 @@ def draw(table: pd.DataFrame) -> Figure:
     entries.append(style.handle("reaches the last loss of dense", marker="D", markerfacecolor="white"))
     if any(_ends_by_length(group) for group in groups):
         entries.append(style.handle("ends of runs of several lengths", linestyle="-", linewidth=2.4, alpha=0.4))
-    style.legend_above(figure, entries)
+    style.legend_above(figure, entries, length=2.8)
     style.finish(figure)
     shown = pd.DataFrame(points)
     compiled = max(run.compiling[-1] for group in groups for run in group)
     compiling = f"Compile time (up to {runs.time_label(compiled)}) is left out." if compiled else ""
     note = "Wall times: runs of a grid may have shared their machine."
     note += " Levers, taught models and runs without times are left out."
-    reached = " ".join(_reached(group) for group in groups)
+    reached = " ".join(_reached(group, grids) for group in groups)
     beside = style.side_by_side_remark(table)
     style.footer(
         figure, shown, reached, compiling, note, beside, style.missing_remark(missing(table, execution_variants=True))

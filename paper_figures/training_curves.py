@@ -11,6 +11,7 @@ from blast.experiment.analysis.recipe import recipe_points
 from blast.experiment.analysis.trials import chosen_trials
 from blast.experiment.records.table import one_machine
 from paper_figures import _style as style
+from paper_figures._titles import start_and_grid
 
 TITLE = "Training curves"
 METHODS = ("dense", "blast")
@@ -71,17 +72,18 @@ def draw(table: pd.DataFrame) -> Figure:
     columns = min(4, len(panels))
     count = -(-len(panels) // columns)
     figure = style.new_figure(width, 2.55 * count + 0.5)
-    grid = figure.subplots(2 * count, columns, squeeze=False, sharex="col", height_ratios=[2, 1] * count)
+    grid = figure.subplots(2 * count, columns, squeeze=False, height_ratios=[2, 1] * count)
     for place in range(count * columns):
         loss, share = grid[2 * (place // columns), place % columns], grid[2 * (place // columns) + 1, place % columns]
         if place >= len(panels):
             loss.set_visible(False)
             share.set_visible(False)
             continue
+        share.sharex(loss)  # Not with the panels of other rows, whose runs have other lengths.
         rows = panels[place]
         first = rows.iloc[0]
         _panel(loss, share, rows)
-        name = f" · {first['grid']}" if curves["grid"].nunique() > 1 else ""
+        _, name = start_and_grid(first, curves["grid"].nunique())
         loss.set_title(f"{style.model_label(first['model'])}\n{style.dataset_label(first['dataset'])}{name}")
         if place % columns == 0:
             share.set_ylabel("sparsity (%)")
