@@ -27,7 +27,7 @@ FAMILIES = {"gpt2": "#0072B2", "llama": "#D55E00", "vit": "#009E73", "qwen": "#C
 OTHER = "#56B4E9"
 # Behind a text that stands over lines.
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+MARKER_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "h")
 
 
 class Mark(NamedTuple):
@@ -174,7 +174,7 @@ def series_looks(series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dic
     for model, dataset in sorted(set(series)):
         colour = model_colour(model)
         place = sum(look["color"] == colour for look in looks.values())
-        looks[model, dataset] = {"color": colour, "marker": SERIES_MARKERS[place % len(SERIES_MARKERS)]}
+        looks[model, dataset] = {"color": colour, "marker": MARKER_SHAPES[place % len(MARKER_SHAPES)]}
     return looks
 
 

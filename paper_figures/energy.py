@@ -28,7 +28,7 @@ def draw(table: pd.DataFrame) -> Figure:
         found = found[found["prompt"] == found["prompt"].min()]
         colour = style.model_colour(model)
         for tokens, line in found.groupby("tokens", sort=True):
-            marker = style.DATASET_MARKERS[counts.index(int(tokens)) % len(style.DATASET_MARKERS)]
+            marker = style.MARKER_SHAPES[counts.index(int(tokens)) % len(style.MARKER_SHAPES)]
             means = line.groupby("sparsity")[["ours", "dense"]].mean()
             places = [style.sparsity_place(sparsity) for sparsity in means.index]
             axes.plot(places, means["ours"].to_list(), color=colour, marker=marker, markerfacecolor="white")
@@ -42,7 +42,7 @@ def draw(table: pd.DataFrame) -> Figure:
     grid[0].set_ylabel("joules a token")
     entries = [style.handle("ours", linestyle="-"), style.handle("dense, compiled", linestyle=(0, (4, 2)))]
     entries += [
-        style.handle(f"{count} sequence{'s' if count > 1 else ''}", marker=style.DATASET_MARKERS[place])
+        style.handle(f"{count} sequence{'s' if count > 1 else ''}", marker=style.MARKER_SHAPES[place])
         for place, count in enumerate(counts)
     ]
     style.legend_above(figure, entries)

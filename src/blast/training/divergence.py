@@ -81,7 +81,8 @@ class DivergenceCheck:
             self._spike_at(step, loss)
             return
         if self._spikes and self._told <= TOLD:
-            self._say(f"the loss is {loss:.3g} nats at step {step} again, after {self._spikes} steps above {limit:.3g}")
+            count = f"{self._spikes} step{'s' if self._spikes > 1 else ''}"
+            self._say(f"the loss is {loss:.3g} nats at step {step} again, after {count} above {limit:.3g}")
         self._usual.append(loss)
         self._spikes = 0
 

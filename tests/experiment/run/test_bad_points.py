@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from blast.experiment.plan.point import Point, read_plan
 from blast.experiment.records.record import make_record, read_record, write_record
 from blast.experiment.run.bad_points import GUESSING, bad_points
 from blast.experiment.run.progress import Progress
+from blast.experiment.run.worker import outcome_of
 from blast.experiment.run.wrecked_points import UNIGRAM
 from blast.files import write_json
 
@@ -216,3 +218,25 @@ def test_an_older_record_is_judged_by_the_vocabulary_of_its_data(tmp_path):
     write_record(GridFolder(tmp_path), make_record(point, status="ok", result=result, run=record["run"]))
     (sentence,) = dict(bad_points([point], GridFolder(tmp_path)))[point.id]
     assert "no better than the 6.24 of guessing" in sentence
+
+
+@pytest.mark.parametrize(("rate", "status", "said"), [(0.2, "ok", "no better than the 2.30 of"), (1.0, "failed", None)])
+def test_a_real_training_of_30_steps_that_goes_wrong_never_passes(tmp_path, capsys, rate, status, said):
+    """It diverges and fails, or learns nothing and is bad; the log tells the spike."""
+    training = {"steps": 30, "batch": 32, "learning_rate": rate, "evaluate_every": 10}
+    point = replace(make_point("vit-nano", "digits", "dense", 0.0, 0), training=training)
+    outcome = outcome_of(point, GridFolder(tmp_path))
+    log = capsys.readouterr().out
+    assert outcome["status"] == status
+    assert "SPIKE: the loss is" in log
+    if status == "failed":
+        assert re.search(
+            r"the loss is \d+(\.\d)? nats at step 10, after .* above the 2.3 of guessing", outcome["cause"]
+        )
+        return
+    assert "BAD: the loss on held-out data is" in log
+    record = make_record(point, status="ok", result=outcome["result"], run={})
+    write_record(GridFolder(tmp_path), record)
+    sentences = dict(bad_points([point], GridFolder(tmp_path)))[point.id]
+    assert any(said in sentence for sentence in sentences)
+    assert any("top1" in sentence for sentence in sentences)
