@@ -1,8 +1,8 @@
 """The figures and tables of the paper, one file each, found by its name.
 
-A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead, and `KEY` and
-`SHOWN_KEY`, the columns that say what a row is about (see `_rows`). A table may also define `printed(frame)`, its rows
-as text, and `remarks(frame)`, sentences on top of them. To add a view, add its file. Files that begin with an
+A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead, with `KEY`
+and `SHOWN_KEY`, the columns that say what a row is about (see `_rows`). A table may also define `printed(frame)`, its
+rows as text, and `remarks(frame)`, sentences on top of them. To add a view, add its file. Files that begin with an
 underscore are shared by the others.
 """
 

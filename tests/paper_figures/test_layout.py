@@ -13,8 +13,12 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+import fake_inference  # noqa: E402
 import fake_kernels  # noqa: E402
+import fake_memory  # noqa: E402
 import fake_records as fake  # noqa: E402
+import fake_runs  # noqa: E402
+import fake_study  # noqa: E402
 import fake_training  # noqa: E402
 
 import paper_figures  # noqa: E402
@@ -80,6 +84,26 @@ def test_titles_of_timings_fit_and_differ(invented, name):
 @pytest.mark.parametrize("name", sorted({*paper_figures.figures()} - {*OF_KERNELS, *OF_STEPS}))
 def test_titles_of_a_local_grid_beside_recorded_ones_fit_and_differ(mixed, name):
     drawn = paper_figures.load(name).draw(mixed)
+    check(drawn)
+    assert_told_apart(drawn, name)
+
+
+OTHERS = [
+    ("energy", fake_inference.write_inference),
+    ("inference_speedup", fake_inference.write_inference),
+    ("inference_memory", fake_memory.write_memory),
+    ("pareto", fake_study.write_study),
+    ("recovery_vs_tokens", fake_study.write_study),
+    ("time_to_loss", fake_runs.write_runs),
+    ("switch_curves", fake_runs.write_runs),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), OTHERS)
+def test_titles_of_what_was_not_recorded_yet_fit_and_differ(tmp_path, name, write):
+    write(tmp_path / "default")
+    drawn = paper_figures.load(name).draw(load_table(tmp_path / "default", tmp_path / "recorded"))
+    assert "not run" not in {title.get_text() for title in titles_of(drawn)}
     check(drawn)
     assert_told_apart(drawn, name)
 
