@@ -24,7 +24,7 @@ import fake_training  # noqa: E402
 import paper_figures  # noqa: E402
 from blast.experiment.records.export import export_grid  # noqa: E402
 from blast.experiment.records.table import load_table  # noqa: E402
-from paper_figures._titles import DPI, SMALLEST, fit_titles  # noqa: E402
+from paper_figures.views._titles import DPI, SMALLEST, fit_titles  # noqa: E402
 
 RECORDED = ROOT / "results" / "recorded"
 # These take seconds with all that was recorded.
@@ -161,3 +161,11 @@ def test_panels_of_several_rows_only_look_to_their_own():
     fit_titles(figure)
     assert grid[0, 0]._left_title.get_text() == "w" * 60
     check(figure)
+
+
+def test_pictures_and_their_sources_lie_apart():
+    """`paper_figures/<name>.pdf` is made beside no source, so a user may delete what was made."""
+    assert [file.name for file in (ROOT / "paper_figures").glob("*.py")] == ["__init__.py"]
+    assert {file.stem for file in paper_figures.FOLDER.glob("[!_]*.py")} == {
+        *paper_figures.figures(), *paper_figures.tables()
+    }  # fmt: skip

@@ -101,7 +101,7 @@ def test_a_small_dense_model_that_wins_is_named_on_top(study, results):
 
 
 def test_remarks_stand_above_the_table_in_markdown_and_latex(tmp_path):
-    from paper_figures._write import save_table
+    from paper_figures.views._write import save_table
 
     frame = pd.DataFrame({"a": [1]})
     save_table(frame, frame, tmp_path, "some", remarks=["5 % less."])

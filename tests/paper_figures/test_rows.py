@@ -23,7 +23,7 @@ import paper_table as table_script  # noqa: E402
 
 import paper_figures  # noqa: E402
 from blast.experiment.records.table import load_table  # noqa: E402
-from paper_figures._rows import same_rows, same_rows_remark, told_apart  # noqa: E402
+from paper_figures.views._rows import same_rows, same_rows_remark, told_apart  # noqa: E402
 
 RECORDED = ROOT / "results" / "recorded"
 FAKES = {

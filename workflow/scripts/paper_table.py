@@ -16,7 +16,7 @@ from blast.errors import BlastError  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     """Writes NAME.csv, NAME.md and NAME.tex; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="file in paper_figures, without .py")
+    parser.add_argument("name", help="file in paper_figures/views, without .py")
     parser.add_argument("--grid-dir", type=Path, default=ROOT / "results" / "default")
     parser.add_argument("--recorded", type=Path, default=ROOT / "results" / "recorded")
     parser.add_argument("--out-dir", type=Path, default=ROOT / "paper_figures")
@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.name not in paper_figures.tables():
             raise paper_figures.unknown_name("table", given.name, paper_figures.tables())
         from blast.experiment.records.table import load_table
-        from paper_figures._rows import same_rows_remark, told_apart
-        from paper_figures._write import save_table
+        from paper_figures.views._rows import same_rows_remark, told_apart
+        from paper_figures.views._write import save_table
 
         module = paper_figures.load(given.name)
         frame = module.rows(load_table(given.grid_dir, given.recorded))
