@@ -27,14 +27,14 @@ def evidence(table: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
     Args:
         table: From `records.table.load_table`. A table that was made in another way counts as it is.
     """
-    grid_dir, recorded_dir = (table.attrs.get(key) for key in ("grid_dir", "recorded_dir"))
-    if grid_dir is None or recorded_dir is None or not (table["source"] == "local").any():
+    folders = table.attrs.get("folders")
+    if folders is None or not (table["source"] == "local").any():
         return table, None
-    reason = why_not_counted(Path(grid_dir))
+    reason = why_not_counted(folders["grid"])
     if reason is None:
         return table, None
     # Not the recorded rows of this table: local ones have replaced some of them.
-    return load_table(Path(grid_dir, "no local grid"), Path(recorded_dir)), reason
+    return load_table(folders["grid"] / "no local grid", folders["recorded"]), reason
 
 
 def why_not_counted(grid_dir: Path, configs: Path = CHECKOUT / "config") -> str | None:
