@@ -35,8 +35,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, model: str) -> float:
                 value = getattr(memory, use) + (memory.row_lists if use == "index" else 0)
                 axes.bar(place, value / GIGABYTE, bottom=foot, width=0.78, color=colour, linewidth=0)
                 foot += value / GIGABYTE
-            axes.annotate(f"{foot:.3g}", (place, foot), xytext=(0, 1.5), textcoords="offset points", ha="center",
-                          va="bottom", fontsize=5, bbox=style.BEHIND_TEXT)  # fmt: skip
             highest = max(highest, foot)
             peaks = [
                 of_suite.measured(rows, model, sparsity, serving, gpu_cost.BLOCK, metric)
@@ -46,6 +44,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, model: str) -> float:
             if not math.isnan(peak):
                 axes.plot([place - 0.45, place + 0.45], [peak, peak], color=style.INK, linewidth=1.2, zorder=4)
                 highest = max(highest, peak)
+            # Above the mark of a measured peak too.
+            top = foot if math.isnan(peak) else max(foot, peak)
+            axes.annotate(f"{foot:.3g}", (place, top), xytext=(0, 1.5), textcoords="offset points", ha="center",
+                          va="bottom", fontsize=5, bbox=style.BEHIND_TEXT)  # fmt: skip
             labels.append((place, f"{100 * sparsity:g}" if sparsity else "dense"))
             place += 1
         place += 0.7
