@@ -1,8 +1,9 @@
-"""The figures and tables of the paper, one file each, found by its name.
+"""The figures and tables of the paper, one file each in `views/`, found by its name; what they make is written here.
 
-A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead. A table may
-also define `printed(frame)`, its rows as text, and `remarks(frame)`, sentences on top of them. To add a view, add its
-file. Files that begin with an underscore are shared by the others.
+A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead, with `KEY`
+and `SHOWN_KEY`, the columns that say what a row is about (see `_rows`). A table may also define `printed(frame)`, its
+rows as text, and `remarks(frame)`, sentences on top of them. To add a view, add its file. Files that begin with an
+underscore are shared by the others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import ModuleType
 
 from blast.errors import unknown_name
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "views"
 
 
 @cache
@@ -48,4 +49,4 @@ def load(name: str) -> ModuleType:
     known = [*figures(), *tables()]
     if name not in known:
         raise unknown_name("figure or table", name, known)
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.views.{name}")

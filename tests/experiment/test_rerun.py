@@ -76,7 +76,7 @@ def test_the_command_runs_the_point_and_those_it_needs(config, tmp_path, capsys)
     assert words[:3] == ["python", "-m", "blast"]
     again = GridFolder(tmp_path / "again")
     assert main([*words[3:], "--out", str(again.root)]) == 0
-    assert capsys.readouterr().out.endswith(f"2 of 2 points are good; records in {again.root / 'records'}\n")
+    assert capsys.readouterr().out.endswith(f"2 of 2 points are done; records in {again.root / 'records'}\n")
     assert (again.root / "logs" / "rerun.log").read_text() == f"== {point.parent}\n== {ONCE}\n"
     assert read_record(again.record(ONCE))["point_digest"] == point.digest
 

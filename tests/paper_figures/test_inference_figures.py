@@ -7,7 +7,7 @@ import pytest
 
 import paper_figures
 from blast.experiment.records.table import load_table
-from paper_figures import _decoding as decoding
+from paper_figures.views import _decoding as decoding
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 ROOT = Path(__file__).resolve().parents[2]
 for place in (Path(__file__).parent, ROOT):
@@ -58,6 +59,20 @@ def test_the_bars_stand_on_one_another_and_end_at_the_number_above_them(nothing)
     assert all(f"{top:.3g}" in written for top in expected)
     assert "computed" in words(figure)
     assert not any(lines_of(axes) for axes in figure.axes)
+
+
+def test_no_mark_of_a_measured_peak_strikes_through_a_number(table):
+    figure = paper_figures.load("inference_memory").draw(table)
+    FigureCanvasAgg(figure).draw()
+    marks = 0
+    for axes in figure.axes:
+        numbers = [text.get_window_extent() for text in axes.texts if text.get_text().replace(".", "").isdigit()]
+        for line in axes.lines:
+            if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.2:
+                mark = line.get_window_extent()
+                marks += 1
+                assert not any(box.x0 < mark.x1 and mark.x0 < box.x1 and box.y0 < mark.y0 < box.y1 for box in numbers)
+    assert marks
 
 
 def test_measured_peaks_are_drawn_where_records_are_and_nowhere_else(table):

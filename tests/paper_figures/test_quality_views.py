@@ -12,7 +12,6 @@ import pytest
 import paper_figures
 from blast.evaluation.item_scores import HELD_OUT, ItemScores, write_item_scores
 from blast.experiment.records.table import load_table
-from paper_figures import _style
 
 SKIPPED = "gpt2.technical_text.random.s80.b64.seed0"
 
@@ -102,7 +101,7 @@ def test_a_small_dense_model_that_wins_is_named_on_top(study, results):
 
 
 def test_remarks_stand_above_the_table_in_markdown_and_latex(tmp_path):
-    from paper_figures._write import save_table
+    from paper_figures.views._write import save_table
 
     frame = pd.DataFrame({"a": [1]})
     save_table(frame, frame, tmp_path, "some", remarks=["5 % less."])
@@ -213,15 +212,6 @@ def test_no_text_of_a_figure_by_sparsity_runs_out_of_the_picture_or_into_another
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
     assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-
-
-def test_a_title_that_is_too_long_goes_on_in_the_next_line_and_is_cut_there():
-    titles = {"SmolLM2 135M q4, pretrained\ntext": "SmolLM2 135M q4,\npretrained\ntext", "x " * 40: "x " * 12 + "x\n"}
-    for title, start in titles.items():
-        fitted = _style.fitted(title, 3)
-        assert fitted.startswith(start)
-        assert max(map(len, fitted.split("\n"))) <= 25
-    assert _style.fitted("x " * 40, 3).endswith("…")
 
 
 def test_accuracies_have_chance_and_standard_errors_and_no_line_where_dense_is_at_chance(study):

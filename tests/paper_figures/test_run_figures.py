@@ -174,7 +174,7 @@ def test_exported_runs_stay_small_and_keep_the_step_of_the_switch(tmp_path):
 
 
 def test_methods_of_the_quality_study_have_lines_of_their_own():
-    from paper_figures import _runs as runs
+    from paper_figures.views import _runs as runs
 
     lines = [str(runs.LINES[name]) for name in ("dense", "gmp", "small_dense", "rigl_swap")]
     assert len({*lines, str(runs.OTHER_LINE), str(runs.MASKED_LINE)}) == 6

@@ -17,7 +17,7 @@ import paper_figures  # noqa: E402
 from blast.experiment.analysis import pretraining  # noqa: E402
 from blast.experiment.records.export import export, export_grid  # noqa: E402
 from blast.experiment.records.table import load_table  # noqa: E402
-from paper_figures import _training as training  # noqa: E402
+from paper_figures.views import _training as training  # noqa: E402
 
 FIGURES = ("pretraining_speedup", "training_memory", "time_breakdown")
 

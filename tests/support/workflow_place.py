@@ -44,7 +44,7 @@ class Place:
                 shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.p[dn][fg]", "__pycache__"))
             else:
                 shutil.copy(ROOT / part, folder / part)
-        for view in (folder / "paper_figures").glob("[a-z]*.py"):
+        for view in (folder / "paper_figures" / "views").glob("[a-z]*.py"):
             if view.stem not in VIEWS:
                 view.unlink()
 

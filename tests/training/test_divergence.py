@@ -8,7 +8,7 @@ from switch_cases import sparsify
 from torch import nn
 
 from blast.errors import BlastError
-from blast.training.divergence import PATIENCE, WINDOW, DivergenceCheck
+from blast.training.divergence import PATIENCE, TOLD, WINDOW, DivergenceCheck, lost_what_it_learned
 from blast.training.loop import train
 from blast.training.settings import TrainingSettings
 
@@ -35,7 +35,7 @@ def test_a_loss_that_jumps_and_stays_stops_the_run(tmp_path):
         [3.0] * WINDOW + [7.5] * (PATIENCE - 1) + [3.0] + [7.5] * (PATIENCE - 1),  # it recovers
         [3.0] * WINDOW + [5.5] * 100,  # a mask update may cost that much
         [9.0 - 0.01 * step for step in range(300)],
-        [1.0] * (WINDOW - 1) + [8.0] * PATIENCE,  # too early to know what is usual
+        [10.9] * 5 + [13.5] * 30 + [9.0] * 20,  # not so far above the first loss
     ],
 )
 def test_what_a_healthy_run_does_is_no_spike(losses):
@@ -47,6 +47,76 @@ def test_the_check_can_be_turned_off_but_not_for_nan():
     fed(check, [3.0] * WINDOW + [90.0] * 50)
     with pytest.raises(BlastError, match="the loss is nan at step 7, and no state was saved before it"):
         check.check(7, float("nan"))
+
+
+@pytest.mark.parametrize("steps_before", [1, 12])
+def test_a_run_that_is_too_short_for_a_usual_loss_is_stopped_far_above_guessing(steps_before):
+    """As in a grid of 30 steps whose loss went to 16 to 20 nats, where guessing has 10.8."""
+    losses = [10.9] * steps_before + [16.0, 20.0] * 10
+    message = rf"20 nats at step {steps_before + 9}, after 10.9 before step {steps_before} and above the 10.8 of guess"
+    with pytest.raises(BlastError, match=message):
+        fed(DivergenceCheck(3.0, guessing=10.8), losses)
+
+
+def test_a_pruned_start_that_is_worse_than_guessing_may_recover():
+    losses = [15.0] * 20 + [17.5] * 20 + [9.0] * 60
+    assert fed(DivergenceCheck(3.0, guessing=10.8), losses) == len(losses)
+
+
+def test_a_resumed_run_is_judged_by_its_first_loss_as_the_whole_run_is():
+    losses = [12.0] * 20
+    assert fed(DivergenceCheck(3.0, started_at=10.0), losses) == len(losses)
+    with pytest.raises(BlastError, match="12 nats at step 10, after 2 before step 1"):
+        fed(DivergenceCheck(3.0), [2.0, *losses])
+
+
+def test_spikes_and_their_ends_are_told_but_not_for_ever():
+    said = []
+    check = DivergenceCheck(3.0, say=said.append)
+    fed(check, [3.0] * WINDOW + [7.5, 7.6, 3.1] + [7.5, 3.0] * 20)
+    assert said[0] == "SPIKE: the loss is 7.5 nats at step 50, after 3; 10 such steps in a row stop the run"
+    assert said[1] == "the loss is 3.1 nats at step 52 again, after 2 steps above 6"
+    assert sum(line.startswith("SPIKE") for line in said) == TOLD
+    assert [line for line in said if line.startswith("SPIKE")][-1].endswith("; later spikes are not told")
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([9.0, 5.0, 3.0], None),
+        ([9.0, 3.0, 5.0], None),  # mask updates cost something
+        ([9.0, 3.0, 7.0], "rose from 3.00 nats at step 20 to 7.00 at step 30 and did not come back"),
+        ([9.0, 7.0, 16.0], "16.00 nats at step 30, after 7.00 at step 20, no better than the 10.80 of guessing"),
+        ([10.8, 10.8, 10.8], "10.80 nats at step 30, no better than the 10.80 of guessing"),
+        ([9.0, 7.0, float("inf")], "is inf at step 30"),
+        ([9.0, float("nan"), float("nan")], None),  # other processes evaluate
+        ([], None),
+    ],
+)
+def test_the_curve_of_a_training_says_what_it_lost(losses, said):
+    found = lost_what_it_learned([10, 20, 30][: len(losses)], losses, 10.8)
+    assert (found is None) if said is None else said in found
+    if losses and found and "inf" not in found:
+        assert lost_what_it_learned([10, 20, 30], losses, None) is None
+
+
+def test_the_log_of_a_training_says_that_it_learned_nothing():
+    said = []
+    model = nn.Linear(2, 2)
+    train(
+        model,
+        TrainingSettings(steps=3, batch=1, learning_rate=1e-3),
+        batch_at=lambda step: (torch.ones(1, 2), torch.zeros(1)),
+        loss_of=lambda model, batch: model(batch[0]).square().mean() + 16,
+        evaluate=lambda model: 16.4,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
+        say=said.append,
+        guessing=10.82,
+    )
+    assert said[-1] == (
+        "BAD: the loss on held-out data is 16.40 nats at step 2, no better than the 10.82 of guessing; "
+        "lower 'learning_rate' or 'clip' under 'training' in the config."
+    )
 
 
 def run(tmp_path, steps: int, bad_at: int, **settings) -> None:

@@ -96,7 +96,7 @@ def test_a_grid_runs_whole_from_another_folder_with_odd_names(place, tmp_path):
     assert answer.returncode == 0, said
     assert "all 1 points are good" in said
     for name in (*paper_figures.figures(), *paper_figures.tables()):
-        if (place.folder / "paper_figures" / f"{name}.py").is_file():
+        if (place.folder / "paper_figures" / "views" / f"{name}.py").is_file():
             assert list((away / "my figures").glob(f"{name}.*")), name
     assert sorted(path.name for path in away.iterdir()) == [".snakemake", "my figures", "results"]
     assert not (place.folder / "results").exists()

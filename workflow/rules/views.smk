@@ -1,10 +1,10 @@
 # Tables and figures: drawn from records alone.
 
-VIEWS = {path.stem: path for path in (ROOT / "paper_figures").glob("*.py")}
+VIEWS = {path.stem: path for path in (ROOT / "paper_figures" / "views").glob("*.py")}
 TABLES = [name for name, path in VIEWS.items() if "\ndef rows(" in path.read_text()]
 FIGURES = [name for name, path in VIEWS.items() if "\ndef draw(" in path.read_text()]
 if not TABLES or not FIGURES:
-    raise refusal(f"{ROOT / 'paper_figures'}: holds no figures or no tables; restore this folder from git.")
+    raise refusal(f"{ROOT / 'paper_figures' / 'views'}: holds no figures or no tables; restore this folder from git.")
 PICTURES = [str(DRAWN / f"{name}.{kind}") for name in FIGURES for kind in ("pdf", "png")]
 PRINTED = [str(DRAWN / f"{name}.{kind}") for name in TABLES for kind in ("csv", "md", "tex")]
 RECORDED = ROOT / "results" / "recorded"

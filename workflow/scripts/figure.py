@@ -17,7 +17,7 @@ from blast.experiment.command_end import ended  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     """Writes NAME.pdf and NAME.png; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="file in paper_figures, without .py")
+    parser.add_argument("name", help="file in paper_figures/views, without .py")
     parser.add_argument("--grid-dir", type=Path, default=ROOT / "results" / "default")
     parser.add_argument("--recorded", type=Path, default=ROOT / "results" / "recorded")
     parser.add_argument("--out-dir", type=Path, default=ROOT / "paper_figures")
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.name not in paper_figures.figures():
             raise paper_figures.unknown_name("figure", given.name, paper_figures.figures())
         from blast.experiment.records.table import load_table
-        from paper_figures._write import save_figure
+        from paper_figures.views._write import save_figure
 
         figure = paper_figures.load(given.name).draw(load_table(given.grid_dir, given.recorded))
         save_figure(figure, given.out_dir, given.name)

@@ -17,7 +17,7 @@ from blast.experiment.command_end import ended  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     """Writes NAME.csv, NAME.md and NAME.tex; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="file in paper_figures, without .py")
+    parser.add_argument("name", help="file in paper_figures/views, without .py")
     parser.add_argument("--grid-dir", type=Path, default=ROOT / "results" / "default")
     parser.add_argument("--recorded", type=Path, default=ROOT / "results" / "recorded")
     parser.add_argument("--out-dir", type=Path, default=ROOT / "paper_figures")
@@ -26,12 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
         if given.name not in paper_figures.tables():
             raise paper_figures.unknown_name("table", given.name, paper_figures.tables())
         from blast.experiment.records.table import load_table
-        from paper_figures._write import save_table
+        from paper_figures.views._rows import same_rows_remark, told_apart
+        from paper_figures.views._write import save_table
 
         module = paper_figures.load(given.name)
         frame = module.rows(load_table(given.grid_dir, given.recorded))
         shown = module.printed(frame) if hasattr(module, "printed") else frame
+        shown, key = told_apart(frame, shown, module.KEY, module.SHOWN_KEY)
         remarks = module.remarks(frame) if hasattr(module, "remarks") else []
+        remarks += [remark] if (remark := same_rows_remark(shown, key)) else []
         save_table(frame, shown, given.out_dir, given.name, getattr(module, "WIDTHS", None), remarks)
     except BlastError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -114,7 +114,7 @@ def rerun(options: argparse.Namespace) -> int:
         check_digest(points[-1], options.digest, options.config)
     folder = GridFolder(options.out or Path("results") / "again" / points[0].grid)
     failures = run_again(plan, options.ids, folder)
-    print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
+    print(f"{len(points) - failures} of {len(points)} points are done; records in {folder.root / 'records'}")
     return 1 if failures else 0
 
 
@@ -210,14 +210,14 @@ def verdict(options: argparse.Namespace) -> int:
 
     Example: blast verdict --grid-dir results/default --out results/default/verdict.txt
     """
-    from blast.experiment.run.verdict import judge_grid, wrecked_sentences
+    from blast.experiment.run.verdict import judge_grid, verdict_on
     from blast.files import write_atomically
 
     folder = GridFolder(options.grid_dir)
-    points, sentences = judge_grid(folder)
-    wrecked = wrecked_sentences(folder)
-    for sentence in wrecked:
-        print(f"WRECKED {sentence}", file=sys.stderr)
+    _, sentences = judge_grid(folder)
+    message, bad = verdict_on(folder)
+    for line in bad:
+        print(line, file=sys.stderr)
     for sentence in sentences:
         print(f"FAILED {sentence}", file=sys.stderr)
     if sentences:
@@ -227,10 +227,7 @@ def verdict(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    message = f"all {points} points are good"
-    if wrecked:
-        message = f"all {points} points are done; {len(wrecked)} of the pruned models are wrecked"
-    write_atomically(options.out, message + "\n")
+    write_atomically(options.out, "".join(f"{line}\n" for line in [message, *bad]))
     print(message)
     return 0
 

@@ -36,7 +36,8 @@ def catalogue(kind: str) -> dict[str, str]:
     if kind == "benchmarks":
         return {name: _first_line(Path(benchmark.__file__).with_name(f"{name}.py")) for name in SUITES}
     if kind == "figures":
-        return {file.stem: _first_line(file) for file in sorted((CHECKOUT / "paper_figures").glob("[!_]*.py"))}
+        views = sorted((CHECKOUT / "paper_figures" / "views").glob("[!_]*.py"))
+        return {file.stem: _first_line(file) for file in views}
     raise unknown_name("kind of name", kind, KINDS)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,55 @@ from blast.files import replacing
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.history import History
 from blast.training.parallel import full_state, load_state
+
+# Largest share of the time of a training that writing its state takes.
+WRITING_SHARE = 0.02
+# Bytes a second that a disk is taken to write until the first state is written.
+ASSUMED_SPEED = 500e6
+
+
+def state_bytes(model: nn.Module) -> int:
+    """About how many bytes the training state of a model has: its parameters, and two moments for each."""
+    return 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+class SaveInterval:
+    """Says when the next training state is due, so that a large state or a slow disk does not slow the training down.
+
+    A state is due `seconds` after the last one, and not before the time since then is so long that the next write
+    takes `WRITING_SHARE` of it. The next write is taken to last as long as the last one, the first one as long as
+    `ASSUMED_SPEED` makes it.
+
+    Args:
+        seconds: The shortest interval; 0 saves after every step, however long that takes.
+        size: Bytes of the state, about.
+        clock: Seconds since some moment.
+    """
+
+    def __init__(self, seconds: float, size: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._writing = size / ASSUMED_SPEED
+        self._last = clock()
+
+    @property
+    def seconds(self) -> float:
+        """From the end of the last write to the start of the next one."""
+        if not self._seconds:
+            return 0.0
+        return max(self._seconds, self._writing * (1 - WRITING_SHARE) / WRITING_SHARE)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next state."""
+        return self._clock() - self._last >= self.seconds
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Times a write."""
+        started = self._clock()
+        yield
+        self._last = self._clock()
+        self._writing = self._last - started
 
 
 class TrainingState:

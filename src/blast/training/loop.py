@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from blast.distributed import is_first_rank
 from blast.sparsity.sparsifier import Sparsifier
-from blast.training.checkpoint import TrainingState
-from blast.training.divergence import REMEDY, DivergenceCheck
+from blast.training.checkpoint import SaveInterval, TrainingState, state_bytes
+from blast.training.divergence import REMEDY, DivergenceCheck, lost_what_it_learned
 from blast.training.history import MASK_SNAPSHOTS, History, Stopwatch
 from blast.training.parallel import broadcast
 from blast.training.settings import TrainingSettings
@@ -50,6 +50,7 @@ def train(
     key: str = "",
     say: Callable[[str], Any] = print,
     remedy: str = REMEDY,
+    guessing: float | None = None,
 ) -> History:
     """Trains a model in place.
 
@@ -66,6 +67,7 @@ def train(
         key: Digest of everything that determines the run; a state with another key is not used.
         say: Prints a line of progress, every few seconds.
         remedy: What the error of a run that diverges tells the user to do.
+        guessing: Loss of guessing among all tokens or classes, nats, for the divergence check; None if unknown.
 
     Returns:
         The history of the run.
@@ -77,7 +79,8 @@ def train(
     history = History()
     state = TrainingState(state_file, key) if state_file else None
     first = state.restore(model, optimizer, sparsifier, history) if state else 0
-    divergence = DivergenceCheck(settings.spike, state_file, remedy)
+    started_at = history.curves["train_loss"]["value"][0] if first and "train_loss" in history.curves else None
+    divergence = DivergenceCheck(settings.spike, state_file, remedy, guessing, started_at, say)
     if state and state.discarded:
         say(state.discarded)
     if first:
@@ -87,7 +90,8 @@ def train(
     snapshots = {round(i * (settings.steps - 1) / (MASK_SNAPSHOTS - 1)) for i in range(MASK_SNAPSHOTS)}
     optimization_step = OptimizationStep(model, optimizer, loss_of, settings.clip, sparsifier, settings.cuda_graphs)
     stopwatch = Stopwatch(history)
-    saved = printed = time.monotonic()
+    interval = SaveInterval(settings.checkpoint_seconds, state_bytes(model))
+    printed = time.monotonic()
     model.train()
     for step in range(first, settings.steps):
         with stopwatch.of_step(sparsifier is not None and sparsifier.update_due):
@@ -109,13 +113,16 @@ def train(
             history.add("validation_loss", step, evaluate(model))
             model.train()
             stopwatch.note(step)
-        now = time.monotonic()
-        wanted = is_first_rank() and divergence.healthy and now - saved >= settings.checkpoint_seconds
+        wanted = is_first_rank() and divergence.healthy and interval.due
         if state and not last and broadcast(wanted, model):
-            state.save(step + 1, model, optimizer, sparsifier, history)
+            with interval.writing():
+                state.save(step + 1, model, optimizer, sparsifier, history)
             divergence.state_saved(step + 1)
-            saved = now
+        now = time.monotonic()
         if now - printed >= 5 or last:
             say(f"step {step + 1} of {settings.steps}, loss {value:.4f}")
             printed = now
+    curve = history.curves.get("validation_loss", {"step": [], "value": []})
+    if lost := lost_what_it_learned(curve["step"], curve["value"], guessing):
+        say(f"BAD: {lost}; {remedy}.")
     return history

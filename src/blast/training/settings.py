@@ -39,13 +39,15 @@ class TrainingSettings:
         clip: Largest norm of the gradient.
         evaluate_every: Steps between two evaluations for the learning curve.
         evaluate_limit: Sequences or images of such an evaluation.
-        spike: Nats above the usual loss. Ten losses in a row above that stop the run; 0 never stops it.
+        spike: Nats above the usual loss, or above the first loss and that of guessing. Ten losses in a row above one of
+            them stop the run; 0 never stops it.
         dtype: `bfloat16` runs products in bfloat16 by autocast. Weights, gradients and optimizer state are float32
             with both.
         compile: Whether the blocks of the model and the loss run under `torch.compile`.
         cuda_graphs: Whether steps are replayed as CUDA graphs on one GPU; without a GPU it has no effect.
         deterministic: Whether torch uses deterministic algorithms on a GPU; on a CPU it always does.
-        checkpoint_seconds: Seconds between two saves of the training state; changes no result.
+        checkpoint_seconds: Least seconds between two saves of the training state; changes no result. A large state is
+            saved less often, so that writing takes 2 % of the time at most; 0 saves after every step.
         processes: Processes that share the batch, one a GPU where there are GPUs; results differ by rounding only.
         parallel: How several processes train. `average`: each holds the model, `blast.average_gradients`. `ddp`:
             `DistributedDataParallel`. `fully_shard`: FSDP2, each holds a part. The last two stay masked-dense.

@@ -227,7 +227,7 @@ def test_memory_is_divided_into_that_of_the_dense_parent():
 def test_the_files_of_a_table_are_not_copied_with_it(tmp_path):
     """pandas copies `attrs` at each operation, which took most of the time of a table with many points."""
     table = load_table(tmp_path / "grid", tmp_path / "recorded")
-    assert set(table.attrs) == {"masks", "items", "last_masks"}
+    assert set(table.attrs) == {"masks", "items", "last_masks", "folders"}
     for name, files in table.attrs.items():
         assert table.copy()[:0].attrs[name] is files
         with pytest.raises(TypeError):

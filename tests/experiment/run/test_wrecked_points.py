@@ -59,7 +59,7 @@ def test_a_model_from_scratch_is_not_called_wrecked(tmp_path):
 def test_a_record_without_the_loss_of_a_unigram_is_judged_by_guessing_alone(tmp_path, monkeypatch):
     from blast.experiment.run import wrecked_points
 
-    monkeypatch.setattr(wrecked_points, "_vocabulary", lambda name: 1000)
+    monkeypatch.setattr(wrecked_points, "vocabulary_of", lambda name: 1000)
     assert said_of(grid(tmp_path / "a", 6.9, chance=None)) is None
     assert "guessing among all 1000 tokens" in said_of(grid(tmp_path / "b", 6.91, chance=None))
 
@@ -69,13 +69,15 @@ def test_the_verdict_and_the_progress_name_the_point_with_what_to_change(tmp_pat
     out = tmp_path / "verdict.txt"
     assert main(["verdict", "--grid-dir", str(tmp_path), "--out", str(out)]) == 0
     said, name = capsys.readouterr(), points("published", "parent")[1].id
-    assert f"WRECKED point {name}: wrecked: it keeps 20 % of the margin" in said.err
+    assert f"BAD point {name}: wrecked: it keeps 20 % of the margin" in said.err
     assert "prune less, train for more steps" in said.err
-    assert out.read_text() == "all 2 points are done; 1 of the pruned models are wrecked\n"
+    summary, line = out.read_text().splitlines()
+    assert summary == "all 2 points are done; 1 of them is bad"
+    assert line.startswith(f"BAD point {name}: wrecked: it keeps 20 %")
     from blast.experiment.records.record import read_record
 
     Progress(place, 1, None, 1).tell(read_record(place.record(name)))
-    assert f"WRECKED {name}: wrecked: it keeps 20 %" in capsys.readouterr().out
+    assert f"BAD point {name}: wrecked: it keeps 20 %" in capsys.readouterr().out
 
 
 def test_a_verdict_on_good_models_is_as_before(tmp_path, capsys):

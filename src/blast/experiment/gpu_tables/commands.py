@@ -55,7 +55,7 @@ def _bench(options: argparse.Namespace) -> tuple[int, GridFolder | None]:
     if not folder.plan.is_file() or read_plan(folder.plan) != planned:
         write_json(folder.plan, [point.to_dict() for point in planned.values()])
     failures = run_points(points, folder, folder.log(f"bench-{options.suite}"), jobs=1)
-    print(f"{len(points) - failures} of {len(points)} points are good; records in {folder.root / 'records'}")
+    print(f"{len(points) - failures} of {len(points)} points are done; records in {folder.root / 'records'}")
     return 1 if failures else 0, folder
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blast.experiment.own_model import recipe
 from blast.experiment.own_model.step_time import as_time
 from blast.sparsity.sparsifier import Sparsifier
+from blast.training.language_loss import head_of
 from blast.training.loop import make_optimizer, train
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def prune_while_training(work: Workplace, plan: Plan, unfinished: Unfinished) ->
                 key=unfinished.key,
                 say=say,
                 remedy="lower --learning-rate",
+                guessing=math.log(len(head_of(work.model)[0])),
             )
     except KeyboardInterrupt:
         if unfinished.state_file.is_file():

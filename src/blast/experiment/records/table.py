@@ -156,7 +156,7 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
         ones. A failed point is a row with status "failed". A planned point without a record is a row with status
         "not run". `attrs["masks"]` maps a local point to its file of masks. `attrs["items"]` maps grid, hardware and
         id of a point to the files with the scores of its items; `attrs["last_masks"]` to a file with its last masks,
-        local or recorded.
+        local or recorded. `attrs["folders"]` has the two folders, `grid` and `recorded`.
 
     Raises:
         BlastError: if a record or a recorded file is damaged.
@@ -187,7 +187,8 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
             items[grid, hardware, point] = [file]
     rows += [_not_run(point) for point in planned_points(grid_dir).values() if point.id not in done]
     table = as_table(rows)
-    files = {"masks": masks, "items": items, "last_masks": last_masks}
+    folders = {"grid": Path(grid_dir), "recorded": Path(recorded_dir)}
+    files = {"masks": masks, "items": items, "last_masks": last_masks, "folders": folders}
     table.attrs.update({name: FileMap(found) for name, found in files.items()})
     return table
 

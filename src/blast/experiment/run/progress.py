@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.run.wrecked_points import wrecked_point
+from blast.experiment.run.bad_points import bad_sentences
 
 # The metric that is shown for a point: the first of these that it has.
 HEADLINES = (("top1", 100, "% top-1"), ("bits_per_byte", 1, " bits a byte"), ("latency", 1, " ms"))
@@ -74,7 +74,7 @@ class Progress:
         self._done: list[float] = []
 
     def tell(self, record: dict[str, Any], again: bool = False) -> None:
-        """Prints the line of a point, see `progress_line`, and a line about a model that is wrecked."""
+        """Prints the line of a point, see `progress_line`, and a line for everything that is bad about it."""
         self._done.append(record["run"]["wall_s"])
         if self._total is not None:
             seconds, total = _seconds_of_grid(self._folder), self._total
@@ -82,8 +82,8 @@ class Progress:
             # Of a single point there is nothing to tell.
             seconds, total = self._done, self._points if self._points > 1 else None
         print(progress_line(record, seconds, total, again, self._at_once), flush=True)
-        if said := wrecked_point(record, self._folder):
-            print(f"WRECKED {record['point']['id']}: {said}", flush=True)
+        for said in bad_sentences(record, self._folder):
+            print(f"BAD point {record['point']['id']}: {said}", flush=True)
 
 
 def _seconds_of_grid(folder: GridFolder) -> list[float]:

@@ -119,6 +119,11 @@ class PointRun:
         """Whether it is a language model, rather than a classifier."""
         return datasets.get(self.point.dataset).MODALITY == "language"
 
+    @property
+    def guessing(self) -> float:
+        """Loss of guessing among all tokens, or all classes, in nats."""
+        return math.log(self.data.vocab_size if self.language else self.data.num_classes)
+
     @cached_property
     def held_out(self) -> tuple[Any, Any]:
         """The data for the learning curves and the data for the metrics, see `held_out_parts`."""
@@ -255,6 +260,7 @@ def train_model(
             # A state of other settings, data or code is not resumed.
             key=" ".join((point.digest, data.digest, code)),
             say=print if is_first_rank() else lambda line: None,
+            guessing=run.guessing,
         )
     model = unwrapped(model)
     release_blocks(model)
@@ -382,7 +388,7 @@ def evaluate_saved(
     point, work = run.point, run.folder.work(run.point.id)
     metrics, artifacts, took = _scored(run, model)
     run.say("evaluated")
-    chance = {}
+    chance = {"guessing_loss": run.guessing}
     if run.language:
         test = run.held_out[1]
         chance["unigram_loss"] = unigram_loss(test.train[:COUNTED], test.validation[:COUNTED], test.vocab_size)

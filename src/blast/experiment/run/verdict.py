@@ -8,8 +8,8 @@ from pathlib import Path
 from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import read_plan
+from blast.experiment.run.bad_points import bad_points
 from blast.experiment.run.locks import grid_is_free
-from blast.experiment.run.wrecked_points import wrecked_points
 from blast.files import write_atomically
 
 # The stamp of an MLflow import that has to be tried again begins with this.
@@ -96,9 +96,18 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
     return len(points), sentences
 
 
-def wrecked_sentences(folder: GridFolder) -> list[str]:
-    """A sentence for each point of a grid that is done, but whose model is wrecked; see `wrecked_points`."""
-    return list(wrecked_points(read_plan(folder.plan).values(), folder))
+def verdict_on(folder: GridFolder) -> tuple[str, list[str]]:
+    """The verdict on a grid of which no point failed; see `run.bad_points`.
+
+    Returns:
+        The summary, and a line for everything that is bad about a point.
+    """
+    points = read_plan(folder.plan)
+    bad = dict(bad_points(points.values(), folder))
+    lines = [f"BAD point {name}: {sentence}" for name, sentences in bad.items() for sentence in sentences]
+    if not bad:
+        return f"all {len(points)} points are good", []
+    return f"all {len(points)} points are done; {len(bad)} of them {'is' if len(bad) == 1 else 'are'} bad", lines
 
 
 def _move_aside(folder: GridFolder, point: str) -> None:

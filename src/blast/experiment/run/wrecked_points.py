@@ -1,18 +1,17 @@
-"""Which points of a grid are wrecked: pruned from published weights, and now worse than guessing or half lost.
+"""Whether a point of a grid is wrecked: pruned from published weights, and now worse than guessing or half lost.
 
 `blast.evaluation.wrecked` has the definition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from blast import architectures
 from blast.errors import BlastError
 from blast.evaluation.wrecked import kept_margin, wrecked
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.plan.point import Point
 from blast.experiment.records.record import read_record
 from blast.experiment.run.initial_model import WITH_WEIGHTS
 
@@ -34,19 +33,11 @@ def wrecked_point(record: Mapping[str, Any], folder: GridFolder) -> str | None:
     starts = {each["point"].get("start") for each in (record, parent) if each is not None}
     if loss is None or not starts & set(WITH_WEIGHTS):
         return None
-    vocabulary = _vocabulary(record["point"]["architecture"])
+    vocabulary = vocabulary_of(record["point"]["architecture"])
     dense, chance, kept = None if parent is None else _loss(parent), record["result"].get(UNIGRAM), None
     if dense is not None and chance is not None:
         kept = kept_margin(loss, dense, chance)
     return wrecked(loss, vocabulary, kept)
-
-
-def wrecked_points(points: Iterable[Point], folder: GridFolder) -> Iterator[str]:
-    """A sentence, with the id, about each point of a grid that is wrecked; points without a record have none."""
-    for point in points:
-        record = _record(folder, point.id)
-        if record is not None and (said := wrecked_point(record, folder)):
-            yield f"point {point.id}: {said}"
 
 
 def _parent(record: Mapping[str, Any], folder: GridFolder) -> dict[str, Any] | None:
@@ -71,5 +62,6 @@ def _loss(record: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _vocabulary(architecture: str) -> int | None:
+def vocabulary_of(architecture: str) -> int | None:
+    """Tokens of the vocabulary of an architecture; None where that of the dataset decides."""
     return architectures.get(architecture).shape.vocab if architecture in architectures.names() else None

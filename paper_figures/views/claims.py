@@ -1,0 +1,52 @@
+"""The paper's claims beside our results, each with a verdict."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from blast.experiment.analysis.claims import Finding, judge
+from blast.experiment.analysis.evidence import evidence
+from blast.experiment.analysis.paper_values import read_paper_values
+
+TITLE = "Claims of the paper"
+COLUMNS = ("claim", "paper", "known_from", "paper_setting", "ours", "our_setting", "verdict")
+KEY = ("claim", "paper", "paper_setting", "our_setting")
+SHOWN_KEY = ("claim", "paper", "paper setting", "our setting")
+WIDTHS = {
+    "claim": "p{2.6cm}",
+    "paper": "p{1.8cm}",
+    "paper setting": "p{3cm}",
+    "ours": "p{2.4cm}",
+    "our setting": "p{4.4cm}",
+}
+
+
+def rows(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each finding, in the order of the claims in `config/paper_values.csv`.
+
+    Of the local grid only a whole, committed one counts, see `analysis.evidence`.
+    """
+    counted, reason = evidence(table)
+    lines = [
+        (value.claim, value.shown, value.known, value.setting, finding.ours, _setting(finding, reason), finding.verdict)
+        for value in read_paper_values()
+        for finding in judge(value, counted)
+    ]
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    frame.attrs["reason"] = reason
+    return frame
+
+
+def _setting(finding: Finding, reason: str | None) -> str:
+    return f"{finding.setting}; {reason}" if reason and finding.verdict == "not run" else finding.setting
+
+
+def remarks(frame: pd.DataFrame) -> list[str]:
+    """Why the local results do not count, if so."""
+    reason = frame.attrs.get("reason")
+    return [f"{reason[0].upper()}{reason[1:]}"] if reason else []
+
+
+def printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are printed."""
+    return frame.rename(columns=lambda name: name.replace("_", " "))
