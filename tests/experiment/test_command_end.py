@@ -87,7 +87,7 @@ def test_a_disk_that_fills_while_a_figure_is_drawn_is_one_sentence(tmp_path, cap
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    from paper_figures._write import save_figure
+    from paper_figures.views._write import save_figure
 
     def draw() -> int:
         figure = Figure()
