@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from blast.evaluation.requests import SEPARATE_TEST
 from blast.experiment.plan.block_checks import check_permutation, check_teacher
 from blast.experiment.plan.config import Benchmark, Config, GridBlock
 from blast.experiment.plan.point import Point
+from blast.files import json_digest
 from blast.settings import Place, plain
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
 from blast.training.distillation import DENSE
@@ -24,6 +26,8 @@ from blast.training.settings import TrainingSettings
 SMALL_DENSE = "small_dense"
 # Widths of small dense models are multiples of this, which tensor cores handle well.
 WIDTH_STEP = 32
+# Snakemake takes a millisecond and 13 kB for each job that it plans, and each job of points has up to two others.
+MOST_JOBS = 2000
 # Modalities of the datasets that an architecture can train on, by its own modality.
 FITS = {"language": ("language", "classification"), "encoder": ("classification",), "vision": ("vision",)}
 
@@ -33,7 +37,7 @@ class Job:
     """Points that one process runs, one after the other.
 
     Attributes:
-        name: Names the job and its log.
+        name: Names the job and its log; made of its points.
         stage: Stage of its points.
         dataset: The dataset its points share; None for benchmarks.
         ids: Its points.
@@ -59,9 +63,19 @@ class Plan:
         """Datasets that the grid needs, in order of first use."""
         return list(dict.fromkeys(point.dataset for point in self.points.values() if point.dataset))
 
+    @cached_property
+    def _first(self) -> dict[str, Point]:
+        """By dataset, its first point with tasks, else its first point."""
+        first: dict[str, Point] = {}
+        for point in self.points.values():
+            known = first.get(point.dataset or "")
+            if known is None or (point.evaluation.get("tasks") and not known.evaluation.get("tasks")):
+                first[point.dataset or ""] = point
+        return first
+
     def data_settings(self, dataset: str) -> dict[str, Any]:
         """Given settings of the preparation of one dataset."""
-        return next(point.data for point in self.points.values() if point.dataset == dataset)
+        return self._first[dataset].data
 
     def tasks(self, dataset: str) -> list[str]:
         """lm-eval tasks of one dataset; none for images. A point has all of them or none."""
@@ -76,8 +90,7 @@ class Plan:
 
     def evaluation(self, dataset: str) -> dict[str, Any]:
         """The evaluation of the points with tasks, else of any point."""
-        found = [point.evaluation for point in self.points.values() if point.dataset == dataset]
-        return next((evaluation for evaluation in found if evaluation.get("tasks")), found[0])
+        return self._first[dataset].evaluation
 
 
 def share_label(sparsity: float) -> str:
@@ -356,7 +369,7 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
         _check_evaluations(points)
     except BlastError as error:
         raise BlastError(f"{file}: {error}") from error
-    return Plan(points, tuple(_jobs(config, points)))
+    return Plan(points, make_jobs(config, points.values()))
 
 
 def _check_evaluations(points: dict[str, Point]) -> None:
@@ -376,21 +389,42 @@ def _check_evaluations(points: dict[str, Point]) -> None:
                 )
 
 
-def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
+def make_jobs(config: Config, points: Iterable[Point]) -> tuple[Job, ...]:
+    """Puts points into jobs: points of one stage, suite, architecture and dataset, `points_per_job` at a time.
+
+    A job is named by its points, so it has the same name whatever else there is to do. There are about `MOST_JOBS` at
+    most: larger grids have more points in a job.
+
+    Args:
+        config: Says how many points a job has.
+        points: All points of a grid, or those that have to run.
+
+    Returns:
+        The jobs, each behind those that train what it needs.
+    """
     groups: dict[tuple, list[Point]] = {}
-    for point in points.values():
+    for point in points:
         suite = (point.benchmark or {}).get("suite")
         groups.setdefault((point.stage, suite, point.architecture, point.dataset), []).append(point)
-    for (stage, suite, architecture, dataset), members in groups.items():
-        # Dense runs come first, then the points that need them, so that one job can hold both.
-        members.sort(key=lambda point: (bool(point.needs) or point.method != "dense", not point.needs))
-        size = config.points_per_job.get(datasets.base_name(dataset or ""), config.points_per_job.get("default", 1))
-        if stage == "benchmark":
-            size = len(members)
-        for number, first in enumerate(range(0, len(members), size)):
-            part = members[first : first + size]
-            ids = tuple(point.id for point in part)
-            needed = dict.fromkeys(other for point in part for other in point.needs)
-            label = f"{architecture}.{dataset}" if dataset else f"benchmark-{suite}-{architecture}"
-            after = tuple(other for other in needed if other not in ids)
-            yield Job(name=f"{label}.{number}", stage=stage, dataset=dataset, ids=ids, after=after)
+    least = math.ceil(sum(map(len, groups.values())) / MOST_JOBS)
+    return tuple(job for key, members in groups.items() for job in _jobs_of_group(config, key, members, least))
+
+
+def _jobs_of_group(config: Config, key: tuple, members: list[Point], least: int) -> Iterator[Job]:
+    stage, suite, architecture, dataset = key
+    # Dense runs come first, then the points that need them, so that one job can hold both.
+    members.sort(key=lambda point: (bool(point.needs) or point.method != "dense", not point.needs))
+    size = config.points_per_job.get(datasets.base_name(dataset or ""), config.points_per_job.get("default", 1))
+    size = len(members) if stage == "benchmark" else max(size, least)
+    label = f"{architecture}.{dataset}" if dataset else f"benchmark-{suite}-{architecture}"
+    for first in range(0, len(members), size):
+        part = members[first : first + size]
+        ids = tuple(point.id for point in part)
+        needed = dict.fromkeys(other for point in part for other in point.needs)
+        after = tuple(other for other in needed if other not in ids)
+        yield Job(name=job_name(label, ids), stage=stage, dataset=dataset, ids=ids, after=after)
+
+
+def job_name(label: str, ids: Sequence[str]) -> str:
+    """The name of a job by its points: the id of a single one, else a label and a digest of the ids."""
+    return ids[0] if len(ids) == 1 else f"{label}.{json_digest(list(ids)).removeprefix('sha256:')[:10]}"
