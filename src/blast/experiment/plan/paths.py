@@ -13,6 +13,8 @@ ITEMS = "items.npz"
 TRAINING_STATE = "training_state.pt"
 # There too: the result of the child process, until the job has made a record of it.
 OUTCOME = "outcome.json"
+# There too: the record of a training whose evaluation is made again, until the new record is there.
+TRAINED = "trained.json"
 
 
 def in_checkout(path: str) -> Path:
