@@ -1,8 +1,9 @@
 """The figures and tables of the paper, one file each, found by its name.
 
 A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead. A table may
-also define `printed(frame)`, its rows as text, and `remarks(frame)`, sentences on top of them. To add a view, add its
-file. Files that begin with an underscore are shared by the others.
+also define `printed(frame)`, its rows as text, and `remarks(frame)`, sentences on top of them. A view that reads the
+rows of some suites only names them in `SUITES`, and is drawn again only when these change. To add a view, add its file.
+Files that begin with an underscore are shared by the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from blast.errors import unknown_name
 
@@ -45,3 +47,9 @@ def load(name: str) -> ModuleType:
     if name not in known:
         raise unknown_name("figure or table", name, known)
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def rows_of(view: ModuleType, table: Any) -> Any:
+    """The rows of a table that a view reads: those of its `SUITES`, else all."""
+    suites = getattr(view, "SUITES", None)
+    return table if suites is None else table[table["suite"].isin(suites)]

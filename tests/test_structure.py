@@ -64,6 +64,7 @@ EXPERIMENT = [
     "data",
     "gpu_tables",
     "tracking",
+    "todo",
     "own_model",
     "listing",
     "rerun",

@@ -27,7 +27,7 @@ SMALL_DENSE = "small_dense"
 # Widths of small dense models are multiples of this, which tensor cores handle well.
 WIDTH_STEP = 32
 # Snakemake takes a millisecond and 13 kB for each job that it plans, and each job of points has up to two others.
-MOST_JOBS = 2000
+MOST_JOBS = 1000
 # Modalities of the datasets that an architecture can train on, by its own modality.
 FITS = {"language": ("language", "classification"), "encoder": ("classification",), "vision": ("vision",)}
 

@@ -14,6 +14,7 @@ from blast.experiment.plan.paths import TRAINED, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
 from blast.experiment.records.record import read_record, retry_reason
+from blast.files import json_digest
 
 
 class Left(Enum):
@@ -50,6 +51,9 @@ def state_of(point: Point, folder: GridFolder) -> State:
             record = read_record(file)
         except BlastError:
             return State(Left.ALL, "its record is damaged", None)
+        # `record_digest` covers what was measured, for which time and machine are left out; older records have no other.
+        if record.get("run_digest", json_digest(record["run"])) != json_digest(record["run"]):
+            return State(Left.ALL, "its record was changed by hand", None)
         why = retry_reason(record)
     if why is not None:
         record = _trained_before(folder, point, record)
