@@ -22,8 +22,10 @@ rule view_keys:
 
 def keys_of_view(wildcards):
     """Of a view that is drawn again, what it shows: a file of this run. Another view needs nothing."""
-    outdated = {*TODO.views, *(() if only_views() else TODO.later_views)}
-    return [FOLDER.view_keys(TODO.run)] if wildcards.name in outdated else []
+    if wildcards.name not in {*TODO.views, *(() if only_views() else TODO.later_views)}:
+        return []
+    run_for(VIEWS[wildcards.name].files)
+    return [FOLDER.view_keys(TODO.run)]
 
 
 def caption_of(wildcards):
@@ -93,17 +95,21 @@ rule tables:
         PRINTED,
 
 
+def inputs_of_verdict(wildcards):
+    """All that is made in this run."""
+    if TODO.changes_results:
+        run_for([FOLDER.verdict])
+    return planned() + prepared(PLAN.datasets) + all_stamps() + stamps(TODO.mlflow)
+
+
 rule verdict:
     """Lists what failed and moves it aside, so that the next run redoes exactly that."""
     input:
-        planned(),
-        prepared(PLAN.datasets),
-        all_stamps(),
-        stamps(TODO.mlflow),
+        inputs_of_verdict,
         # A view that is drawn again changes no verdict.
         ancient(PICTURES),
         ancient(PRINTED),
     output:
-        FOLDER.root / "verdict.txt",
+        FOLDER.verdict,
     shell:
         "{BLAST:q} verdict --grid-dir {FOLDER.root:q} --out {output:q}"

@@ -118,6 +118,11 @@ class GridFolder:
         return self.root / "views" / f"{name}.json"
 
     @property
+    def verdict(self) -> Path:
+        """What the last run came to, if no point failed."""
+        return self.root / "verdict.txt"
+
+    @property
     def rows(self) -> Path:
         """The table of all records, in long form."""
         return self.root / "rows.csv"

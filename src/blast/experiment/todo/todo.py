@@ -177,7 +177,7 @@ def begin_run(todo: Todo, folder: GridFolder) -> None:
         if name != str(todo.run):
             shutil.rmtree(folder.runs / name, ignore_errors=True)
     if todo.changes_results:
-        (folder.root / "verdict.txt").unlink(missing_ok=True)
+        folder.verdict.unlink(missing_ok=True)
 
 
 def config_text(config: Config) -> str:
