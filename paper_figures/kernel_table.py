@@ -12,6 +12,7 @@ from paper_figures import _kernels as kernels
 from paper_figures import _style as style
 
 TITLE = "Kernel benchmarks"
+SUITES = ("kernels",)
 COLUMNS = (
     "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "dtype", "provider", "dense_us", "compiled_us",
     "us", "us_q20", "us_q80", "speed_up", "bound", "bound_us", "bound_fraction", "dead_hidden", "quantization_error",

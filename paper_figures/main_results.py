@@ -19,6 +19,7 @@ from paper_figures import _style as style
 from paper_figures._write import RERUN
 
 TITLE = "Main results"
+SUITES = ("train",)
 # From the comparison item by item, by grid, machine, configuration, measure and set.
 Paired = dict[tuple, Any]
 COLUMNS = (

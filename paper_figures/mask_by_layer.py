@@ -16,6 +16,7 @@ from blast.sparsity.config import METHOD_DETAILS
 from paper_figures import _style as style
 
 TITLE = "Live blocks by layer"
+SUITES = ("train",)
 COLUMNS = 3
 LOOKS = (
     ("#D55E00", "o", "-"), ("#0072B2", "s", (0, (4, 1.5))), ("#009E73", "^", (0, (1, 1.2))), ("#CC79A7", "D", "-"),

@@ -17,6 +17,7 @@ from blast.sparsity.config import METHOD_DETAILS
 from paper_figures import _style as style
 
 TITLE = "Quality by measured time"
+SUITES = ("train",)
 TIMES = {"step_ms": "time of a training step (ms)", "token_us": "time of a token, scoring (µs)"}
 
 

@@ -13,6 +13,7 @@ from paper_figures import _style as style
 from paper_figures._write import RERUN
 
 TITLE = "All results"
+SUITES = ("train",)
 COLUMNS = (
     "grid", "hardware", "architecture", "dataset", "metric", "task", "unit", "method", "sparsity", "achieved_sparsity",
     "block", "seeds", "n", "value", "standard_error", "seed_spread", "relative_loss_percent", "note",

@@ -11,6 +11,7 @@ from blast.experiment.analysis.execution_pairs import ExecutionPair, execution_p
 from paper_figures import _style as style
 
 TITLE = "Loss across the switch"
+SUITES = ("train",)
 MASKED_COLOUR, SWITCHING_COLOUR = style.INK, "#D55E00"
 EARLY = 0.2
 

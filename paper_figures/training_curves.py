@@ -13,6 +13,7 @@ from blast.experiment.records.table import one_machine
 from paper_figures import _style as style
 
 TITLE = "Training curves"
+SUITES = ("train",)
 METHODS = ("dense", "blast")
 
 

@@ -99,4 +99,5 @@ class Imports:
             key = _import_key(record["record_digest"], language_metrics(name, self.folder))
             lines.append(json.dumps({"store": self.store, "id": name, "key": key}) + "\n")
         with locked(self.folder.imports), self.folder.imports.open("a", encoding="utf-8") as stream:
-            stream.write("".join(lines))
+            # Begins a line, whatever a process that was killed left of the last one.
+            stream.write("\n" + "".join(lines))
