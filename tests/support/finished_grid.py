@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 from blast.experiment.plan.config import Config, parse
 from blast.experiment.plan.grid import Plan, expand
 from blast.experiment.plan.paths import GridFolder
@@ -12,7 +14,6 @@ from blast.experiment.records.fingerprint import fingerprint, language_fingerpri
 from blast.experiment.records.language import language_digest
 from blast.experiment.records.record import make_record, write_record
 from blast.experiment.todo.files import Imports, requests_key
-from blast.experiment.todo.todo import config_text
 from blast.experiment.todo.views import find_views, note_drawn, view_keys
 from blast.files import write_atomically, write_json
 
@@ -85,7 +86,7 @@ def write_finished(config: dict, folder: GridFolder, views: Path, drawn: Path, r
             write_atomically(folder.requests(dataset), b"requests")
             write_atomically(folder.requests_key(dataset), requests_key(dataset, plan))
     write_json(folder.plan, [point.to_dict() for point in plan.points.values()])
-    write_atomically(folder.config, config_text(parsed))
+    write_atomically(folder.config, yaml.safe_dump(parsed.to_dict()))
     write_json(folder.root / "keys.json", view_keys(found := find_views(views, drawn), plan.points, folder, recorded))
     for view in found:
         for file in view.files:

@@ -180,17 +180,13 @@ def begin_run(todo: Todo, folder: GridFolder) -> None:
         folder.verdict.unlink(missing_ok=True)
 
 
-def config_text(config: Config) -> str:
-    """The config with every default filled in, as it is written into the folder of the grid."""
-    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    return text
-
-
 def is_written(config: Config, plan: Plan, folder: GridFolder) -> bool:
     """Whether the folder of a grid holds this config and these points."""
     try:
         points = json.loads(folder.plan.read_text(encoding="utf-8"))
-        same = folder.config.read_text(encoding="utf-8") == config_text(config)
-    except (OSError, ValueError, RecursionError):
+        written = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False
+    # By way of JSON, in which a tuple is a list.
+    same = written == json.loads(json.dumps(config.to_dict()))
     return same and points == [point.to_dict() for point in plan.points.values()]
