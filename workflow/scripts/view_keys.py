@@ -1,4 +1,4 @@
-"""Writes what each view of a grid shows now, as digests: `python workflow/scripts/view_keys.py --grid-dir … --out …`."""
+"""Writes what each view of a grid shows now, as digests, with which views are compared before they are drawn."""
 
 from __future__ import annotations
 

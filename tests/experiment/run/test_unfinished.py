@@ -14,9 +14,9 @@ from blast.experiment.plan.point import Point
 from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import make_record, read_record
 from blast.experiment.records.rows import record_rows
+from blast.experiment.records.state import Left, state_of
 from blast.experiment.run.job import finished, run_points
 from blast.experiment.run.progress import headline
-from blast.experiment.records.state import Left, state_of
 from blast.files import write_json
 
 NAME = "mlp-gpt2-nano.float32.s80.b16.seed0"

@@ -111,7 +111,7 @@ def test_one_sparsity_more_runs_the_new_points_and_redraws_the_views_of_their_su
 def test_jobs_have_the_names_of_their_points_whatever_else_there_is():
     def names(sparsity, seeds):
         blocks = [{**GRID, "sparsity": sparsity, "seeds": seeds}]
-        config, plan = finished.planned(finished.values("made", grid=blocks, points_per_job={"default": 1}))
+        _, plan = finished.planned(finished.values("made", grid=blocks, points_per_job={"default": 1}))
         return {job.ids: job.name for job in plan.jobs}
 
     few, many = names([0, 0.9], [0]), names([0, 0.5, 0.9], [0, 1])

@@ -62,7 +62,7 @@ class GridFolder:
         return self.root / "jobs"
 
     def stamp(self, run: int, stage: str, job: str) -> Path:
-        """The file that a job makes at its end, an output of its Snakemake rule; it leads from job to job in one run."""
+        """The file that a job makes at its end, the output of its rule; it leads from job to job within one run."""
         return self.runs / str(run) / stage / f"{job}.done"
 
     def view_keys(self, run: int) -> Path:

@@ -1,4 +1,4 @@
-"""The metrics that lm-eval computes from the scores of a point: whether they are those of its record and of this code."""
+"""The metrics that lm-eval computes from the scores of a point: are they those of its record and of this code?"""
 
 from __future__ import annotations
 

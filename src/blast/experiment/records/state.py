@@ -51,7 +51,7 @@ def state_of(point: Point, folder: GridFolder) -> State:
             record = read_record(file)
         except BlastError:
             return State(Left.ALL, "its record is damaged", None)
-        # `record_digest` covers what was measured, for which time and machine are left out; older records have no other.
+        # `record_digest` covers what was measured, without time and machine; older records have no other digest.
         if record.get("run_digest", json_digest(record["run"])) != json_digest(record["run"]):
             return State(Left.ALL, "its record was changed by hand", None)
         why = retry_reason(record)

@@ -1,1 +1,1 @@
-"""What is left to do in a grid, read from its files; the workflow plans these jobs and no others. Nothing is written."""
+"""What is left to do in a grid, read from its files; the workflow plans these jobs and no others."""

@@ -78,7 +78,9 @@ class Todo:
             jobs = {key: tuple(map(_job, values[key])) for key in ("jobs", "language", "mlflow")}
             return cls(run=values["run"], plan=values["plan"], why=values["why"], **lists, **jobs)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise BlastError(f"{file}: the jobs of this run cannot be read ({error}); run the workflow again.") from error
+            raise BlastError(
+                f"{file}: the jobs of this run cannot be read ({error}); run the workflow again."
+            ) from error
 
 
 def _job(values: dict[str, Any]) -> Job:

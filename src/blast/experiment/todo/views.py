@@ -124,9 +124,7 @@ def _digests(files: Iterable[Path], folder: Path | None = None) -> dict[str, str
     return {file.relative_to(root).as_posix(): file_digest(file) for file in sorted(files) if file.is_file()}
 
 
-def outdated_views(
-    views: Iterable[View], plan: Plan, folder: GridFolder, recorded: Path | None
-) -> tuple[str, ...]:
+def outdated_views(views: Iterable[View], plan: Plan, folder: GridFolder, recorded: Path | None) -> tuple[str, ...]:
     """Names of the views to draw: one of their files is missing or another's, or what they show changed.
 
     Args:
