@@ -139,7 +139,7 @@ onstart:
         flush=True,
     )
     for reason, count in TODO.why.items():
-        print(f"{count} {'points run' if count > 1 else 'point runs'}: {reason.rstrip('.')}", flush=True)
+        print(f"{count} of them: {reason}", flush=True)
 
 
 onerror:

@@ -26,6 +26,8 @@ from blast.files import write_json
 
 # Points of a job that only computes metrics or only imports: starting its process takes three seconds, a point .1 s.
 BATCH = 200
+# Reasons that are told; each failed point may have its own.
+REASONS = 5
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Todo:
         mlflow: Jobs that import points.
         views: Names of the pictures and tables that do not show what is there.
         later_views: Names of those that will not, when the jobs are done.
-        why: How many points run, by the reason.
+        why: How many points run, by the reason; the most frequent ones.
     """
 
     run: int
@@ -122,7 +124,7 @@ def find_todo(
         mlflow=tuple(_later(jobs, (left.point for left in found if left.imports), "mlflow")),
         views=outdated_views(views, plan, folder, recorded),
         later_views=tuple(view.name for view in views if view.shows_any(changed)),
-        why=dict(Counter(left.why for left in found if left.runs)),
+        why=dict(Counter(left.why for left in found if left.runs).most_common(REASONS)),
     )
 
 
