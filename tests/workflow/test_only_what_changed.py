@@ -12,6 +12,8 @@ from workflow_place import VIEWS, Place
 
 from blast.experiment.plan.paths import GridFolder
 
+# A dry run takes three seconds, and much longer beside a full load.
+pytestmark = pytest.mark.timeout(900)
 GRID = GridFolder(Path("results/done"))
 DRAWN = Path("drawn")
 DENSE = "vit-nano.digits.dense.seed0"
@@ -50,8 +52,7 @@ def planned(place: Place, *targets: str) -> dict[str, int]:
 
 def test_a_grid_that_is_finished_or_was_copied_plans_nothing(done, tmp_path, monkeypatch):
     assert planned(done) == {}
-    for target in ("points", "figures", "tables", "drawn/claims.md"):
-        assert planned(done, target) == {}, target
+    assert planned(done, "points", "drawn/claims.md") == {}
     copy = object.__new__(Place)
     copy.folder, copy.python = tmp_path / "copy", done.python
     shutil.copytree(done.folder, copy.folder, copy_function=shutil.copy, symlinks=True)
