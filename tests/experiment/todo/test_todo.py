@@ -13,6 +13,7 @@ import pytest
 
 from blast.errors import BlastError
 from blast.experiment.plan.grid import expand
+from blast.experiment.plan.jobs import MOST_JOBS, make_jobs
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records import state
 from blast.experiment.records.record import read_record
@@ -238,8 +239,6 @@ def test_a_new_run_has_a_number_of_its_own_and_removes_what_earlier_ones_left(pl
 def test_a_large_grid_has_a_thousand_jobs_at_most_and_each_point_once():
     config, plan = finished.planned(finished.values("made", benchmarks=[], points_per_job={"default": 1}))
     point = plan.points[DENSE]
-    from blast.experiment.plan.grid import MOST_JOBS, make_jobs
-
     points = [replace(point, id=f"p{number}") for number in range(2 * MOST_JOBS + 1)]
     jobs = make_jobs(config, points)
     assert len(jobs) <= MOST_JOBS

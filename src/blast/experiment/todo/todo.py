@@ -15,7 +15,8 @@ import yaml
 
 from blast.errors import BlastError
 from blast.experiment.plan.config import Config
-from blast.experiment.plan.grid import Job, Plan, job_name, make_jobs
+from blast.experiment.plan.grid import Plan
+from blast.experiment.plan.jobs import Job, job_name, make_jobs
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.language import has_language_metrics
