@@ -1,7 +1,8 @@
 """The workflow: fetch → prepare → point → benchmark → import → tables → figures → verdict.
 
 `snakemake --cores 8 all` runs the grid of config/config.yaml; `--configfile` names another config.
-Rules only state what depends on what. The work is done by `python -m blast …`, in the library.
+Rules only state what depends on what. The work is done by `python -m blast …`, in the library. So is the plan: `TODO`
+holds the jobs that are left, by the contents of the files there are. Snakemake runs exactly these, in their order.
 """
 
 import json
@@ -12,7 +13,6 @@ from pathlib import Path
 
 from blast.errors import BlastError
 from blast.experiment.command_end import guard_output
-from blast.experiment.records.fingerprint import fingerprint_of_points, language_fingerprint
 from blast.experiment.plan.config import used_config
 from blast.experiment.plan.grid import expand
 from blast.experiment.run.gpus import visible_gpus
@@ -20,7 +20,9 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.run.locks import hold_grid
 from blast.experiment.plan.resources import jobs_at_once
 from blast.experiment.snakemake_hooks import UnknownTargetMessage, check_writable, refusal
-from blast.experiment.run.verdict import drop_stale_stamps
+from blast.experiment.todo.files import requests_key, tracking_store
+from blast.experiment.todo.todo import Todo, begin_run, find_todo
+from blast.experiment.todo.views import find_views
 from snakemake.logging import logger
 
 # A reader that stops, as in `snakemake … | head`, stops no run.
@@ -31,6 +33,7 @@ ROOT = Path() if Path(workflow.basedir).samefile(Path()) else Path(workflow.base
 if set(str(ROOT)) & {*"{}"}:
     raise refusal(f"{ROOT}: Snakemake takes a brace in this path for a wildcard; run it in this folder, or rename it.")
 SCRIPTS = ROOT / "workflow" / "scripts"
+RECORDED = ROOT / "results" / "recorded"
 
 try:
     CONFIG, CONFIG_FILE = used_config(workflow.config_settings.configfiles, config, ROOT)
@@ -42,13 +45,40 @@ try:
 except BlastError as error:
     raise refusal(error) from None
 
-JOBS = {job.name: job for job in PLAN.jobs}
+VIEWS = {view.name: view for view in find_views(ROOT / "paper_figures" / "views", DRAWN)}
+FIGURES = [view.name for view in VIEWS.values() if view.is_figure]
+TABLES = [view.name for view in VIEWS.values() if not view.is_figure]
+if not TABLES or not FIGURES:
+    raise refusal(f"{ROOT / 'paper_figures' / 'views'}: holds no figures or no tables; restore this folder from git.")
+PICTURES = [str(file) for name in FIGURES for file in VIEWS[name].files]
+PRINTED = [str(file) for name in TABLES for file in VIEWS[name].files]
+# Nothing is written while this file is read, and in a dry run nothing at all. Other processes of a run, as those of a
+# cluster, read which jobs it has: by then some are done.
+try:
+    if workflow.is_main_process:
+        TODO = find_todo(CONFIG, PLAN, FOLDER, tracking_store(), VIEWS.values(), RECORDED)
+    else:
+        TODO = Todo.read(FOLDER.todo)
+except BlastError as error:
+    raise refusal(error) from None
+JOBS = {job.name: job for job in TODO.jobs}
+
+
+def stamp(stage, name):
+    """What a job of this run makes at its end. No stamp is there yet, so that every job that is planned runs."""
+    return FOLDER.stamp(TODO.run, stage, name)
+
+
+def run_for(files):
+    """Makes Snakemake run the job of files that are there, but of other things. An input function of the job calls it."""
+    workflow.dag.forcefiles.update(map(str, files))
+
+
 # A command begins with one of these, and each `{…}` in it ends with `:q`, so that a shell takes no path apart. There is
 # no `script:`, as Snakemake writes the path of Python into that command unquoted. `-P`: a file in the working folder
 # cannot replace a module.
 PYTHON = [sys.executable, "-P"]
 BLAST = [*PYTHON, "-m", "blast"]
-drop_stale_stamps(PLAN, FOLDER)
 
 # Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
 SLOTS = jobs_at_once(CONFIG)
@@ -61,8 +91,9 @@ GPUS = workflow.global_resources["gpus"].value
 
 
 wildcard_constraints:
-    job="|".join(map(re.escape, JOBS)) or "none",
     dataset="|".join(map(re.escape, PLAN.datasets)) or "none",
+    # Not a list of all jobs, which would be tried one by one for each file.
+    job="[^/]+",
     name="[a-z0-9_]+",
 
 
@@ -76,19 +107,22 @@ rule all:
     """Everything, and a verdict: exit code 1 and one line for each failed point."""
     default_target: True
     input:
-        FOLDER.root / "verdict.txt",
+        FOLDER.verdict,
 
 
 rule points:
     """All points of the grid, trained, evaluated and timed."""
     input:
+        # A rule without input would run each time.
+        planned() or FOLDER.plan,
         all_stamps(),
 
 
 rule kernels:
     """The benchmarks of the kernels; they need a GPU."""
     input:
-        stamps("benchmark", jobs_of_suite("kernels")),
+        planned() or FOLDER.plan,
+        stamps([job for job in TODO.jobs if suite_of(PLAN.points[job.ids[0]]) == "kernels"]),
 
 
 logger.addHandler(
@@ -99,13 +133,17 @@ logger.addHandler(
 onstart:
     try:
         hold_grid(FOLDER)
+        begin_run(TODO, FOLDER)
     except BlastError as error:
         raise refusal(error) from None
+    left = sum(len(job.ids) for job in TODO.jobs)
     print(
-        f"grid '{CONFIG.name}': {len(PLAN.points)} points in {len(JOBS)} jobs, "
+        f"grid '{CONFIG.name}': {left} of {len(PLAN.points)} points to run in {len(JOBS)} jobs, "
         f"at most {SLOTS} at once; results in {FOLDER.root}, pictures in {CONFIG.figures}",
         flush=True,
     )
+    for reason, count in TODO.why.items():
+        print(f"{count} of them: {reason}", flush=True)
 
 
 onerror:

@@ -2,8 +2,9 @@
 
 A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead, with `KEY`
 and `SHOWN_KEY`, the columns that say what a row is about (see `_rows`). A table may also define `printed(frame)`, its
-rows as text, and `remarks(frame)`, sentences on top of them. To add a view, add its file. Files that begin with an
-underscore are shared by the others.
+rows as text, and `remarks(frame)`, sentences on top of them. A view that reads the rows of some suites only names them
+in `SUITES`, and is drawn again only when these change. To add a view, add its file. Files that begin with an underscore
+are shared by the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from blast.errors import unknown_name
 
@@ -50,3 +52,9 @@ def load(name: str) -> ModuleType:
     if name not in known:
         raise unknown_name("figure or table", name, known)
     return importlib.import_module(f"{__name__}.views.{name}")
+
+
+def rows_of(view: ModuleType, table: Any) -> Any:
+    """The rows of a table that a view reads: those of its `SUITES`, else all."""
+    suites = getattr(view, "SUITES", None)
+    return table if suites is None else table[table["suite"].isin(suites)]

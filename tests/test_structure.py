@@ -66,6 +66,7 @@ EXPERIMENT = [
     "data",
     "gpu_tables",
     "tracking",
+    "todo",
     "own_model",
     "listing",
     "rerun",

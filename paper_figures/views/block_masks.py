@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from paper_figures.views import _style as style
 
 TITLE = "Block masks over time"
+SUITES = ("train",)
 MOMENTS = 6
 # Inches: left margin, gap between masks, above and below a row, above and below all rows.
 LEFT, GAP, HEADING, CAPTION, LEGEND, FOOT = 0.22, 0.08, 0.24, 0.2, 0.24, 0.25

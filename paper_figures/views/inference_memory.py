@@ -14,6 +14,7 @@ from paper_figures.views import _memory as of_suite
 from paper_figures.views import _style as style
 
 TITLE = "Memory of inference"
+SUITES = ("memory",)
 USES = {
     "dense": ("embeddings, attention", "#0072B2"),
     "mlp": ("MLP weights", "#56B4E9"),

@@ -13,6 +13,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Block-sparse kernels compared"
+SUITES = ("kernels",)
 MARKS = {
     "ours": ("ours", "o", "#D55E00"),
     "torch_bsr": ("torch BSR", "s", "#0072B2"),

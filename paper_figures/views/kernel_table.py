@@ -13,6 +13,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Kernel benchmarks"
+SUITES = ("kernels",)
 COLUMNS = (
     "grid", "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "dtype", "provider", "variant", "seed",
     "dense_us", "compiled_us", "us", "us_q20", "us_q80", "speed_up", "bound", "bound_us", "bound_fraction",

@@ -17,6 +17,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._titles import start_and_grid
 
 TITLE = "Live blocks by layer"
+SUITES = ("train",)
 COLUMNS = 3
 LOOKS = (
     ("#D55E00", "o", "-"), ("#0072B2", "s", (0, (4, 1.5))), ("#009E73", "^", (0, (1, 1.2))), ("#CC79A7", "D", "-"),

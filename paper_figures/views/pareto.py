@@ -23,6 +23,7 @@ CORNERS: tuple[dict[str, Any], ...] = (
     {"xytext": (3, 3), "ha": "left", "va": "bottom"}, {"xytext": (-3, -3), "ha": "right", "va": "top"},
     {"xytext": (-3, 3), "ha": "right", "va": "bottom"}, {"xytext": (3, -3), "ha": "left", "va": "top"},
 )  # fmt: skip
+SUITES = ("train",)
 TIMES = {"step_ms": "time of a training step (ms)", "token_us": "time of a token, scoring (µs)"}
 
 

@@ -13,6 +13,7 @@ from paper_figures.views import _style as style
 from paper_figures.views import _training as training
 
 TITLE = "Pretraining"
+SUITES = ("training_step",)
 COLUMNS = (
     "hardware", "model", "block", "tokens", "sparsity", "dense_ms", "masked_ms", "sparse_ms", "step_speed_up",
     "union_speed_up", "swap_speed_up", "union_masked_share", "swap_masked_share", "union_update_share",

@@ -16,6 +16,7 @@ from blast.experiment.analysis.trials import chosen_trials
 from paper_figures.views import _style as style
 
 TITLE = "Recovery by tokens"
+SUITES = ("train",)
 LIMIT = 2.25
 COLUMNS = 3
 LINES = {"blast": "-", "rigl_swap": (0, (4, 1.5)), "random": (0, (1, 1.2))}

@@ -15,6 +15,7 @@ from paper_figures.views._labels import model_name
 from paper_figures.views._write import RERUN
 
 TITLE = "All results"
+SUITES = ("train",)
 COLUMNS = (
     "grid", "hardware", "architecture", "dataset", "start", "trained", "metric", "task", "unit", "method", "variant",
     "teacher", "sparsity", "achieved_sparsity", "block", "ffn", "seeds", "n", "value", "standard_error", "seed_spread",

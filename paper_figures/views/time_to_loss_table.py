@@ -17,6 +17,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._write import RERUN
 
 TITLE = "Time of whole runs, and to equal validation loss"
+SUITES = ("train",)
 COLUMNS = (
     "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "point", "variant",
     "end_of", "loss", "dense_s", "pruned_s", "ratio", "dense_compile_s", "pruned_compile_s", "ratio_without_compiling",

@@ -13,6 +13,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Training of one MLP"
+SUITES = ("training_mlp",)
 SUITE = "training_mlp"
 COLUMNS = (
     "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "live_hidden", "ours_ms", "eager_ms",

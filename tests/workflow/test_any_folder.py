@@ -33,7 +33,7 @@ def dry_run(snakefile: Path, folder: Path, *words: str) -> tuple[int, str]:
 def test_every_value_in_a_command_is_quoted(file):
     text = file.read_text()
     assert not re.findall(r"^ +(?:script|run|notebook|wrapper):", text, re.MULTILINE), "Snakemake quotes no path there"
-    commands = re.findall(r"^(?: +shell:\n +|JOB = )(.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^(?: +shell:\n +|JOB = |DRAW = )(.*)$", text, re.MULTILINE)
     assert len(commands) >= text.count("shell:")
     for command in commands:
         values = re.findall(r"\{([^{}]+)\}", command.replace("{{", "").replace("}}", ""))

@@ -27,8 +27,9 @@ def test_a_failing_point_stops_no_other_and_the_next_run_redoes_only_it(place):
     said = again.stdout + again.stderr
     assert again.returncode == 0, said
     assert "vit-nano.digits.dense.seed0.hot:" in said
-    assert "vit-nano.digits.dense.seed0: already done" in said
-    assert "vit-nano.digits.blast.s90.b16.seed0: already done" in said
+    assert "1 of 3 points to run in 1 jobs" in said
+    assert "vit-nano.digits.dense.seed0:" not in said
+    assert "vit-nano.digits.blast.s90.b16.seed0:" not in said
     assert {file: file.read_bytes() for file in good} == good
 
     # One figure alone is redrawn from the records there are, and trains nothing, though the grid is not complete.
@@ -84,7 +85,7 @@ def test_an_unreachable_server_or_dataset_prints_one_sentence_and_the_records_st
     assert json.loads((results / "records" / "vit-nano.digits.dense.seed0.json").read_text())["status"] == "ok"
 
     # The next run has the point already and only shows it.
-    later = place.run("results/offline/jobs/mlflow/vit-nano.digits.0.done", BLAST_CACHE=str(tmp_path / "empty"))
-    assert later.returncode == 0, later.stdout + later.stderr
+    later = place.run("all", BLAST_CACHE=str(tmp_path / "empty"))
+    assert later.returncode == 1, later.stdout + later.stderr
     assert "MLflow: 1 runs added" in later.stdout + later.stderr
     assert "vit-nano.digits.dense.seed0:" not in later.stdout + later.stderr

@@ -1,27 +1,31 @@
 # Points: a job trains, prunes and evaluates one or several points, and writes results/<grid>/records/<point>.json.
+from blast.experiment.todo.views import suite_of
+
+# The job that trains each point that runs now.
+TRAINED_BY = {name: job for job in TODO.jobs for name in job.ids}
+
+
+def job_of(wildcards, jobs=JOBS):
+    """The job of this name."""
+    if wildcards.job not in jobs:
+        raise refusal(f"{wildcards.job}: there is no job of this name, or it has nothing to do.")
+    return jobs[wildcards.job]
+
+
+def requests_of(dataset):
+    """The stamp of lm-eval's requests for a dataset, if they are to be built."""
+    return [stamp("requests", dataset)] if dataset in TODO.requests else []
 
 
 def inputs_of(wildcards):
-    """Data, requests, and the jobs that train the dense models this job starts from."""
-    job = JOBS[wildcards.job]
-    files = [FOLDER.data(job.dataset)] if job.dataset else []
-    if job.dataset and PLAN.tasks(job.dataset):
-        files.append(FOLDER.stamp("requests", job.dataset))
-    parents = [other for other in PLAN.jobs if set(other.ids) & set(job.after)]
-    return files + [FOLDER.stamp(parent.stage, parent.name) for parent in parents]
+    """Data, requests, and the jobs that train the dense models this job starts from; those that are to be made."""
+    job = job_of(wildcards)
+    parents = dict.fromkeys(TRAINED_BY[name] for name in job.after if name in TRAINED_BY)
+    return planned() + prepared([job.dataset]) + requests_of(job.dataset) + stamps(parents)
 
 
 def ids_of(wildcards):
-    return list(JOBS[wildcards.job].ids)
-
-
-def points_of(wildcards):
-    return [PLAN.points[name].to_dict() for name in ids_of(wildcards)]
-
-
-def code_of(wildcards):
-    """Digest of the code that decides the points of a job: the job runs again when it changes."""
-    return fingerprint_of_points(PLAN.points[name] for name in ids_of(wildcards))
+    return list(job_of(wildcards).ids)
 
 
 def processes_of(wildcards):
@@ -40,18 +44,16 @@ def own_gpus_of(wildcards, resources):
     return ["--own-gpus"] if resources.get("gpus", 0) else []
 
 
-# The plan is `ancient`: where a grid grows, its file is written anew, and only the new points run.
 # A job runs its points one after the other; Snakemake runs jobs side by side.
-JOB = "{BLAST:q} job {params.ids:q} --plan {input.plan:q} --out {FOLDER.root:q} --log {log:q} --jobs 1 {params.own_gpus:q}"
+JOB = "{BLAST:q} job {params.ids:q} --plan {FOLDER.plan:q} --out {FOLDER.root:q} --log {log:q} --jobs 1 {params.own_gpus:q}"
 
 
 rule point:
     """Trains, prunes and evaluates the points of a job; a failed point gets a record too."""
     input:
         inputs_of,
-        plan=ancient(FOLDER.plan),
     output:
-        touch(FOLDER.stamp("train", "{job}")),
+        touch(stamp("train", "{job}")),
     log:
         FOLDER.log("{job}"),
     priority: 10
@@ -61,9 +63,6 @@ rule point:
     params:
         ids=ids_of,
         own_gpus=own_gpus_of,
-        # These two decide whether the job runs again.
-        points=points_of,
-        code=code_of,
     shell:
         JOB
 
@@ -71,9 +70,9 @@ rule point:
 rule benchmark:
     """Times kernels against dense and against other libraries, alone on the machine."""
     input:
-        plan=ancient(FOLDER.plan),
+        planned(),
     output:
-        touch(FOLDER.stamp("benchmark", "{job}")),
+        touch(stamp("benchmark", "{job}")),
     log:
         FOLDER.log("{job}"),
     resources:
@@ -81,25 +80,14 @@ rule benchmark:
     params:
         ids=ids_of,
         own_gpus=own_gpus_of,
-        # These two decide whether the job runs again.
-        points=points_of,
-        code=code_of,
     shell:
         JOB
 
 
-def stamps(stage, jobs=None):
-    return [FOLDER.stamp(stage or job.stage, job.name) for job in (PLAN.jobs if jobs is None else jobs)]
-
-
-def language_jobs():
-    return [job for job in PLAN.jobs if job.dataset and PLAN.tasks(job.dataset)]
+def stamps(jobs):
+    return [stamp(job.stage, job.name) for job in jobs]
 
 
 def all_stamps():
-    """All points, and lm-eval's metrics of them."""
-    return stamps(None) + stamps("language", language_jobs())
-
-
-def jobs_of_suite(suite):
-    return [job for job in PLAN.jobs if (PLAN.points[job.ids[0]].benchmark or {}).get("suite") == suite]
+    """All points that run, and lm-eval's metrics that are left."""
+    return stamps(TODO.jobs) + stamps(TODO.language)

@@ -1,26 +1,31 @@
 # Tables and figures: drawn from records alone.
 
-VIEWS = {path.stem: path for path in (ROOT / "paper_figures" / "views").glob("*.py")}
-TABLES = [name for name, path in VIEWS.items() if "\ndef rows(" in path.read_text()]
-FIGURES = [name for name, path in VIEWS.items() if "\ndef draw(" in path.read_text()]
-if not TABLES or not FIGURES:
-    raise refusal(f"{ROOT / 'paper_figures' / 'views'}: holds no figures or no tables; restore this folder from git.")
-PICTURES = [str(DRAWN / f"{name}.{kind}") for name in FIGURES for kind in ("pdf", "png")]
-PRINTED = [str(DRAWN / f"{name}.{kind}") for name in TABLES for kind in ("csv", "md", "tex")]
-RECORDED = ROOT / "results" / "recorded"
-# Files that every view reads, besides its own.
-SHARED = [path for name, path in sorted(VIEWS.items()) if name.startswith("_")]
-SHARED += [ROOT / "config" / name for name in ("paper_values.csv", "gpu_prices.csv")]
 
-
-def inputs_of_views(wildcards):
-    """All records of the grid, and files of the view. If only views are asked for, nothing is run."""
+def only_views():
+    """Whether only views are asked for: then nothing is run, and they show the records that there are."""
     asked = set(workflow.dag_settings.targets)
-    if asked and asked <= {*PICTURES, *PRINTED, "tables", "figures"}:
-        local = [*FOLDER.root.glob("records/*.json"), *FOLDER.root.glob("language/*.json")]
-    else:
-        local = all_stamps() + [FOLDER.plan]
-    return local + sorted(RECORDED.glob("*/*.csv")) + [*SHARED, VIEWS[wildcards.name]]
+    return bool(asked) and asked <= {*PICTURES, *PRINTED, "tables", "figures"}
+
+
+rule view_keys:
+    """What each view shows now, as digests: a view is drawn again when they are others."""
+    input:
+        planned(),
+        lambda wildcards: [] if only_views() else all_stamps(),
+    output:
+        FOLDER.view_keys(TODO.run),
+    resources:
+        slots=1,
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/view_keys.py --grid-dir {FOLDER.root:q} --recorded {RECORDED:q} --out-dir={DRAWN:q} --out {output:q}"
+
+
+def keys_of_view(wildcards):
+    """Of a view that is drawn again, what it shows: a file of this run. Another view needs nothing."""
+    if wildcards.name not in {*TODO.views, *(() if only_views() else TODO.later_views)}:
+        return []
+    run_for(VIEWS[wildcards.name].files)
+    return [FOLDER.view_keys(TODO.run)]
 
 
 def caption_of(wildcards):
@@ -29,10 +34,14 @@ def caption_of(wildcards):
     return file.read_text() if file.is_file() else ""
 
 
+VIEW_KEYS = FOLDER.view_keys(TODO.run)
+DRAW = "{wildcards.name:q} --grid-dir {FOLDER.root:q} --recorded {RECORDED:q} --out-dir={DRAWN:q} --keys {VIEW_KEYS:q}"
+
+
 rule figure:
     """One figure of the paper, as PDF and PNG."""
     input:
-        inputs_of_views,
+        keys_of_view,
     output:
         pdf=str(DRAWN / "{name}.pdf"),
         png=report(
@@ -48,13 +57,13 @@ rule figure:
     params:
         caption=caption_of,
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/figure.py {wildcards.name:q} --grid-dir {FOLDER.root:q} --recorded {RECORDED:q} --out-dir={DRAWN:q}"
+        "{PYTHON:q} {SCRIPTS:q}/figure.py " + DRAW
 
 
 rule table:
     """One table of the paper, as CSV, Markdown and LaTeX."""
     input:
-        inputs_of_views,
+        keys_of_view,
     output:
         csv=report(
             str(DRAWN / "{name}.csv"),
@@ -71,7 +80,7 @@ rule table:
     params:
         caption=caption_of,
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/paper_table.py {wildcards.name:q} --grid-dir {FOLDER.root:q} --recorded {RECORDED:q} --out-dir={DRAWN:q}"
+        "{PYTHON:q} {SCRIPTS:q}/paper_table.py " + DRAW
 
 
 rule figures:
@@ -86,15 +95,21 @@ rule tables:
         PRINTED,
 
 
+def inputs_of_verdict(wildcards):
+    """All that is made in this run."""
+    if TODO.changes_results:
+        run_for([FOLDER.verdict])
+    return planned() + prepared(PLAN.datasets) + all_stamps() + stamps(TODO.mlflow)
+
+
 rule verdict:
     """Lists what failed and moves it aside, so that the next run redoes exactly that."""
     input:
-        all_stamps(),
-        stamps("mlflow"),
-        PICTURES,
-        PRINTED,
-        plan=FOLDER.plan,
+        inputs_of_verdict,
+        # A view that is drawn again changes no verdict.
+        ancient(PICTURES),
+        ancient(PRINTED),
     output:
-        FOLDER.root / "verdict.txt",
+        FOLDER.verdict,
     shell:
         "{BLAST:q} verdict --grid-dir {FOLDER.root:q} --out {output:q}"

@@ -12,6 +12,8 @@ sys.path.insert(0, str(ROOT))
 import paper_figures  # noqa: E402
 from blast.errors import BlastError  # noqa: E402
 from blast.experiment.command_end import ended  # noqa: E402
+from blast.experiment.plan.paths import GridFolder  # noqa: E402
+from blast.experiment.todo.views import note_drawn  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid-dir", type=Path, default=ROOT / "results" / "default")
     parser.add_argument("--recorded", type=Path, default=ROOT / "results" / "recorded")
     parser.add_argument("--out-dir", type=Path, default=ROOT / "paper_figures")
+    parser.add_argument("--keys", type=Path, help="what views show now, by view_keys.py: noted for what is drawn")
     given = parser.parse_args(arguments)
     try:
         if given.name not in paper_figures.figures():
@@ -28,8 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         from blast.experiment.records.table import load_table
         from paper_figures.views._write import save_figure
 
-        figure = paper_figures.load(given.name).draw(load_table(given.grid_dir, given.recorded))
+        module = paper_figures.load(given.name)
+        figure = module.draw(paper_figures.rows_of(module, load_table(given.grid_dir, given.recorded)))
         save_figure(figure, given.out_dir, given.name)
+        if given.keys:
+            note_drawn(paper_figures.FOLDER, given.name, given.out_dir, given.keys, GridFolder(given.grid_dir))
     except BlastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -190,7 +190,9 @@ def mlflow(options: argparse.Namespace) -> int:
 
     Example: blast mlflow gpt2-nano.pystdlib.dense.seed0 --grid-dir results/default
     """
+    from blast.experiment.records.record import read_record
     from blast.experiment.run.verdict import NOT_IMPORTED
+    from blast.experiment.todo.files import Imports, tracking_store
     from blast.experiment.tracking.stage import import_into_mlflow
     from blast.files import write_atomically
 
@@ -198,6 +200,9 @@ def mlflow(options: argparse.Namespace) -> int:
     if not any(folder.record(name).is_file() for name in options.ids):
         raise BlastError(f"{folder.record(options.ids[0])}: this record does not exist; check the id and --grid-dir.")
     message = import_into_mlflow(folder, options.ids)
+    if not message.startswith(NOT_IMPORTED):
+        files = [folder.record(name) for name in options.ids]
+        Imports(folder, tracking_store()).add([read_record(file) for file in files if file.is_file()])
     if options.out:
         write_atomically(options.out, message + "\n")
     failed = message.startswith(NOT_IMPORTED)

@@ -75,7 +75,7 @@ def _make_requests(plan: Plan, dataset: str, folder: GridFolder) -> None:
     """Fetches and prepares a dataset, and lets lm-eval build its requests."""
     from blast.experiment.data.prepare import build_dataset_requests, fetch_dataset, prepare_dataset
 
-    fetched = folder.root / "data" / f"{dataset}.fetched.json"
+    fetched = folder.fetched(dataset)
     fetch_dataset(dataset, fetched)
     prepare_dataset(dataset, plan.data_settings(dataset), fetched, folder.data(dataset))
     asked = plan.evaluation(dataset)

@@ -18,7 +18,7 @@ from blast.experiment.plan.point import Point
 from blast.experiment.records import code_graph
 from blast.experiment.records import fingerprint as fingerprint_module
 from blast.experiment.records.code_graph import Module, Name
-from blast.experiment.records.fingerprint import SPEED, Fingerprints, entry_of, fingerprint, fingerprint_of_points
+from blast.experiment.records.fingerprint import SPEED, Fingerprints, entry_of, fingerprint
 from blast.experiment.run.worker import run_point
 from blast.sparsity.config import SparsifyConfig
 from blast.training.settings import TrainingSettings
@@ -200,6 +200,34 @@ def test_an_edit_of_lm_evals_half_changes_its_stage_alone(tree, before):
     assert changed(tree, before) == {"language"}
 
 
+@pytest.mark.parametrize(
+    ("file", "function", "found"),
+    [
+        ("src/blast/evaluation/scoring.py", "score_requests", set()),
+        ("src/blast/experiment/run/measure.py", "measure", set()),
+        ("src/blast/experiment/run/train.py", "evaluate_saved", set()),
+        ("src/blast/experiment/run/train.py", "train_model", TRAINED),
+        ("src/blast/sparsity/schedule.py", None, {"blast", "vit_blast"}),
+    ],
+)
+def test_an_edit_of_the_evaluation_leaves_the_trained_model(shared, file, function, found):
+    root, code = shared
+    points = {name: POINTS[name] for name in TRAINED}
+    before, whole = ({name: of(point) for name, point in points.items()} for of in (code.of_training, code.of_point))
+    graph, old = code.code, (root / file).read_text()
+    kept = dict(graph._modules), dict(graph._texts)
+    edit(root / file, function)
+    module = "blast." + file.removeprefix("src/blast/").removesuffix(".py").replace("/", ".")
+    try:
+        graph._modules.pop(module, None)
+        graph._texts = {name: text for name, text in graph._texts.items() if name.module != module}
+        assert {name for name, point in points.items() if code.of_training(point) != before[name]} == found
+        assert {name for name, point in points.items() if code.of_point(point) != whole[name]} >= (found or {"dense"})
+    finally:
+        (root / file).write_text(old)
+        graph._modules, graph._texts = kept
+
+
 def test_a_tuned_table_and_a_task_change_what_reads_them(tree, before):
     tasks = tree / "src" / "blast" / "experiment" / "language" / "tasks"
     for file in (next((tree / "kernels" / "tuned").glob("*.json")), tasks / "piqa.yaml"):
@@ -336,7 +364,7 @@ def test_every_point_of_the_config_has_its_fingerprint_and_no_file_is_read_twice
     monkeypatch.setattr(code_graph, "Module", lambda name, *a, **k: read.append(name) or Module(name, *a, **k))
     values = {point.id: fingerprint(point) for point in plan.points.values()}
     for _ in range(20):
-        fingerprint_of_points(plan.points.values())
+        assert {point.id: fingerprint(point) for point in plan.points.values()} == values
     assert len(read) == len(set(read)) > 50
     assert len(set(values.values())) > 5
     assert set(datasets.names()) >= {point.dataset for point in plan.points.values() if point.dataset}

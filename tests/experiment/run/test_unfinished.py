@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import fake_worker
@@ -10,16 +9,15 @@ import pytest
 
 from blast.benchmark.settings import settings_of
 from blast.experiment.cli import main
-from blast.experiment.plan.grid import Job, Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.record import make_record, read_record
 from blast.experiment.records.rows import record_rows
+from blast.experiment.records.state import Left, state_of
 from blast.experiment.run.job import finished, run_points
 from blast.experiment.run.progress import headline
-from blast.experiment.run.verdict import drop_stale_stamps
-from blast.files import file_lock, write_json
+from blast.files import write_json
 
 NAME = "mlp-gpt2-nano.float32.s80.b16.seed0"
 SENTENCE = "its time was over before 64 tokens were timed; run again."
@@ -46,13 +44,7 @@ def folder(tmp_path) -> GridFolder:
     run = {"fingerprint": fingerprint(point()), "hardware": "cpu", "wall_s": 1.0}
     write_json(folder.record(NAME), make_record(point(), status="ok", result=result, run=run))
     write_json(folder.root / "plan.json", [point().to_dict()])
-    folder.stamp("benchmark", "job").parent.mkdir(parents=True)
-    folder.stamp("benchmark", "job").touch()
     return folder
-
-
-def plan() -> Plan:
-    return Plan({NAME: point()}, (Job("job", "benchmark", None, (NAME,)),))
 
 
 def test_its_rows_are_kept_and_the_progress_line_says_what_is_missing(folder):
@@ -74,42 +66,22 @@ def test_the_verdict_names_it_in_one_sentence_and_keeps_its_record(folder, capsy
 
 def test_a_point_that_failed_before_its_run_was_killed_is_run_again(folder):
     run = {"fingerprint": fingerprint(point()), "hardware": "cpu", "wall_s": 1.0}
-    write_json(
-        folder.record(NAME), make_record(point(), status="failed", result={}, cause="the disk is full.", run=run)
-    )
-    stamp = folder.stamp("benchmark", "job")
-    with file_lock(folder.root / ".lock"):
-        # As the jobs of a run see it, whose verdict is still to come.
-        assert drop_stale_stamps(plan(), folder) == []
-    verdict = folder.root / "verdict.txt"
-    verdict.touch()
-    os.utime(verdict, (stamp.stat().st_mtime + 10,) * 2)
-    assert drop_stale_stamps(plan(), folder) == []
-    verdict.unlink()
-    assert drop_stale_stamps(plan(), folder) == [stamp]
-    assert not folder.record(NAME).exists()
-    assert folder.failed(NAME).is_file()
+    failed = make_record(point(), status="failed", result={}, cause="the disk is full.", run=run)
+    write_json(folder.record(NAME), failed)
+    assert state_of(point(), folder) == (Left.ALL, "the disk is full.", None)
 
 
-def test_the_next_run_redoes_its_job_and_then_nothing(folder, capsys):
-    assert drop_stale_stamps(plan(), folder) == []
-    main(["verdict", "--grid-dir", str(folder.root), "--out", str(folder.root / "verdict.txt")])
-    assert drop_stale_stamps(plan(), folder) == [folder.stamp("benchmark", "job")]
+def test_the_next_run_redoes_it_and_then_nothing(folder):
+    assert state_of(point(), folder).reason == SENTENCE
+    main(["verdict", "--grid-dir", str(folder.root), "--out", str(folder.verdict)])
     assert finished(folder, point()) is None
     assert run_points([point()], folder, folder.root / "log") == 0
-    # A stamp set now stays, even if the workflow file is read once more within the same run.
-    folder.stamp("benchmark", "job").touch()
-    assert drop_stale_stamps(plan(), folder) == []
-    record = finished(folder, point())
-    assert "unfinished" not in record["result"]
-    verdict = folder.root / "verdict.txt"
-    assert main(["verdict", "--grid-dir", str(folder.root), "--out", str(verdict)]) == 0
-    assert drop_stale_stamps(plan(), folder) == []
-    assert verdict.is_file()
-    # To redo a point its record is removed; Snakemake looks behind the verdict only if that is gone too.
+    assert state_of(point(), folder).left is Left.NOTHING
+    assert "unfinished" not in finished(folder, point())["result"]
+    assert main(["verdict", "--grid-dir", str(folder.root), "--out", str(folder.verdict)]) == 0
+    # To redo a point its record is removed.
     folder.record(NAME).unlink()
-    assert drop_stale_stamps(plan(), folder) == [folder.stamp("benchmark", "job")]
-    assert not verdict.exists()
+    assert state_of(point(), folder) == (Left.ALL, "it has no record", None)
 
 
 def test_a_job_that_leaves_a_point_unfinished_counts_it_as_a_failure(folder, tmp_path, monkeypatch):

@@ -19,13 +19,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _facts_or_cause(work: Callable[[], dict[str, Any]], out: Path) -> None:
+def _facts_or_cause(work: Callable[[], dict[str, Any]], out: Path, **more: Any) -> None:
     try:
         values = {"status": "ok", "cause": None, "facts": work()}
     except BlastError as error:
         _say(f"blast: {error}")
         values = {"status": "failed", "cause": str(error), "facts": {}}
-    write_json(out, values)
+    write_json(out, values | more)
 
 
 def fetch_dataset(dataset: str, out: Path) -> None:
@@ -56,7 +56,7 @@ def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None
                 raise BlastError(before["cause"])
         return datasets.get(dataset).prepare(cache_root(), settings)
 
-    _facts_or_cause(work, out)
+    _facts_or_cause(work, out, settings=settings)
 
 
 def build_dataset_requests(

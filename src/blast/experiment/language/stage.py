@@ -13,6 +13,8 @@ from blast.evaluation.item_scores import write_item_scores
 from blast.experiment.language.metrics import LmEvalMetrics
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records import provenance
+from blast.experiment.records.fingerprint import language_fingerprint
+from blast.experiment.records.language import language_digest
 from blast.experiment.records.record import read_record
 from blast.files import read_json, write_json
 
@@ -25,10 +27,18 @@ def _left_out(folder: GridFolder, dataset: str) -> dict[str, str]:
     return read_json(file, "list of tasks left out", "run again.") if file.is_file() else {}
 
 
-def _identity(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": FORMAT, "id": name, "record_digest": record["record_digest"], "versions": provenance.versions(),
-    }  # fmt: skip
+def _write(folder: GridFolder, name: str, record: dict[str, Any], entry: dict[str, Any]) -> None:
+    """Writes the metrics of a point, with what they were made of."""
+    tasks = record["point"].get("evaluation", {}).get("tasks", [])
+    metrics = {
+        "format": FORMAT,
+        "id": name,
+        "record_digest": record["record_digest"],
+        "fingerprint": language_fingerprint(tasks),
+        "versions": provenance.versions(),
+        **entry,
+    }
+    write_json(folder.language(name), metrics | {"digest": language_digest(metrics)})
 
 
 def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
@@ -48,7 +58,7 @@ def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
                     raise BlastError(f"the point failed: {record['cause']}")
                 dataset = record["point"]["dataset"]
                 if record["point"].get("evaluation", {}).get("tasks") == []:
-                    write_json(folder.language(name), _identity(name, record) | entry)
+                    _write(folder, name, record, entry)
                     continue
                 missing = _left_out(folder, dataset)
                 if missing and not folder.requests(dataset).is_file():
@@ -64,4 +74,4 @@ def compute_language_metrics(folder: GridFolder, ids: Sequence[str]) -> None:
             except Exception as error:
                 traceback.print_exc(file=sys.stderr)
                 entry |= {"status": "failed", "cause": f"{type(error).__name__} in lm-eval: {error}"}
-            write_json(folder.language(name), _identity(name, record) | entry)
+            _write(folder, name, record, entry)

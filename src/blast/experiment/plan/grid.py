@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from blast.errors import BlastError, unknown_name
 from blast.evaluation.requests import SEPARATE_TEST
 from blast.experiment.plan.block_checks import check_permutation, check_teacher
 from blast.experiment.plan.config import Benchmark, Config, GridBlock
+from blast.experiment.plan.jobs import Job, make_jobs
 from blast.experiment.plan.point import Point
 from blast.settings import Place, plain
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
@@ -29,25 +31,6 @@ FITS = {"language": ("language", "classification"), "encoder": ("classification"
 
 
 @dataclass(frozen=True)
-class Job:
-    """Points that one process runs, one after the other.
-
-    Attributes:
-        name: Names the job and its log.
-        stage: Stage of its points.
-        dataset: The dataset its points share; None for benchmarks.
-        ids: Its points.
-        after: Points of other jobs whose checkpoints it needs.
-    """
-
-    name: str
-    stage: str
-    dataset: str | None
-    ids: tuple[str, ...]
-    after: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Plan:
     """All points of a grid by id, in order, and the jobs that run them."""
 
@@ -59,9 +42,19 @@ class Plan:
         """Datasets that the grid needs, in order of first use."""
         return list(dict.fromkeys(point.dataset for point in self.points.values() if point.dataset))
 
+    @cached_property
+    def _first(self) -> dict[str, Point]:
+        """By dataset, its first point with tasks, else its first point."""
+        first: dict[str, Point] = {}
+        for point in self.points.values():
+            known = first.get(point.dataset or "")
+            if known is None or (point.evaluation.get("tasks") and not known.evaluation.get("tasks")):
+                first[point.dataset or ""] = point
+        return first
+
     def data_settings(self, dataset: str) -> dict[str, Any]:
         """Given settings of the preparation of one dataset."""
-        return next(point.data for point in self.points.values() if point.dataset == dataset)
+        return self._first[dataset].data
 
     def tasks(self, dataset: str) -> list[str]:
         """lm-eval tasks of one dataset; none for images. A point has all of them or none."""
@@ -76,8 +69,7 @@ class Plan:
 
     def evaluation(self, dataset: str) -> dict[str, Any]:
         """The evaluation of the points with tasks, else of any point."""
-        found = [point.evaluation for point in self.points.values() if point.dataset == dataset]
-        return next((evaluation for evaluation in found if evaluation.get("tasks")), found[0])
+        return self._first[dataset].evaluation
 
 
 def share_label(sparsity: float) -> str:
@@ -356,7 +348,7 @@ def expand(config: Config, file: Path | str = "config") -> Plan:
         _check_evaluations(points)
     except BlastError as error:
         raise BlastError(f"{file}: {error}") from error
-    return Plan(points, tuple(_jobs(config, points)))
+    return Plan(points, make_jobs(config, points.values()))
 
 
 def _check_evaluations(points: dict[str, Point]) -> None:
@@ -374,23 +366,3 @@ def _check_evaluations(points: dict[str, Point]) -> None:
                     f"points of the dataset '{point.dataset}' have different 'evaluation.{key}', {other} and "
                     f"{value}; give all the same{hint}."
                 )
-
-
-def _jobs(config: Config, points: dict[str, Point]) -> Iterator[Job]:
-    groups: dict[tuple, list[Point]] = {}
-    for point in points.values():
-        suite = (point.benchmark or {}).get("suite")
-        groups.setdefault((point.stage, suite, point.architecture, point.dataset), []).append(point)
-    for (stage, suite, architecture, dataset), members in groups.items():
-        # Dense runs come first, then the points that need them, so that one job can hold both.
-        members.sort(key=lambda point: (bool(point.needs) or point.method != "dense", not point.needs))
-        size = config.points_per_job.get(datasets.base_name(dataset or ""), config.points_per_job.get("default", 1))
-        if stage == "benchmark":
-            size = len(members)
-        for number, first in enumerate(range(0, len(members), size)):
-            part = members[first : first + size]
-            ids = tuple(point.id for point in part)
-            needed = dict.fromkeys(other for point in part for other in point.needs)
-            label = f"{architecture}.{dataset}" if dataset else f"benchmark-{suite}-{architecture}"
-            after = tuple(other for other in needed if other not in ids)
-            yield Job(name=f"{label}.{number}", stage=stage, dataset=dataset, ids=ids, after=after)

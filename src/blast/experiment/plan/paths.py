@@ -13,6 +13,8 @@ ITEMS = "items.npz"
 TRAINING_STATE = "training_state.pt"
 # There too: the result of the child process, until the job has made a record of it.
 OUTCOME = "outcome.json"
+# There too: the record of a training whose evaluation is made again, until the new record is there.
+TRAINED = "trained.json"
 
 
 def in_checkout(path: str) -> Path:
@@ -46,17 +48,34 @@ class GridFolder:
         """The folder of everything else of a point: checkpoint, scores, masks, training state."""
         return self.root / "points" / point
 
+    def fetched(self, dataset: str) -> Path:
+        """Facts of a downloaded dataset, or the error of its download."""
+        return self.root / "data" / f"{dataset}.fetched.json"
+
     def data(self, dataset: str) -> Path:
         """Facts of a prepared dataset, or the error of its preparation."""
         return self.root / "data" / f"{dataset}.json"
 
-    def stamp(self, stage: str, job: str) -> Path:
-        """An empty file: a stage of a job is done. It is the output of the Snakemake rule."""
-        return self.root / "jobs" / stage / f"{job}.done"
+    @property
+    def runs(self) -> Path:
+        """A folder for each run of the workflow, `1`, `2`, …; those of earlier runs are removed when one begins."""
+        return self.root / "jobs"
+
+    def stamp(self, run: int, stage: str, job: str) -> Path:
+        """The file that a job makes at its end, the output of its rule; it leads from job to job within one run."""
+        return self.runs / str(run) / stage / f"{job}.done"
+
+    def view_keys(self, run: int) -> Path:
+        """By view, the digest of what it shows when all other jobs of a run are done."""
+        return self.runs / str(run) / "views.json"
 
     def requests(self, dataset: str) -> Path:
         """lm-eval's requests for a dataset as token ids."""
         return self.root / "requests" / f"{dataset}.jsonl.gz"
+
+    def requests_key(self, dataset: str) -> Path:
+        """The digest of what the requests of a dataset were made of."""
+        return self.root / "requests" / f"{dataset}.key"
 
     def left_out(self, dataset: str) -> Path:
         """The reason why a task of a dataset has no requests, by task."""
@@ -78,6 +97,30 @@ class GridFolder:
     def plan(self) -> Path:
         """The points of the grid."""
         return self.root / "plan.json"
+
+    @property
+    def imports(self) -> Path:
+        """The points that MLflow has, a line for each import."""
+        return self.root / "imports.jsonl"
+
+    @property
+    def todo(self) -> Path:
+        """The jobs of the run of the workflow that goes on now."""
+        return self.root / "todo.json"
+
+    @property
+    def config(self) -> Path:
+        """The config with every default filled in."""
+        return self.root / "config.yaml"
+
+    def view(self, name: str) -> Path:
+        """What a picture or table of the grid was drawn from, and the digests of its files."""
+        return self.root / "views" / f"{name}.json"
+
+    @property
+    def verdict(self) -> Path:
+        """What the last run came to, if no point failed."""
+        return self.root / "verdict.txt"
 
     @property
     def rows(self) -> Path:

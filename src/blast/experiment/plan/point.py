@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from blast.errors import BlastError
+from blast.evaluation.requests import SEPARATE_TEST
 from blast.files import json_digest, read_json
 from blast.settings import Count, Later, Name, Pattern, Seed, Sparsity, plain, read
 
@@ -93,6 +94,17 @@ class Point:
         """Digest of all settings; the name of the grid is not one of them."""
         values = self.to_dict()
         del values["grid"]
+        return json_digest(values)
+
+    @property
+    def training_digest(self) -> str:
+        """Digest of the settings that decide the trained model and its curves: `digest` without the evaluation.
+
+        A separate test counts, as the curves are those of the other half of the held-out data.
+        """
+        values = self.to_dict()
+        del values["grid"]
+        values["evaluation"] = {SEPARATE_TEST: True} if self.evaluation.get(SEPARATE_TEST) else {}
         return json_digest(values)
 
     @classmethod

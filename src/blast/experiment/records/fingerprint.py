@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from blast.experiment.plan.point import Point
-from blast.experiment.records.code_graph import CodeGraph, Module, Name
-from blast.files import text_digest
+from blast.experiment.records.code_graph import CodeGraph, Counts, Module, Name
 
 KERNELS = "blast_kernels"
 # What a kernel computes is defined by its reference; how fast it does so changes no trained model. A training point
@@ -25,6 +24,8 @@ KERNELS = "blast_kernels"
 # ImportError`, the Triton kernels, without which everything runs) and modules and packages of these names.
 SPEED = frozenset({"heuristics", "tables", "tuned"})
 RUN = "blast.experiment.run"
+# Everything behind this function looks at a model that is trained and saved.
+EVALUATION = Name(f"{RUN}.train", "evaluate_saved")
 
 
 def entry_of(point: Point) -> str:
@@ -34,6 +35,11 @@ def entry_of(point: Point) -> str:
     if point.start == "parent":
         return f"{RUN}.prune:run_one_shot_point"
     return f"{RUN}.train:run_dense_point" if point.sparsify is None else f"{RUN}.prune:run_pruned_point"
+
+
+def _trains(name: Name, optional: bool) -> bool:
+    """Whether a definition decides a trained model, rather than how it is evaluated."""
+    return name != EVALUATION and _decides_numbers(name, optional)
 
 
 def _decides_numbers(name: Name, optional: bool) -> bool:
@@ -57,15 +63,24 @@ class Fingerprints:
         """Digest of the code that decides the numbers of a point."""
         return self.code.digest(self.reached(point))
 
-    def reached(self, point: Point) -> set[Name]:
-        """The definitions that decide the numbers of a point."""
+    def of_training(self, point: Point) -> str:
+        """Digest of the code that decides the trained model of a point, and its curves; not of its evaluation."""
+        return self.code.digest(self.reached(point, _trains))
+
+    def reached(self, point: Point, counts: Counts = _decides_numbers) -> set[Name]:
+        """The definitions that decide the numbers of a point.
+
+        Args:
+            point: The point.
+            counts: Which definitions count for a point that trains; all count for a benchmark.
+        """
         entries = [Name(*entry_of(point).split(":")), Name(f"{RUN}.worker", "set_up_torch")]
         if point.start == "parent":
             # It starts from the checkpoint of its dense parent.
             entries.append(Name(f"{RUN}.train", "run_dense_point"))
         if point.stage == "benchmark":
             return self.code.reached(entries, self._found_by_name(point))
-        return self.code.reached(entries, self._found_by_name(point), _decides_numbers)
+        return self.code.reached(entries, self._found_by_name(point), counts)
 
     def of_language(self, tasks: Sequence[str]) -> str:
         """Digest of what builds the requests of lm-eval tasks and makes metrics of their scores."""
@@ -124,18 +139,20 @@ def _once(key: tuple, make: Callable[[], str]) -> str:
     return _known[key]
 
 
+def _key(point: Point) -> tuple:
+    """Points with the same key have the same fingerprint."""
+    suite = (point.benchmark or {}).get("suite")
+    return entry_of(point), point.architecture, point.dataset, suite, point.data.get("tokenizer")
+
+
 def fingerprint(point: Point) -> str:
     """Digest of the code that decides the numbers of a point, as it is installed here."""
-    suite = (point.benchmark or {}).get("suite")
-    tokenizer = point.data.get("tokenizer")
-    key = (entry_of(point), point.architecture, point.dataset, suite, tokenizer)
-    return _once(key, lambda: _installed().of_point(point))
+    return _once(_key(point), lambda: _installed().of_point(point))
 
 
-def fingerprint_of_points(points: Iterable[Point]) -> str:
-    """Digest over the fingerprints of some points: the code that a job runs."""
-    found = sorted({fingerprint(point) for point in points})
-    return text_digest("".join(found))
+def training_fingerprint(point: Point) -> str:
+    """Digest of the code that decides the trained model of a point, as it is installed here."""
+    return _once(("training", *_key(point)), lambda: _installed().of_training(point))
 
 
 def language_fingerprint(tasks: Sequence[str]) -> str:

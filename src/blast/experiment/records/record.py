@@ -43,6 +43,7 @@ def make_record(
         "log": log,
         "result": result,
         "run": run,
+        "run_digest": json_digest(run),
     }
 
 

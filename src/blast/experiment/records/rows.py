@@ -30,8 +30,11 @@ SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
 CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution", "side_by_side")
 # Left out of `describe_run`: values that differ between points of one process, or that name a person's machine.
 RUN_LEFT_OUT = frozenset(
-    {"wall_s", "started", "finished", "host", "hardware", "training_seconds", "scoring", "gpus_held", "command"}
-)
+    {
+        "wall_s", "started", "finished", "host", "hardware", "training_seconds", "scoring", "gpus_held", "command",
+        "training_fingerprint", "trained",
+    }
+)  # fmt: skip
 
 # Tokens a second that a model reads while lm-eval's requests are scored, padding not counted.
 SCORING_RATE = "scoring_rate"

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
-from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
+from blast.experiment.plan.paths import TRAINED, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records import provenance
-from blast.experiment.records.fingerprint import fingerprint
-from blast.experiment.records.record import make_record, read_record, retry_reason, write_record
+from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
+from blast.experiment.records.record import make_record, retry_reason, write_record
+from blast.experiment.records.state import Left, state_of
 from blast.experiment.run.child import Child
 from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.locks import points_held
@@ -34,15 +35,8 @@ COUNT = 2.0
 
 def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
     """The record of a point that ran completely with these settings and this code; None if there is none."""
-    file = folder.record(point.id)
-    if not file.is_file():
-        return None
-    try:
-        record = read_record(file)
-    except BlastError:
-        return None
-    same = record["point_digest"] == point.digest and record["run"].get("fingerprint") == fingerprint(point)
-    return record if same and retry_reason(record) is None else None
+    state = state_of(point, folder)
+    return state.record if state.left is Left.NOTHING else None
 
 
 def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +50,7 @@ def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str,
         "commit": commit,
         "dirty": dirty,
         "fingerprint": fingerprint(point),
+        **({"training_fingerprint": training_fingerprint(point)} if point.stage == "train" else {}),
         "lock": provenance.lock_digest(),
         "versions": provenance.versions(),
         "host": os.uname().nodename,
@@ -241,7 +236,8 @@ class _Job:
         self.folder.retry(point.id).unlink(missing_ok=True)
         good = record["status"] == "ok"
         if good:
-            (self.folder.work(point.id) / TRAINING_STATE).unlink(missing_ok=True)
+            for name in (TRAINING_STATE, TRAINED):
+                (self.folder.work(point.id) / name).unlink(missing_ok=True)
         child.go_on(good)
         self.failures += retry_reason(record) is not None
         self.progress.tell(record)

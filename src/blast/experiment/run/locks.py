@@ -38,18 +38,6 @@ def hold_grid(folder: GridFolder) -> None:
     _HELD.append(lock)
 
 
-def grid_is_free(folder: GridFolder) -> bool:
-    """Whether no run of the workflow holds a grid now."""
-    file = folder.root / ".lock"
-    if not file.exists():
-        return True
-    try:
-        with file_lock(file).acquire(blocking=False):
-            return True
-    except OSError:
-        return False
-
-
 @contextmanager
 def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[None]:
     """Locks points while they run; waits if a process that survived a killed workflow still runs one of them."""

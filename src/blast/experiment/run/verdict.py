@@ -5,45 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import read_plan
 from blast.experiment.run.bad_points import bad_points
-from blast.experiment.run.locks import grid_is_free
 from blast.files import write_atomically
 
 # The stamp of an MLflow import that has to be tried again begins with this.
 NOT_IMPORTED = "not imported"
-
-
-def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
-    """Removes the stamp of each job that lacks a file or has a point to run again, so that Snakemake runs it.
-
-    If a run was stopped before its verdict, its failed records are moved aside first. If a stamp was removed,
-    `verdict.txt` is deleted too: Snakemake does not rebuild missing inputs of a target that exists.
-
-    Returns:
-        The stamps that were removed.
-    """
-    dropped = []
-    verdict = folder.root / "verdict.txt"
-    verdict_time = verdict.stat().st_mtime if verdict.is_file() else 0.0
-    nothing_runs = grid_is_free(folder)
-    for job in plan.jobs:
-        stamp = folder.stamp(job.stage, job.name)
-        if nothing_runs and stamp.is_file() and stamp.stat().st_mtime > verdict_time:
-            for name in job.ids:
-                if _status(folder.record(name))[0] == "failed":
-                    _move_aside(folder, name)
-        for stage, file_of in ((job.stage, folder.record), ("language", folder.language)):
-            stamp = folder.stamp(stage, job.name)
-            again = any(not file_of(name).is_file() or folder.retry(name).is_file() for name in job.ids)
-            if stamp.is_file() and again:
-                stamp.unlink()
-                dropped.append(stamp)
-    if dropped:
-        verdict.unlink(missing_ok=True)
-    return dropped
 
 
 def _status(file: Path) -> tuple[str, str | None]:
@@ -74,8 +42,8 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
         if status != "ok":
             sentences.append(f"dataset {dataset}: {cause}")
             folder.data(dataset).unlink(missing_ok=True)
-            (folder.root / "data" / f"{dataset}.fetched.json").unlink(missing_ok=True)
-            folder.stamp("requests", dataset).unlink(missing_ok=True)
+            folder.fetched(dataset).unlink(missing_ok=True)
+            folder.requests_key(dataset).unlink(missing_ok=True)
     for point in points:
         status, cause = _status(folder.record(point.id))
         if status != "ok":
@@ -89,7 +57,7 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
             if status != "ok":
                 sentences.append(f"language metrics of {point.id}: {cause}")
                 folder.language(point.id).unlink()
-    for stamp in sorted((folder.root / "jobs" / "mlflow").glob("*.done")):
+    for stamp in sorted(folder.runs.glob("*/mlflow/*.done")):
         if (said := stamp.read_text()).startswith(NOT_IMPORTED):
             sentences.append(f"MLflow: {said.strip()}")
             stamp.unlink()

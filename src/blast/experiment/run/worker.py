@@ -22,6 +22,7 @@ from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records.fingerprint import entry_of, fingerprint
 from blast.experiment.records.provenance import hardware
+from blast.experiment.run.evaluate import evaluate_again
 from blast.files import write_json
 from blast.training.launch import rank_and_world_size
 
@@ -52,7 +53,9 @@ def set_up_torch(point: Point) -> None:
 
 
 def run_point(point: Point, folder: GridFolder) -> Result | None:
-    """Runs a point by the function that its fingerprint starts from."""
+    """Runs a point by the function that its fingerprint starts from; evaluates it alone if that is all that changed."""
+    if (again := evaluate_again(point, folder)) is not None:
+        return again[0]
     module, _, name = entry_of(point).partition(":")
     run: Callable[[Point, GridFolder, str], Result | None] = getattr(import_module(module), name)
     return run(point, folder, fingerprint(point))

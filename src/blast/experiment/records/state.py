@@ -1,0 +1,91 @@
+"""What is left to do for a point, by the contents of its record: nothing, its evaluation, or all of it.
+
+The planner of the workflow and the job ask here, so that they agree. Nothing is written, and no time of a file counts.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+from blast.checkpoint.manifest import weights_file
+from blast.errors import BlastError
+from blast.experiment.plan.paths import TRAINED, GridFolder
+from blast.experiment.plan.point import Point
+from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
+from blast.experiment.records.record import read_record, retry_reason
+from blast.files import json_digest
+
+
+class Left(Enum):
+    """What is left to do for a point."""
+
+    NOTHING = "nothing"
+    EVALUATION = "evaluation"
+    ALL = "all"
+
+
+class State(NamedTuple):
+    """What is left to do for a point, why, and the record that shows it (None if it does not count)."""
+
+    left: Left
+    reason: str
+    record: dict[str, Any] | None
+
+
+def state_of(point: Point, folder: GridFolder) -> State:
+    """What is left to do for a point.
+
+    Its record has to be whole, and of these settings and this code. If only settings or code of the evaluation differ
+    and its checkpoint is kept, its evaluation is left. Records from before there was a `training_fingerprint` count by
+    their `fingerprint`, which covers both.
+
+    Args:
+        point: As it is planned now.
+        folder: Folder of its grid.
+    """
+    file, why = folder.record(point.id), "it has no record"
+    record = None
+    if file.is_file():
+        try:
+            record = read_record(file)
+        except BlastError:
+            return State(Left.ALL, "its record is damaged", None)
+        # `record_digest` covers what was measured, without time and machine; older records have no other digest.
+        if record.get("run_digest", json_digest(record["run"])) != json_digest(record["run"]):
+            return State(Left.ALL, "its record was changed by hand", None)
+        why = retry_reason(record)
+    if why is not None:
+        record = _trained_before(folder, point, record)
+        if record is None:
+            return State(Left.ALL, why, None)
+    same_settings = record["point_digest"] == point.digest
+    same_code = record["run"].get("fingerprint") == fingerprint(point)
+    if same_settings and same_code and why is None:
+        return State(Left.NOTHING, "", record)
+    what = "its code" if same_settings else "its settings"
+    if point.stage != "train" or Point.from_dict(record["point"]).training_digest != point.training_digest:
+        return State(Left.ALL, f"{what} changed", None)
+    if not same_code and record["run"].get("training_fingerprint") != training_fingerprint(point):
+        return State(Left.ALL, "its code changed", None)
+    if not has_checkpoint(record, folder):
+        return State(Left.ALL, f"{what} of the evaluation changed, and its checkpoint is not here", None)
+    return State(Left.EVALUATION, why or f"{what} of the evaluation changed", record)
+
+
+def _trained_before(folder: GridFolder, point: Point, failed: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The record of the training of a point whose evaluation failed when it was made again; None otherwise."""
+    kept = folder.work(point.id) / TRAINED
+    if not kept.is_file() or (failed is None and not folder.failed(point.id).is_file()):
+        return None
+    try:
+        record = read_record(kept)
+    except BlastError:
+        return None
+    return record if retry_reason(record) is None else None
+
+
+def has_checkpoint(record: dict[str, Any], folder: GridFolder) -> bool:
+    """Whether the weights of a point are here; the job compares their digest before it uses them."""
+    named = (record["result"].get("artifacts") or {}).get("checkpoint")
+    return bool(named) and weights_file(folder.work(record["point"]["id"]) / named["path"]).is_file()
