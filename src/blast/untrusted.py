@@ -1,0 +1,92 @@
+"""Reading files that came from elsewhere: no link is followed, sizes are bounded, and names stay in their folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from blast.errors import BlastError, one_line
+from blast.files import canonical_json
+
+MIB = 1 << 20
+
+
+class NotPlainFileError(ValueError):
+    """A path that is no ordinary file of a sensible size; the message says what it is instead."""
+
+
+def read_bytes(file: Path, most: int) -> bytes:
+    """The content of an ordinary file.
+
+    Args:
+        file: The file. A link is not followed, and a pipe or a device is not opened.
+        most: Largest size, bytes.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        NotPlainFileError: if it is something else than a file, or too large.
+        OSError: if it cannot be read.
+    """
+    _check_mode(os.lstat(file).st_mode)
+    # Checked again once it is open: the name may stand for something else by now.
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as stream:
+        found = os.fstat(descriptor)
+        _check_mode(found.st_mode)
+        content = stream.read(most + 1) if found.st_size <= most else b""
+    if max(found.st_size, len(content)) > most:
+        raise NotPlainFileError(f"is larger than the {most >> 20} MiB that are read")
+    return content
+
+
+def _check_mode(mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise NotPlainFileError("is a link, which is not followed")
+    if not stat.S_ISREG(mode):
+        raise NotPlainFileError(
+            "is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, not a file"
+        )
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON that can be written again as it is.
+
+    Raises:
+        ValueError: if it is no JSON in UTF-8, or holds half a character (a lone surrogate), which no file can hold.
+        RecursionError: if it is nested too deep.
+    """
+    value = json.loads(content.decode("utf-8-sig"))
+    canonical_json(value).encode()
+    return value
+
+
+def member(folder: Path, name: Any) -> Path:
+    """A file or folder that is named by what came from elsewhere, if it lies inside `folder`.
+
+    Args:
+        folder: The folder. It may be reached through links; nothing below it may be one.
+        name: A relative path with `/` between its parts.
+
+    Raises:
+        BlastError: if the name is no relative path, leads out of the folder, or a part of it is a link.
+    """
+    if not is_inner_path(name):
+        raise BlastError(f"{folder}: the name {one_line(name)[:120]} leads out of this folder; copy the folder again.")
+    place = Path(folder)
+    for part in PurePosixPath(name).parts:
+        place /= part
+        if place.is_symlink():
+            raise BlastError(f"{place}: is a link, which is not followed; put the file itself in its place.")
+    return place
+
+
+def is_inner_path(name: Any) -> bool:
+    """Whether a value is a relative path of plain parts: no `..`, no root, no drive, no control character."""
+    if not isinstance(name, str) or not name or len(name) > 1000 or name.startswith("/"):
+        return False
+    if any(ord(character) < 32 for character in name) or set(name) & {"\\", ":"}:
+        return False
+    return not {"", ".", ".."} & set(name.split("/"))
