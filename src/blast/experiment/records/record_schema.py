@@ -57,7 +57,7 @@ MAPPING = Kind("a mapping", _is_mapping)
 LIST = Kind("a list", lambda value: type(value) is list)
 TIME = Kind("a date and time", _is_time)
 DIGEST = Kind(
-    "a digest", lambda value: type(value) is str and re.fullmatch(r"[a-z0-9_]+:[0-9a-f]{1,128}", value) is not None
+    "a digest", lambda value: type(value) is str and re.fullmatch(r"sha256:[0-9a-f]{1,64}", value) is not None
 )
 PATH = Kind("a path inside the folder of the point", is_inner_path)
 HARDWARE = Kind(

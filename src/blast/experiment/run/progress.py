@@ -92,6 +92,6 @@ def _seconds_of_grid(folder: GridFolder) -> list[float]:
     for file in (folder.root / "records").glob("*.json"):
         try:
             seconds.append(json.loads(file.read_text())["run"]["wall_s"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
     return seconds

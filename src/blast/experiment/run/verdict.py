@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from blast.errors import BlastError
 from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import read_plan
+from blast.experiment.records.put_aside import put_aside
+from blast.experiment.records.record import read_language, read_record
 from blast.experiment.run.locks import grid_is_free
 from blast.experiment.run.wrecked_points import wrecked_points
-from blast.files import write_atomically
+from blast.files import read_json, write_atomically
 
 # The stamp of an MLflow import that has to be tried again begins with this.
 NOT_IMPORTED = "not imported"
@@ -33,8 +35,8 @@ def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
         stamp = folder.stamp(job.stage, job.name)
         if nothing_runs and stamp.is_file() and stamp.stat().st_mtime > verdict_time:
             for name in job.ids:
-                if _status(folder.record(name))[0] == "failed":
-                    _move_aside(folder, name)
+                if _status_of_point(folder, name)[0] in ("failed", "damaged"):
+                    put_aside(folder, name)
         for stage, file_of in ((job.stage, folder.record), ("language", folder.language)):
             stamp = folder.stamp(stage, job.name)
             again = any(not file_of(name).is_file() or folder.retry(name).is_file() for name in job.ids)
@@ -46,23 +48,44 @@ def drop_stale_stamps(plan: Plan, folder: GridFolder) -> list[Path]:
     return dropped
 
 
-def _status(file: Path) -> tuple[str, str | None]:
-    try:
-        values = json.loads(file.read_text())
-        if values["status"] == "ok" and (unfinished := values.get("result", {}).get("unfinished")):
-            return "unfinished", unfinished
-        return values["status"], values.get("cause")
-    except FileNotFoundError:
+def _status_of_point(folder: GridFolder, point: str) -> tuple[str, str | None]:
+    """The status of the record of a point, and why it is not good."""
+    file = folder.record(point)
+    if not (file.exists() or file.is_symlink()):
         return "missing", "there is no record; run again."
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return "failed", "its record is damaged or half-written."
+    try:
+        record = read_record(file)
+    except BlastError as error:
+        return "damaged", str(error)
+    if record["status"] == "ok" and (unfinished := record["result"].get("unfinished")):
+        return "unfinished", unfinished
+    return record["status"], record["cause"]
+
+
+def _status_of_dataset(file: Path) -> tuple[str, str | None]:
+    """The status of the facts about a dataset, and why there are none."""
+    try:
+        values = read_json(file, "dataset file", "run again.", ("status",))
+    except BlastError as error:
+        return "failed", str(error)
+    return values["status"], values.get("cause")
+
+
+def _status_of_language(folder: GridFolder, point: str) -> tuple[str, str | None]:
+    """The status of the language metrics of a point, and why there are none."""
+    try:
+        language = read_language(folder.language(point))
+    except BlastError as error:
+        return "failed", str(error)
+    return language["status"], language.get("cause")
 
 
 def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
     """Checks every file that a grid should have made.
 
-    Failed records are moved to `failed/`. Failed dataset facts, language metrics and stamps are deleted. So the next
-    run redoes these and nothing else. The record of an unfinished point stays until the next run replaces it.
+    Failed records are moved to `failed/`, and damaged ones to `damaged/`. Failed dataset facts, language metrics and
+    stamps are deleted. So the next run redoes these and nothing else. The record of an unfinished point stays until the
+    next run replaces it.
 
     Returns:
         How many points there are, and a sentence for each failure.
@@ -70,22 +93,24 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
     points = list(read_plan(folder.plan).values())
     sentences = []
     for dataset in dict.fromkeys(point.dataset for point in points if point.dataset):
-        status, cause = _status(folder.data(dataset))
+        status, cause = _status_of_dataset(folder.data(dataset))
         if status != "ok":
             sentences.append(f"dataset {dataset}: {cause}")
             folder.data(dataset).unlink(missing_ok=True)
             (folder.root / "data" / f"{dataset}.fetched.json").unlink(missing_ok=True)
             folder.stamp("requests", dataset).unlink(missing_ok=True)
     for point in points:
-        status, cause = _status(folder.record(point.id))
-        if status != "ok":
+        status, cause = _status_of_point(folder, point.id)
+        if status == "unfinished":
             sentences.append(f"point {point.id}: {cause}")
-            if status == "unfinished":
-                write_atomically(folder.retry(point.id), f"{cause}\n")
-            else:
-                _move_aside(folder, point.id)
+            write_atomically(folder.retry(point.id), f"{cause}\n")
+        elif status != "ok":
+            place = put_aside(folder, point.id)
+            if status == "damaged":
+                cause = f"its record was damaged and is now {place}; run again: only this point is redone."
+            sentences.append(f"point {point.id}: {cause}")
         elif folder.language(point.id).is_file():
-            status, cause = _status(folder.language(point.id))
+            status, cause = _status_of_language(folder, point.id)
             if status != "ok":
                 sentences.append(f"language metrics of {point.id}: {cause}")
                 folder.language(point.id).unlink()
@@ -99,11 +124,3 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
 def wrecked_sentences(folder: GridFolder) -> list[str]:
     """A sentence for each point of a grid that is done, but whose model is wrecked; see `wrecked_points`."""
     return list(wrecked_points(read_plan(folder.plan).values(), folder))
-
-
-def _move_aside(folder: GridFolder, point: str) -> None:
-    record = folder.record(point)
-    if record.is_file():
-        folder.failed(point).parent.mkdir(parents=True, exist_ok=True)
-        record.replace(folder.failed(point))
-    folder.language(point).unlink(missing_ok=True)
