@@ -30,7 +30,7 @@ def read_bytes(file: Path, most: int) -> bytes:
         NotPlainFileError: if it is something else than a file, or too large.
         OSError: if it cannot be read.
     """
-    _check_mode(os.lstat(file).st_mode)
+    check_plain(file)
     # Checked again once it is open: the name may stand for something else by now.
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as stream:
@@ -40,6 +40,16 @@ def read_bytes(file: Path, most: int) -> bytes:
     if max(found.st_size, len(content)) > most:
         raise NotPlainFileError(f"is larger than the {most >> 20} MiB that are read")
     return content
+
+
+def check_plain(file: Path) -> None:
+    """Refuses a link, a folder, a pipe or a device.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        NotPlainFileError: if it is something else than an ordinary file.
+    """
+    _check_mode(os.lstat(file).st_mode)
 
 
 def _check_mode(mode: int) -> None:

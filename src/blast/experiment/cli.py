@@ -251,13 +251,20 @@ def export(options: argparse.Namespace) -> int:
 def import_records(options: argparse.Namespace) -> int:
     """Copies the records of another machine into a grid, after checking their digests.
 
+    A record never takes the place of another one of the same point, unless --replace is given.
+
     Example: blast import away --grid-dir results/default
     """
     from blast.experiment.records.import_records import import_records, of_other_code, without_masks
 
     folder = GridFolder(options.grid_dir)
-    imported = import_records(options.folder, folder)
+    done = import_records(options.folder, folder, options.replace)
+    imported = done.ids
     print(f"{len(imported)} records imported from {options.folder}")
+    if done.known:
+        print(f"{len(done.known)} of them were here before, and stay as they were.")
+    if done.replaced:
+        print(f"{len(done.replaced)} of them replaced other records, which are now in {folder.root / 'replaced'}.")
     if lost := without_masks(folder, imported):
         print(
             f"{len(lost)} of them came without their masks, the first is '{lost[0]}'; "
@@ -424,6 +431,9 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("import", import_records)
     made.add_argument("folder", type=Path, help="folder with the records of another machine")
     made.add_argument("--grid-dir", **grid_dir)
+    made.add_argument(
+        "--replace", action="store_true", help="take another record of the same point too; the old one is kept aside"
+    )
     records = verbs.add_parser("records", help="Exports records: see `blast records export --help`.")
     made = _verb(records.add_subparsers(required=True, metavar="VERB"), "export", export)
     made.add_argument("--grid-dir", **grid_dir)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from blast.errors import BlastError
+from blast.experiment.plan.point_parts import check_parts
 from blast.files import json_digest
 from blast.settings import Count, Later, Pattern, Seed, Sparsity, plain, read
 from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
@@ -128,6 +129,10 @@ class Point:
                 f"{file}: cannot be read as a point ({problem}); make it again with `blast plan`."
             ) from error
         point = cls.from_dict(values, source=str(file))
+        try:
+            check_parts(point)
+        except BlastError as error:
+            raise BlastError(f"{file}: {error}") from error
         needed = ("dataset", "training") if point.stage == "train" else ("benchmark",)
         for key in needed:
             if getattr(point, key) is None:

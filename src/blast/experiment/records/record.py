@@ -12,6 +12,7 @@ from typing import Any
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
+from blast.experiment.plan.point_parts import check_parts
 from blast.experiment.records.record_schema import check_language, check_record
 from blast.files import json_digest, write_json
 from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
@@ -85,6 +86,7 @@ def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
     try:
         check_record(record)
         point = Point.from_dict(record["point"])
+        check_parts(point)
     except BlastError as error:
         problem = str(error).removesuffix(".")
         raise BlastError(f"{file}: this record is damaged ({problem}); {remedy}") from error
@@ -94,7 +96,8 @@ def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
         raise BlastError(f"{file}: the digest of its point is that of another point; {remedy}")
     if point.id != (Path(file).stem if named is None else named):
         raise BlastError(f"{file}: this is the record of '{point.id}', under another name; {remedy}")
-    return record
+    # With every key, also those that came after the record.
+    return record | {"point": point.to_dict()}
 
 
 def read_language(file: Path) -> dict[str, Any]:
