@@ -97,7 +97,6 @@ RESULT = {
 PARTS_OF_RESULT = {
     "sparsity": {"target": NUMBER.or_null(), "achieved": NUMBER.or_null(), "matrices": MAPPING.or_null()},
     "dataset": {"name": TEXT, "digest": TEXT, "counts": MAPPING.or_null(), "num_classes": WHOLE.or_null()},
-    "parameters": dict.fromkeys(("total", "prunable", "live"), WHOLE.or_null()),
 }
 ARTIFACT = {"path": PATH, "digest": DIGEST}
 CURVE = {"step": LIST, "value": LIST}
@@ -134,6 +133,8 @@ def check_record(values: Any) -> None:
     for part, kinds in PARTS_OF_RESULT.items():
         if result.get(part) is not None:
             _keys(f"result.{part}", result[part], kinds)
+    for name, count in (result.get("parameters") or {}).items():
+        _check(f"result.parameters.{name}", count, WHOLE.or_null())
     for name, artifact in (result.get("artifacts") or {}).items():
         _keys(f"result.artifacts.{name}", artifact, ARTIFACT, needed=ARTIFACT)
     for name, curve in (result.get("curves") or {}).items():
