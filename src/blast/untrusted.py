@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import stat
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from blast.errors import BlastError, one_line
 from blast.files import canonical_json
 
 MIB = 1 << 20
+# Text and images shrink to a twentieth at most.
+LARGEST_RATIO = 200
 
 
 class NotPlainFileError(ValueError):
@@ -59,6 +63,43 @@ def _check_mode(mode: int) -> None:
         raise NotPlainFileError(
             "is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, not a file"
         )
+
+
+def copy_bounded(source: IO[bytes], target: IO[bytes], packed: int) -> None:
+    """Copies what is unpacked from an archive or a compressed file, as far as its size makes sense.
+
+    Args:
+        source: What is unpacked.
+        target: Where it goes.
+        packed: Size of the packed file, bytes; more than `LARGEST_RATIO` times of it is refused.
+
+    Raises:
+        ValueError: if there is more. What was copied until then has to be removed.
+    """
+    left = packed * LARGEST_RATIO + MIB
+    while chunk := source.read(MIB):
+        left -= len(chunk)
+        if left < 0:
+            raise ValueError(f"it unpacks to more than {LARGEST_RATIO} times its size")
+        target.write(chunk)
+
+
+def gunzip(content: bytes, most: int) -> bytes:
+    """The content of gzip data.
+
+    Args:
+        content: The packed bytes.
+        most: Largest size, bytes.
+
+    Raises:
+        ValueError: if there is more.
+        OSError: if the data are damaged; also EOFError and zlib.error.
+    """
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+        found = stream.read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"it unpacks to more than {most} bytes")
+    return found
 
 
 def parse_json(content: bytes) -> Any:

@@ -6,7 +6,6 @@ import gzip
 import http.client
 import os
 import queue
-import shutil
 import threading
 import time
 import urllib.error
@@ -21,6 +20,7 @@ from typing import Protocol
 
 from blast.errors import BlastError
 from blast.files import file_digest, locked, remove, replacing
+from blast.untrusted import copy_bounded
 
 Progress = Callable[[str], None]
 
@@ -180,8 +180,8 @@ def unpack_gzip(packed: Path, path: Path) -> None:
     """
     try:
         with replacing(path, alone=True) as temporary, gzip.open(packed) as source, open(temporary, "wb") as target:
-            shutil.copyfileobj(source, target)
-    except (OSError, EOFError, zlib.error) as error:
+            copy_bounded(source, target, packed.stat().st_size)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise SourceError(f"{packed.name} is damaged ({error})") from error
     finally:
         packed.unlink(missing_ok=True)

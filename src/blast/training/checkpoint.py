@@ -12,7 +12,7 @@ from torch import nn
 
 from blast.distributed import is_first_rank, world_size
 from blast.errors import BlastError
-from blast.files import replacing
+from blast.files import remove, replacing
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.history import History
 from blast.training.parallel import full_state, load_state
@@ -86,6 +86,9 @@ class TrainingState:
         Raises:
             BlastError: if the state is from a different number of processes.
         """
+        if self.file.is_dir():
+            self.discarded = f"{self.file}: is a folder, not a training state; starting anew."
+            remove(self.file)
         if not self.file.is_file():
             return 0
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import fake_records as fake
@@ -12,6 +13,7 @@ import torch
 
 from blast.checkpoint.checkpoint import save
 from blast.errors import BlastError
+from blast.evaluation.requests import RequestFile
 from blast.experiment.cli import main
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
@@ -220,3 +222,44 @@ def test_the_command_says_what_was_damaged_and_the_second_run_finds_nothing(grid
     assert f"is now {grid.damaged(POINT.id)}" in capsys.readouterr().err
     write_record(grid, fake.make_training_record(POINT)[0])
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("damage", [half, empty, a_folder, a_link])
+def test_damaged_requests_are_removed_where_something_failed_and_whole_ones_stay(grid, damage):
+    requests, stamp = grid.requests("digits"), grid.stamp("requests", "digits")
+    RequestFile(["a"], [], {"a.jsonl": [{"text": f"{n:x}"} for n in range(999)]}).write(requests)
+    stamp.parent.mkdir(parents=True)
+    stamp.touch()
+    grid.record(POINT.id).unlink()
+    assert len(judge_grid(grid)[1]) == 1
+    assert requests.is_file()
+    damage(requests)
+    (_, said) = judge_grid(grid)[1]
+    assert said.startswith("requests of digits: ")
+    assert not requests.exists()
+    assert not stamp.exists()
+
+
+def test_a_point_whose_scores_are_damaged_runs_again(grid):
+    point = fake.make_point("gpt2-nano", "pystdlib", "dense", 0.0, 0)
+    point = replace(point, evaluation={"tasks": ["a"]})
+    scores = grid.work(point.id) / "scores.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("scores")
+    write_json(grid.plan, [point.to_dict()])
+    write_json(grid.data("pystdlib"), {"status": "ok", "cause": None, "facts": {}})
+    artifacts = {"scores": {"path": "scores.json", "digest": file_digest(scores)}}
+    write_record(
+        grid, make_record(point, status="ok", result={"metrics": [], "artifacts": artifacts}, run={"wall_s": 1})
+    )
+    failed = {"status": "failed", "cause": "its scores cannot be read."}
+    write_json(grid.language(point.id), failed)
+    assert judge_grid(grid)[1] == [f"language metrics of {point.id}: its scores cannot be read."]
+    assert grid.record(point.id).is_file()
+    scores.write_text("other")
+    write_json(grid.language(point.id), failed)
+    assert (
+        judge_grid(grid)[1][1]
+        == f"point {point.id}: its scores changed since the record was made; run again: only this point is redone."
+    )
+    assert not grid.record(point.id).exists()

@@ -42,7 +42,7 @@ def artifact_fault(folder: GridFolder, record: Record, name: str) -> str | None:
             elif name == "checkpoint":
                 return "its checkpoint lacks a file"
             if file_digest(file) != digest:
-                return f"its {name} was altered"
+                return f"its {name} changed since the record was made"
     except BlastError:
         return f"its {name} is damaged"
     return None

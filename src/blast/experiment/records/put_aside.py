@@ -8,6 +8,7 @@ from pathlib import Path
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.record import read_record
+from blast.files import remove
 
 
 def put_aside(folder: GridFolder, point: str) -> Path | None:
@@ -22,7 +23,7 @@ def put_aside(folder: GridFolder, point: str) -> Path | None:
         in `damaged/`, which nothing reads. None if there was no record.
     """
     record = folder.record(point)
-    folder.language(point).unlink(missing_ok=True)
+    remove(folder.language(point))
     if not (record.exists() or record.is_symlink()):
         return None
     try:

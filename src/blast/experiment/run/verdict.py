@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.evaluation.requests import read_requests
 from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.plan.point import read_plan
+from blast.experiment.plan.point import Point, read_plan
+from blast.experiment.records.artifacts import artifact_fault
 from blast.experiment.records.put_aside import put_aside
 from blast.experiment.records.record import read_language, read_record
 from blast.experiment.run.locks import grid_is_free
 from blast.experiment.run.wrecked_points import wrecked_points
-from blast.files import read_json, write_atomically
+from blast.files import read_json, remove, write_atomically
 
 # The stamp of an MLflow import that has to be tried again begins with this.
 NOT_IMPORTED = "not imported"
@@ -84,8 +87,8 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
     """Checks every file that a grid should have made.
 
     Failed records are moved to `failed/`, and damaged ones to `damaged/`. Failed dataset facts, language metrics and
-    stamps are deleted. So the next run redoes these and nothing else. The record of an unfinished point stays until the
-    next run replaces it.
+    stamps are deleted, and where something failed, damaged requests too. So the next run redoes these and nothing else.
+    The record of an unfinished point stays until the next run replaces it.
 
     Returns:
         How many points there are, and a sentence for each failure.
@@ -96,8 +99,8 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
         status, cause = _status_of_dataset(folder.data(dataset))
         if status != "ok":
             sentences.append(f"dataset {dataset}: {cause}")
-            folder.data(dataset).unlink(missing_ok=True)
-            (folder.root / "data" / f"{dataset}.fetched.json").unlink(missing_ok=True)
+            remove(folder.data(dataset))
+            remove(folder.root / "data" / f"{dataset}.fetched.json")
             folder.stamp("requests", dataset).unlink(missing_ok=True)
     for point in points:
         status, cause = _status_of_point(folder, point.id)
@@ -109,16 +112,42 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
             if status == "damaged":
                 cause = f"its record was damaged and is now {place}; run again: only this point is redone."
             sentences.append(f"point {point.id}: {cause}")
-        elif folder.language(point.id).is_file():
+        elif folder.language(point.id).exists():
             status, cause = _status_of_language(folder, point.id)
             if status != "ok":
                 sentences.append(f"language metrics of {point.id}: {cause}")
-                folder.language(point.id).unlink()
+                remove(folder.language(point.id))
+    if sentences:
+        sentences += _put_damaged_inputs_aside(points, folder)
     for stamp in sorted((folder.root / "jobs" / "mlflow").glob("*.done")):
         if (said := stamp.read_text()).startswith(NOT_IMPORTED):
             sentences.append(f"MLflow: {said.strip()}")
             stamp.unlink()
     return len(points), sentences
+
+
+def _put_damaged_inputs_aside(points: Sequence[Point], folder: GridFolder) -> Iterator[str]:
+    """Removes damaged requests and puts aside the records of damaged scores: each would fail again at every run."""
+    for dataset in dict.fromkeys(point.dataset for point in points if point.dataset):
+        requests = folder.requests(dataset)
+        if requests.exists() or requests.is_symlink():
+            try:
+                read_requests(requests)
+            except BlastError as error:
+                remove(requests)
+                folder.stamp("requests", dataset).unlink(missing_ok=True)
+                yield f"requests of {dataset}: {error}"
+    for point in points:
+        # Without language metrics although there are tasks: they could not be made of these scores.
+        if not point.evaluation.get("tasks") or folder.language(point.id).is_file():
+            continue
+        try:
+            record = read_record(folder.record(point.id))
+        except BlastError:
+            continue
+        if record["status"] == "ok" and (fault := artifact_fault(folder, record, "scores")):
+            put_aside(folder, point.id)
+            yield f"point {point.id}: {fault}; run again: only this point is redone."
 
 
 def wrecked_sentences(folder: GridFolder) -> list[str]:
