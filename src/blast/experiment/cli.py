@@ -21,6 +21,7 @@ from blast.errors import STOPPED, STOPPED_CODE, BlastError, unknown_name
 from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, write_plans
 from blast.experiment.own_model.commands import add_verbs
 from blast.experiment.plan.paths import CHECKOUT, GridFolder, in_checkout
+from blast.experiment.plan.point import PointId
 from blast.settings import Count, Place
 from blast.settings import check as check_value
 
@@ -306,6 +307,16 @@ def _count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1") from None
 
 
+def _point_id(text: str) -> str:
+    """The value of an option that is the id of a point: it names files, and leads out of no folder."""
+    try:
+        return check_value(PointId, text, Place("option"))
+    except BlastError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no id of a point; an id has letters, digits, '_', '-', '@' and inner dots"
+        ) from None
+
+
 def _mapping(text: str) -> dict[str, Any]:
     """The value of an option that is a mapping in JSON."""
     try:
@@ -367,7 +378,7 @@ def _parser() -> argparse.ArgumentParser:
         help="let each point hold a GPU alone also with --jobs 1, and let benchmarks run side by side",
     )
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
-    ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
+    ids = {"nargs": "+", "metavar": "ID", "type": _point_id, "help": "ids of points"}
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids)
     made.add_argument("--config", **config)
@@ -418,7 +429,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("ids", **ids)
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("agreement", agreement)
-    made.add_argument("id", metavar="ID", help="id of a point with scores")
+    made.add_argument("id", metavar="ID", type=_point_id, help="id of a point with scores")
     made.add_argument("--items", type=_count, help="compare the first ITEMS items of each task (default: all)")
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("mlflow", mlflow)
