@@ -63,6 +63,11 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     return _facts(folder)
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that `build_once` made is still what it was."""
+    return fault_of(folder, _facts) is None
+
+
 def _facts(folder: Path) -> dict[str, Any]:
     """The facts of a finished folder.
 

@@ -130,7 +130,7 @@ class Point:
             ) from error
         point = cls.from_dict(values, source=str(file))
         try:
-            check_parts(point)
+            check_parts(point.to_dict())
         except BlastError as error:
             raise BlastError(f"{file}: {error}") from error
         needed = ("dataset", "training") if point.stage == "train" else ("benchmark",)

@@ -5,16 +5,14 @@ A plan of this machine is not checked again: `plan.config` checked what it was m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from blast.settings import Count, Name, NotEmpty, Pattern, Place, check, read_part
 from blast.sparsity.config import SparsifyConfig
 from blast.training.distillation import Distillation
 from blast.training.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    from blast.experiment.plan.point import Point
 
 TaskName = Annotated[
     str, Pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a task name of letters, digits, '_', '-' and '.'", longest=100)
@@ -52,20 +50,20 @@ PARTS = {
 COMMON = ("suite", "dtype", "tokens", "repeats")
 
 
-def check_parts(point: Point) -> None:
-    """Checks the settings inside a point; the point stays as it is.
+def check_parts(point: Mapping[str, Any]) -> None:
+    """Checks the settings inside a point, given as `Point.to_dict` gives it; the point stays as it is.
 
     Raises:
         BlastError: one sentence for an unknown key or a wrong value.
     """
     for name, settings in PARTS.items():
-        if (given := getattr(point, name)) is not None:
+        if (given := point.get(name)) is not None:
             read_part(settings, given, Place(path=(name,)))
-    if point.benchmark is not None:
+    if (benchmark := point.get("benchmark")) is not None:
         read_part(
             SuiteOfPoint,
-            {key: value for key, value in point.benchmark.items() if key in COMMON},
+            {key: value for key, value in benchmark.items() if key in COMMON},
             Place(path=("benchmark",)),
         )
-    if "tokenizer" in point.data:
-        check(Name | None, point.data["tokenizer"], Place(path=("data", "tokenizer")))
+    if "tokenizer" in point["data"]:
+        check(Name | None, point["data"]["tokenizer"], Place(path=("data", "tokenizer")))

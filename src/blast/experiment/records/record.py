@@ -86,7 +86,7 @@ def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
     try:
         check_record(record)
         point = Point.from_dict(record["point"])
-        check_parts(point)
+        check_parts(point.to_dict())
     except BlastError as error:
         problem = str(error).removesuffix(".")
         raise BlastError(f"{file}: this record is damaged ({problem}); {remedy}") from error
