@@ -252,8 +252,6 @@ def export(options: argparse.Namespace) -> int:
 def import_records(options: argparse.Namespace) -> int:
     """Copies the records of another machine into a grid, after checking their digests.
 
-    A record never takes the place of another one of the same point, unless --replace is given.
-
     Example: blast import away --grid-dir results/default
     """
     from blast.experiment.records.import_records import import_records, of_other_code, without_masks
