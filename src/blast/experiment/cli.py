@@ -31,7 +31,12 @@ def check(options: argparse.Namespace) -> int:
 
     Example: blast check config/smoke.yaml --list
     """
+    from blast.experiment.language.tasks_of_lm_eval import task_text
+
     plan = plan_of(options.config)
+    for dataset in plan.datasets:
+        for task in plan.tasks(dataset):
+            task_text(task)
     stages = {stage: sum(point.stage == stage for point in plan.points.values()) for stage in ("train", "benchmark")}
     print(
         f"{options.config}: valid; {stages['train']} training points on {len(plan.datasets)} datasets and "

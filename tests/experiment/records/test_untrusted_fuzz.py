@@ -29,7 +29,8 @@ RECORD = fake.make_training_record(POINT)[0]
 
 ESCAPES = [
     "../../../up", "/etc/passwd", "a/../../up", "..", ".", "", "a\x00b", "a\nb", "C:\\up", "..\\up", "~/up", "a/b",
-    "x" * 300, "\ud800", "con", "{id}", "$(touch up)", "-rf", ".hidden", "a.", "a..b", "é", "../records", "logs/../../up",
+    "x" * 300, "\ud800", "con", "{id}", "$(touch up)", "-rf", ".hidden", "a.", "a..b", "é", "../records",
+    "logs/../../up",
 ]  # fmt: skip
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-2, 3), st.floats(), st.sampled_from(ESCAPES),
