@@ -37,6 +37,7 @@ LIBRARY = [
     "errors",
     "settings",
     "files",
+    "untrusted",
     "moved_modules",
     "download",
     "block_sparse",

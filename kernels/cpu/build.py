@@ -1,8 +1,9 @@
 """Builds the C++ kernels with the compiler of this machine, once, and loads them.
 
 The library is kept in `$BLAST_CACHE/kernels` (`~/.cache/blast/kernels`), under a digest of its sources and flags, for
-each kind of processor. It uses nothing of torch but its threads, so it serves every version of torch. Several processes
-may ask for it at once: one builds it, the others wait. Where the cache cannot be written, each process builds its own.
+each kind of processor. Its own digest lies beside it: a damaged library is built again. It uses nothing of torch but
+its threads, so it serves every version of torch. Several processes may ask for it at once: one builds it, the others
+wait. Where the cache cannot be written, each process builds its own.
 """
 
 from __future__ import annotations
@@ -84,14 +85,30 @@ def _loaded(level: str) -> ctypes.CDLL:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT):
             library = folder / name
-            if not library.exists():
+            if not _is_whole(library):
                 partial = folder / f"{name}.{os.getpid()}"
                 _compile(level, partial)
+                if library.is_dir() and not library.is_symlink():
+                    shutil.rmtree(library)
+                built = hashlib.sha256(partial.read_bytes()).hexdigest()
                 os.replace(partial, library)
+                _digest_file(library).write_text(built)
         return ctypes.CDLL(str(library))
     except (OSError, Timeout, NotImplementedError, RuntimeError):
         # A cache that cannot be written, locked or loaded from, or a damaged file in it.
         return _build_apart(level)
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is what was built: a damaged one would crash the process, or compute something else."""
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest() == _digest_file(library).read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_name(f"{library.name}.sha256")
 
 
 def _build_apart(level: str) -> ctypes.CDLL:

@@ -335,7 +335,7 @@ def _check_union(bare: Any, value: Any, place: Place) -> Any:
     lists = [option for option in options if get_origin(split_hint(option)[0]) in (list, tuple)]
     if isinstance(value, (list, tuple)) and lists:
         return check(lists[0], value, place)
-    return check(next(option for option in options if option not in lists), value, place)
+    return check(next((option for option in options if option not in lists), options[0]), value, place)
 
 
 def _check_choice(choices: tuple[Any, ...], value: Any, place: Place) -> Any:

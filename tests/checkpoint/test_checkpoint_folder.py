@@ -15,7 +15,7 @@ from sparse_pairs import Plain, inputs_of, output_of, pair, plain
 from torch import nn
 
 import blast
-from blast.checkpoint.manifest import MANIFEST, WEIGHTS
+from blast.checkpoint.manifest import LARGEST, MANIFEST, WEIGHTS
 from blast.errors import BlastError
 
 
@@ -142,3 +142,25 @@ def test_a_model_on_a_gpu_is_saved_and_comes_back_to_the_gpu(tmp_path: Path) -> 
     blast.export_dense(opened, tmp_path / "dense")
     dense = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense", device_map="cuda")
     assert torch.equal(dense.model.layers[0].mlp.up_proj.weight, opened.model.layers[0].mlp.up_proj.weight)
+
+
+def test_links_beside_a_checkpoint_stay_links_and_what_they_point_to_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "data").write_text("data")
+    blast.save(plain(), tmp_path / "model")
+    links = {"folder": "../large", "file": "../large/data", "nothing": "nowhere"}
+    for name, target in links.items():
+        (tmp_path / "model" / name).symlink_to(target)
+    (tmp_path / "model" / "own").mkdir()
+    (tmp_path / "model" / "own" / "inner").symlink_to("../../large")
+    blast.save(plain(), tmp_path / "model")
+    for name, target in (*links.items(), ("own/inner", "../../large")):
+        assert (tmp_path / "model" / name).readlink() == Path(target)
+
+
+def test_a_manifest_larger_than_any_is_not_read(tmp_path: Path) -> None:
+    blast.save(plain(), tmp_path / "model")
+    with (tmp_path / "model" / MANIFEST).open("r+b") as sparse:
+        sparse.truncate(LARGEST + 1)
+    with pytest.raises(BlastError, match=r"is unfinished or not JSON written by blast.save"):
+        blast.load(tmp_path / "model")

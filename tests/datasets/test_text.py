@@ -242,7 +242,7 @@ def test_the_next_build_replaces_what_a_killed_one_left(tmp_path):
     (tmp_path / "made.partial").mkdir()
     (tmp_path / "made.partial" / "half").write_text("half")
     assert _build(folder, log) == {"value": 1}
-    assert sorted(path.name for path in folder.iterdir()) == ["content", "facts.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["content", "contents.json", "facts.json"]
 
 
 def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path):

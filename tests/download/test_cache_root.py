@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from blast.download.cache import build_once, cache_root
+from blast.download.cache import cache_root
 from blast.errors import BlastError
 
 
@@ -35,11 +34,3 @@ def test_a_file_in_place_of_the_cache_is_one_sentence(monkeypatch, tmp_path):
         BlastError, match=r"cache: the cache has to be a folder, and this is a file; set BLAST_CACHE to"
     ):
         cache_root()
-
-
-def test_damaged_facts_are_one_sentence(tmp_path):
-    made = {"a": 1}
-    assert build_once(tmp_path / "data", lambda folder: made) == made
-    (tmp_path / "data" / "facts.json").write_text(json.dumps(made)[:-2])
-    with pytest.raises(BlastError, match="damaged or half-written; delete it and run again: what it describes is made"):
-        build_once(tmp_path / "data", lambda folder: made)

@@ -252,16 +252,48 @@ def test_a_folder_of_the_hubs_own_client_is_used_as_it_is(tmp_path, monkeypatch)
     assert SOURCE.fetch(tmp_path)["bytes"] == len(LARGE) + 9
 
 
-def test_a_damaged_blob_of_the_hubs_own_client_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_damaged_blob_of_the_hubs_own_client_is_named_and_fetched_again(
+    hub, tmp_path, monkeypatch, capsys, reachable
+):
     snapshot = SOURCE.folder(tmp_path)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_bytes(b"{}")
     blob = tmp_path / hashlib.sha256(LARGE).hexdigest()
     blob.write_bytes(LARGE[:-1])
     (snapshot / "model.safetensors").symlink_to(blob)
-    with pytest.raises(BlastError, match=r"model\.safetensors is damaged"):
+    if reachable:
         SOURCE.fetch(tmp_path)
+        assert (snapshot / "model.safetensors").read_bytes() == LARGE
+    else:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(BlastError, match="could not be fetched"):
+            SOURCE.fetch(tmp_path)
+    assert "model.safetensors is damaged: its content is not what its name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[]", b"{}", b'{"../../up": {"checksum": "sha256:00", "bytes": 1}}'])
+@pytest.mark.parametrize("suffix", [".json", ".checked"])
+def test_a_damaged_list_of_the_files_is_asked_for_again(hub, tmp_path, content, suffix):
+    facts = SOURCE.fetch(tmp_path)
+    (listing,) = SOURCE.repository_folder(tmp_path).glob(f"blast-*{suffix}")
+    listing.write_bytes(content)
+    assert SOURCE.fetch(tmp_path) == facts
+    listing.unlink()
+    listing.mkdir()
+    if suffix == ".json":
+        assert SOURCE.fetch(tmp_path) == facts
+    assert not list(tmp_path.parent.glob("up"))
+
+
+def test_a_file_of_the_cache_that_is_a_folder_now_is_fetched_again(hub, tmp_path):
+    SOURCE.fetch(tmp_path)
+    file = SOURCE.folder(tmp_path) / "model.safetensors"
+    for _ in range(2):
+        file.unlink()
+        file.mkdir()
+        SOURCE.fetch(tmp_path)
+        assert file.read_bytes() == LARGE
 
 
 def test_a_file_that_is_not_in_the_repository_is_named(hub, tmp_path):

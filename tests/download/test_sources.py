@@ -145,6 +145,29 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(server, tmp_path):
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("part", [b"x" * 40, b"x", b""])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_damaged_partial_file_is_fetched_once_more_from_its_beginning(server, tmp_path, part, suffix):
+    content = gzip.compress(CONTENT) if suffix else CONTENT
+    server.files[f"data.bin{suffix}"] = content
+    (tmp_path / f"data.bin{suffix}.part").write_bytes(part)
+    fetch_files("set", [WANTED], [UrlSource(server.address, suffix)], tmp_path)
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+
+
+def test_folders_and_links_in_the_places_of_files_make_room(server, tmp_path):
+    server.files["data.bin"] = CONTENT
+    other = tmp_path / "mine"
+    other.write_text("kept")
+    for _ in range(2):
+        (tmp_path / "data.bin").unlink(missing_ok=True)
+        (tmp_path / "data.bin" / "inner").mkdir(parents=True)
+        (tmp_path / "data.bin.part").symlink_to(other)
+        fetch_files("set", [WANTED], [UrlSource(server.address)], tmp_path)
+        assert (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert other.read_text() == "kept"
+
+
 def test_failure_names_every_source_with_its_reason_and_what_to_do(server, dead_address, tmp_path):
     server.files["data.bin"] = b"something else"
     several = [UrlSource(dead_address), UrlSource(server.address), UrlSource(server.address + "no/")]

@@ -172,3 +172,15 @@ def test_a_config_outside_of_the_checkout_may_have_any_name(files, capsys):
     assert main(["plan", str(folder / "-a b.yaml"), "--out", str(folder / "points")]) == 0
     assert "1 points written" in capsys.readouterr().out
     assert len(list((folder / "points").iterdir())) == 1
+
+
+@pytest.mark.parametrize("verb", ["language", "agreement", "mlflow", "rerun"])
+@pytest.mark.parametrize("name", ["../../up", "/etc/passwd", "a/b", ".."])
+def test_an_id_that_leads_out_of_the_grid_is_refused(files, capsys, verb, name):
+    more = [] if verb == "rerun" else ["--grid-dir", "grid"]
+    before = sorted(files.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main([verb, name, *more])
+    assert ended.value.code == 2
+    assert f"'{name}' is no id of a point" in capsys.readouterr().err
+    assert sorted(files.rglob("*")) == before

@@ -9,6 +9,8 @@ import torch
 from switch_cases import STEPS, sparsify, steps
 
 from blast.errors import BlastError
+from blast.training.checkpoint import TrainingState
+from blast.training.history import History
 from blast.training.loop import train
 from blast.training.settings import TrainingSettings
 
@@ -139,3 +141,48 @@ def test_the_training_loop_goes_on_from_its_file_in_either_state(tmp_path, cut):
     assert 0 < history.seconds["value"][0] < history.seconds["value"][-1] == history.spent["value"]
     state = whole.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in ours.model.state_dict().items())
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def one_byte_changed(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def another_format(file):
+    file.write_text("no state")
+
+
+def a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncated, one_byte_changed, empty, another_format, a_folder])
+def test_a_damaged_state_is_not_used_and_the_run_begins_anew(tmp_path, damage):
+    def state_of(seed, file):
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(64, 64)
+        return TrainingState(file, "key"), model, torch.optim.AdamW(model.parameters())
+
+    file = tmp_path / "state.pt"
+    state, model, optimizer = state_of(0, file)
+    state.save(7, model, optimizer, None, History())
+    state, model, optimizer = state_of(1, file)
+    assert state.restore(model, optimizer, None, History()) == 7
+    damage(file)
+    state, model, optimizer = state_of(1, file)
+    before = model.weight.clone()
+    assert state.restore(model, optimizer, None, History()) == 0
+    assert "starting anew." in state.discarded
+    assert torch.equal(model.weight, before)
+    state.save(3, model, optimizer, None, History())
+    assert state.restore(model, optimizer, None, History()) == 3

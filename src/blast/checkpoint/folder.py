@@ -98,10 +98,11 @@ def _copy_others(folder: Path, fresh: Path, kept: Collection[str]) -> None:
     replaced = own_files(folder) - set(kept)
     for other in folder.iterdir():
         if other.name not in replaced and not (fresh / other.name).exists():
-            if other.is_dir():
-                shutil.copytree(other, fresh / other.name)
+            # Links stay links: what they point to is not copied.
+            if other.is_dir() and not other.is_symlink():
+                shutil.copytree(other, fresh / other.name, symlinks=True)
             else:
-                shutil.copy2(other, fresh / other.name)
+                shutil.copy2(other, fresh / other.name, follow_symlinks=False)
 
 
 def _swap(folder: Path, fresh: Path, old: Path) -> None:

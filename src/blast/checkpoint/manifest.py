@@ -16,6 +16,8 @@ WEIGHTS_OF_FORMAT = {1: "model.safetensors", 2: "blast.safetensors"}
 # No tool but blast looks for this name, so none takes a sparse checkpoint for a whole dense model.
 WEIGHTS = WEIGHTS_OF_FORMAT[FORMAT]
 MANIFEST = "blast.json"
+# A model of thousands of matrices has a manifest of some hundred kilobytes.
+LARGEST = 1 << 28
 CONFIG = "config.json"
 REMEDY = "restore it from a copy, or save the model again with blast.save"
 
@@ -71,6 +73,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         hint = "it was not written by blast.save" if folder.is_dir() else "there is no such folder"
         raise BlastError(f"{folder} is not a blast checkpoint: {MANIFEST} is missing ({hint}); check the path.")
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("too large")
         manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
         found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

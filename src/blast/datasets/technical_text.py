@@ -26,10 +26,11 @@ from blast.datasets._text.prepare import (
     open_text,
     prepare_text,
 )
+from blast.download.contents import fault_of, write_contents
 from blast.download.registries import unpack_debian
 from blast.download.sources import Progress, SourceError
 from blast.errors import BlastError
-from blast.files import locked, write_atomically
+from blast.files import locked, remove, write_atomically
 
 LABEL = "technical English"
 MODALITY = "language"
@@ -112,7 +113,9 @@ def raw(cache: Path) -> Path:
 
 
 def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Downloads and unpacks the packages that are missing, and keeps of them what is read.
+    """Downloads and unpacks the packages that are missing or damaged, and keeps of them what is read.
+
+    The files of a package may also be put into its folder by hand.
 
     Raises:
         BlastError: naming the package that could not be fetched, and why.
@@ -121,20 +124,37 @@ def fetch(cache: Path, progress: Progress | None = None) -> dict[str, Any]:
     for package, pattern, _ in PARTS:
         folder, stamp = raw(cache) / package, raw(cache) / f"{package}.json"
         with locked(folder):
-            if not stamp.exists():
+            if fault_of(folder, partial(_stamped, stamp)) is not None:
                 if progress:
                     progress(f"technical_text: fetching the Debian package {package}")
-                name = _download(package, pattern, folder)
+                name = _download(package, pattern, folder, by_hand=not stamp.exists())
+                write_contents(folder)
                 write_atomically(stamp, json.dumps({"package": name}) + "\n")
-        versions[package] = json.loads(stamp.read_text(encoding="utf-8"))["package"]
+        versions[package] = _stamped(stamp, folder)["package"]
     return {"name": "technical_text", "folder": str(raw(cache)), "packages": versions}
 
 
-def _download(package: str, pattern: str, folder: Path) -> str:
+def _stamped(stamp: Path, _folder: Path) -> dict[str, Any]:
+    """What is known of a package: the name of its file.
+
+    Raises:
+        OSError: if it was not fetched.
+        ValueError: if the stamp is damaged.
+    """
+    values = json.loads(stamp.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or "package" not in values:
+        raise ValueError(f"{stamp} names no package")
+    return values
+
+
+def _download(package: str, pattern: str, folder: Path, by_hand: bool) -> str:
+    """Fetches a package; returns the name of its file. What was put there by hand is taken where that fails."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".apt-") as made:
         try:
             unpacked, name = unpack_debian(package, Path(made))
         except (SourceError, OSError) as fault:
+            if by_hand and any(folder.glob(pattern)):
+                return f"{package}, put there by hand"
             raise BlastError(
                 f"technical_text could not be fetched (Debian package {package}: {fault}); on another system unpack "
                 f"the package into {folder} by hand, then run again."
@@ -148,7 +168,7 @@ def _download(package: str, pattern: str, folder: Path) -> str:
                 shutil.move(path, target)
         if not kept.exists():
             raise BlastError(f"the Debian package {name} holds no {pattern}; its layout has changed, report it.")
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         kept.rename(folder)
     return name
 

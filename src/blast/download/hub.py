@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Any
 
 from blast.download.sources import IDLE_S, Progress, RemoteFile, SourceError, open_address, request_for
 from blast.errors import BlastError
-from blast.files import file_digest, json_digest, locked, write_atomically
+from blast.files import file_digest, json_digest, locked, remove, write_atomically
+from blast.untrusted import is_inner_path
 
 HUB = "https://huggingface.co"
 TOKEN = "HF_TOKEN"
@@ -78,10 +80,10 @@ class HubFiles:
         Raises:
             BlastError: one sentence that says why the hub did not give them and what to do.
         """
-        if not (self._listing(cache).exists() and self._checked_before(cache)):
+        if not (self._is_listed(cache) and self._checked_before(cache)):
             with locked(self._listing(cache)):
-                if not self._listing(cache).exists():
-                    self._adopt(cache) or self._list(cache)
+                if not self._is_listed(cache):
+                    self._make_list(cache)
                 if not self._checked_before(cache):
                     self._complete(cache, progress or (lambda line: None))
         return {
@@ -128,16 +130,41 @@ class HubFiles:
         return self.repository_folder(cache) / f"blast-{choice}.json"
 
     def _entries(self, cache: Path) -> dict[str, dict[str, Any]]:
-        path = self._listing(cache)
-        if not path.exists():
+        if not self._is_listed(cache):
             raise BlastError(f"{self.name} is not in {self.folder(cache)}; fetch it first.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(self._listing(cache).read_text(encoding="utf-8"))
+
+    def _is_listed(self, cache: Path) -> bool:
+        """Whether there is a list of the wanted files that can be used."""
+        try:
+            entries = json.loads(self._listing(cache).read_text(encoding="utf-8"))
+            return all(
+                is_inner_path(name) and isinstance(entry["checksum"], str) and isinstance(entry["bytes"], int)
+                for name, entry in entries.items()
+            ) and not self._missing(list(entries))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return False
 
     def _keep(self, cache: Path, entries: dict[str, dict[str, Any]]) -> None:
         write_atomically(self._listing(cache), json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
 
+    def _make_list(self, cache: Path) -> None:
+        """Lists the wanted files: by what the cache holds, else by what the hub says.
+
+        Where a list was damaged the hub is asked first: the files may be damaged too.
+        """
+        if not self._listing(cache).exists():
+            self._adopt(cache) or self._list(cache)
+            return
+        remove(self._listing(cache))
+        try:
+            self._list(cache)
+        except BlastError:
+            if not self._adopt(cache):
+                raise
+
     def _adopt(self, cache: Path) -> bool:
-        """Lists what lies in the cache already, if nothing is missing of it."""
+        """Lists what lies in the cache already, if nothing is missing of it or damaged."""
         root = self.folder(cache)
         there = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
         names = [path.relative_to(root).as_posix() for path in there]
@@ -151,7 +178,9 @@ class HubFiles:
             # The client keeps content under its checksum and links to it from the snapshot.
             blob = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
             if len(blob) == SHA256_DIGITS and f"sha256:{blob}" != checksum:
-                raise BlastError(f"{path} is damaged: its content is not what its name {blob} says; delete it.")
+                print(f"{path} is damaged: its content is not what its name {blob} says", file=sys.stderr)
+                # The hub is asked for the list, by which the file is fetched again.
+                return False
             entries[name] = {"checksum": checksum, "bytes": path.stat().st_size}
         self._keep(cache, entries)
         return True
@@ -177,7 +206,7 @@ class HubFiles:
             ) from fault
         entries = {}
         for file in about.siblings:
-            if self._wants(file.rfilename):
+            if self._wants(file.rfilename) and is_inner_path(file.rfilename):
                 checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
                 entries[file.rfilename] = {"checksum": checksum, "bytes": file.size}
         if missing := self._missing(list(entries)):
@@ -238,7 +267,9 @@ class HubFiles:
             missing.append(file)
             if path.exists():
                 # The content itself, or the client would link to it again.
-                os.replace(path.resolve(), path.with_name(path.name + ".damaged"))
+                aside = path.with_name(path.name + ".damaged")
+                remove(aside)
+                os.replace(path.resolve(), aside)
                 path.unlink(missing_ok=True)
                 reasons.append(f"{file.name} {origin} has the wrong checksum")
         return missing
@@ -256,8 +287,10 @@ class HubFiles:
 
     def _checked_before(self, cache: Path) -> bool:
         """Whether no file has changed since all checksums were right: gigabytes are not read before each run."""
-        path = self._checked(cache)
-        return path.exists() and json.loads(path.read_text(encoding="utf-8")) == self._seen(cache)
+        try:
+            return json.loads(self._checked(cache).read_text(encoding="utf-8")) == self._seen(cache)
+        except (OSError, ValueError, RecursionError):
+            return False
 
     def _wants(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.wanted)

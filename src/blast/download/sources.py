@@ -6,7 +6,6 @@ import gzip
 import http.client
 import os
 import queue
-import shutil
 import threading
 import time
 import urllib.error
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 from blast.errors import BlastError
-from blast.files import file_digest, locked, replacing
+from blast.files import file_digest, locked, remove, replacing
+from blast.untrusted import copy_bounded
 
 Progress = Callable[[str], None]
 
@@ -153,13 +153,19 @@ def fetch_files(
                 reasons.append(f"{source.label}: {silent[source.label]}")
                 continue
             report(f"{dataset}: fetching {len(missing)} file(s) from {source.label}")
-            try:
-                source.download(missing, folder, report)
-            except SourceError as fault:
-                reasons.append(f"{source.label}: {fault}")
-            missing = _check(missing, folder, f"from {source.label}", reasons)
-            if not missing:
-                return
+            # What an earlier attempt left may be damaged: then the file is fetched once more, from its beginning.
+            for attempt in (1, 2):
+                resumed, found = any(folder.rglob("*.part")), []
+                try:
+                    source.download(missing, folder, report)
+                except SourceError as fault:
+                    found.append(f"{source.label}: {fault}")
+                missing = _check(missing, folder, f"from {source.label}", found)
+                if not missing:
+                    return
+                if attempt == 2 or not resumed or any(folder.rglob("*.part")):
+                    break
+            reasons += found
         names = ", ".join(file.name for file in missing)
         raise BlastError(
             f"{dataset} could not be fetched ({'; '.join(reasons)}); put {names} into {folder} by hand, then run again."
@@ -174,8 +180,8 @@ def unpack_gzip(packed: Path, path: Path) -> None:
     """
     try:
         with replacing(path, alone=True) as temporary, gzip.open(packed) as source, open(temporary, "wb") as target:
-            shutil.copyfileobj(source, target)
-    except (OSError, EOFError, zlib.error) as error:
+            copy_bounded(source, target, packed.stat().st_size)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise SourceError(f"{packed.name} is damaged ({error})") from error
     finally:
         packed.unlink(missing_ok=True)
@@ -189,8 +195,10 @@ def _check(files: Sequence[RemoteFile], folder: Path, origin: str, reasons: list
         if file.matches(path):
             continue
         missing.append(file)
-        if path.exists():
-            os.replace(path, path.with_name(path.name + ".damaged"))
+        if path.exists() or path.is_symlink():
+            aside = path.with_name(path.name + ".damaged")
+            remove(aside)
+            os.replace(path, aside)
             reasons.append(f"{file.name} {origin} has the wrong checksum")
     return missing
 
@@ -227,6 +235,8 @@ def download_file(address: str, path: Path, progress: Progress) -> None:
         SourceError: if the file is not complete after a few attempts.
     """
     part = path.with_name(path.name + ".part")
+    if part.is_symlink() or part.is_dir():
+        remove(part)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _append(address, part, progress)

@@ -21,6 +21,9 @@ from blast.files import write_atomically
 
 FORMAT = 1
 STEPS_A_NAT = 100
+# Unpacked; a million items have 10 MB.
+LARGEST = 1 << 30
+OF_ANOTHER_FORM = (ValueError, LookupError, TypeError, AttributeError)
 # Name of the set whose items are the windows or images of our own test data.
 HELD_OUT = "held_out"
 
@@ -93,6 +96,9 @@ def read_item_scores(file: Path) -> tuple[dict[str, ItemScores], dict[str, Any]]
         BlastError: if the file is missing, damaged, or of another format.
     """
     try:
+        with zipfile.ZipFile(file) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > LARGEST:
+                raise ValueError("too large")
         with np.load(file, allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes())
             if header["format"] != FORMAT:
@@ -100,7 +106,16 @@ def read_item_scores(file: Path) -> tuple[dict[str, ItemScores], dict[str, Any]]
             return {task: _items(stored, task, known) for task, known in header["sets"].items()}, header["facts"]
     except FileNotFoundError as error:
         raise BlastError(f"{file}: these scores of items do not exist; run `blast language` for the point.") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise BlastError(
             f"{file}: these scores of items are damaged or of another format; restore the file from git, or run "
             "`blast language` for the point."

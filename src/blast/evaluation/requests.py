@@ -15,10 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from blast.errors import BlastError
+from blast.errors import BlastError, one_line
 from blast.files import text_digest, write_atomically
+from blast.untrusted import MIB, gunzip, is_inner_path, read_bytes
 
 FORMAT = 1
+# Unpacked; the requests of all tasks on all their items have some hundred megabytes.
+LARGEST = 4096 * MIB
 KINDS = ("loglikelihood", "loglikelihood_rolling")
 # Among the settings of a request file: nothing in it comes from the held-out documents that settings are chosen by.
 SEPARATE_TEST = "separate_test"
@@ -94,7 +97,7 @@ def read_requests(file: Path) -> RequestFile:
     file = Path(file)
     remedy = "delete it and build the requests again."
     try:
-        first, *lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+        first, *lines = gunzip(read_bytes(file, LARGEST), LARGEST).decode().splitlines()
         if json.loads(first)["digest"] != _digest(lines):
             raise BlastError(f"{file}: this request file was altered and does not match its own digest; {remedy}")
         header, *rows = map(json.loads, lines)
@@ -102,18 +105,27 @@ def read_requests(file: Path) -> RequestFile:
         raise BlastError(f"{file}: this request file does not exist; build the requests first.") from error
     except BlastError:
         raise
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BlastError(f"{file}: this request file is damaged or half-written; {remedy}") from error
+    if not isinstance(header, dict):
+        raise BlastError(f"{file}: this request file is damaged or half-written; {remedy}")
     if header.get("format") != FORMAT:
         raise BlastError(
             f"{file}: its format {header.get('format')} is not the format {FORMAT} of this version; {remedy}"
         )
     documents: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if "document" in row:
-            documents.setdefault(row["file"], []).append(row["document"])
-    requests = [Request(**row) for row in rows if "document" not in row]
-    return RequestFile(header["tasks"], requests, documents, header["settings"])
+    try:
+        for row in rows:
+            if "document" in row:
+                documents.setdefault(row["file"], []).append(row["document"])
+        requests = [Request(**row) for row in rows if "document" not in row]
+        found = RequestFile(header["tasks"], requests, documents, header["settings"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BlastError(f"{file}: this request file is damaged or half-written; {remedy}") from error
+    # They are written into a folder under these names.
+    if odd := [name for name in documents if not is_inner_path(name) or "/" in name]:
+        raise BlastError(f"{file}: the name {one_line(odd[0])[:80]} of its documents is no file name; {remedy}")
+    return found
 
 
 def compress(text: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import zlib
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blast.errors import BlastError
-from blast.evaluation.requests import RequestFile, compress
+from blast.evaluation.requests import LARGEST, RequestFile, compress
 from blast.files import write_atomically
+from blast.untrusted import gunzip, read_bytes
 
 FORMAT = 1
 
@@ -87,14 +87,14 @@ def read_scores(file: Path) -> ScoreFile:
     file = Path(file)
     remedy = "delete it and score the requests again."
     try:
-        content = file.read_bytes()
-        values = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        content = read_bytes(file, LARGEST)
+        values = json.loads(gunzip(content, LARGEST) if content[:2] == b"\x1f\x8b" else content)
         found = ScoreFile(
             values["requests"], [Score(float(p), bool(g)) for p, g in values["scores"]], values["settings"]
         )
     except FileNotFoundError as error:
         raise BlastError(f"{file}: this score file does not exist; score the requests first.") from error
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BlastError(f"{file}: this score file is damaged or half-written; {remedy}") from error
     if values.get("format") != FORMAT:
         raise BlastError(

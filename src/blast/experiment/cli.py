@@ -22,6 +22,7 @@ from blast.experiment.command_end import ended
 from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tune, write_plans
 from blast.experiment.own_model.commands import add_verbs
 from blast.experiment.plan.paths import CHECKOUT, GridFolder, in_checkout
+from blast.experiment.plan.point import PointId
 from blast.settings import Count, Place
 from blast.settings import check as check_value
 
@@ -31,7 +32,12 @@ def check(options: argparse.Namespace) -> int:
 
     Example: blast check config/smoke.yaml --list
     """
+    from blast.experiment.language.tasks_of_lm_eval import task_text
+
     plan = plan_of(options.config)
+    for dataset in plan.datasets:
+        for task in plan.tasks(dataset):
+            task_text(task)
     stages = {stage: sum(point.stage == stage for point in plan.points.values()) for stage in ("train", "benchmark")}
     print(
         f"{options.config}: valid; {stages['train']} training points on {len(plan.datasets)} datasets and "
@@ -261,8 +267,13 @@ def import_records(options: argparse.Namespace) -> int:
     from blast.experiment.records.import_records import import_records, of_other_code, without_masks
 
     folder = GridFolder(options.grid_dir)
-    imported = import_records(options.folder, folder)
+    done = import_records(options.folder, folder, options.replace)
+    imported = done.ids
     print(f"{len(imported)} records imported from {options.folder}")
+    if done.known:
+        print(f"{len(done.known)} of them were here before, and stay as they were.")
+    if done.replaced:
+        print(f"{len(done.replaced)} of them replaced other records, which are now in {folder.root / 'replaced'}.")
     if lost := without_masks(folder, imported):
         print(
             f"{len(lost)} of them came without their masks, the first is '{lost[0]}'; "
@@ -302,6 +313,16 @@ def _count(text: str) -> int:
         return check_value(Count, text, Place("option"))
     except BlastError:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1") from None
+
+
+def _point_id(text: str) -> str:
+    """The value of an option that is the id of a point: it names files, and leads out of no folder."""
+    try:
+        return check_value(PointId, text, Place("option"))
+    except BlastError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no id of a point; an id has letters, digits, '_', '-', '@' and inner dots"
+        ) from None
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -365,7 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         help="let each point hold a GPU alone also with --jobs 1, and let benchmarks run side by side",
     )
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
-    ids = {"nargs": "+", "metavar": "ID", "help": "ids of points"}
+    ids = {"nargs": "+", "metavar": "ID", "type": _point_id, "help": "ids of points"}
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids)
     made.add_argument("--config", **config)
@@ -416,7 +437,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("ids", **ids)
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("agreement", agreement)
-    made.add_argument("id", metavar="ID", help="id of a point with scores")
+    made.add_argument("id", metavar="ID", type=_point_id, help="id of a point with scores")
     made.add_argument("--items", type=_count, help="compare the first ITEMS items of each task (default: all)")
     made.add_argument("--grid-dir", **grid_dir)
     made = verb("mlflow", mlflow)
@@ -431,6 +452,9 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("import", import_records)
     made.add_argument("folder", type=Path, help="folder with the records of another machine")
     made.add_argument("--grid-dir", **grid_dir)
+    made.add_argument(
+        "--replace", action="store_true", help="take another record of the same point too; the old one is kept aside"
+    )
     records = verbs.add_parser("records", help="Exports records: see `blast records export --help`.")
     made = _verb(records.add_subparsers(required=True, metavar="VERB"), "export", export)
     made.add_argument("--grid-dir", **grid_dir)

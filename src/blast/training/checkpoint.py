@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from blast.distributed import is_first_rank, world_size
 from blast.errors import BlastError
-from blast.files import replacing
+from blast.files import remove, replacing
 from blast.sparsity.sparsifier import Sparsifier
 from blast.training.history import History
 from blast.training.parallel import full_state, load_state
@@ -130,22 +131,27 @@ class TrainingState:
         """Restores the saved state of this run, if there is one.
 
         Returns:
-            The next step; 0 without a saved state. A state of another run is not used, and `discarded` names the
-            difference.
+            The next step; 0 without a saved state. A damaged state and one of another run are not used, and `discarded`
+            says why.
 
         Raises:
-            BlastError: if the file is damaged, or the state is from a different number of processes.
+            BlastError: if the state is from a different number of processes.
         """
+        if self.file.is_dir():
+            self.discarded = f"{self.file}: is a folder, not a training state; starting anew."
+            remove(self.file)
         if not self.file.is_file():
             return 0
         try:
+            # torch does not compare the checksums that it writes: a changed byte would be another weight.
+            with zipfile.ZipFile(self.file) as archive:
+                if broken := archive.testzip():
+                    raise ValueError(broken)
             values = torch.load(self.file, map_location="cpu", weights_only=True)
             key = values["key"]
-        except Exception as error:
-            raise BlastError(
-                f"{self.file}: the training state is damaged or half-written; delete it and run again: "
-                "this run starts again from its first step, other runs are not affected."
-            ) from error
+        except Exception:  # whatever a damaged file makes torch raise
+            self.discarded = f"{self.file}: this training state is damaged or half-written; starting anew."
+            return 0
         processes = values.get("world_size", 1)
         if key != self.key:
             self.discarded = (

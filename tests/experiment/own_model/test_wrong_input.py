@@ -147,3 +147,18 @@ def test_the_checkpoint_of_another_class_is_refused(place, capsys):
     blast.save(architectures.build("vit-nano", num_classes=3, image_size=8, channels=1), place / "vision")
     assert main(["generate", "vision", "hello"]) == 2
     assert "vision holds a VisionTransformer; give a causal language model of transformers." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["../model/model.safetensors", "/etc/passwd", "a/../../b", ""])
+def test_an_index_of_weights_that_names_a_file_outside_its_folder_is_refused(place, capsys, file):
+    index = place / "bare" / "model.safetensors.index.json"
+    (place / "bare" / "model.safetensors").rename(place / "elsewhere.safetensors")
+    shutil.copy(place / "model" / "tokenizer.json", place / "bare")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": file}}))
+    assert main(["generate", "bare", "hello"]) == 2
+    said = capsys.readouterr().err
+    assert f"names the file {file!r} outside its folder; copy bare again." in said
+    assert said.count("\n") == 1
+    index.write_text("{")
+    assert main(["generate", "bare", "hello"]) == 2
+    assert "this index of weights is damaged; copy bare again." in capsys.readouterr().err

@@ -284,3 +284,16 @@ def test_nothing_is_written_for_a_config_with_a_fault(tmp_path, capsys):
     assert main(["plan", str(file), "--out", str(out)]) == 2
     assert "variant" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*.*")] == ["a.yaml"]
+
+
+@pytest.mark.parametrize("task", ["../../x", "/etc/passwd", "", "a/b", ".hidden"])
+def test_a_task_whose_name_leads_out_of_its_folder_is_refused(tmp_path, task):
+    said = fault(tmp_path, GOOD + f"evaluation: {{tasks: {{pystdlib: ['{task}']}}}}\n")
+    assert f"the key 'evaluation.tasks.pystdlib.0' is '{task}'; give a task name of letters, digits" in said
+
+
+def test_a_task_that_does_not_exist_is_named_by_check(tmp_path, capsys):
+    (tmp_path / "my.yaml").write_text(GOOD + "evaluation: {tasks: {pystdlib: [pystdlib_helduot]}}\n")
+    assert main(["check", str(tmp_path / "my.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "unknown evaluation task 'pystdlib_helduot'; did you mean 'pystdlib_heldout'?" in said

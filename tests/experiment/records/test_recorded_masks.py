@@ -116,7 +116,7 @@ def test_records_of_other_code_are_imported_with_a_warning(grid, tmp_path, capsy
     record = json.loads(grid.record(names[1]).read_text())
     record["run"]["fingerprint"] = "sha256:another"
     write_json(grid.record(names[1]), record)
-    assert import_from(grid.root, tmp_path / "here") == 0
+    assert import_from(grid.root, tmp_path / "there") == 0
     assert f"1 of them were made by other code than is here, the first is '{names[1]}'" in capsys.readouterr().out
 
 

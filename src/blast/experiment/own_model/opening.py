@@ -13,8 +13,9 @@ from blast.architectures._weights.hub import WANTED, open_folder
 from blast.checkpoint.manifest import MANIFEST, is_checkpoint
 from blast.download.cache import cache_root
 from blast.download.hub import HubFiles
-from blast.errors import BlastError, unknown_name
+from blast.errors import BlastError, one_line, unknown_name
 from blast.files import json_digest
+from blast.untrusted import is_inner_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,6 +126,7 @@ def _in_folder(name: str, folder: Path) -> ModelSource:
         model = skeleton(read_manifest(folder))
     else:
         model = _meta_of_config(folder, name)
+    _check_shards(name, folder)
     if not any(type(model).__name__.endswith(kind) for kind in CAUSAL):
         raise BlastError(f"{name} holds a {type(model).__name__}; give a causal language model of transformers.")
     if not (folder / TOKENIZER).is_file():
@@ -133,6 +135,17 @@ def _in_folder(name: str, folder: Path) -> ModelSource:
         )
     state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.iterdir())]
     return ModelSource(name, folder, folder, json_digest(state), _count(model))
+
+
+def _check_shards(name: str, folder: Path) -> None:
+    """Refuses an index of weights that names a file outside the folder; transformers would read that one."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise BlastError(f"{index}: this index of weights is damaged; copy {name} again.") from error
+        if odd := [file for file in files if not is_inner_path(file)]:
+            raise BlastError(f"{index}: names the file {one_line(odd[0])[:80]} outside its folder; copy {name} again.")
 
 
 def _meta_published(name: str) -> nn.Module:

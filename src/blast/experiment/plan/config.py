@@ -12,6 +12,7 @@ import yaml
 
 from blast.benchmark.settings import SUITES
 from blast.errors import BlastError
+from blast.experiment.plan.point_parts import TaskName
 from blast.settings import (
     Bounds,
     Count,
@@ -85,7 +86,7 @@ class Evaluation:
             `train_…`. They are spread evenly, and images are not augmented.
     """
 
-    tasks: dict[Name, tuple[Name, ...]] = field(default_factory=dict)
+    tasks: dict[Name, tuple[TaskName, ...]] = field(default_factory=dict)
     batch: Count = 32
     limit: Count = 384
     items: Count | None = None

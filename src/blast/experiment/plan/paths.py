@@ -85,6 +85,14 @@ class GridFolder:
         """The record of a failed point, after the verdict moved it here."""
         return self.root / "failed" / f"{point}.json"
 
+    def damaged(self, point: str) -> Path:
+        """A record that cannot be read, after it was moved here; nothing reads it."""
+        return self.root / "damaged" / f"{point}.json"
+
+    def replaced(self, point: str, number: int) -> Path:
+        """A record in whose place `blast import --replace` put another one; nothing reads it."""
+        return self.root / "replaced" / f"{point}.{number}.json"
+
     def retry(self, point: str) -> Path:
         """A file that marks a point to run again although its record stays."""
         return self.root / "retry" / point

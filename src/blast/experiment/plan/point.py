@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from blast.errors import BlastError
 from blast.evaluation.requests import SEPARATE_TEST
-from blast.files import json_digest, read_json
-from blast.settings import Count, Later, Name, Pattern, Seed, Sparsity, plain, read
+from blast.experiment.plan.point_parts import check_parts
+from blast.files import json_digest
+from blast.settings import Count, Later, Pattern, Seed, Sparsity, plain, read
+from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
 
 FORMAT = 1
-# The id names files and folders.
-PointId = Annotated[
-    str,
-    Pattern(
-        r"[A-Za-z0-9][A-Za-z0-9_@-]*(\.[A-Za-z0-9_@-]+)*",
-        "an id of letters, digits, '_', '-', '@' and inner dots",
-        longest=200,
-    ),
-]
+# These name files and folders, so they are names on every system and lead out of none.
+FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9_@-]*(\.[A-Za-z0-9_@-]+)*"
+PointId = Annotated[str, Pattern(FILE_NAME, "an id of letters, digits, '_', '-', '@' and inner dots", longest=200)]
+PointName = Annotated[str, Pattern(FILE_NAME, "a name of letters, digits, '_', '-', '@' and inner dots", longest=100)]
+# The largest point has some kilobytes, and the plan of 10,000 points some tens of megabytes.
+LARGEST, LARGEST_PLAN = MIB, 1024 * MIB
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,11 @@ class Point:
     """
 
     id: PointId
-    grid: Name
+    grid: PointName
     stage: Literal["train", "benchmark"]
-    architecture: Name
-    dataset: Name | None = None
-    method: Name = "dense"
+    architecture: PointName
+    dataset: PointName | None = None
+    method: PointName = "dense"
     sparsity: Sparsity = 0.0
     block: tuple[Count, Count] | None = None
     seed: Seed = 0
@@ -130,18 +128,23 @@ class Point:
 
     @classmethod
     def read(cls, file: Path) -> Point:
-        """Reads a point file.
+        """Reads a point file, which may come from anywhere.
 
         Raises:
-            BlastError: if the file cannot be read or is no point.
+            BlastError: if the file cannot be read, is a link or too large, or is no point; one sentence.
         """
         try:
-            values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+            values = parse_json(read_bytes(file, LARGEST))
         except (OSError, ValueError, RecursionError) as error:
+            problem = " ".join(str(error).split())[:200]
             raise BlastError(
-                f"{file}: cannot be read as a point ({error}); make it again with `blast plan`."
+                f"{file}: cannot be read as a point ({problem}); make it again with `blast plan`."
             ) from error
         point = cls.from_dict(values, source=str(file))
+        try:
+            check_parts(point.to_dict())
+        except BlastError as error:
+            raise BlastError(f"{file}: {error}") from error
         needed = ("dataset", "training") if point.stage == "train" else ("benchmark",)
         for key in needed:
             if getattr(point, key) is None:
@@ -155,8 +158,19 @@ def read_plan(file: Path) -> dict[str, Point]:
     Raises:
         BlastError: if the file is missing or damaged.
     """
-    values = read_json(file, "plan", "run the workflow again.")
+    remedy = "delete it and run the workflow again."
+    try:
+        values = parse_json(read_bytes(file, LARGEST_PLAN))
+    except FileNotFoundError as error:
+        raise BlastError(f"{file}: this plan does not exist; run the workflow again.") from error
+    except NotPlainFileError as error:
+        raise BlastError(f"{file}: {error}; {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BlastError(f"{file}: this plan is damaged or half-written; {remedy}") from error
     if not isinstance(values, list) or not values:
-        raise BlastError(f"{file}: holds no list of points; delete it and run the workflow again.")
+        raise BlastError(f"{file}: holds no list of points; {remedy}")
     points = [Point.from_dict(entry, source=str(file)) for entry in values]
-    return {point.id: point for point in points}
+    by_id = {point.id: point for point in points}
+    if len(by_id) < len(points):
+        raise BlastError(f"{file}: names a point twice; {remedy}")
+    return by_id

@@ -85,7 +85,10 @@ def training_facts(point: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _trained(dataset: str, training: Mapping[str, Any]) -> int:
+def _trained(dataset: str | None, training: Mapping[str, Any]) -> int | None:
+    """Tokens or images; None where the dataset is not known here, or the record does not say how long it trained."""
+    if not {"steps", "batch"} <= training.keys() or datasets.base_name(dataset or "") not in datasets.names():
+        return None
     language = datasets.get(dataset).MODALITY == "language"
     length = training.get("length", TrainingSettings.length) if language else 1
     return int(training["steps"] * training["batch"] * length)

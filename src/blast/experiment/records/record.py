@@ -1,6 +1,7 @@
 """A record: the JSON file with what one point measured, `records/<point>.json` in the folder of its grid.
 
-`run.job` makes it with `make_record` and writes it with `write_record`; `read_record` checks it.
+`run.job` makes it with `make_record` and writes it with `write_record`. `read_record` reads one that may come from
+anywhere; nothing else opens a record.
 """
 
 from __future__ import annotations
@@ -11,9 +12,14 @@ from typing import Any
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.files import json_digest, read_json, write_json
+from blast.experiment.plan.point_parts import check_parts
+from blast.experiment.records.record_schema import check_language, check_record
+from blast.files import json_digest, write_json
+from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
 
 FORMAT = 1
+# A record of the largest sweep of kernels has 6 MB.
+LARGEST = 64 * MIB
 
 
 def record_digest(point: Point, result: dict[str, Any], status: str, cause: str | None = None) -> str:
@@ -59,21 +65,70 @@ def retry_reason(record: dict[str, Any]) -> str | None:
     return record["result"].get("unfinished")
 
 
-def read_record(file: Path) -> dict[str, Any]:
-    """Reads a record and checks its digest.
+def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
+    """Reads a record that may come from anywhere, and checks all of it.
+
+    Its id is a file name and the name of the file, its parts have the types that their readers expect, and its digest
+    is that of its content. A link is not followed, and a file of more than `LARGEST` bytes is not read.
+
+    Args:
+        file: The file.
+        named: The id that it has to have; None for the name of the file.
 
     Raises:
-        BlastError: if it is missing, half-written, altered or of another format.
+        BlastError: if it is missing, half-written, altered or of another format; one sentence with what to do.
     """
-    remedy = "run again: only this point is redone."
-    keys = ("format", "point", "point_digest", "record_digest", "status", "cause", "result", "run")
-    record = read_json(file, "record", remedy, keys)
-    if record["format"] != FORMAT:
+    remedy = "delete it and run again: only this point is redone."
+    record = _read(file, "record", "run again: only this point is redone.", remedy)
+    if record.get("format", FORMAT) != FORMAT:
         raise BlastError(
-            f"{file}: record format {record['format']} is not the format {FORMAT} of this version; "
-            f"delete it and {remedy}"
+            f"{file}: record format {str(record['format'])[:40]} is not the format {FORMAT} of this version; {remedy}"
         )
-    point = Point.from_dict(record["point"], source=str(file))
+    try:
+        check_record(record)
+        point = Point.from_dict(record["point"])
+        check_parts(point.to_dict())
+    except BlastError as error:
+        problem = str(error).removesuffix(".")
+        raise BlastError(f"{file}: this record is damaged ({problem}); {remedy}") from error
     if record_digest(point, record["result"], record["status"], record["cause"]) != record["record_digest"]:
-        raise BlastError(f"{file}: its contents do not match its digest, so it was altered; delete it and {remedy}")
-    return record
+        raise BlastError(f"{file}: its contents do not match its digest, so it was altered; {remedy}")
+    if record["point_digest"] != point.digest:
+        raise BlastError(f"{file}: the digest of its point is that of another point; {remedy}")
+    if point.id != (Path(file).stem if named is None else named):
+        raise BlastError(f"{file}: this is the record of '{point.id}', under another name; {remedy}")
+    # With every key, also those that came after the record.
+    return record | {"point": point.to_dict()}
+
+
+def read_language(file: Path) -> dict[str, Any]:
+    """Reads the metrics that lm-eval computed for a point, `language/<id>.json`, as `read_record` reads a record.
+
+    Raises:
+        BlastError: if the file is missing or damaged; one sentence with what to do.
+    """
+    again = "run again: only the metrics are computed again."
+    language = _read(file, "file of language metrics", again, f"delete it and {again}")
+    try:
+        check_language(language)
+    except BlastError as error:
+        problem = str(error).removesuffix(".")
+        raise BlastError(
+            f"{file}: this file of language metrics is damaged ({problem}); delete it and {again}"
+        ) from error
+    return language
+
+
+def _read(file: Path, what: str, missing: str, remedy: str) -> dict[str, Any]:
+    """The mapping in a JSON file."""
+    try:
+        values = parse_json(read_bytes(file, LARGEST))
+        if not isinstance(values, dict):
+            raise ValueError("no mapping")
+    except FileNotFoundError as error:
+        raise BlastError(f"{file}: this {what} does not exist; {missing}") from error
+    except NotPlainFileError as error:
+        raise BlastError(f"{file}: {error}; {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BlastError(f"{file}: this {what} is damaged or half-written; {remedy}") from error
+    return values

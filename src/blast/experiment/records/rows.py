@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from blast.errors import BlastError
+from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.point_facts import execution_facts, training_facts
-from blast.experiment.records.record import read_record
-from blast.files import canonical_json, json_digest, read_json, write_atomically
+from blast.experiment.records.record import read_language, read_record
+from blast.files import canonical_json, json_digest, write_atomically
 
 COLUMNS = (
     "suite", "model", "dataset", "method", "provider", "sparsity", "achieved_sparsity", "block", "tied", "dtype",
@@ -205,11 +206,11 @@ def read_grid(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] |
     Raises:
         BlastError: if a file is half-written or was altered.
     """
+    folder = GridFolder(Path(grid_dir))
     for file in sorted(Path(grid_dir, "records").glob("*.json")):
         record = read_record(file)
-        beside = Path(grid_dir, "language", file.name)
-        remedy = "run again: only the metrics are computed again."
-        yield record, read_json(beside, "file of language metrics", remedy, ("status",)) if beside.is_file() else None
+        beside = folder.language(record["point"]["id"])
+        yield record, read_language(beside) if beside.exists() or beside.is_symlink() else None
 
 
 def _text(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point, read_plan
 from blast.experiment.records.item_scores import item_scores_of, recorded_item_scores
 from blast.experiment.records.point_facts import execution_facts, training_facts
-from blast.experiment.records.record import read_record
+from blast.experiment.records.record import read_language, read_record
 from blast.experiment.records.rows import (
     COLUMNS,
     FLOATS,
@@ -105,24 +106,50 @@ def planned_points(grid_dir: Path) -> dict[str, Point]:
 
 
 def local_records(grid_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Records that belong to the grid as it is planned, each with its language metrics or None.
+    """Records that belong to the grid as it is planned, each with its language metrics or None, sorted by id.
 
-    Records of an earlier plan are skipped: those of another id, or of other settings under the same id. Records in
-    `failed/` come last, and only if there is no newer one.
+    Records of an earlier plan are skipped: those of another id, or of other settings under the same id. A record in
+    `failed/` counts if there is no newer one and it can be read. Where there is a plan, a damaged record is skipped
+    with a line of warning: its point is then a row "not run", and the next run makes it again.
 
     Raises:
-        BlastError: if a record is damaged.
+        BlastError: if there is no plan and a record is damaged.
     """
     planned = planned_points(grid_dir)
-    seen = set()
-    aside = ((read_record(file), None) for file in sorted(Path(grid_dir, "failed").glob("*.json")))
-    for record, language in itertools.chain(read_grid(Path(grid_dir)), aside):
-        name = record["point"]["id"]
-        wanted = planned.get(name)
-        if name in seen or (planned and (wanted is None or wanted.digest != record["point_digest"])):
-            continue
-        seen.add(name)
-        yield record, language
+    if not planned:
+        yield from read_grid(Path(grid_dir))
+        return
+    folder = GridFolder(Path(grid_dir))
+    for name in sorted(planned):
+        for file in (folder.record(name), folder.failed(name)):
+            newest = file == folder.record(name)
+            record = _readable(file, warn=newest)
+            if record and record["point_digest"] == planned[name].digest:
+                yield record, _language(folder, record) if newest else None
+                break
+
+
+def _readable(file: Path, warn: bool) -> dict[str, Any] | None:
+    """A record, if it is there and can be read."""
+    if not (file.exists() or file.is_symlink()):
+        return None
+    try:
+        return read_record(file)
+    except BlastError as error:
+        if warn:
+            print(f"blast: left out: {error}", file=sys.stderr)
+        return None
+
+
+def _language(folder: GridFolder, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The language metrics beside a record, or None. If they are damaged, failed ones that give the reason."""
+    file = folder.language(record["point"]["id"])
+    if not (file.exists() or file.is_symlink()):
+        return None
+    try:
+        return read_language(file)
+    except BlastError as error:
+        return {"status": "failed", "cause": str(error), "record_digest": record["record_digest"]}
 
 
 def _not_run(point: Point) -> Row:

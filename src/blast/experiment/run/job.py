@@ -20,11 +20,13 @@ from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records import provenance
 from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
+from blast.experiment.records.put_aside import put_damaged_aside
 from blast.experiment.records.record import make_record, retry_reason, write_record
 from blast.experiment.records.state import Left, state_of
 from blast.experiment.run.child import Child
 from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.locks import points_held
+from blast.experiment.run.needs import needs_to_run_again
 from blast.experiment.run.progress import Progress
 from blast.experiment.run.schedule import Schedule, needs_first
 
@@ -97,7 +99,7 @@ def run_points(
     points = needs_first(points)
     gpus = visible_gpus()
     schedule = Schedule.of(jobs, len(gpus), own_gpus)
-    with points_held(folder, [point.id for point in points]):
+    with points_held(folder, [point.id for point in points]) as hold:
         waiting = []
         progress = Progress(folder, len(points), total, schedule.jobs)
         for point in points:
@@ -105,20 +107,15 @@ def run_points(
                 progress.tell(record, again=True)
             else:
                 waiting.append(point)
-        _check_needs(waiting, points, folder)
+        # Where another process holds one of these, that one has mended it by the time the lock is free.
+        hold([other.id for other, _ in needs_to_run_again(waiting, folder)])
+        mended = needs_to_run_again(waiting, folder)
+        for other, fault in mended:
+            print(f"{other.id}: {fault}, so it runs again before what needs it", flush=True)
+        waiting = needs_first([*(other for other, _ in mended), *waiting])
+        for point in waiting:
+            put_damaged_aside(folder, point.id)
         return _Job(waiting, folder, log, progress, schedule, gpus).run()
-
-
-def _check_needs(waiting: Sequence[Point], given: Sequence[Point], folder: GridFolder) -> None:
-    """Refuses a point whose parent or teacher has not run and will not run now, before anything is trained."""
-    ids = {point.id for point in given}
-    for point in waiting:
-        for other in point.needs:
-            if other not in ids and not folder.record(other).is_file():
-                raise BlastError(
-                    f"the point '{point.id}' needs the checkpoint of '{other}', which has no record in "
-                    f"{folder.root}; give that point too."
-                )
 
 
 class _Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,15 +39,25 @@ def hold_grid(folder: GridFolder) -> None:
 
 
 @contextmanager
-def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[None]:
-    """Locks points while they run; waits if a process that survived a killed workflow still runs one of them."""
+def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]:
+    """Locks points while they run; waits if a process that survived a killed workflow still runs one of them.
+
+    Yields:
+        A function that locks more of them, until the same end.
+    """
     with ExitStack() as stack:
-        for name in sorted(points):
-            lock = file_lock(folder.work(name) / ".lock")
-            try:
-                lock.acquire(blocking=False)
-            except TimeoutError:
-                print(f"{name}: another process runs it, waiting for its record", flush=True)
-                lock.acquire()
-            stack.callback(lock.release)
-        yield
+        held: set[str] = set()
+
+        def hold(names: Sequence[str]) -> None:
+            for name in sorted({*names} - held):
+                lock = file_lock(folder.work(name) / ".lock")
+                try:
+                    lock.acquire(blocking=False)
+                except TimeoutError:
+                    print(f"{name}: another process runs it, waiting for its record", flush=True)
+                    lock.acquire()
+                stack.callback(lock.release)
+                held.add(name)
+
+        hold(points)
+        yield hold

@@ -98,6 +98,6 @@ def _seconds_of_grid(folder: GridFolder) -> list[float]:
     for file in files[:: math.ceil(len(files) / READ) or 1]:
         try:
             read.append(json.loads(file.read_text())["run"]["wall_s"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
     return list(itertools.islice(itertools.cycle(read), len(files)))

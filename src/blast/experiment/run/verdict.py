@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from blast.errors import BlastError
+from blast.evaluation.requests import read_requests
 from blast.experiment.plan.paths import GridFolder
-from blast.experiment.plan.point import read_plan
+from blast.experiment.plan.point import Point, read_plan
+from blast.experiment.records.artifacts import artifact_fault
+from blast.experiment.records.put_aside import put_aside
+from blast.experiment.records.record import read_language, read_record
 from blast.experiment.run.bad_points import bad_points
-from blast.files import write_atomically
+from blast.files import read_json, remove, write_atomically
 
 # The stamp of an MLflow import that has to be tried again begins with this.
 NOT_IMPORTED = "not imported"
 
 
-def _status(file: Path) -> tuple[str, str | None]:
-    try:
-        values = json.loads(file.read_text())
-        if values["status"] == "ok" and (unfinished := values.get("result", {}).get("unfinished")):
-            return "unfinished", unfinished
-        return values["status"], values.get("cause")
-    except FileNotFoundError:
+def _status_of_point(folder: GridFolder, point: str) -> tuple[str, str | None]:
+    """The status of the record of a point, and why it is not good."""
+    file = folder.record(point)
+    if not (file.exists() or file.is_symlink()):
         return "missing", "there is no record; run again."
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return "failed", "its record is damaged or half-written."
+    try:
+        record = read_record(file)
+    except BlastError as error:
+        return "damaged", str(error)
+    if record["status"] == "ok" and (unfinished := record["result"].get("unfinished")):
+        return "unfinished", unfinished
+    return record["status"], record["cause"]
+
+
+def _status_of_dataset(file: Path) -> tuple[str, str | None]:
+    """The status of the facts about a dataset, and why there are none."""
+    try:
+        values = read_json(file, "dataset file", "run again.", ("status",))
+    except BlastError as error:
+        return "failed", str(error)
+    return values["status"], values.get("cause")
+
+
+def _status_of_language(folder: GridFolder, point: str) -> tuple[str, str | None]:
+    """The status of the language metrics of a point, and why there are none."""
+    try:
+        language = read_language(folder.language(point))
+    except BlastError as error:
+        return "failed", str(error)
+    return language["status"], language.get("cause")
 
 
 def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
     """Checks every file that a grid should have made.
 
-    Failed records are moved to `failed/`. Failed dataset facts, language metrics and stamps are deleted. So the next
-    run redoes these and nothing else. The record of an unfinished point stays until the next run replaces it.
+    Failed records are moved to `failed/`, and damaged ones to `damaged/`. Failed dataset facts, language metrics and
+    stamps are deleted, and where something failed, damaged requests too. So the next run redoes these and nothing else.
+    The record of an unfinished point stays until the next run replaces it.
 
     Returns:
         How many points there are, and a sentence for each failure.
@@ -38,25 +64,29 @@ def judge_grid(folder: GridFolder) -> tuple[int, list[str]]:
     points = list(read_plan(folder.plan).values())
     sentences = []
     for dataset in dict.fromkeys(point.dataset for point in points if point.dataset):
-        status, cause = _status(folder.data(dataset))
+        status, cause = _status_of_dataset(folder.data(dataset))
         if status != "ok":
             sentences.append(f"dataset {dataset}: {cause}")
-            folder.data(dataset).unlink(missing_ok=True)
-            folder.fetched(dataset).unlink(missing_ok=True)
-            folder.requests_key(dataset).unlink(missing_ok=True)
+            remove(folder.data(dataset))
+            remove(folder.fetched(dataset))
+            remove(folder.requests_key(dataset))
     for point in points:
-        status, cause = _status(folder.record(point.id))
-        if status != "ok":
+        status, cause = _status_of_point(folder, point.id)
+        if status == "unfinished":
             sentences.append(f"point {point.id}: {cause}")
-            if status == "unfinished":
-                write_atomically(folder.retry(point.id), f"{cause}\n")
-            else:
-                _move_aside(folder, point.id)
-        elif folder.language(point.id).is_file():
-            status, cause = _status(folder.language(point.id))
+            write_atomically(folder.retry(point.id), f"{cause}\n")
+        elif status != "ok":
+            place = put_aside(folder, point.id)
+            if status == "damaged":
+                cause = f"its record was damaged and is now {place}; run again: only this point is redone."
+            sentences.append(f"point {point.id}: {cause}")
+        elif folder.language(point.id).exists():
+            status, cause = _status_of_language(folder, point.id)
             if status != "ok":
                 sentences.append(f"language metrics of {point.id}: {cause}")
-                folder.language(point.id).unlink()
+                remove(folder.language(point.id))
+    if sentences:
+        sentences += _put_damaged_inputs_aside(points, folder)
     for stamp in sorted(folder.runs.glob("*/mlflow/*.done")):
         if (said := stamp.read_text()).startswith(NOT_IMPORTED):
             sentences.append(f"MLflow: {said.strip()}")
@@ -78,9 +108,25 @@ def verdict_on(folder: GridFolder) -> tuple[str, list[str]]:
     return f"all {len(points)} points are done; {len(bad)} of them {'is' if len(bad) == 1 else 'are'} bad", lines
 
 
-def _move_aside(folder: GridFolder, point: str) -> None:
-    record = folder.record(point)
-    if record.is_file():
-        folder.failed(point).parent.mkdir(parents=True, exist_ok=True)
-        record.replace(folder.failed(point))
-    folder.language(point).unlink(missing_ok=True)
+def _put_damaged_inputs_aside(points: Sequence[Point], folder: GridFolder) -> Iterator[str]:
+    """Removes damaged requests and puts aside the records of damaged scores: each would fail again at every run."""
+    for dataset in dict.fromkeys(point.dataset for point in points if point.dataset):
+        requests = folder.requests(dataset)
+        if requests.exists() or requests.is_symlink():
+            try:
+                read_requests(requests)
+            except BlastError as error:
+                remove(requests)
+                remove(folder.requests_key(dataset))
+                yield f"requests of {dataset}: {error}"
+    for point in points:
+        # Without language metrics although there are tasks: they could not be made of these scores.
+        if not point.evaluation.get("tasks") or folder.language(point.id).is_file():
+            continue
+        try:
+            record = read_record(folder.record(point.id))
+        except BlastError:
+            continue
+        if record["status"] == "ok" and (fault := artifact_fault(folder, record, "scores")):
+            put_aside(folder, point.id)
+            yield f"point {point.id}: {fault}; run again: only this point is redone."

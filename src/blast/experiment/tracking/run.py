@@ -7,6 +7,7 @@ import itertools
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.rows import record_rows, write_rows
 from blast.experiment.tracking import names
 from blast.files import write_json
+from blast.untrusted import member
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,17 +91,19 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
     """Copies the artifacts of a run into `place`. Returns one sentence for each damaged one."""
     write_json(place / "point.json", record["point"])
     shutil.copyfile(file, place / "record.json")
-    if record.get("log") and (log := folder.root / record["log"]).is_file():
-        shutil.copyfile(log, place / "log.txt")  # the UI displays .txt files, but not .log files
+    # A record that came from elsewhere may name any file of this machine as its log.
+    with suppress(BlastError, OSError):
+        shutil.copyfile(member(folder.root, record.get("log")), place / "log.txt")  # the UI shows no .log files
     if record["point"]["stage"] == "benchmark":
         write_rows(place / "rows.csv", record_rows(record))
     masks = (record["result"].get("artifacts") or {}).get("masks")
-    masks_file = folder.work(record["point"]["id"]) / masks["path"] if masks else None
-    if masks_file and masks_file.is_file():
+    if masks:
         from blast.experiment.tracking.mask_images import draw_masks
 
         try:
-            draw_masks(masks_file, place / "masks")
+            masks_file = member(folder.work(record["point"]["id"]), masks["path"])
+            if masks_file.is_file():
+                draw_masks(masks_file, place / "masks")
         except BlastError as error:
             return [str(error)]
     return []
