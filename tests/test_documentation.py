@@ -156,12 +156,13 @@ def test_the_real_run_of_the_docs_is_that_of_the_records():
 def test_the_quality_study_of_the_docs_is_that_of_the_records():
     results = view("main_results")
     results = results[(results["grid"] == "quality") & (results["architecture"] == "gpt2")]
+    lamp = results[results["variant"] == "whole-model-lamp"].set_index("sparsity")["value"]
     results = results[results["variant"].isin(["", "taught"])]
     section = RESULTS.partition("## The quality study so far")[2].partition("\n## ")[0]
     lines = re.findall(
         r"^\| (\w[\w, ]*) \| (\d+) \| (\d) \| ([\d.]+) \| (\S*) ?\| (\w*) ?\|$", section, flags=re.MULTILINE
     )
-    assert len(lines) == len(results) == 13
+    assert len(lines) == len(results) == 16
     masks = last_masks(RECORDED_MASKS / "gpt2.technical_text.gmp.s95.b64.seed0.lr9e-4.safetensors")
     width = 64 * statistics.mean(layer.hidden for layer in live_by_layer(masks, 48))
     words = " ".join(section.split())
@@ -170,6 +171,9 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
         method, _, more = model.replace(",", " ").partition(" ")
         found = results[(results["method"] == method) & (results["sparsity"] == int(percent) / 100)]
         found = found[found["teacher"].notna() == more.endswith("taught")]
+        if method == "gmp":
+            side = more.split()[-1] if "blocks of" in more else "64"
+            found = found[found["block"] == f"{side}x{side}"]
         if more.isdigit():
             found = found[found["ffn"] == int(more)]
         (row,) = found.to_dict("records")
@@ -185,13 +189,22 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
         once = f"gpt2.technical_text.gmp.s{percent}.b64.seed0"
         apart[percent] = f"{100 * abs(bits[once + '.lr9e-4'] / bits[once] - 1):.1f}".lstrip("0")
     assert f"are {apart[95]} % apart at 95 %, and {apart[80]} % at 80 %" in words
+    assert f"{lamp[0.8]:.3f} bits a byte at 80 % and {lamp[0.95]:.3f} at 95 %" in words
+    blocks = results[(results["method"] == "gmp") & (results["sparsity"] == 0.95) & results["teacher"].isna()]["value"]
+    assert f"all within {100 * (blocks.max() / blocks.min() - 1):.1f} % at 95 %".replace("0.", ".") in words
     ablations = view("ablations")
     ablations = ablations.assign(lever=ablations["lever"].str.removesuffix(" (OWL)"))
-    changes = ablations[ablations["base"] == "gmp"].set_index("lever")["held_out_s95"].drop("growth")
-    levers = re.findall(r"^\| ([a-z][a-z ×^-]+) \| ([+-][\d.]+) \|$", section, flags=re.MULTILINE)
-    assert {lever for lever, _ in levers} == set(changes.dropna().index)
-    for lever, change in levers:
-        assert change == f"{changes[lever]:+.1f}", lever
+    changes = ablations[ablations["base"] == "gmp"].set_index("lever")[["held_out_s80", "held_out_s95"]]
+    growth = changes.loc["growth"].abs()
+    assert changes.loc["growth", "held_out_s80"] < 0 < changes.loc["growth", "held_out_s95"]
+    said = f"{growth['held_out_s80']:.1f} % better at 80 % and {growth['held_out_s95']:.1f} % worse at 95 %"
+    assert said.replace("0.", ".") in words
+    changes = changes.drop("growth").dropna(how="all")
+    levers = re.findall(r"^\| ([a-z][a-z ×^-]+) \| ([+-][\d.]+)? ?\| ([+-][\d.]+) \|$", section, flags=re.MULTILINE)
+    assert {lever for lever, *_ in levers} == set(changes.index)
+    for lever, *found in levers:
+        expected = ["" if pd.isna(change) else f"{change:+.1f}" for change in changes.loc[lever]]
+        assert found == expected, lever
 
 
 def test_what_the_docs_say_of_the_vit_is_what_the_records_say():

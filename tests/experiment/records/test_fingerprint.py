@@ -371,3 +371,8 @@ def test_every_point_of_the_config_has_its_fingerprint_and_no_file_is_read_twice
     for point in plan.points.values():
         module, _, function = entry_of(point).partition(":")
         assert function in (ROOT / "src" / (module.replace(".", "/") + ".py")).read_text()
+
+
+def test_an_entry_that_does_not_exist_is_no_silent_gap(installed):
+    with pytest.raises(LookupError, match=r"no blast\.experiment\.language\.stage\.made_up"):
+        installed.code.reached([Name("blast.experiment.language.stage", "made_up")])

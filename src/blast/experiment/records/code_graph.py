@@ -234,10 +234,15 @@ class CodeGraph:
             entries: Where to begin.
             by_name: Modules found by name; their definitions count as far as an attribute of that name is asked for.
             counts: Whether to follow a name.
+
+        Raises:
+            LookupError: if an entry is not defined: a digest without it would miss its code in silence.
         """
         found: set[Name] = set()
         attributes: set[str] = set()
         waiting = list(entries)
+        if missing := [name for name in waiting if not self.text(name).text]:
+            raise LookupError(f"the code has no {', '.join(f'{name.module}.{name.name}' for name in missing)}")
         while waiting:
             while waiting:
                 name = waiting.pop()

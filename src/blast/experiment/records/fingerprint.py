@@ -88,7 +88,7 @@ class Fingerprints:
         files = [file for task in tasks if (file := folder / f"{task}.yaml").is_file()]
         included = {part for file in files for part in folder.glob("_*.yaml") if part.name in file.read_text()}
         entries = [
-            Name("blast.experiment.language.stage", "make_language_metrics"),
+            Name("blast.experiment.language.stage", "compute_language_metrics"),
             Name("blast.experiment.data.prepare", "build_dataset_requests"),
         ]
         return self.code.digest(self.code.reached(entries, counts=_decides_numbers), [*files, *included])
