@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from blast.errors import BlastError, unknown_name
 from blast.experiment.cli import main
@@ -110,7 +111,12 @@ def test_a_disk_that_fills_while_a_figure_is_drawn_is_one_sentence(tmp_path, cap
 def of_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     line = line.replace("BLAST", f"'{sys.executable}' -m blast")
     return subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, timeout=200, env={**os.environ, **environment}, cwd=ROOT
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, **environment},
+        cwd=ROOT,
     )
 
 

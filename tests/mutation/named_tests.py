@@ -48,7 +48,8 @@ def _named(module: str, names: frozenset[str]) -> bool:
 
 def _folder(module: str) -> str:
     """The folder of its tests: `tests/` mirrors the sources."""
-    return "tests/" + module.removeprefix("src/").removeprefix("blast/").rpartition("/")[0]
+    module = module.removeprefix("src/").removeprefix("blast/").replace("paper_figures/views/", "paper_figures/")
+    return "tests/" + module.rpartition("/")[0]
 
 
 def nearest_tests(module: str, root: Path) -> list[str]:

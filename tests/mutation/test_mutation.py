@@ -62,7 +62,7 @@ def test_mutants_spread_over_the_modules_and_stay_when_more_are_drawn():
 
 def test_the_modules_are_those_of_the_library_and_of_the_analysis():
     found = {file.relative_to(ROOT).as_posix() for file in modules(ROOT)}
-    assert {"src/blast/sparsity/schedule.py", "kernels/linear/ops.py", "paper_figures/pareto.py"} <= found
+    assert {"src/blast/sparsity/schedule.py", "kernels/linear/ops.py", "paper_figures/views/pareto.py"} <= found
     assert "src/blast/experiment/analysis/claims.py" in found
     assert not [name for name in found if name.startswith(("src/blast/experiment/run", "tests"))]
     assert not found & ONLY_ON_A_GPU
@@ -74,7 +74,7 @@ def test_the_tests_of_a_module_come_with_the_nearest_first():
     assert claims[0].startswith("tests/experiment/analysis/test_claims")
     assert "tests/experiment/analysis/test_claims.py" in claims
     # A view is drawn by its name.
-    assert "tests/paper_figures/test_quality_views.py" in nearest_tests("paper_figures/main_results.py", ROOT)
+    assert "tests/paper_figures/test_quality_views.py" in nearest_tests("paper_figures/views/main_results.py", ROOT)
     assert nearest_tests("kernels/linear/ops.py", ROOT)[0] == "tests/kernels/linear/test_linear_ops.py"
     for file in modules(ROOT):
         found = nearest_tests(file.relative_to(ROOT).as_posix(), ROOT)

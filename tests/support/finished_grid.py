@@ -71,7 +71,7 @@ def write_finished(config: dict, folder: GridFolder, views: Path, drawn: Path, r
     Args:
         config: As `values` gives it.
         folder: Folder of the grid.
-        views: `paper_figures`.
+        views: `paper_figures/views`.
         drawn: The folder of pictures, as the workflow is given it.
         recorded: `results/recorded`.
     """

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from patience import PATIENCE
+
 
 def programs() -> Path | None:
     """The folder with `initdb` and `postgres`; None if there is no PostgreSQL server on this machine."""
@@ -88,10 +90,10 @@ def postgresql() -> Iterator[str]:
             # SIGTERM would wait for clients, which MLflow keeps connected.
             server.send_signal(signal.SIGINT)
             try:
-                server.wait(20)
+                server.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 server.kill()
-                server.wait(20)
+                server.wait(PATIENCE)
 
 
 def new_database(server: str, name: str) -> str:

@@ -27,7 +27,7 @@ def done(tmp_path, monkeypatch) -> Place:
     monkeypatch.chdir(place.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.STORE)
     values = finished.values("done", figures=str(DRAWN))
-    finished.write_finished(values, GRID, Path("paper_figures"), DRAWN, Path("results/recorded"))
+    finished.write_finished(values, GRID, Path("paper_figures/views"), DRAWN, Path("results/recorded"))
     place.write(values)
     return place
 

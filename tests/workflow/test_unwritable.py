@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from disks import grow, read_only, small_disk
+from patience import PATIENCE
 from workflow_place import Place
 
 pytestmark = pytest.mark.slow
@@ -97,7 +98,7 @@ def test_a_reader_that_stops_does_not_stop_the_workflow(place: Place) -> None:
         cwd=place.folder,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert found.stdout.endswith("\n0\n")
     assert found.stdout.count("\n") == 2

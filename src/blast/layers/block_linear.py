@@ -268,7 +268,7 @@ class BlockLinear(HookedOutsideGraph):
             return self._outside_graph(x)
         return self._product(x)
 
-    def masks_are_fixed(self) -> bool:
+    def _masks_are_fixed(self) -> bool:
         return self.masks_fixed
 
     @torch.compiler.disable

@@ -27,12 +27,12 @@ class HookedOutsideGraph(nn.Module):
     called by code that is compiled (`nested_graph_breaks`): `_global_forward_hooks` is not defined.
     """
 
-    def masks_are_fixed(self) -> bool:
+    def _masks_are_fixed(self) -> bool:
         """Whether compiled code may hold the index."""
         raise NotImplementedError
 
     def _call_impl(self, *inputs: Any, **named: Any) -> Any:
-        if torch.compiler.is_compiling() and not self.masks_are_fixed() and has_forward_hooks(self):
+        if torch.compiler.is_compiling() and not self._masks_are_fixed() and has_forward_hooks(self):
             return _call_outside_graph(self, *inputs, **named)
         return super()._call_impl(*inputs, **named)
 

@@ -238,7 +238,7 @@ class SparseMlp(HookedOutsideGraph):
                 return self.original.forward(x)
             return self._train(x)
         compiling = torch.compiler.is_compiling()
-        if compiling and not self.masks_are_fixed():
+        if compiling and not self._masks_are_fixed():
             return self._infer_outside_graph(x)
         row_lists = self._row_lists if compiling else self.row_lists
         if row_lists is None:
@@ -249,7 +249,7 @@ class SparseMlp(HookedOutsideGraph):
             return self._replay(x, row_lists)
         return self._run(x, row_lists, self.kernel_weights)
 
-    def masks_are_fixed(self) -> bool:
+    def _masks_are_fixed(self) -> bool:
         return self._layer(self.roles.down).masks_fixed
 
     def _replay(self, x: Tensor, row_lists: RowLists) -> Tensor:
@@ -267,7 +267,7 @@ class SparseMlp(HookedOutsideGraph):
         return named[self._argument] if not inputs and list(named) == [self._argument] else None
 
     def _train(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and not self.masks_are_fixed():
+        if torch.compiler.is_compiling() and not self._masks_are_fixed():
             if torch.is_autocast_enabled(x.device.type):
                 # Cast inside the graph, so that it is fused with the operation that computes `x`.
                 x = x.to(torch.get_autocast_dtype(x.device.type))

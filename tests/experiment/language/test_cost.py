@@ -41,7 +41,10 @@ def check(tmp_path) -> int:
 
 def run_of(point, **scoring):
     return make_record(
-        point, status="ok", result={"metrics": []}, run={"hardware": "nvidia-x", "started": "2026-01-01", **scoring}
+        point,
+        status="ok",
+        result={"metrics": []},
+        run={"hardware": "nvidia-x", "started": "2026-01-01T00:00:00+00:00", **scoring},
     )
 
 

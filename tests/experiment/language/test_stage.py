@@ -19,7 +19,8 @@ def test_a_point_without_tasks_has_no_metrics_of_lm_eval_and_is_no_failure(tmp_p
     folder = GridFolder(fake.write_grid(tmp_path / "default"))
     record = json.loads(folder.record(DENSE).read_text())
     record["point"]["evaluation"]["tasks"] = []
-    record["record_digest"] = record_digest(Point.from_dict(record["point"]), record["result"], "ok")
+    point = Point.from_dict(record["point"])
+    record |= {"point_digest": point.digest, "record_digest": record_digest(point, record["result"], "ok")}
     write_json(folder.record(DENSE), record)
     compute_language_metrics(folder, [DENSE])
     entry = json.loads(folder.language(DENSE).read_text())

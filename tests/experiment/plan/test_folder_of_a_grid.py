@@ -19,5 +19,5 @@ def test_every_file_of_a_grid_has_its_place():
         "agreement": "agreement/x.json", "work": "points/x", "data": "data/x.json", "requests": "requests/x.jsonl.gz",
         "left_out": "requests/x.left_out.json", "failed": "failed/x.json", "retry": "retry/x", "log": "logs/x.log",
     }  # fmt: skip
-    assert grid.stamp("points", "j").relative_to(grid.root).as_posix() == "jobs/points/j.done"
+    assert grid.stamp(3, "points", "j").relative_to(grid.root).as_posix() == "jobs/3/points/j.done"
     assert (grid.plan, grid.rows) == (grid.root / "plan.json", grid.root / "rows.csv")

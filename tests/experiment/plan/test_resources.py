@@ -37,7 +37,12 @@ def test_durations_are_readable():
 
 def finished(name: str, seconds: float = 30.0) -> dict:
     metrics = [{"metric": "top1", "value": 0.925}]
-    return {"point": {"id": name}, "status": "ok", "result": {"metrics": metrics}, "run": {"wall_s": seconds}}
+    return {
+        "point": {"id": name, "stage": "train"},
+        "status": "ok",
+        "result": {"metrics": metrics},
+        "run": {"wall_s": seconds},
+    }
 
 
 def test_a_progress_line_says_seconds_result_and_what_is_left():
@@ -55,7 +60,10 @@ def test_progress_counts_the_records_of_a_grid_or_the_points_of_a_job(tmp_path, 
         write_json(folder.record(name), finished(name))
     for points, total in ((3, 6), (3, None), (1, None)):
         Progress(folder, points, total, at_once=1).tell(finished("a"), again=True)
-    grid, job, single = capsys.readouterr().out.splitlines()
+    # A trained point of this kind is bad, which is told too.
+    lines = capsys.readouterr().out.splitlines()
+    grid, job, single = (line for line in lines if not line.startswith("BAD point a: "))
+    assert len(lines) > 3
     assert grid.endswith("; 2 of 6 points, about 2 min of work left")
     assert job.endswith("; 1 of 3 points, about 60 s of work left")
     assert single == "a: already done, 92.5% top-1"

@@ -226,9 +226,8 @@ def test_the_command_says_what_was_damaged_and_the_second_run_finds_nothing(grid
 
 @pytest.mark.parametrize("damage", [half, empty, a_folder, a_link])
 def test_damaged_requests_are_removed_where_something_failed_and_whole_ones_stay(grid, damage):
-    requests, stamp = grid.requests("digits"), grid.stamp("requests", "digits")
+    requests, stamp = grid.requests("digits"), grid.requests_key("digits")
     RequestFile(["a"], [], {"a.jsonl": [{"text": f"{n:x}"} for n in range(999)]}).write(requests)
-    stamp.parent.mkdir(parents=True)
     stamp.touch()
     grid.record(POINT.id).unlink()
     assert len(judge_grid(grid)[1]) == 1

@@ -33,7 +33,7 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.root, self.folder = root, GridFolder(root / "results" / "made")
-        self.views, self.drawn, self.recorded = root / "views", root / "drawn", root / "recorded"
+        self.views, self.drawn, self.recorded = root / "paper_figures" / "views", root / "drawn", root / "recorded"
         write_atomically(self.views / "of_training.py", 'SUITES = ("train",)\ndef draw(table): ...\n')
         write_atomically(self.views / "of_mlp.py", 'SUITES = ("mlp",)\ndef rows(table): ...\n')
         write_atomically(self.views / "of_all.py", "def rows(table): ...\n")

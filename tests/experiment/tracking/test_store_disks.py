@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from disks import grow, read_only, small_disk
 from mlflow_grid import GRID, runs_of, write_point
+from patience import PATIENCE
 
 from blast.experiment.cli import main
 from blast.experiment.plan.paths import GridFolder
@@ -20,7 +21,7 @@ from blast.experiment.tracking.store_errors import shown
 
 def importer(folder: GridFolder, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "blast.experiment.tracking.importer", "--grid-dir", str(folder.root)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, **environment})
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, **environment})
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_a_missing_driver_is_installed_by_the_command_of_the_message(tmp_path: P
     command = re.search(r"run `(.+)`, then import again", found.stderr)[1]
     # As the message says, but into a folder of the test.
     pip = {**os.environ, "PIP_TARGET": str(tmp_path / "place" / "installed"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    installed = subprocess.run(["bash", "-c", command], env=pip, capture_output=True, text=True, timeout=200)
+    installed = subprocess.run(["bash", "-c", command], env=pip, capture_output=True, text=True, timeout=PATIENCE)
     if installed.returncode:
         assert "psycopg" in installed.stderr
         pytest.skip(f"the package registry cannot be reached ({installed.stderr.splitlines()[-1]})")

@@ -79,7 +79,7 @@ def _trained_before(folder: GridFolder, point: Point, failed: dict[str, Any] | N
     if not kept.is_file() or (failed is None and not folder.failed(point.id).is_file()):
         return None
     try:
-        record = read_record(kept)
+        record = read_record(kept, point.id)
     except BlastError:
         return None
     return record if retry_reason(record) is None else None
