@@ -26,6 +26,14 @@ def options(model: Path, text: Path, out: Path, **changed) -> PruneOptions:
     return PruneOptions(model=str(model), text=(str(text),), out=out, **given)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_dtype():
+    """The dtype is chosen by time, so two runs could differ on a busy machine."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "faster_dtype", lambda *_: "float32")
+        yield
+
+
 @pytest.fixture(scope="module")
 def pruned(model_folder, text_file, tmp_path_factory) -> tuple[Path, list[str]]:
     """A model that was pruned through the command, and what it said."""

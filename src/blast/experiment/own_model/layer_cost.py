@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from blast.evaluation.loss import chunk_losses
-from blast.experiment.own_model.step_time import CLEARLY_FASTER
+from blast.experiment.own_model.step_time import faster_dtype
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
 
@@ -76,14 +76,11 @@ class Sample:
     def of(cls, model: nn.Module, data: LanguageData, length: int, sequences: int, device: torch.device) -> Sample:
         """The first sequences of the held-out part, spread evenly; measures how fast the model reads them."""
         chunks = data.validation_chunks(length, sequences)
-        seconds = {}
-        for dtype in ("bfloat16", "float32"):
-            for _ in range(2):  # the first time is slower
-                start = time.perf_counter()
-                _nats(model, chunks[:1], dtype, device)
-                seconds[dtype] = (time.perf_counter() - start) * len(chunks)
-        dtype = "bfloat16" if seconds["bfloat16"] * CLEARLY_FASTER < seconds["float32"] else "float32"
-        return cls(chunks, sum(data.bytes_of(chunk[1:]) for chunk in chunks), dtype, device, seconds[dtype])
+        dtype = faster_dtype(lambda dtype: _nats(model, chunks[:1], dtype, device), device)
+        start = time.perf_counter()
+        _nats(model, chunks[:1], dtype, device)
+        seconds = (time.perf_counter() - start) * len(chunks)
+        return cls(chunks, sum(data.bytes_of(chunk[1:]) for chunk in chunks), dtype, device, seconds)
 
     def bits(self, model: nn.Module) -> float:
         """Bits a byte of a model."""

@@ -81,7 +81,13 @@ def make_plan(work: Workplace, began: float) -> Plan:
         with torch.autocast(work.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             return work.loss()(work.model, tokens[:, :-1], tokens[:, 1:])
 
-    dtype = faster_dtype(work.model, loss_in, work.batch(0, 1))
+    one = work.batch(0, 1)
+
+    def small_step(dtype: str) -> None:
+        loss_in(one, dtype).backward()
+        work.model.zero_grad(set_to_none=True)
+
+    dtype = faster_dtype(small_step, work.device)
     seconds = step_seconds(work.model, loss_in, work.batch(0), dtype) * REST_OF_STEP
     if options.steps is None:
         _check_time(work, _left(work, began, evaluation), seconds)

@@ -20,16 +20,29 @@ CLEARLY_FASTER = 1.2
 LossIn = Callable[["Tensor", str], "Tensor"]
 
 
-def faster_dtype(model: nn.Module, loss_in: LossIn, tokens: Tensor) -> str:
-    """`bfloat16` if a step with it is clearly faster here, else `float32`.
+def faster_dtype(run: Callable[[str], object], device: torch.device, rounds: int = 4) -> str:
+    """`bfloat16` if it is clearly faster than `float32` here in each round but the first, which is slower.
+
+    The two run in turns. On a CPU the time of the processor counts, not what other programs take of it: the choice
+    decides the numbers of the training, so a busy moment must not make another one.
 
     Args:
-        model: Gets gradients, which are dropped.
-        loss_in: Loss of a batch.
-        tokens: A small batch.
+        run: Does the work with products in a dtype.
+        device: Where it runs.
+        rounds: How often each runs.
     """
-    seconds = {dtype: step_seconds(model, loss_in, tokens, dtype, rounds=2) for dtype in ("bfloat16", "float32")}
-    return "bfloat16" if seconds["bfloat16"] * CLEARLY_FASTER < seconds["float32"] else "float32"
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    won = []
+    for _ in range(rounds):
+        seconds = {}
+        for dtype in ("bfloat16", "float32"):
+            start = clock()
+            run(dtype)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[dtype] = clock() - start
+        won.append(seconds["bfloat16"] * CLEARLY_FASTER < seconds["float32"])
+    return "bfloat16" if all(won[1:]) else "float32"
 
 
 def step_seconds(model: nn.Module, loss_in: LossIn, tokens: Tensor, dtype: str, rounds: int = 3) -> float:
