@@ -58,7 +58,7 @@ def write_point(point: Point, folder: GridFolder, value: float = 0.5, **run) -> 
     if tasks := point.evaluation.get("tasks"):
         language = {
             "format": 1, "id": point.id, "record_digest": record["record_digest"], "status": "ok", "cause": None,
-            "fingerprint": language_fingerprint(tasks), "metrics": metrics,
+            "fingerprint": language_fingerprint(tasks), "metrics": [{**metrics[0], "task": task} for task in tasks],
         }  # fmt: skip
         write_json(folder.language(point.id), language | {"digest": language_digest(language)})
         folder.item_scores(point.id).touch()

@@ -88,4 +88,4 @@ def test_an_unreachable_server_or_dataset_prints_one_sentence_and_the_records_st
     later = place.run("all", BLAST_CACHE=str(tmp_path / "empty"))
     assert later.returncode == 1, later.stdout + later.stderr
     assert "MLflow: 1 runs added" in later.stdout + later.stderr
-    assert "vit-nano.digits.dense.seed0:" not in later.stdout + later.stderr
+    assert "\nvit-nano.digits.dense.seed0:" not in later.stdout + later.stderr

@@ -231,19 +231,19 @@ def _tasks(case: Case) -> Iterator[str]:
     """Tasks without a metric, and tasks on which a pruned model fell to chance."""
     if case.language is None or case.language.get("status") != "ok":
         return
-    known = {entry["task"] for entry in case.language.get("metrics") or ()}
+    known = {entry.get("task") for entry in case.language.get("metrics") or ()}
     left_out = case.language.get("left_out") or {}
     for name in case.point.get("evaluation", {}).get("tasks") or ():
         if name not in known:
             yield f"it has no metric of the task '{name}': {left_out.get(name, 'nothing says why; run again.')}"
     if dense := _language_of(case, case.point.get("parent")):
-        theirs = {(entry["task"], entry["metric"]): entry for entry in dense.get("metrics") or ()}
+        theirs = {(entry.get("task"), entry["metric"]): entry for entry in dense.get("metrics") or ()}
         fell = [
             _label(entry)
             for entry in case.language.get("metrics") or ()
             if (chance := (entry.get("setting") or {}).get("chance"))
             and _at_chance(entry, chance)
-            and (other := theirs.get((entry["task"], entry["metric"])))
+            and (other := theirs.get((entry.get("task"), entry["metric"])))
             and not _at_chance(other, chance)
         ]
         if fell:
