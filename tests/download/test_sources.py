@@ -179,12 +179,20 @@ def test_failure_names_every_source_with_its_reason_and_what_to_do(server, dead_
     assert "\n" not in message
 
 
-def test_a_source_that_never_answers_is_given_up(tmp_path, monkeypatch):
+@pytest.mark.fault(
+    fault="A source takes the connection and never answers.",
+    topic="Signals and processes",
+    happens="The fetch gives up. Other sources are tried.",
+    reads="no answer within … s",
+    lost="nothing",
+)
+def test_a_source_that_never_answers_is_given_up(tmp_path, monkeypatch, reads):
     monkeypatch.setattr(sources, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         source = UrlSource(f"http://127.0.0.1:{mute.getsockname()[1]}/")
-        with pytest.raises(BlastError, match=r"no answer within 0\.5 s"):
+        with pytest.raises(BlastError, match=r"no answer within 0\.5 s") as raised:
             fetch_files("set", [WANTED], [source], tmp_path)
+        reads(str(raised.value))
 
 
 def test_all_sources_are_asked_at_the_same_time(tmp_path):

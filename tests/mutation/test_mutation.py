@@ -175,6 +175,12 @@ def test_a_test_that_fails_anyway_kills_nothing_and_the_others_are_asked(workpla
     assert not answers
 
 
+@pytest.mark.fault(
+    fault="`make mutate` is started again after it was stopped.",
+    topic="Signals and processes",
+    happens="What has run is kept. Only the rest runs.",
+    lost="the mutant that was running",
+)
 def test_what_has_run_is_kept_and_a_survivor_runs_again_when_a_test_of_it_changes(workplace):
     folder, asked, answers = workplace
     answers += [outcome("failed", "test_a.py::test_it"), outcome("passed"), outcome("passed")]
@@ -189,7 +195,14 @@ def test_what_has_run_is_kept_and_a_survivor_runs_again_when_a_test_of_it_change
     assert score == 50
 
 
-def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys):
+@pytest.mark.fault(
+    fault="`make mutate` is started twice.",
+    topic="Signals and processes",
+    happens="The second is refused.",
+    reads="mutants are being run there already; wait for the end, or give another --workplace.",
+    lost="nothing",
+)
+def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys, reads):
     import fcntl
 
     folder, asked, _ = workplace
@@ -200,5 +213,7 @@ def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys):
     with (folder / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert mutate.main() == 2
-    assert "being run there already; wait for the end" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "being run there already; wait for the end" in said
+    reads(said)
     assert asked == []
