@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from faults import Reads
 from mlflow_grid import artifacts, runs_of, write_language, write_point
 
 from blast.experiment.plan.paths import GridFolder
@@ -134,8 +135,15 @@ def test_an_incomplete_run_of_a_killed_import_is_imported_again(
     assert (artifacts(run) / "masks" / "last.png").is_file()
 
 
+@pytest.mark.fault(
+    fault="A record is damaged during an import.",
+    topic="MLflow",
+    happens="The others are imported. The import exits with 1.",
+    reads="p0.json…",
+    lost="nothing",
+)
 def test_a_damaged_record_is_reported_and_the_others_are_imported(
-    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str]
+    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], reads: Reads
 ) -> None:
     write_point(mlflow_folder, "p1")
     whole = mlflow_folder.record("p1").read_text()
@@ -146,4 +154,5 @@ def test_a_damaged_record_is_reported_and_the_others_are_imported(
     captured = capsys.readouterr()
     assert "2 runs added" in captured.out
     assert "p0.json" in captured.err
+    reads(captured.err)
     assert "masks.safetensors" in captured.err

@@ -60,7 +60,7 @@ def check_complete(uri: str, records: int) -> None:
 @pytest.mark.fault(
     fault="Several importers write to one store at once (sqlite or PostgreSQL).",
     topic="MLflow",
-    happens="Each record becomes one run, in no importer twice.",
+    happens="Each record becomes exactly one run.",
     lost="nothing",
 )
 @pytest.mark.slow
@@ -307,7 +307,7 @@ def test_a_machine_without_the_folder_of_the_artifacts_is_told(
     fault="A PostgreSQL cannot be reached.",
     topic="MLflow",
     happens="The import exits with 1.",
-    reads=("the database … cannot be used (connection refused); start it, or correct MLFLOW_TRACKING_URI"),
+    reads="the database … cannot be used (connection refused); start it, or correct MLFLOW_TRACKING_URI",
     lost="nothing",
 )
 def test_a_database_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, reads: Reads) -> None:

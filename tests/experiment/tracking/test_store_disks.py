@@ -28,7 +28,7 @@ def importer(folder: GridFolder, **environment: str) -> subprocess.CompletedProc
     fault="The disk fills during an import.",
     topic="MLflow",
     happens="Finished runs stay. The import exits with 1.",
-    reads=("MLflow cannot write here (… full); free some space, then import again: the records are unchanged."),
+    reads="MLflow cannot write here (… full); free some space, then import again: the records are unchanged.",
     lost="nothing",
 )
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_a_read_only_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
     fault="A server cannot be reached.",
     topic="MLflow",
     happens="`blast mlflow` exits with 1. In the workflow, the verdict says it.",
-    reads=("(connection refused); start it or set MLFLOW_TRACKING_URI, then import again: the records are unchanged."),
+    reads="(connection refused); start it or set MLFLOW_TRACKING_URI, then import again: the records are unchanged.",
     lost="nothing",
 )
 def test_blast_mlflow_fails_where_the_server_cannot_be_reached(

@@ -129,6 +129,12 @@ def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
     assert launch.kernels() is not None
 
 
+@pytest.mark.fault(
+    fault="The C++ library of the kernels is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is built again.",
+    lost="about two seconds",
+)
 @needs_compiler
 def test_a_damaged_library_does_no_harm(monkeypatch, tmp_path):
     launch.kernels()
