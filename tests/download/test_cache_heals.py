@@ -82,7 +82,7 @@ def _new_process():
 
 
 @pytest.mark.fault(
-    fault="A prepared set or a tokenizer in the cache is damaged.",
+    fault="A prepared set in the cache is damaged.",
     topic="Files that are damaged or come from elsewhere",
     happens="It is made again.",
     reads="…, so it is made again",

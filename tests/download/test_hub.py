@@ -327,7 +327,7 @@ def test_several_processes_fetch_once(hub, tmp_path):
 @pytest.mark.fault(
     fault="The hub takes the connection and never answers.",
     topic="Signals and processes",
-    happens="It is asked once.",
+    happens="It is asked once, and not again.",
     reads="it gave no answer a moment ago",
     lost="nothing",
 )

@@ -200,8 +200,8 @@ def test_failure_names_every_source_with_its_reason_and_what_to_do(server, dead_
 @pytest.mark.fault(
     fault="A source takes the connection and never answers.",
     topic="Signals and processes",
-    happens="The fetch gives up. Other sources are tried.",
-    reads="no answer within … s",
+    happens="The fetch gives up.",
+    reads="… could not be fetched (…: no answer within … s); put … into … by hand, then run again.",
     lost="nothing",
 )
 def test_a_source_that_never_answers_is_given_up(tmp_path, monkeypatch, reads):

@@ -30,7 +30,7 @@ BOMB = b"\0" * (3 * LARGEST_RATIO * 10_000)
     fault="A path in a file from elsewhere leads out of its folder.",
     topic="Files that are damaged or come from elsewhere",
     happens="It is refused.",
-    reads="leads out of this folder",
+    reads="the name … leads out of this folder; copy the folder again.",
     lost="nothing",
 )
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_member_is_below_its_folder_and_reached_through_no_link(tmp_path):
     fault="A compressed file would fill the disk.",
     topic="Files that are damaged or come from elsewhere",
     happens="It is refused and removed.",
-    reads="it unpacks to more than 200 times its size",
+    reads="… is damaged (it unpacks to more than 200 times its size)",
     lost="nothing",
 )
 def test_a_compressed_file_that_would_fill_the_disk_is_refused_and_removed(tmp_path, reads):

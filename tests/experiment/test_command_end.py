@@ -63,10 +63,10 @@ def the_sentence(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.fault(
-    fault="The disk is full, in any verb of `blast`.",
+    fault="The disk is full, in a verb of `blast` that writes.",
     topic="Disks, outputs and commands",
     happens="It exits with 2. The same command works when there is space.",
-    reads="…: cannot be written (…); free some space",
+    reads="blast: …: cannot be … (…); free some space",
     lost="nothing",
 )
 @pytest.mark.parametrize("verb", WRITERS)
@@ -87,7 +87,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_works_when_there_is_sp
     fault="A file lies in the place of a folder.",
     topic="Disks, outputs and commands",
     happens="It exits with 2. The file stays.",
-    reads="…; give another path, or move away what is there.",
+    reads="blast: …: cannot be … (Not a directory); give another path",
     lost="nothing",
 )
 @pytest.mark.parametrize("verb", WRITERS)
@@ -104,7 +104,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(place, capsys, verb, re
     fault="The disk fills while a figure is drawn.",
     topic="Disks, outputs and commands",
     happens="The old figure stays. There is no half file.",
-    reads="…: cannot be written (…); free some space or change the permissions, then draw it again.",
+    reads="error: …: cannot be written (…); free some space or change the permissions, then draw it again.",
     lost="nothing",
 )
 @pytest.mark.parametrize("size", [0, 100, 4000, 9000])
@@ -271,7 +271,7 @@ def test_a_bug_is_no_sentence_even_if_an_error_of_the_system_came_before():
 @pytest.mark.fault(
     fault="A name is unknown, and thousands are known.",
     topic="Disks, outputs and commands",
-    happens="The command is refused.",
+    happens="The nearest ones are named.",
     reads="unknown point '…'; the nearest of 10000 known: …",
     lost="nothing",
 )

@@ -175,12 +175,6 @@ def test_a_test_that_fails_anyway_kills_nothing_and_the_others_are_asked(workpla
     assert not answers
 
 
-@pytest.mark.fault(
-    fault="`make mutate` is started again after it was stopped.",
-    topic="Signals and processes",
-    happens="What has run is kept. Only the rest runs.",
-    lost="the mutant that was running",
-)
 def test_what_has_run_is_kept_and_a_survivor_runs_again_when_a_test_of_it_changes(workplace):
     folder, asked, answers = workplace
     answers += [outcome("failed", "test_a.py::test_it"), outcome("passed"), outcome("passed")]
@@ -217,3 +211,35 @@ def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys, re
     assert "being run there already; wait for the end" in said
     reads(said)
     assert asked == []
+
+
+@pytest.mark.fault(
+    fault="`make mutate` is stopped by Ctrl-C.",
+    topic="Signals and processes",
+    happens="It ends with the report of what has run. The same command goes on.",
+    reads="stopped; what has run is kept, and the same command goes on from there",
+    lost="the mutant that was running",
+)
+def test_a_run_that_is_stopped_reports_what_has_run(workplace, monkeypatch, capsys, reads):
+    folder, _, answers = workplace
+    monkeypatch.setattr(sys, "argv", ["mutate.py", str(folder / "mutants.json"), "--workplace", str(folder)])
+    for name in ("copy_tree", "preload"):
+        monkeypatch.setattr(mutate, name, lambda *_: None)
+    monkeypatch.setattr(mutate.os, "nice", lambda by: None)
+    monkeypatch.setattr(mutate.signal, "signal", lambda *_: None)
+    answers += [outcome("failed", "test_a.py::test_it"), outcome("passed")]
+    run = mutate.run
+
+    def run_and_stop(*given):
+        if not answers:
+            raise KeyboardInterrupt
+        return run(*given)
+
+    monkeypatch.setattr(mutate, "run", run_and_stop)
+    assert mutate.main() == 0
+    reads(capsys.readouterr().out)
+    assert "1 of 2 mutants ran: 1 killed" in (folder / "report.md").read_text()
+    monkeypatch.setattr(mutate, "run", run)
+    answers += [outcome("passed")]
+    assert mutate.main() == 1
+    assert "2 of 2 mutants ran: 1 killed, 1 survived" in (folder / "report.md").read_text()

@@ -25,10 +25,11 @@ def fed(check: DivergenceCheck, losses: list[float]) -> int:
     topic="What the verdict says",
     happens="The training stops and the point fails.",
     reads=(
-        "the loss is … nats at step …, after … before step …, and the last good state is …; "
-        "lower 'learning_rate' or 'clip'"
+        "the loss is … nats at step …, after … before step …, and the last good state is …, "
+        "before step …; lower 'learning_rate' or 'clip' under 'training' in the config and run "
+        "again."
     ),
-    lost="nothing",
+    lost="the steps after that state",
 )
 def test_a_loss_that_jumps_and_stays_stops_the_run(tmp_path, reads):
     check = DivergenceCheck(3.0, tmp_path / "state.pt")
@@ -64,8 +65,12 @@ def test_the_check_can_be_turned_off_but_not_for_nan():
     fault="The loss jumps and stays high in the first 50 steps.",
     topic="What the verdict says",
     happens="The training stops and the point fails.",
-    reads="the loss is … nats at step …, after … before step … and above the … of guessing",
-    lost="nothing",
+    reads=(
+        "the loss is … nats at step …, after … before step … and above the … of guessing, and no "
+        "state was saved before it; lower 'learning_rate' or 'clip' under 'training' in the "
+        "config and run again."
+    ),
+    lost="these steps",
 )
 @pytest.mark.parametrize("steps_before", [1, 12])
 def test_a_run_that_is_too_short_for_a_usual_loss_is_stopped_far_above_guessing(steps_before, reads):
@@ -171,7 +176,11 @@ def run(tmp_path, steps: int, bad_at: int, **settings) -> None:
     fault="A gradient is not finite.",
     topic="What the verdict says",
     happens="The training stops before the weights are changed. The point fails.",
-    reads="the gradient is not finite at step …; lower",
+    reads=(
+        "the gradient is not finite at step … (its norm is …), and the last good state is …, "
+        "before step …; lower 'learning_rate' or 'clip' under 'training' in the config and run "
+        "again."
+    ),
     lost="nothing before that step",
 )
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost(tmp_path, reads):

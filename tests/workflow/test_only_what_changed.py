@@ -53,7 +53,7 @@ def planned(place: Place, *targets: str) -> dict[str, int]:
 @pytest.mark.fault(
     fault="The results were copied.",
     topic="What a run plans",
-    happens="Nothing is planned (`Nothing to be done`).",
+    happens="Nothing is planned.",
     lost="nothing",
 )
 def test_a_grid_that_is_finished_or_was_copied_plans_nothing(done, tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import faults
 import pytest
 from disks import grow, read_only, small_disk
-from faults import Reads
 from workflow_place import Place
 
 pytestmark = pytest.mark.slow
@@ -35,11 +35,11 @@ def said(found: subprocess.CompletedProcess[str]) -> list[str]:
     fault="A part of the results is read-only.",
     topic="Disks, outputs and commands",
     happens="The workflow exits with 1. It runs when the folder is writable.",
-    reads="…results/… permissions",
+    reads="…results/…: cannot be … (…); … change … permissions",
     lost="nothing",
 )
 @pytest.mark.parametrize("part", ["logs", "records", "jobs", "."])
-def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str, reads: Reads) -> None:
+def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str, reads: faults.Reads) -> None:
     folder = place.folder / "results" / "tiny" / part
     folder.mkdir(parents=True)
     with read_only(folder):
@@ -61,7 +61,7 @@ def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str
     reads="results/…: cannot be used (…); give another path, or move away what is there.",
     lost="nothing",
 )
-def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: Place, reads: Reads) -> None:
+def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: Place, reads: faults.Reads) -> None:
     taken = place.folder / "results" / "tiny" / "logs"
     taken.parent.mkdir(parents=True)
     taken.write_text("a file")
@@ -83,7 +83,7 @@ def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: P
     reads="….snakemake…: cannot be used (…); change its permissions, or give another path.",
     lost="nothing",
 )
-def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Place, reads: Reads) -> None:
+def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Place, reads: faults.Reads) -> None:
     (place.folder / ".snakemake").mkdir()
     with read_only(place.folder / ".snakemake"):
         found = place.run("points")
@@ -103,7 +103,7 @@ def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Pla
     lost="nothing",
 )
 @pytest.mark.parametrize("kib", [0, 40])
-def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int, reads: Reads) -> None:
+def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int, reads: faults.Reads) -> None:
     place.write({**GRID, "figures": "figs/drawn"})
     views = [f"figs/drawn/{name}" for name in ("claims.md", "accuracy_vs_sparsity.pdf", "training_curves.pdf")]
     with small_disk(place.folder / "figs", 8 + kib):
@@ -151,7 +151,7 @@ def test_a_reader_that_stops_does_not_stop_the_workflow(place: Place) -> None:
     reads="blast: unknown target '…'; did you mean '…'?",
     lost="nothing",
 )
-def test_an_unknown_target_names_the_nearest_of_many(place: Place, reads: Reads) -> None:
+def test_an_unknown_target_names_the_nearest_of_many(place: Place, reads: faults.Reads) -> None:
     found = place.run("nonsense/xyz")
     assert found.returncode == 1
     (sentence,) = said(found)

@@ -76,7 +76,7 @@ def test_the_smoke_grid_does_not_count(tmp_path):
     fault="A small grid of a user lies beside the recorded claims.",
     topic="What the verdict says",
     happens="The claims do not change.",
-    reads="The local grid '…' does not count: its points are not those of config/….yaml",
+    reads="The local grid '…' does not count: its points are not those of config/….yaml.",
     lost="nothing",
 )
 def test_a_toy_grid_changes_no_verdict_on_a_claim(tmp_path, reads):

@@ -56,9 +56,9 @@ def altered(folder: Path) -> None:
 
 
 @pytest.mark.fault(
-    fault="A prepared set is damaged or missing.",
+    fault="A prepared set is damaged or missing when lm-eval's requests are built.",
     topic="Files that are damaged or come from elsewhere",
-    happens="It is made again.",
+    happens="It is made again first.",
     lost="time",
 )
 @pytest.mark.parametrize("damage", [gone, altered, shutil.rmtree])
@@ -75,7 +75,10 @@ def test_a_damaged_dataset_is_made_again_before_requests_are_built_of_it(place, 
     fault="A prepared set is damaged, and its sources differ now.",
     topic="Files that are damaged or come from elsewhere",
     happens="It is refused.",
-    reads="is another one; remove data/….json from the folder of the grid",
+    reads=(
+        "…: this prepared dataset was damaged, and what its sources give now is another one; "
+        "remove data/….json from the folder of the grid and run again: its points are redone."
+    ),
     lost="nothing",
 )
 def test_a_dataset_that_has_become_another_one_is_refused_with_what_to_do(place, reads):

@@ -139,25 +139,59 @@ CASES = {
 
 # A row of docs/faults.md for each way that a user may meet.
 FAULTS = {
+    "diverged": pytest.mark.fault(
+        fault="The loss ended no better than guessing, and was better before.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads=(
+            "BAD point …: the loss on held-out data is … nats at step …, after … at step …, no "
+            "better than the … of guessing; lower 'learning_rate' or 'clip' under 'training' in the "
+            "config."
+        ),
+        lost="nothing",
+    ),
+    "no curve": pytest.mark.fault(
+        fault="A record has no learning curve.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: it has no learning curve, so nothing says that it was trained; run this point again.",
+        lost="nothing",
+    ),
+    "no metric": pytest.mark.fault(
+        fault="A record has no metric.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: it has no metric at all; look at its log.",
+        lost="nothing",
+    ),
     "worse than guessing": pytest.mark.fault(
         fault="A model is worse than guessing.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: its loss of … nats a token is no better than the … of guessing",
+        reads=(
+            "BAD point …: its loss of … nats a token is no better than the … of guessing among all "
+            "tokens; lower 'learning_rate' or 'clip' under 'training' in the config."
+        ),
         lost="nothing",
     ),
     "did not learn": pytest.mark.fault(
         fault="A language model learned no more than how often each token comes.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: it did not learn: its loss of … nats a token is no better than the",
+        reads=(
+            "BAD point …: it did not learn: its loss of … nats a token is no better than the … of "
+            "the frequency of each token; train for more steps or change 'learning_rate'."
+        ),
         lost="nothing",
     ),
     "spiked": pytest.mark.fault(
         fault="The loss rose and did not come back.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: … rose from … nats at step … to … at step … and did not come back",
+        reads=(
+            "BAD point …: the loss on held-out data rose from … nats at step … to … at step … and "
+            "did not come back; lower 'learning_rate' or 'clip' under 'training' in the config."
+        ),
         lost="nothing",
     ),
     "ended early": pytest.mark.fault(
@@ -171,14 +205,14 @@ FAULTS = {
         fault="A metric is not a number.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: bits per byte: no finite number",
+        reads="BAD point …: bits per byte: no finite number; look at its log.",
         lost="nothing",
     ),
     "no item": pytest.mark.fault(
         fault="A metric is over no item.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: loss: measured on no item",
+        reads="BAD point …: loss: measured on no item; look at 'limit' and 'items' under 'evaluation' in the config.",
         lost="nothing",
     ),
     "accuracy at chance": pytest.mark.fault(
@@ -192,21 +226,24 @@ FAULTS = {
         fault="A model did not reach its sparsity.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: it reached a sparsity of … % instead of … %",
+        reads=(
+            "BAD point …: it reached a sparsity of … % instead of … %; give it more mask updates "
+            "('update_every', 'steps') or a smaller 'hold'."
+        ),
         lost="nothing",
     ),
     "the dense model again": pytest.mark.fault(
         fault="A pruned model has the very loss of its dense model.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: … to the last digit, so nothing was pruned",
+        reads="BAD point …: its loss is that of its dense model '…' to the last digit, so nothing was pruned.",
         lost="nothing",
     ),
     "no time of ours": pytest.mark.fault(
         fault="A benchmark has no time of ours.",
         topic="What the verdict says",
         happens="The point is done and bad.",
-        reads="BAD point …: ours has no number in … of … cases (…",
+        reads="BAD point …: ours has no number in … of … cases (…)",
         lost="nothing",
     ),
 }
@@ -243,7 +280,7 @@ def test_a_bad_point_is_never_called_good(tmp_path, capsys, reads, case):
     fault="A model that was meant to run sparse ran dense.",
     topic="What the verdict says",
     happens="The point is done and bad.",
-    reads="its last step ran masked-dense",
+    reads="it was to run sparse ('execution: sparse') and its last step ran masked-dense; its log says why.",
     lost="nothing",
 )
 def test_a_model_that_was_to_run_sparse_and_ran_dense_is_told(tmp_path, reads):

@@ -88,7 +88,7 @@ def grid(tmp_path) -> GridFolder:
     fault="A table is drawn while a record is damaged.",
     topic="Files that are damaged or come from elsewhere",
     happens="It is drawn. The point counts as not run.",
-    reads="left out: …/records/….json: …",
+    reads="blast: left out: …/records/….json: …; …",
     lost="nothing",
 )
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -146,7 +146,10 @@ def test_damaged_records_that_are_put_aside_do_not_replace_each_other(grid):
     fault="Language metrics are damaged.",
     topic="Files that are damaged or come from elsewhere",
     happens="They are computed again.",
-    reads="this file of language metrics is damaged or half-written",
+    reads=(
+        "…: this file of language metrics is damaged or half-written; delete it and run again: "
+        "only the metrics are computed again."
+    ),
     lost="nothing",
 )
 def test_damaged_language_metrics_are_a_failed_row_and_are_computed_again(grid, tmp_path, reads):

@@ -95,7 +95,7 @@ def test_only_the_evaluation_is_left_and_gives_the_numbers_of_a_whole_run(
     fault="The evaluation changed, and the checkpoint is missing.",
     topic="What a run plans",
     happens="The point is trained again.",
-    reads="of the evaluation changed, and its checkpoint is not here",
+    reads="… of the evaluation changed, and its checkpoint is not here",
     lost="nothing",
 )
 def test_other_training_settings_and_a_lost_or_other_checkpoint_train_again(trained, capsys, reads):
@@ -134,7 +134,7 @@ def test_an_older_record_has_one_fingerprint_for_both(trained):
 @pytest.mark.fault(
     fault="An evaluation fails.",
     topic="What a run plans",
-    happens="The next run tries it again, without a training. The verdict says the cause.",
+    happens="The next run tries it again, without a training.",
     lost="nothing",
 )
 @pytest.mark.parametrize("aside", [False, True])

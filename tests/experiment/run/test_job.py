@@ -145,7 +145,7 @@ def wait_for_the_end(process: str) -> None:
     topic="Signals and processes",
     happens="The job and its training end. It exits with 130.",
     reads="blast: stopped; what is done is kept, and the same command goes on from there.",
-    lost="the steps since the last saved state, which are done again",
+    lost="nothing that was saved",
 )
 @pytest.mark.parametrize("background", [False, True])
 def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path, background, reads):
@@ -165,7 +165,7 @@ def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path, background, reads):
     fault="A job is killed, so that it cannot stop its training.",
     topic="Signals and processes",
     happens="The training ends by itself.",
-    lost="the steps since the last saved state, which are done again",
+    lost="nothing that was saved",
 )
 def test_the_child_of_a_killed_job_ends(tmp_path):
     job, child = started_for_long(tmp_path)
@@ -192,7 +192,7 @@ def done(tmp_path_factory) -> tuple[GridFolder, int, list[str]]:
     fault="The loss is not a number.",
     topic="What the verdict says",
     happens="The point fails. The rest of the job runs.",
-    reads="the loss is …; lower 'learning_rate'…",
+    reads="the loss is …; lower 'learning_rate'",
     lost="nothing",
 )
 def test_a_nan_loss_is_a_failed_record_with_one_sentence_and_the_rest_of_the_job_runs(done, reads):

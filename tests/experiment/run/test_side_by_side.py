@@ -110,9 +110,9 @@ def test_one_job_at_once_runs_points_in_one_process_in_the_order_of_their_needs(
 @pytest.mark.fault(
     fault="The process of a point is killed (`kill -9`, or by the system).",
     topic="Signals and processes",
-    happens="The point has a failed record. Others run.",
+    happens="The point has a failed record. Others run, and the next run repeats it.",
     reads="the process was killed (signal 9), often for lack of memory; run fewer jobs at once or lower 'batch'.",
-    lost="nothing",
+    lost="nothing of the other points",
 )
 def test_a_failed_point_fails_those_that_need_it_and_no_other(machine, reads):
     learner = point("learner", teacher="dense")

@@ -267,9 +267,15 @@ def test_a_recorded_file_redraws_all_views_and_runs_nothing(place):
 
 
 @pytest.mark.fault(
-    fault="The note on an import is half-written, or the database of MLflow was deleted.",
+    fault="A note on an import is half-written.",
     topic="What a run plans",
-    happens="What it spoke of is imported again.",
+    happens="It counts as none. What it spoke of is imported again.",
+    lost="nothing",
+)
+@pytest.mark.fault(
+    fault="The database of MLflow was deleted.",
+    topic="What a run plans",
+    happens="All points are imported again.",
     lost="nothing",
 )
 def test_another_store_gets_all_points_and_a_line_that_is_half_written_counts_as_none(place, monkeypatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import faults
 import pytest
-from faults import Reads
 from mlflow_grid import artifacts, runs_of, write_language, write_point
 
 from blast.experiment.plan.paths import GridFolder
@@ -143,7 +143,7 @@ def test_an_incomplete_run_of_a_killed_import_is_imported_again(
     lost="nothing",
 )
 def test_a_damaged_record_is_reported_and_the_others_are_imported(
-    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], reads: Reads
+    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], reads: faults.Reads
 ) -> None:
     write_point(mlflow_folder, "p1")
     whole = mlflow_folder.record("p1").read_text()

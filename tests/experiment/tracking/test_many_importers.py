@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import postgresql_server
 import pytest
-from faults import Reads
 from many_importers import all_runs, import_at_once, machines
 from mlflow_grid import GRID, write_language, write_point
 
@@ -285,7 +285,7 @@ def test_no_message_holds_the_password_of_the_database(server: str, tmp_path: Pa
 @needs_postgresql
 @pytest.mark.slow
 def test_a_machine_without_the_folder_of_the_artifacts_is_told(
-    request: pytest.FixtureRequest, tmp_path: Path, reads: Reads
+    request: pytest.FixtureRequest, tmp_path: Path, reads: faults.Reads
 ) -> None:
     uri = new_store("postgresql", request, tmp_path)
     first, second = machines(tmp_path, 2, 1)
@@ -306,11 +306,11 @@ def test_a_machine_without_the_folder_of_the_artifacts_is_told(
 @pytest.mark.fault(
     fault="A PostgreSQL cannot be reached.",
     topic="MLflow",
-    happens="The import exits with 1.",
+    happens="The import stops with one sentence.",
     reads="the database … cannot be used (connection refused); start it, or correct MLFLOW_TRACKING_URI",
     lost="nothing",
 )
-def test_a_database_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, reads: Reads) -> None:
+def test_a_database_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, reads: faults.Reads) -> None:
     (folder,) = machines(tmp_path, 1, 1)
     message = r"the database postgresql.*cannot be used \(connection refused\); start it"
     with pytest.raises(BlastError, match=message) as raised:

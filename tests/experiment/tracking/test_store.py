@@ -9,8 +9,8 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import faults
 import pytest
-from faults import Reads
 from mlflow_grid import GRID, runs_of, write_point
 from mute_server import connections
 from patience import PATIENCE
@@ -53,14 +53,14 @@ def test_a_server_that_refuses_leaves_the_records_unchanged(mlflow_folder: GridF
 
 
 @pytest.mark.fault(
-    fault="A server takes the connection and never answers.",
+    fault="An MLflow server takes the connection and never answers.",
     topic="MLflow",
     happens="The import gives up after a few requests.",
     reads="no answer in time",
     lost="nothing",
 )
 def test_a_server_that_never_answers_is_given_up(
-    mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch, reads: Reads
+    mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch, reads: faults.Reads
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     write_point(mlflow_folder, "p1")
@@ -82,7 +82,7 @@ def test_a_server_that_never_answers_is_given_up(
 )
 @pytest.mark.parametrize("damaged", [b"not a database" * 100, b""], ids=["other bytes", "empty"])
 def test_a_damaged_database_is_put_aside_and_made_again(
-    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], damaged: bytes, reads: Reads
+    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], damaged: bytes, reads: faults.Reads
 ) -> None:
     write_point(mlflow_folder, "p1")
     database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"

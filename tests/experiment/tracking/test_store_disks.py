@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import pytest
 from disks import grow, read_only, small_disk
-from faults import Reads
 from mlflow_grid import GRID, runs_of, write_point
 
 from blast.experiment.cli import main
@@ -34,7 +34,7 @@ def importer(folder: GridFolder, **environment: str) -> subprocess.CompletedProc
 @pytest.mark.slow
 @pytest.mark.parametrize("kib", [300, 1400])
 def test_a_full_disk_leaves_the_records_and_the_runs_that_are_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, reads: Reads
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, reads: faults.Reads
 ) -> None:
     """300 KiB are too few for the database, 1400 for all runs."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -65,7 +65,9 @@ def test_a_full_disk_leaves_the_records_and_the_runs_that_are_done(
     lost="nothing",
 )
 @pytest.mark.slow
-def test_a_read_only_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads) -> None:
+def test_a_read_only_folder_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: faults.Reads
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = GridFolder(tmp_path / "results" / GRID)
     write_point(folder, "p1")
@@ -88,14 +90,14 @@ def test_a_read_only_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.fault(
-    fault="A server cannot be reached.",
+    fault="An MLflow server cannot be reached.",
     topic="MLflow",
     happens="`blast mlflow` exits with 1. In the workflow, the verdict says it.",
     reads="(connection refused); start it or set MLFLOW_TRACKING_URI, then import again: the records are unchanged.",
     lost="nothing",
 )
 def test_blast_mlflow_fails_where_the_server_cannot_be_reached(
-    mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reads: Reads
+    mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reads: faults.Reads
 ) -> None:
     write_point(mlflow_folder, "p1")
     with socket.socket() as free:
@@ -141,7 +143,7 @@ def without_driver(folder: Path) -> dict[str, str]:
     lost="nothing",
 )
 @pytest.mark.slow
-def test_a_missing_driver_is_installed_by_the_command_of_the_message(tmp_path: Path, reads: Reads) -> None:
+def test_a_missing_driver_is_installed_by_the_command_of_the_message(tmp_path: Path, reads: faults.Reads) -> None:
     folder = GridFolder(tmp_path / "results" / GRID)
     write_point(folder, "p1")
     environment = without_driver(tmp_path / "place")

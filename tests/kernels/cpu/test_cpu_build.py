@@ -82,6 +82,12 @@ def built(tmp_path_factory):
     return library
 
 
+@pytest.mark.fault(
+    fault="The C++ library of the kernels is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is built again.",
+    lost="time",
+)
 @needs_compiler
 @pytest.mark.parametrize("damage", [truncated, one_byte_changed, empty, another_format, a_folder, without_its_digest])
 def test_a_damaged_library_is_built_again_and_kept(monkeypatch, tmp_path, built, damage):
@@ -129,12 +135,6 @@ def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
     assert launch.kernels() is not None
 
 
-@pytest.mark.fault(
-    fault="The C++ library of the kernels is damaged.",
-    topic="Files that are damaged or come from elsewhere",
-    happens="It is built again.",
-    lost="about two seconds",
-)
 @needs_compiler
 def test_a_damaged_library_does_no_harm(monkeypatch, tmp_path):
     launch.kernels()
