@@ -328,7 +328,10 @@ def test_several_processes_fetch_once(hub, tmp_path):
     fault="The hub takes the connection and never answers.",
     topic="Signals and processes",
     happens="It is asked once, and not again.",
-    reads="it gave no answer a moment ago",
+    reads=(
+        "… could not be fetched (…: it gave no answer a moment ago); check the network, or copy "
+        "the folder … from a machine that has it."
+    ),
     lost="nothing",
 )
 def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch, reads):

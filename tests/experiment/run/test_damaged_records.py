@@ -265,7 +265,7 @@ def test_the_command_says_what_was_damaged_and_the_second_run_finds_nothing(grid
     fault="The requests of lm-eval are damaged.",
     topic="Files that are damaged or come from elsewhere",
     happens="They are removed, and built again by the next run.",
-    reads="requests of …: …",
+    reads="requests of …: …; delete it and build the requests again.",
     lost="nothing",
 )
 @pytest.mark.parametrize("damage", [half, empty, a_folder, a_link])

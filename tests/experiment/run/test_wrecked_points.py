@@ -68,7 +68,11 @@ def test_a_record_without_the_loss_of_a_unigram_is_judged_by_guessing_alone(tmp_
     fault="A model that was pruned from published weights is wrecked.",
     topic="What the verdict says",
     happens="The point is done and bad.",
-    reads="BAD point …: wrecked: it keeps … % of the margin…; prune less, train for more steps",
+    reads=(
+        "BAD point …: wrecked: it keeps … % of the margin of the dense model above chance; prune "
+        "less, train for more steps or add a teacher, and keep the first and the last layers "
+        "dense."
+    ),
     lost="nothing",
 )
 def test_the_verdict_and_the_progress_name_the_point_with_what_to_change(tmp_path, capsys, reads):

@@ -77,7 +77,10 @@ def test_a_server_that_never_answers_is_given_up(
     fault="`mlflow.db` is damaged or empty.",
     topic="MLflow",
     happens="It is put aside, with the file that sqlite keeps beside it, and made again.",
-    reads="renamed to mlflow.db.damaged-… and is made again from the records; make ui imports all of them.",
+    reads=(
+        "…: this MLflow database is damaged, so it was renamed to mlflow.db.damaged-… and is "
+        "made again from the records; `make ui` imports all of them."
+    ),
     lost="nothing of the records; notes made in MLflow stay in the file that was put aside",
 )
 @pytest.mark.parametrize("damaged", [b"not a database" * 100, b""], ids=["other bytes", "empty"])
