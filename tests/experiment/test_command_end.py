@@ -272,7 +272,7 @@ def test_a_bug_is_no_sentence_even_if_an_error_of_the_system_came_before():
     fault="A name is unknown, and thousands are known.",
     topic="Disks, outputs and commands",
     happens="The nearest ones are named.",
-    reads="unknown point '…'; the nearest of 10000 known: …",
+    reads="unknown point '…'; the nearest of … known: …",
     lost="nothing",
 )
 def test_an_unknown_name_lists_the_nearest_of_many(reads):

@@ -12,7 +12,7 @@ from blast.tensor_parallel.processes import LostProcessError, Processes
     topic="Signals and processes",
     happens="The others stop, each with one sentence.",
     reads=(
-        "process 1 of 3 waited for another one that ended or did not answer in time (…); look at "
+        "process … of … waited for another one that ended or did not answer in time (…); look at "
         "the messages of the others, and start all of them again."
     ),
     lost="nothing",

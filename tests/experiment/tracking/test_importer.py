@@ -136,10 +136,13 @@ def test_an_incomplete_run_of_a_killed_import_is_imported_again(
 
 
 @pytest.mark.fault(
-    fault="A record is damaged during an import.",
+    fault="A record or its masks are damaged when they are imported.",
     topic="MLflow",
     happens="The others are imported. The import exits with 1.",
-    reads="p0.json…",
+    reads=(
+        "…: this record is damaged or half-written; delete it and run again: only this point is "
+        "redone. … these masks are damaged; delete them and run the point again."
+    ),
     lost="nothing",
 )
 def test_a_damaged_record_is_reported_and_the_others_are_imported(

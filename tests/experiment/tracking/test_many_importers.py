@@ -307,7 +307,10 @@ def test_a_machine_without_the_folder_of_the_artifacts_is_told(
     fault="A PostgreSQL cannot be reached.",
     topic="MLflow",
     happens="The import stops with one sentence.",
-    reads="the database … cannot be used (connection refused); start it, or correct MLFLOW_TRACKING_URI",
+    reads=(
+        "the database … cannot be used (connection refused); start it, or correct "
+        "MLFLOW_TRACKING_URI (…), then import again: the records are unchanged."
+    ),
     lost="nothing",
 )
 def test_a_database_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, reads: faults.Reads) -> None:

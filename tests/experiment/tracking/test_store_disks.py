@@ -93,7 +93,10 @@ def test_a_read_only_folder_is_one_sentence(
     fault="An MLflow server cannot be reached.",
     topic="MLflow",
     happens="`blast mlflow` exits with 1. In the workflow, the verdict says it.",
-    reads="(connection refused); start it or set MLFLOW_TRACKING_URI, then import again: the records are unchanged.",
+    reads=(
+        "not imported: the MLflow server … did not accept the runs (connection refused); start "
+        "it or set MLFLOW_TRACKING_URI, then import again: the records are unchanged."
+    ),
     lost="nothing",
 )
 def test_blast_mlflow_fails_where_the_server_cannot_be_reached(
