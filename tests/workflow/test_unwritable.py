@@ -35,7 +35,7 @@ def said(found: subprocess.CompletedProcess[str]) -> list[str]:
     fault="A part of the results is read-only.",
     topic="Disks, outputs and commands",
     happens="The workflow exits with 1. It runs when the folder is writable.",
-    reads="…results/…: cannot be … (…); … change … permissions",
+    reads="blast: …results/…; …change … permissions, …",
     lost="nothing",
 )
 @pytest.mark.parametrize("part", ["logs", "records", "jobs", "."])
@@ -58,7 +58,7 @@ def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str
     fault="A file lies in the place of a folder of the results.",
     topic="Disks, outputs and commands",
     happens="The workflow exits with 1. It runs when the file is moved away.",
-    reads="results/…: cannot be used (…); give another path, or move away what is there.",
+    reads="blast: results/…: cannot be used (Not a directory); give another path, or move away what is there.",
     lost="nothing",
 )
 def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: Place, reads: faults.Reads) -> None:
@@ -80,7 +80,9 @@ def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: P
     fault="`.snakemake` is read-only.",
     topic="Disks, outputs and commands",
     happens="The workflow exits with 1. It runs when the folder is writable.",
-    reads="….snakemake…: cannot be used (…); change its permissions, or give another path.",
+    reads=(
+        "blast: ….snakemake…: cannot be used (Read-only file system); change its permissions, or give another path."
+    ),
     lost="nothing",
 )
 def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Place, reads: faults.Reads) -> None:
@@ -99,7 +101,7 @@ def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Pla
     fault="The disk fills while the workflow draws figures.",
     topic="Disks, outputs and commands",
     happens="It exits with 1. No half file is left, and the next run draws them.",
-    reads="cannot be written (No space left on device); free some space",
+    reads="error: …: cannot be written (No space left on device); free some space or change the permissions, then …",
     lost="nothing",
 )
 @pytest.mark.parametrize("kib", [0, 40])

@@ -28,7 +28,10 @@ def importer(folder: GridFolder, **environment: str) -> subprocess.CompletedProc
     fault="The disk fills during an import.",
     topic="MLflow",
     happens="Finished runs stay. The import exits with 1.",
-    reads="MLflow cannot write here (… full); free some space, then import again: the records are unchanged.",
+    reads=(
+        "blast: …: MLflow cannot write here (database or disk is full); free some space, then "
+        "import again: the records are unchanged."
+    ),
     lost="nothing",
 )
 @pytest.mark.slow
