@@ -75,7 +75,11 @@ def test_two_processes_give_the_result_of_one_except_for_rounding(tmp_path):
     fault="One of several training processes dies.",
     topic="Signals and processes",
     happens="The others end. The point has a failed record, and the next run resumes.",
-    reads="one of the … training processes died (the log names it); …it resumes from its last state",
+    reads=(
+        "one of the … training processes died (the log names it), often for lack of memory, and "
+        "the others were ended; run again, with a smaller 'batch' if memory ran out: it resumes "
+        "from its last state."
+    ),
     lost="the steps since the last saved state, which are done again",
 )
 @pytest.mark.slow
