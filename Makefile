@@ -9,7 +9,7 @@ CONFIG ?= config/config.yaml
 PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: all env smoke test test-slow test-gpu test-oldest mutate lint format lock schema ui report clean
+.PHONY: all env smoke test test-slow test-gpu test-oldest mutate lint format lock schema faults ui report clean
 
 all: env
 	$(RUN) blast check "$(CONFIG)"
@@ -82,6 +82,10 @@ lock:
 schema: env
 	$(RUN) blast schema > config/schema.json
 	$(RUN) blast schema --tables config/README.md
+
+# From the marks of the tests.
+faults: env
+	$(VENV)/bin/python tests/support/faults.py
 
 ui: env
 	$(RUN) blast.experiment.tracking.ui --port $(PORT)

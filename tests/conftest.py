@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 
+import faults
 import hypothesis
 import pytest
 import surroundings
@@ -39,6 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """A test whose `fault` marks promise messages has to compare each of them, with the fixture `reads`."""
+    yield
+    assert not faults.unread(item), f"no text was compared with {sorted(faults.unread(item))}; call the fixture `reads`"
+
+
+@pytest.fixture
+def reads(request: pytest.FixtureRequest) -> faults.Reads:
+    """Asserts that a text has the message that a mark `fault` of the test promises; see `docs/faults.md`."""
+    return partial(faults.read, request.node)
 
 
 def pytest_collection_finish() -> None:

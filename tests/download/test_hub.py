@@ -252,9 +252,16 @@ def test_a_folder_of_the_hubs_own_client_is_used_as_it_is(tmp_path, monkeypatch)
     assert SOURCE.fetch(tmp_path)["bytes"] == len(LARGE) + 9
 
 
+@pytest.mark.fault(
+    fault="A file in a copied cache of the hub is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is fetched again.",
+    reads="… is damaged: its content is not what its name … says",
+    lost="nothing",
+)
 @pytest.mark.parametrize("reachable", [True, False])
 def test_a_damaged_blob_of_the_hubs_own_client_is_named_and_fetched_again(
-    hub, tmp_path, monkeypatch, capsys, reachable
+    hub, tmp_path, monkeypatch, capsys, reachable, reads
 ):
     snapshot = SOURCE.folder(tmp_path)
     snapshot.mkdir(parents=True)
@@ -269,7 +276,9 @@ def test_a_damaged_blob_of_the_hubs_own_client_is_named_and_fetched_again(
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         with pytest.raises(BlastError, match="could not be fetched"):
             SOURCE.fetch(tmp_path)
-    assert "model.safetensors is damaged: its content is not what its name" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "model.safetensors is damaged: its content is not what its name" in said
+    reads(said)
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[]", b"{}", b'{"../../up": {"checksum": "sha256:00", "bytes": 1}}'])
@@ -315,13 +324,24 @@ def test_several_processes_fetch_once(hub, tmp_path):
     assert len(whole) == len(set(whole)) == 3
 
 
-def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch):
+@pytest.mark.fault(
+    fault="The hub takes the connection and never answers.",
+    topic="Signals and processes",
+    happens="It is asked once, and not again.",
+    reads=(
+        "… could not be fetched (…: it gave no answer a moment ago); check the network, or copy "
+        "the folder … from a machine that has it."
+    ),
+    lost="nothing",
+)
+def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch, reads):
     monkeypatch.setattr(sources, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
         for wanted in ("0.5 s", "a moment ago"):
-            with pytest.raises(BlastError, match=wanted):
+            with pytest.raises(BlastError, match=wanted) as raised:
                 SOURCE.fetch(tmp_path)
+        reads(str(raised.value))
         assert connections(mute) == 1
 
 

@@ -121,6 +121,12 @@ def test_the_partial_file_is_kept_when_every_attempt_is_cut(server, tmp_path):
     assert (tmp_path / "data.bin.part").stat().st_size == len(CONTENT) // 2
 
 
+@pytest.mark.fault(
+    fault="A download is not what its digest says.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is put aside. The next source is tried.",
+    lost="nothing",
+)
 def test_a_damaged_download_is_moved_aside_and_the_next_source_is_tried(server, tmp_path):
     server.files["bad/data.bin"] = CONTENT[:-1] + b"x"
     server.files["good/data.bin"] = CONTENT
@@ -130,6 +136,12 @@ def test_a_damaged_download_is_moved_aside_and_the_next_source_is_tried(server, 
     assert (tmp_path / "data.bin.damaged").exists()
 
 
+@pytest.mark.fault(
+    fault="An archive is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="The next source is tried.",
+    lost="nothing",
+)
 def test_a_damaged_archive_is_named_and_the_next_source_is_tried(server, tmp_path):
     server.files["bad/data.bin.gz"] = gzip.compress(CONTENT)[:-20]
     server.files["good/data.bin"] = CONTENT
@@ -145,6 +157,12 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(server, tmp_path):
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
 
 
+@pytest.mark.fault(
+    fault="A partial file of a download is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is fetched again from its beginning.",
+    lost="time",
+)
 @pytest.mark.parametrize("part", [b"x" * 40, b"x", b""])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_damaged_partial_file_is_fetched_once_more_from_its_beginning(server, tmp_path, part, suffix):
@@ -179,12 +197,20 @@ def test_failure_names_every_source_with_its_reason_and_what_to_do(server, dead_
     assert "\n" not in message
 
 
-def test_a_source_that_never_answers_is_given_up(tmp_path, monkeypatch):
+@pytest.mark.fault(
+    fault="A source takes the connection and never answers.",
+    topic="Signals and processes",
+    happens="The fetch gives up.",
+    reads="… could not be fetched (…: no answer within … s); put … into … by hand, then run again.",
+    lost="nothing",
+)
+def test_a_source_that_never_answers_is_given_up(tmp_path, monkeypatch, reads):
     monkeypatch.setattr(sources, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         source = UrlSource(f"http://127.0.0.1:{mute.getsockname()[1]}/")
-        with pytest.raises(BlastError, match=r"no answer within 0\.5 s"):
+        with pytest.raises(BlastError, match=r"no answer within 0\.5 s") as raised:
             fetch_files("set", [WANTED], [source], tmp_path)
+        reads(str(raised.value))
 
 
 def test_all_sources_are_asked_at_the_same_time(tmp_path):

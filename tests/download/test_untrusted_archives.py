@@ -26,14 +26,22 @@ from blast.untrusted import LARGEST_RATIO, gunzip, is_inner_path, member
 BOMB = b"\0" * (3 * LARGEST_RATIO * 10_000)
 
 
+@pytest.mark.fault(
+    fault="A path in a file from elsewhere leads out of its folder.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is refused.",
+    reads="the name … leads out of this folder; copy the folder again.",
+    lost="nothing",
+)
 @pytest.mark.parametrize(
     "name",
     ["..", ".", "", "/a", "a/../b", "../a", "a//b", "a\0", "a\n", "C:a", "a\\b", "a/", None, 3, ["a"], "x" * 1001],
 )
-def test_a_name_that_leads_out_of_its_folder_is_no_inner_path(tmp_path, name):
+def test_a_name_that_leads_out_of_its_folder_is_no_inner_path(tmp_path, name, reads):
     assert not is_inner_path(name)
     with pytest.raises(BlastError, match="leads out of this folder") as refused:
         member(tmp_path, name)
+    reads(str(refused.value))
     assert "\n" not in str(refused.value)
 
 
@@ -46,10 +54,20 @@ def test_a_member_is_below_its_folder_and_reached_through_no_link(tmp_path):
     assert member(tmp_path / "link", "b.json")
 
 
-def test_a_compressed_file_that_would_fill_the_disk_is_refused_and_removed(tmp_path):
+@pytest.mark.fault(
+    fault="A compressed file would fill the disk.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is refused and removed.",
+    reads="… is damaged (it unpacks to more than 200 times its size)",
+    lost="nothing",
+)
+def test_a_compressed_file_that_would_fill_the_disk_is_refused_and_removed(tmp_path, reads):
     (tmp_path / "a.gz").write_bytes(gzip.compress(BOMB))
-    with pytest.raises(SourceError, match=r"a\.gz is damaged \(it unpacks to more than 200 times its size\)"):
+    with pytest.raises(
+        SourceError, match=r"a\.gz is damaged \(it unpacks to more than 200 times its size\)"
+    ) as refused:
         unpack_gzip(tmp_path / "a.gz", tmp_path / "a")
+    reads(str(refused.value))
     assert not list(tmp_path.iterdir())
     assert gunzip(gzip.compress(b"abc"), 3) == b"abc"
     with pytest.raises(ValueError, match="more than 2 bytes"):

@@ -164,12 +164,22 @@ def test_request_files_come_back_equal_and_have_the_same_bytes_each_time(tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl.gz", "b.jsonl.gz"]
 
 
-def test_a_half_written_request_file_says_so_and_how_to_mend_it(tmp_path, asked) -> None:
+@pytest.mark.fault(
+    fault="A request file is half-written.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is refused.",
+    reads="…: this request file is damaged or half-written; delete it and build the requests again.",
+    lost="nothing",
+)
+def test_a_half_written_request_file_says_so_and_how_to_mend_it(tmp_path, asked, reads) -> None:
     file = tmp_path / "a.jsonl.gz"
     asked.write(file)
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(BlastError, match=r"a\.jsonl\.gz: this request file is damaged .*build the requests again"):
+    with pytest.raises(
+        BlastError, match=r"a\.jsonl\.gz: this request file is damaged .*build the requests again"
+    ) as raised:
         read_requests(file)
+    reads(str(raised.value))
 
 
 def test_an_altered_request_file_is_refused(tmp_path, asked) -> None:

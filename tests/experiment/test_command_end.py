@@ -63,28 +63,53 @@ def the_sentence(capsys: pytest.CaptureFixture[str]) -> str:
     return last
 
 
+@pytest.mark.fault(
+    fault="The disk is full, in a verb of `blast` that writes.",
+    topic="Disks, outputs and commands",
+    happens="It exits with 2. The same command works when there is space.",
+    reads="blast: …: cannot be … (…); free some space",
+    lost="nothing",
+)
 @pytest.mark.parametrize("verb", WRITERS)
-def test_a_full_disk_is_one_sentence_and_the_same_command_works_when_there_is_space(place, capsys, verb):
+def test_a_full_disk_is_one_sentence_and_the_same_command_works_when_there_is_space(place, capsys, verb, reads):
     command = WRITERS[verb].format(out="new").split()
     with full_disk():
         code = main(command)
     assert code == 2
-    assert "(File too large); free some space" in the_sentence(capsys)
+    said = the_sentence(capsys)
+    assert "(File too large); free some space" in said
+    reads(said)
     assert not [file for file in (place / "new").rglob("*") if file.suffix == ".json"]
     # As the message says.
     assert main(command) == 0
 
 
+@pytest.mark.fault(
+    fault="A file lies in the place of a folder.",
+    topic="Disks, outputs and commands",
+    happens="It exits with 2. The file stays.",
+    reads="blast: …: cannot be … (Not a directory); give another path",
+    lost="nothing",
+)
 @pytest.mark.parametrize("verb", WRITERS)
-def test_a_file_in_the_place_of_a_folder_is_one_sentence(place, capsys, verb):
+def test_a_file_in_the_place_of_a_folder_is_one_sentence(place, capsys, verb, reads):
     command = WRITERS[verb].format(out="taken/new").split()
     assert main(command) == 2
-    assert "give another path" in the_sentence(capsys)
+    said = the_sentence(capsys)
+    assert "give another path" in said
+    reads(said)
     assert (place / "taken").read_text() == "a file"
 
 
+@pytest.mark.fault(
+    fault="The disk fills while a figure is drawn.",
+    topic="Disks, outputs and commands",
+    happens="The old figure stays. There is no half file.",
+    reads="error: …: cannot be written (…); free some space or change the permissions, then draw it again.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("size", [0, 100, 4000, 9000])
-def test_a_disk_that_fills_while_a_figure_is_drawn_is_one_sentence(tmp_path, capsys, size):
+def test_a_disk_that_fills_while_a_figure_is_drawn_is_one_sentence(tmp_path, capsys, size, reads):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
@@ -103,6 +128,7 @@ def test_a_disk_that_fills_while_a_figure_is_drawn_is_one_sentence(tmp_path, cap
     assert error.count("\n") == 1
     assert "(File too large); free some space" in error
     assert error.endswith("then draw it again.\n")
+    reads(error)
     assert {file.name for file in tmp_path.iterdir()} <= {"drawn.pdf", "drawn.png"}
     assert (tmp_path / "drawn.pdf").read_bytes() == b"of yesterday" or size == 9000
     assert ended("error", draw, code=1) == 0
@@ -127,6 +153,12 @@ def test_a_reader_that_stops_is_no_error(verb, unbuffered):
     assert (found.stdout, found.stderr) == ("0\n", "")
 
 
+@pytest.mark.fault(
+    fault="The reader of the output stops, as in `blast job … | head`.",
+    topic="Disks, outputs and commands",
+    happens="The work goes on. It exits with 0.",
+    lost="nothing",
+)
 def test_a_job_goes_on_when_nobody_reads_what_it_prints(place):
     point = place / "points" / "mlp-gpt2.float32.s90.b64.seed0.json"
     found = of_shell(f"BLAST job {point} --out {place}/new | true; echo ${{PIPESTATUS[0]}}")
@@ -134,16 +166,33 @@ def test_a_job_goes_on_when_nobody_reads_what_it_prints(place):
     assert (place / "new" / "records" / point.name).is_file()
 
 
+@pytest.mark.fault(
+    fault="The output goes to a full disk.",
+    topic="Disks, outputs and commands",
+    happens="The work is done. It exits with 2.",
+    reads=(
+        "blast: a part of the output could not be written (No space left on device); free some "
+        "space, or send the output elsewhere, and run it again."
+    ),
+    lost="the printed lines alone",
+)
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_an_output_that_cannot_be_written_is_said_and_is_an_error(unbuffered):
+def test_an_output_that_cannot_be_written_is_said_and_is_an_error(unbuffered, reads):
     found = of_shell("BLAST list > /dev/full", PYTHONUNBUFFERED=unbuffered)
     assert found.returncode == 2
+    reads(found.stderr)
     assert found.stderr == (
         "blast: a part of the output could not be written (No space left on device); free some space, or send the "
         "output elsewhere, and run it again.\n"
     )
 
 
+@pytest.mark.fault(
+    fault="The output or the input is closed.",
+    topic="Disks, outputs and commands",
+    happens="The work goes on with the usual exit code.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_closed_streams_change_nothing(closed):
     assert of_shell(f"BLAST list {closed}").returncode == 0
@@ -185,7 +234,17 @@ def test_errors_of_the_system_are_known_whatever_library_raises_them(error, sent
     assert system_sentence(wrapped) == found
 
 
-def test_the_cause_of_a_point_that_met_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.fault(
+    fault="The disk is full while a point runs.",
+    topic="Disks, outputs and commands",
+    happens="The point has a failed record with the cause.",
+    reads=(
+        "a file cannot be written (No space left on device); free some space, then run the same "
+        "command again: what is done is kept."
+    ),
+    lost="nothing",
+)
+def test_the_cause_of_a_point_that_met_a_full_disk_says_what_to_do(tmp_path, monkeypatch, reads):
     from blast.experiment.plan.paths import GridFolder
     from blast.experiment.plan.point import Point
     from blast.experiment.run import worker
@@ -195,7 +254,9 @@ def test_the_cause_of_a_point_that_met_a_full_disk_says_what_to_do(tmp_path, mon
 
     monkeypatch.setattr(worker, "run_point", full)
     point = Point(id="a", grid="g", stage="train", architecture="gpt2-nano", dataset="digits", training={})
-    assert worker.outcome_of(point, GridFolder(tmp_path)) == {
+    outcome = worker.outcome_of(point, GridFolder(tmp_path))
+    reads(outcome["cause"])
+    assert outcome == {
         "status": "failed",
         "cause": "a file cannot be written (No space left on device); free some space, then run the same command "
         "again: what is done is kept.",
@@ -213,11 +274,19 @@ def test_a_bug_is_no_sentence_even_if_an_error_of_the_system_came_before():
         ended("blast", bug)
 
 
-def test_an_unknown_name_lists_the_nearest_of_many():
+@pytest.mark.fault(
+    fault="A name is unknown, and thousands are known.",
+    topic="Disks, outputs and commands",
+    happens="The nearest ones are named.",
+    reads="unknown point '…'; the nearest of … known: …",
+    lost="nothing",
+)
+def test_an_unknown_name_lists_the_nearest_of_many(reads):
     known = [f"gpt2-nano.pystdlib.s{number}.seed0" for number in range(10_000)]
     said = str(unknown_name("point", "zebra", known))
     assert said.startswith("unknown point 'zebra'; the nearest of 10000 known: gpt2-nano.")
     assert len(said) < 400
+    reads(said)
     assert "did you mean 'gpt2-nano.pystdlib.s17.seed0'?" in str(unknown_name("point", "gpt2-nano.pystdlib.s17", known))
     assert len(str(unknown_name("point", "z" * 10_000, known))) < 700
     assert str(unknown_name("dtype", "zz", ["a", "b"])) == "unknown dtype 'zz'; known: a, b."

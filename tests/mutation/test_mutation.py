@@ -189,7 +189,14 @@ def test_what_has_run_is_kept_and_a_survivor_runs_again_when_a_test_of_it_change
     assert score == 50
 
 
-def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys):
+@pytest.mark.fault(
+    fault="`make mutate` is started twice.",
+    topic="Signals and processes",
+    happens="The second is refused.",
+    reads="mutants are being run there already; wait for the end, or give another --workplace.",
+    lost="nothing",
+)
+def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys, reads):
     import fcntl
 
     folder, asked, _ = workplace
@@ -200,5 +207,39 @@ def test_two_at_once_in_one_place_are_refused(workplace, monkeypatch, capsys):
     with (folder / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert mutate.main() == 2
-    assert "being run there already; wait for the end" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "being run there already; wait for the end" in said
+    reads(said)
     assert asked == []
+
+
+@pytest.mark.fault(
+    fault="`make mutate` is stopped by Ctrl-C.",
+    topic="Signals and processes",
+    happens="It ends with the report of what has run. The same command goes on.",
+    reads="stopped; what has run is kept, and the same command goes on from there",
+    lost="the mutant that was running",
+)
+def test_a_run_that_is_stopped_reports_what_has_run(workplace, monkeypatch, capsys, reads):
+    folder, _, answers = workplace
+    monkeypatch.setattr(sys, "argv", ["mutate.py", str(folder / "mutants.json"), "--workplace", str(folder)])
+    for name in ("copy_tree", "preload"):
+        monkeypatch.setattr(mutate, name, lambda *_: None)
+    monkeypatch.setattr(mutate.os, "nice", lambda by: None)
+    monkeypatch.setattr(mutate.signal, "signal", lambda *_: None)
+    answers += [outcome("failed", "test_a.py::test_it"), outcome("passed")]
+    run = mutate.run
+
+    def run_and_stop(*given):
+        if not answers:
+            raise KeyboardInterrupt
+        return run(*given)
+
+    monkeypatch.setattr(mutate, "run", run_and_stop)
+    assert mutate.main() == 0
+    reads(capsys.readouterr().out)
+    assert "1 of 2 mutants ran: 1 killed" in (folder / "report.md").read_text()
+    monkeypatch.setattr(mutate, "run", run)
+    answers += [outcome("passed")]
+    assert mutate.main() == 1
+    assert "2 of 2 mutants ran: 1 killed, 1 survived" in (folder / "report.md").read_text()

@@ -88,12 +88,20 @@ def test_a_missing_value_tells_rows_apart_too():
     assert not same_rows(made, key)
 
 
-def test_rows_that_nothing_tells_apart_are_told_on_top_of_the_table():
+@pytest.mark.fault(
+    fault="Nothing tells two rows of a table apart.",
+    topic="What the verdict says",
+    happens="The table is made. A line above it says so.",
+    reads="… rows are equal in all that says what they are about, so do not compare them; one is …",
+    lost="nothing",
+)
+def test_rows_that_nothing_tells_apart_are_told_on_top_of_the_table(reads):
     frame, shown = two_rows()
     made, key = told_apart(frame, shown, ("grid", "start", "model"), ("model",))
     assert same_rows_remark(made, key) == (
         "2 rows are equal in all that says what they are about, so do not compare them; one is model m."
     )
+    reads(same_rows_remark(made, key))
     assert same_rows_remark(*told_apart(frame, shown, ("grid",), ("value",))) == ""
 
 

@@ -7,6 +7,16 @@ import pytest
 from blast.tensor_parallel.processes import LostProcessError, Processes
 
 
+@pytest.mark.fault(
+    fault="One of several inference processes dies.",
+    topic="Signals and processes",
+    happens="The others stop, each with one sentence.",
+    reads=(
+        "process … of … waited for another one that ended or did not answer in time (…); look at "
+        "the messages of the others, and start all of them again."
+    ),
+    lost="nothing",
+)
 @pytest.mark.parametrize(("error", "reason"), [
     (RuntimeError("[/src/gloo/pair.cc:534] Connection closed by peer [1.2.3.4]:80. Try again.\nsecond line"),
      "(Connection closed by peer [1.2.3.4]:80)"),
@@ -14,7 +24,7 @@ from blast.tensor_parallel.processes import LostProcessError, Processes
     (RuntimeError(""), "(RuntimeError)"),
     (RuntimeError("x" * 500), f"({'x' * 160})"),
 ])  # fmt: skip
-def test_the_first_sentence_of_the_backend_is_the_reason(error, reason):
+def test_the_first_sentence_of_the_backend_is_the_reason(error, reason, reads):
     def collective() -> None:
         raise error
 
@@ -23,6 +33,7 @@ def test_the_first_sentence_of_the_backend_is_the_reason(error, reason):
     said = str(raised.value)
     assert said.startswith(f"process 1 of 3 waited for another one that ended or did not answer in time {reason}; look")
     assert "\n" not in said
+    reads(said)
 
 
 def test_other_errors_are_not_taken_for_a_lost_process():

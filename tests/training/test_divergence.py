@@ -20,13 +20,25 @@ def fed(check: DivergenceCheck, losses: list[float]) -> int:
     return len(losses)
 
 
-def test_a_loss_that_jumps_and_stays_stops_the_run(tmp_path):
+@pytest.mark.fault(
+    fault="The loss jumps and stays high.",
+    topic="What the verdict says",
+    happens="The training stops and the point fails.",
+    reads=(
+        "the loss is … nats at step …, after … before step …, and the last good state is …, "
+        "before step …; lower 'learning_rate' or 'clip' under 'training' in the config and run "
+        "again."
+    ),
+    lost="the steps after that state",
+)
+def test_a_loss_that_jumps_and_stays_stops_the_run(tmp_path, reads):
     check = DivergenceCheck(3.0, tmp_path / "state.pt")
     check.state_saved(40)
     losses = [3.0] * WINDOW + [7.5] * PATIENCE
     message = r"7.5 nats at step 59, after 3 before step 50, and the last good state is .*state.pt, before step 40;"
-    with pytest.raises(BlastError, match=message):
+    with pytest.raises(BlastError, match=message) as raised:
         fed(check, losses)
+    reads(str(raised.value))
 
 
 @pytest.mark.parametrize(
@@ -49,13 +61,25 @@ def test_the_check_can_be_turned_off_but_not_for_nan():
         check.check(7, float("nan"))
 
 
+@pytest.mark.fault(
+    fault="The loss jumps and stays high in the first 50 steps.",
+    topic="What the verdict says",
+    happens="The training stops and the point fails.",
+    reads=(
+        "the loss is … nats at step …, after … before step … and above the … of guessing, and no "
+        "state was saved before it; lower 'learning_rate' or 'clip' under 'training' in the "
+        "config and run again."
+    ),
+    lost="these steps",
+)
 @pytest.mark.parametrize("steps_before", [1, 12])
-def test_a_run_that_is_too_short_for_a_usual_loss_is_stopped_far_above_guessing(steps_before):
+def test_a_run_that_is_too_short_for_a_usual_loss_is_stopped_far_above_guessing(steps_before, reads):
     """As in a grid of 30 steps whose loss went to 16 to 20 nats, where guessing has 10.8."""
     losses = [10.9] * steps_before + [16.0, 20.0] * 10
     message = rf"20 nats at step {steps_before + 9}, after 10.9 before step {steps_before} and above the 10.8 of guess"
-    with pytest.raises(BlastError, match=message):
+    with pytest.raises(BlastError, match=message) as raised:
         fed(DivergenceCheck(3.0, guessing=10.8), losses)
+    reads(str(raised.value))
 
 
 def test_a_pruned_start_that_is_worse_than_guessing_may_recover():
@@ -70,11 +94,19 @@ def test_a_resumed_run_is_judged_by_its_first_loss_as_the_whole_run_is():
         fed(DivergenceCheck(3.0), [2.0, *losses])
 
 
-def test_spikes_and_their_ends_are_told_but_not_for_ever():
+@pytest.mark.fault(
+    fault="The loss jumps and comes back.",
+    topic="What the verdict says",
+    happens="The run goes on. The log tells it.",
+    reads="SPIKE: the loss is … nats at step …, after …; 10 such steps in a row stop the run",
+    lost="nothing",
+)
+def test_spikes_and_their_ends_are_told_but_not_for_ever(reads):
     said = []
     check = DivergenceCheck(3.0, say=said.append)
     fed(check, [3.0] * WINDOW + [7.5, 7.6, 3.1] + [7.5, 3.0] * 20)
     assert said[0] == "SPIKE: the loss is 7.5 nats at step 50, after 3; 10 such steps in a row stop the run"
+    reads(said[0])
     assert said[1] == "the loss is 3.1 nats at step 52 again, after 2 steps above 6"
     assert sum(line.startswith("SPIKE") for line in said) == TOLD
     assert [line for line in said if line.startswith("SPIKE")][-1].endswith("; later spikes are not told")
@@ -140,10 +172,22 @@ def run(tmp_path, steps: int, bad_at: int, **settings) -> None:
     )
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost(tmp_path):
+@pytest.mark.fault(
+    fault="A gradient is not finite.",
+    topic="What the verdict says",
+    happens="The training stops before the weights are changed. The point fails.",
+    reads=(
+        "the gradient is not finite at step … (its norm is …), and the last good state is …, "
+        "before step …; lower 'learning_rate' or 'clip' under 'training' in the config and run "
+        "again."
+    ),
+    lost="nothing before that step",
+)
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost(tmp_path, reads):
     message = r"the gradient is not finite at step 6 .*the last good state is .*state.pt, before step 6; lower"
-    with pytest.raises(BlastError, match=message):
+    with pytest.raises(BlastError, match=message) as raised:
         run(tmp_path, steps=9, bad_at=6)
+    reads(str(raised.value))
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     assert saved["step"] == 6
     assert all(value.isfinite().all() for value in saved["model"].values())

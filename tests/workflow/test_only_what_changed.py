@@ -50,6 +50,12 @@ def planned(place: Place, *targets: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", said.rpartition("Job stats:")[2], re.M)}
 
 
+@pytest.mark.fault(
+    fault="The results were copied.",
+    topic="What a run plans",
+    happens="Nothing is planned.",
+    lost="nothing",
+)
 def test_a_grid_that_is_finished_or_was_copied_plans_nothing(done, tmp_path, monkeypatch):
     assert planned(done) == {}
     assert planned(done, "points", "drawn/claims.md") == {}
@@ -60,6 +66,12 @@ def test_a_grid_that_is_finished_or_was_copied_plans_nothing(done, tmp_path, mon
     assert planned(copy) == {}
 
 
+@pytest.mark.fault(
+    fault="The config was changed, and `snakemake -n` is asked.",
+    topic="What a run plans",
+    happens="It counts the jobs of the change. No file is written or deleted.",
+    lost="nothing",
+)
 def test_one_sparsity_more_plans_the_jobs_of_its_points(done):
     values = finished.values("done", figures=str(DRAWN))
     values["grid"][0]["sparsity"] = [0, 0.7, 0.8, 0.9]
@@ -72,6 +84,12 @@ def test_one_sparsity_more_plans_the_jobs_of_its_points(done):
     assert planned(done, "points") == {"used_config": 1, "point": 1, "points": 1, "total": 3}
 
 
+@pytest.mark.fault(
+    fault="A table or a picture was removed, or is of another grid.",
+    topic="What a run plans",
+    happens="It alone is drawn again.",
+    lost="nothing",
+)
 def test_what_is_missing_or_damaged_is_planned_and_nothing_else(done):
     (done.folder / "drawn" / "claims.md").unlink()
     (done.folder / "drawn" / "training_curves.png").write_bytes(b"of another grid")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import faults
 import pytest
 from disks import grow, read_only, small_disk
 from patience import PATIENCE
@@ -31,8 +32,15 @@ def said(found: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in found.stderr.splitlines() if line.startswith(("blast: ", "error: "))]
 
 
+@pytest.mark.fault(
+    fault="A part of the results is read-only.",
+    topic="Disks, outputs and commands",
+    happens="The workflow exits with 1. It runs when the folder is writable.",
+    reads="blast: …results/…; …change … permissions, …",
+    lost="nothing",
+)
 @pytest.mark.parametrize("part", ["logs", "records", "jobs", "."])
-def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str) -> None:
+def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str, reads: faults.Reads) -> None:
     folder = place.folder / "results" / "tiny" / part
     folder.mkdir(parents=True)
     with read_only(folder):
@@ -41,12 +49,20 @@ def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str
     (sentence,) = said(found)
     assert "results/tiny" in sentence
     assert "change its permissions" in sentence or "change the permissions" in sentence
+    reads(sentence)
     # As the message says.
     assert place.run("points").returncode == 0
     assert (place.folder / "results" / "tiny" / "records" / f"{POINT}.json").is_file()
 
 
-def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: Place) -> None:
+@pytest.mark.fault(
+    fault="A file lies in the place of a folder of the results.",
+    topic="Disks, outputs and commands",
+    happens="The workflow exits with 1. It runs when the file is moved away.",
+    reads="blast: results/…: cannot be used (Not a directory); give another path, or move away what is there.",
+    lost="nothing",
+)
+def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: Place, reads: faults.Reads) -> None:
     taken = place.folder / "results" / "tiny" / "logs"
     taken.parent.mkdir(parents=True)
     taken.write_text("a file")
@@ -55,12 +71,22 @@ def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: P
     (sentence,) = said(found)
     assert "results/tiny/logs" in sentence
     assert "move away what is there" in sentence
+    reads(sentence)
     # As the message says.
     taken.rename(place.folder / "away")
     assert place.run("points").returncode == 0
 
 
-def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Place) -> None:
+@pytest.mark.fault(
+    fault="`.snakemake` is read-only.",
+    topic="Disks, outputs and commands",
+    happens="The workflow exits with 1. It runs when the folder is writable.",
+    reads=(
+        "blast: ….snakemake…: cannot be used (Read-only file system); change its permissions, or give another path."
+    ),
+    lost="nothing",
+)
+def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Place, reads: faults.Reads) -> None:
     (place.folder / ".snakemake").mkdir()
     with read_only(place.folder / ".snakemake"):
         found = place.run("points")
@@ -68,11 +94,19 @@ def test_snakemakes_own_folder_that_cannot_be_written_is_one_sentence(place: Pla
     (sentence,) = said(found)
     assert ".snakemake" in sentence
     assert "change its permissions" in sentence
+    reads(sentence)
     assert place.run("points").returncode == 0
 
 
+@pytest.mark.fault(
+    fault="The disk fills while the workflow draws figures.",
+    topic="Disks, outputs and commands",
+    happens="It exits with 1. No half file is left, and the next run draws them.",
+    reads="error: …: cannot be written (No space left on device); free some space or change the permissions, then …",
+    lost="nothing",
+)
 @pytest.mark.parametrize("kib", [0, 40])
-def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int) -> None:
+def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int, reads: faults.Reads) -> None:
     place.write({**GRID, "figures": "figs/drawn"})
     views = [f"figs/drawn/{name}" for name in ("claims.md", "accuracy_vs_sparsity.pdf", "training_curves.pdf")]
     with small_disk(place.folder / "figs", 8 + kib):
@@ -83,6 +117,7 @@ def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int) -> No
         for sentence in sentences:
             assert "figs/" in sentence
             assert "(No space left on device); free some space" in sentence
+            reads(sentence)
         assert not list((place.folder / "figs").rglob(".*.tmp"))
         # As the message says.
         grow(place.folder / "figs", 20_000)
@@ -90,6 +125,12 @@ def test_a_disk_that_fills_while_figures_are_drawn(place: Place, kib: int) -> No
         assert all((place.folder / view).stat().st_size for view in views)
 
 
+@pytest.mark.fault(
+    fault="The reader of the output stops, as in `snakemake … | head`.",
+    topic="Disks, outputs and commands",
+    happens="The workflow goes on. It exits with 0.",
+    lost="nothing",
+)
 def test_a_reader_that_stops_does_not_stop_the_workflow(place: Place) -> None:
     # The first line comes before the Snakefile is read: a reader that stops before it stops Snakemake itself.
     command = f"'{place.python}' -m snakemake --cores 2 points --configfile grid.yaml 2>&1 | head -n 1"
@@ -106,13 +147,21 @@ def test_a_reader_that_stops_does_not_stop_the_workflow(place: Place) -> None:
     assert (place.folder / "results" / "tiny" / "records" / f"{POINT}.json").is_file()
 
 
-def test_an_unknown_target_names_the_nearest_of_many(place: Place) -> None:
+@pytest.mark.fault(
+    fault="A target of the workflow is unknown.",
+    topic="Disks, outputs and commands",
+    happens="The workflow exits with 1.",
+    reads="blast: unknown target '…'; did you mean '…'?",
+    lost="nothing",
+)
+def test_an_unknown_target_names_the_nearest_of_many(place: Place, reads: faults.Reads) -> None:
     found = place.run("nonsense/xyz")
     assert found.returncode == 1
     (sentence,) = said(found)
     assert "unknown target 'nonsense/xyz'; " in sentence
     assert len(sentence) < 900
     found = place.run("pionts")
+    reads(said(found)[0])
     assert said(found) == ["blast: unknown target 'pionts'; did you mean 'points'?"]
     # As the message says.
     assert place.run("points").returncode == 0

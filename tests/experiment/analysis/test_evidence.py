@@ -72,7 +72,14 @@ def test_the_smoke_grid_does_not_count(tmp_path):
     assert "the local grid 'smoke' does not count" in why_not_counted(folder)
 
 
-def test_a_toy_grid_changes_no_verdict_on_a_claim(tmp_path):
+@pytest.mark.fault(
+    fault="A small grid of a user lies beside the recorded claims.",
+    topic="What the verdict says",
+    happens="The claims do not change.",
+    reads="The local grid '…' does not count: its points are not those of config/….yaml.",
+    lost="nothing",
+)
+def test_a_toy_grid_changes_no_verdict_on_a_claim(tmp_path, reads):
     """A grid of a user, under the name of a real one, turned a claim to "not met"."""
     recorded = tmp_path / "recorded"
     grid = fake.write_grid(tmp_path / "default")
@@ -85,6 +92,7 @@ def test_a_toy_grid_changes_no_verdict_on_a_claim(tmp_path):
     assert both.drop(columns="our_setting").equals(alone.drop(columns="our_setting"))
     (remark,) = claims.remarks(both)
     assert remark.startswith("The local grid 'default' does not count: its points are not those of config/config.yaml")
+    reads(remark)
     assert both.loc[both["verdict"] == "not run", "our_setting"].str.contains("does not count").all()
 
 

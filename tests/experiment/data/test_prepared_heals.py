@@ -55,6 +55,12 @@ def altered(folder: Path) -> None:
     (folder / "heldout.jsonl").write_text("whOle")
 
 
+@pytest.mark.fault(
+    fault="A prepared set is damaged or missing when lm-eval's requests are built.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is made again first.",
+    lost="time",
+)
 @pytest.mark.parametrize("damage", [gone, altered, shutil.rmtree])
 def test_a_damaged_dataset_is_made_again_before_requests_are_built_of_it(place, damage):
     build_dataset_requests("text", ["text_heldout"], place.grid)
@@ -65,10 +71,23 @@ def test_a_damaged_dataset_is_made_again_before_requests_are_built_of_it(place, 
     assert place.seen == ["whole", "whole"]
 
 
-def test_a_dataset_that_has_become_another_one_is_refused_with_what_to_do(place):
+@pytest.mark.fault(
+    fault="A prepared set is damaged, and its sources differ now.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is refused.",
+    reads=(
+        "…: this prepared dataset was damaged, and what its sources give now is another one; "
+        "remove data/….json from the folder of the grid and run again: its points are redone."
+    ),
+    lost="nothing",
+)
+def test_a_dataset_that_has_become_another_one_is_refused_with_what_to_do(place, reads):
     gone(place.folder)
     place.text = "another"
     contents._WHOLE.clear()
-    with pytest.raises(BlastError, match=r"is another one; remove data/text\.json from the folder of the grid"):
+    with pytest.raises(
+        BlastError, match=r"is another one; remove data/text\.json from the folder of the grid"
+    ) as raised:
         build_dataset_requests("text", ["text_heldout"], place.grid)
+    reads(str(raised.value))
     assert not place.seen

@@ -149,8 +149,15 @@ def test_the_checkpoint_of_another_class_is_refused(place, capsys):
     assert "vision holds a VisionTransformer; give a causal language model of transformers." in capsys.readouterr().err
 
 
+@pytest.mark.fault(
+    fault="An index of weights names a file outside its folder.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is refused.",
+    reads="names the file … outside its folder; copy … again.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("file", ["../model/model.safetensors", "/etc/passwd", "a/../../b", ""])
-def test_an_index_of_weights_that_names_a_file_outside_its_folder_is_refused(place, capsys, file):
+def test_an_index_of_weights_that_names_a_file_outside_its_folder_is_refused(place, capsys, file, reads):
     index = place / "bare" / "model.safetensors.index.json"
     (place / "bare" / "model.safetensors").rename(place / "elsewhere.safetensors")
     shutil.copy(place / "model" / "tokenizer.json", place / "bare")
@@ -159,6 +166,7 @@ def test_an_index_of_weights_that_names_a_file_outside_its_folder_is_refused(pla
     said = capsys.readouterr().err
     assert f"names the file {file!r} outside its folder; copy bare again." in said
     assert said.count("\n") == 1
+    reads(said)
     index.write_text("{")
     assert main(["generate", "bare", "hello"]) == 2
     assert "this index of weights is damaged; copy bare again." in capsys.readouterr().err

@@ -48,12 +48,23 @@ def test_a_record_comes_with_the_files_that_it_names_and_no_others(tmp_path, cap
     assert "1 of them were here before, and stay as they were." in capsys.readouterr().out
 
 
-def test_another_record_of_a_point_is_replaced_only_if_that_is_asked_for(tmp_path, capsys):
+@pytest.mark.fault(
+    fault="An import has another record of a point.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is refused. Nothing is imported.",
+    reads=(
+        "blast: …: has another record of '…' than …; nothing was imported: give another "
+        "--grid-dir, or --replace, which keeps the old ones in the folder 'replaced'."
+    ),
+    lost="nothing",
+)
+def test_another_record_of_a_point_is_replaced_only_if_that_is_asked_for(tmp_path, capsys, reads):
     here, away = make(tmp_path / "here", 0.5), make(tmp_path / "away", 0.75)
     before = files(here.root)
     assert bring(away.root, here.root) == 2
     said = capsys.readouterr().err
     assert f"has another record of '{POINT.id}' than {away.root}; nothing was imported: give another --grid-dir" in said
+    reads(said)
     assert files(here.root) == before
     assert bring(away.root, here.root, "--replace") == 0
     assert "1 of them replaced other records, which are now in" in capsys.readouterr().out
@@ -118,19 +129,59 @@ def inner_link(grid: GridFolder, secret: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "trick", [secret_link, linked_folder, linked_record, linked_records, linked_points, pipe, inner_link]
+    "trick",
+    [
+        pytest.param(
+            secret_link,
+            marks=pytest.mark.fault(
+                fault="A folder to import has a link.",
+                topic="Files that are damaged or come from elsewhere",
+                happens="It is refused. Nothing is imported.",
+                reads="blast: …: is a link, which is not followed; put the file itself in its place.",
+                lost="nothing",
+            ),
+        ),
+        pytest.param(
+            pipe,
+            marks=pytest.mark.fault(
+                fault="A folder to import has a pipe.",
+                topic="Files that are damaged or come from elsewhere",
+                happens="It is refused. Nothing is imported.",
+                reads="blast: …: is a pipe or a device, not a file",
+                lost="nothing",
+            ),
+        ),
+        linked_folder,
+        linked_record,
+        linked_records,
+        linked_points,
+        inner_link,
+    ],
 )
-def test_a_link_or_a_pipe_in_the_folder_of_another_machine_is_refused(tmp_path, capsys, trick):
+def test_a_link_or_a_pipe_in_the_folder_of_another_machine_is_refused(tmp_path, capsys, trick, reads):
     away = make(tmp_path / "away")
     trick(away, tmp_path / "secret")
     assert bring(away.root, tmp_path / "here") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "is a link, which is not followed" in said or "is a pipe or a device, not a file" in said
+    reads(said)
     assert not (tmp_path / "here").exists()
 
 
-def test_an_artifact_that_does_not_fit_the_disk_is_refused_before_anything_is_copied(tmp_path, capsys, monkeypatch):
+@pytest.mark.fault(
+    fault="An import is larger than the disk.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is refused before anything is copied.",
+    reads=(
+        "blast: …: the import needs … bytes and the disk has …; free some space, or leave out "
+        "the folders 'checkpoint' of the points."
+    ),
+    lost="nothing",
+)
+def test_an_artifact_that_does_not_fit_the_disk_is_refused_before_anything_is_copied(
+    tmp_path, capsys, monkeypatch, reads
+):
     away = make(tmp_path / "away")
     masks = away.work(POINT.id) / "masks.safetensors"
     with masks.open("r+b") as sparse:
@@ -139,6 +190,7 @@ def test_an_artifact_that_does_not_fit_the_disk_is_refused_before_anything_is_co
     assert bring(away.root, tmp_path / "here") == 2
     said = capsys.readouterr().err
     assert "the import needs 8,589,934,592 bytes and the disk has 8,589,934,591" in said
+    reads(said)
     assert not (tmp_path / "here").exists()
 
 

@@ -186,7 +186,18 @@ def test_a_full_disk_is_one_sentence_and_the_old_record_stays(tmp_path, monkeypa
         ("stag", 1, "unknown key 'stag'; did you mean 'stage'"),
         ("format", 99, "format 99 is not the format 1"),
         ("stage", "trian", "the key 'stage' is 'trian'; did you mean 'train'"),
-        ("id", "../up", r"the key 'id' is '\.\./up'; give an id of letters"),
+        pytest.param(
+            "id",
+            "../up",
+            r"the key 'id' is '\.\./up'; give an id of letters",
+            marks=pytest.mark.fault(
+                fault="The id of a point leads out of its folder.",
+                topic="Files that are damaged or come from elsewhere",
+                happens="It is refused.",
+                reads="the key 'id' is '…'; give an id of letters",
+                lost="nothing",
+            ),
+        ),
         ("id", "x" * 201, "200 characters at most"),
         ("parent", "a/b", "the key 'parent' is 'a/b'; give an id of letters"),
         ("seed", -1, "the key 'seed' is -1; give a whole number from 0"),
@@ -195,8 +206,9 @@ def test_a_full_disk_is_one_sentence_and_the_old_record_stays(tmp_path, monkeypa
         ("data", None, "the key 'data' is null; give a mapping"),
     ],
 )
-def test_a_point_file_with_a_fault_is_refused(tmp_path, key, value, message):
+def test_a_point_file_with_a_fault_is_refused(tmp_path, key, value, message, reads):
     file = tmp_path / "p.json"
     file.write_text(json.dumps(POINT.to_dict() | {key: value}))
-    with pytest.raises(BlastError, match=message):
+    with pytest.raises(BlastError, match=message) as raised:
         Point.read(file)
+    reads(str(raised.value))

@@ -137,6 +137,118 @@ CASES = {
 }
 
 
+# A row of docs/faults.md for each way that a user may meet.
+FAULTS = {
+    "diverged": pytest.mark.fault(
+        fault="The loss ended no better than guessing, and was better before.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads=(
+            "BAD point …: the loss on held-out data is … nats at step …, after … at step …, no "
+            "better than the … of guessing; lower 'learning_rate' or 'clip' under 'training' in the "
+            "config."
+        ),
+        lost="nothing",
+    ),
+    "no curve": pytest.mark.fault(
+        fault="A record has no learning curve.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: it has no learning curve, so nothing says that it was trained; run this point again.",
+        lost="nothing",
+    ),
+    "no metric": pytest.mark.fault(
+        fault="A record has no metric.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: it has no metric at all; look at its log.",
+        lost="nothing",
+    ),
+    "worse than guessing": pytest.mark.fault(
+        fault="A model is worse than guessing.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads=(
+            "BAD point …: its loss of … nats a token is no better than the … of guessing among all "
+            "tokens; lower 'learning_rate' or 'clip' under 'training' in the config."
+        ),
+        lost="nothing",
+    ),
+    "did not learn": pytest.mark.fault(
+        fault="A language model learned no more than how often each token comes.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads=(
+            "BAD point …: it did not learn: its loss of … nats a token is no better than the … of "
+            "the frequency of each token; train for more steps or change 'learning_rate'."
+        ),
+        lost="nothing",
+    ),
+    "spiked": pytest.mark.fault(
+        fault="The loss rose and did not come back.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads=(
+            "BAD point …: the loss on held-out data rose from … nats at step … to … at step … and "
+            "did not come back; lower 'learning_rate' or 'clip' under 'training' in the config."
+        ),
+        lost="nothing",
+    ),
+    "ended early": pytest.mark.fault(
+        fault="A training ended early.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: its training ended at step … of …; run this point again.",
+        lost="nothing",
+    ),
+    "not a number": pytest.mark.fault(
+        fault="A metric is not a number.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: bits per byte: no finite number; look at its log.",
+        lost="nothing",
+    ),
+    "no item": pytest.mark.fault(
+        fault="A metric is over no item.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: loss: measured on no item; look at 'limit' and 'items' under 'evaluation' in the config.",
+        lost="nothing",
+    ),
+    "accuracy at chance": pytest.mark.fault(
+        fault="An accuracy is that of guessing.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: its top1 of … % is no better than the … % of guessing.",
+        lost="nothing",
+    ),
+    "sparsity not reached": pytest.mark.fault(
+        fault="A model did not reach its sparsity.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads=(
+            "BAD point …: it reached a sparsity of … % instead of … %; give it more mask updates "
+            "('update_every', 'steps') or a smaller 'hold'."
+        ),
+        lost="nothing",
+    ),
+    "the dense model again": pytest.mark.fault(
+        fault="A pruned model has the very loss of its dense model.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: its loss is that of its dense model '…' to the last digit, so nothing was pruned.",
+        lost="nothing",
+    ),
+    "no time of ours": pytest.mark.fault(
+        fault="A benchmark has no time of ours.",
+        topic="What the verdict says",
+        happens="The point is done and bad.",
+        reads="BAD point …: ours has no number in … of … cases (…)",
+        lost="nothing",
+    ),
+}
+
+
 def test_good_points_are_called_good(tmp_path, capsys):
     place = grid(tmp_path)
     assert said_of(place) == {}
@@ -144,8 +256,8 @@ def test_good_points_are_called_good(tmp_path, capsys):
     assert capsys.readouterr().out == "all 4 points are good\n"
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_bad_point_is_never_called_good(tmp_path, capsys, case):
+@pytest.mark.parametrize("case", [pytest.param(case, marks=FAULTS.get(case, ())) for case in CASES])
+def test_a_bad_point_is_never_called_good(tmp_path, capsys, reads, case):
     point, change, sentence = CASES[case]
     place = grid(tmp_path, change, point.id)
     said = said_of(place)
@@ -158,12 +270,20 @@ def test_a_bad_point_is_never_called_good(tmp_path, capsys, case):
     for line in said[point.id]:
         assert f"BAD point {point.id}: {line}" in printed.err.splitlines()
         assert f"BAD point {point.id}: {line}" in text.splitlines()
+    reads(text)
     # And while the grid runs.
     Progress(place, 1, None, 1).tell(read_record(place.record(point.id)))
     assert f"BAD point {point.id}: " in capsys.readouterr().out
 
 
-def test_a_model_that_was_to_run_sparse_and_ran_dense_is_told(tmp_path):
+@pytest.mark.fault(
+    fault="A model that was meant to run sparse ran dense.",
+    topic="What the verdict says",
+    happens="The point is done and bad.",
+    reads="it was to run sparse ('execution: sparse') and its last step ran masked-dense; its log says why.",
+    lost="nothing",
+)
+def test_a_model_that_was_to_run_sparse_and_ran_dense_is_told(tmp_path, reads):
     sparse = replace(PRUNED, sparsify=PRUNED.sparsify | {"execution": "sparse"})
     record, _ = make_training_record(sparse)
     result = record["result"] | {"sparsity": {"achieved": 0.95, "matrices": {}}}
@@ -172,6 +292,8 @@ def test_a_model_that_was_to_run_sparse_and_ran_dense_is_told(tmp_path):
         result["curves"] |= {"sparse_execution": {"unit": "fraction", "step": [0, 899], "value": [0.0, last]}}
         write_record(place, make_record(sparse, status="ok", result=result, run=record["run"]))
         sentences = dict(bad_points([replace(sparse, evaluation={})], place)).get(sparse.id, [])
+        if bad:
+            reads(" ".join(sentences))
         assert any("its last step ran masked-dense" in sentence for sentence in sentences) == bad
 
 
@@ -195,15 +317,36 @@ def fall_to_chance(language: dict) -> None:
 @pytest.mark.parametrize(
     ("lm_eval", "sentence"),
     [
-        (lose_a_task, "it has no metric of the task 'pystdlib_next_line': its set is out of reach."),
-        (fall_to_chance, "pystdlib_next_line acc: at chance, where its dense model is not."),
+        pytest.param(
+            lose_a_task,
+            "it has no metric of the task 'pystdlib_next_line': its set is out of reach.",
+            marks=pytest.mark.fault(
+                fault="A task of lm-eval has no metric.",
+                topic="What the verdict says",
+                happens="The point is done and bad.",
+                reads="it has no metric of the task '…': …",
+                lost="nothing",
+            ),
+        ),
+        pytest.param(
+            fall_to_chance,
+            "pystdlib_next_line acc: at chance, where its dense model is not.",
+            marks=pytest.mark.fault(
+                fault="A pruned model is at chance on a task, and its dense model is not.",
+                topic="What the verdict says",
+                happens="The point is done and bad.",
+                reads="…: at chance, where its dense model is not.",
+                lost="nothing",
+            ),
+        ),
         (False, "its metrics of pystdlib_heldout, pystdlib_next_line are missing"),
     ],
 )
-def test_a_point_without_the_scores_it_should_have_is_told(tmp_path, lm_eval, sentence):
+def test_a_point_without_the_scores_it_should_have_is_told(tmp_path, lm_eval, sentence, reads):
     said = said_of(grid(tmp_path, None, PRUNED.id, lm_eval))
     assert list(said) == [PRUNED.id]
     assert sentence in said[PRUNED.id][0]
+    reads(said[PRUNED.id][0])
 
 
 def test_a_dense_model_at_chance_on_a_task_is_not_bad_for_that(tmp_path):

@@ -77,15 +77,32 @@ def grid(tmp_path) -> GridFolder:
     return folder
 
 
+@pytest.mark.fault(
+    fault="A record is half-written, altered, of another point, a link or a folder.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It goes to `damaged/`. Its point runs again.",
+    reads="point …: its record was damaged and is now …/damaged/….json; run again: only this point is redone.",
+    lost="nothing",
+)
+@pytest.mark.fault(
+    fault="A table is drawn while a record is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is drawn. The point counts as not run.",
+    reads="blast: left out: …/records/….json: …; …",
+    lost="nothing",
+)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_verdict_puts_a_damaged_record_where_nothing_reads_it(grid, damage, tmp_path, capsys):
+def test_the_verdict_puts_a_damaged_record_where_nothing_reads_it(grid, damage, tmp_path, capsys, reads):
     whole = grid.record(POINT.id).read_bytes()
     damage(grid.record(POINT.id))
     # Views are drawn of what can be read, and say what they left out.
     assert set(load_table(grid.root, tmp_path)["status"]) == {"ok", "not run"}
-    assert f"left out: {grid.record(POINT.id)}: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"left out: {grid.record(POINT.id)}: " in said
+    reads(said)
     _, sentences = judge_grid(grid)
     assert len(sentences) == 1
+    reads(sentences[0])
     assert sentences[0] == (
         f"point {POINT.id}: its record was damaged and is now {grid.damaged(POINT.id)}; "
         "run again: only this point is redone."
@@ -125,13 +142,24 @@ def test_damaged_records_that_are_put_aside_do_not_replace_each_other(grid):
     assert len(list(grid.damaged("x").parent.iterdir())) == 3
 
 
-def test_damaged_language_metrics_are_a_failed_row_and_are_computed_again(grid, tmp_path):
+@pytest.mark.fault(
+    fault="Language metrics are damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="They are computed again.",
+    reads=(
+        "…: this file of language metrics is damaged or half-written; delete it and run again: "
+        "only the metrics are computed again."
+    ),
+    lost="nothing",
+)
+def test_damaged_language_metrics_are_a_failed_row_and_are_computed_again(grid, tmp_path, reads):
     grid.language(POINT.id).parent.mkdir()
     grid.language(POINT.id).write_text("{")
     table = load_table(grid.root, tmp_path)
     assert list(table[table["status"] == "failed"]["task"]) == ["language"]
     (sentence,) = judge_grid(grid)[1]
     assert "this file of language metrics is damaged or half-written" in sentence
+    reads(sentence)
     assert judge_grid(grid) == (2, [])
 
 
@@ -184,8 +212,15 @@ CHECKPOINT_DAMAGES = {
 }
 
 
+@pytest.mark.fault(
+    fault="The checkpoint of a parent is damaged or missing.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="The parent runs again first.",
+    reads="…: its checkpoint …, so it runs again before what needs it",
+    lost="time",
+)
 @pytest.mark.parametrize("damage", CHECKPOINT_DAMAGES.values(), ids=CHECKPOINT_DAMAGES.keys())
-def test_a_damaged_checkpoint_of_a_parent_is_made_again_before_what_needs_it(machine, damage, capsys):
+def test_a_damaged_checkpoint_of_a_parent_is_made_again_before_what_needs_it(machine, damage, capsys, reads):
     parent, needing = trained("parent"), trained("child", parent="parent", start="parent")
     folder = machine.work("parent") / "checkpoint"
     save(torch.nn.Sequential(torch.nn.Linear(16, 16)), folder)
@@ -198,7 +233,9 @@ def test_a_damaged_checkpoint_of_a_parent_is_made_again_before_what_needs_it(mac
     damage(folder)
     assert run_points([needing], machine, machine.root / "log") == 0
     assert started(machine) == ["other", "parent", "child"]
-    assert "parent: its checkpoint " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "parent: its checkpoint " in said
+    reads(said)
 
 
 def test_a_parent_whose_record_is_damaged_runs_again_as_the_plan_says(machine):
@@ -224,8 +261,15 @@ def test_the_command_says_what_was_damaged_and_the_second_run_finds_nothing(grid
     assert main(words) == 0
 
 
+@pytest.mark.fault(
+    fault="The requests of lm-eval are damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="They are removed, and built again by the next run.",
+    reads="requests of …: …; delete it and build the requests again.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("damage", [half, empty, a_folder, a_link])
-def test_damaged_requests_are_removed_where_something_failed_and_whole_ones_stay(grid, damage):
+def test_damaged_requests_are_removed_where_something_failed_and_whole_ones_stay(grid, damage, reads):
     requests, stamp = grid.requests("digits"), grid.requests_key("digits")
     RequestFile(["a"], [], {"a.jsonl": [{"text": f"{n:x}"} for n in range(999)]}).write(requests)
     stamp.touch()
@@ -235,11 +279,19 @@ def test_damaged_requests_are_removed_where_something_failed_and_whole_ones_stay
     damage(requests)
     (_, said) = judge_grid(grid)[1]
     assert said.startswith("requests of digits: ")
+    reads(said)
     assert not requests.exists()
     assert not stamp.exists()
 
 
-def test_a_point_whose_scores_are_damaged_runs_again(grid):
+@pytest.mark.fault(
+    fault="The scores of a point changed.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="The point runs again.",
+    reads="point …: its scores changed since the record was made; run again: only this point is redone.",
+    lost="time",
+)
+def test_a_point_whose_scores_are_damaged_runs_again(grid, reads):
     point = fake.make_point("gpt2-nano", "pystdlib", "dense", 0.0, 0)
     point = replace(point, evaluation={"tasks": ["a"]})
     scores = grid.work(point.id) / "scores.json"
@@ -257,8 +309,9 @@ def test_a_point_whose_scores_are_damaged_runs_again(grid):
     assert grid.record(point.id).is_file()
     scores.write_text("other")
     write_json(grid.language(point.id), failed)
+    said = judge_grid(grid)[1][1]
+    reads(said)
     assert (
-        judge_grid(grid)[1][1]
-        == f"point {point.id}: its scores changed since the record was made; run again: only this point is redone."
+        said == f"point {point.id}: its scores changed since the record was made; run again: only this point is redone."
     )
     assert not grid.record(point.id).exists()

@@ -54,7 +54,16 @@ def no_training(*_arguments, **_named):
     raise AssertionError("something was trained")
 
 
-def test_only_the_evaluation_is_left_and_gives_the_numbers_of_a_whole_run(trained, tmp_path, monkeypatch):
+@pytest.mark.fault(
+    fault="The evaluation of a trained point changed.",
+    topic="What a run plans",
+    happens="Its checkpoint is evaluated again. The numbers are those of a whole run.",
+    reads="only the evaluation changed: the checkpoint is evaluated again",
+    lost="nothing",
+)
+def test_only_the_evaluation_is_left_and_gives_the_numbers_of_a_whole_run(
+    trained, tmp_path, monkeypatch, capsys, reads
+):
     folder, before = trained
     after = points(train=64)[before.id]
     assert state_of(before, folder).left is Left.NOTHING
@@ -63,6 +72,7 @@ def test_only_the_evaluation_is_left_and_gives_the_numbers_of_a_whole_run(traine
     with monkeypatch.context() as patched:
         patched.setattr(train, "train", no_training)
         result = run_point(after, folder)
+    reads(capsys.readouterr().out)
     run = result.pop("run")
     whole = run_point(after, GridFolder(tmp_path / "whole"))
     del whole["run"]
@@ -74,7 +84,21 @@ def test_only_the_evaluation_is_left_and_gives_the_numbers_of_a_whole_run(traine
     assert run["evaluated_on"].startswith("cpu-")
 
 
-def test_other_training_settings_and_a_lost_or_other_checkpoint_train_again(trained):
+@pytest.mark.fault(
+    fault="The evaluation changed, and the checkpoint is another one.",
+    topic="What a run plans",
+    happens="The point is trained again.",
+    reads="the checkpoint is not the one of the record: trained again",
+    lost="nothing",
+)
+@pytest.mark.fault(
+    fault="The evaluation changed, and the checkpoint is missing.",
+    topic="What a run plans",
+    happens="The point is trained again.",
+    reads="… of the evaluation changed, and its checkpoint is not here",
+    lost="nothing",
+)
+def test_other_training_settings_and_a_lost_or_other_checkpoint_train_again(trained, capsys, reads):
     folder, point = trained
     assert state_of(replace(point, training=point.training | {"steps": 5}), folder).left is Left.ALL
     assert state_of(points(separate_test=True)[point.id], folder).left is Left.ALL
@@ -82,10 +106,12 @@ def test_other_training_settings_and_a_lost_or_other_checkpoint_train_again(trai
     weights = next((folder.work(point.id) / "checkpoint").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     assert evaluate.evaluate_again(after, folder) is None
+    reads(capsys.readouterr().out)
     weights.unlink()
     found = state_of(after, folder)
     assert found.left is Left.ALL
     assert "its checkpoint is not here" in found.reason
+    reads(found.reason)
 
 
 def test_an_edit_of_the_evaluation_leaves_the_training_and_one_of_the_training_does_not(trained, monkeypatch):
@@ -105,6 +131,12 @@ def test_an_older_record_has_one_fingerprint_for_both(trained):
     assert state_of(points(train=64)[point.id], folder).left is Left.EVALUATION
 
 
+@pytest.mark.fault(
+    fault="An evaluation fails.",
+    topic="What a run plans",
+    happens="The next run tries it again, without a training.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("aside", [False, True])
 def test_an_evaluation_that_fails_is_tried_again_without_a_training(trained, monkeypatch, aside):
     folder, point = trained

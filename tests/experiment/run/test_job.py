@@ -99,7 +99,14 @@ def whole() -> Point:
     return point(training=TRAINING | {"checkpoint_seconds": 0.0})
 
 
-def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(done, tmp_path):
+@pytest.mark.fault(
+    fault="A job is killed while it trains (`kill -9`).",
+    topic="Signals and processes",
+    happens="The next run resumes. The result is the same, bit for bit.",
+    reads="resuming at step …",
+    lost="the steps since the last saved state, which are done again",
+)
+def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(done, tmp_path, reads):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "sitecustomize.py").write_text(KILLS_ITS_JOB)
     path = os.pathsep.join([str(tmp_path / "code"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -112,6 +119,7 @@ def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(done
     assert start(folder.root, whole()).wait(PATIENCE) == 0
     log = (folder.root / "log").read_text()
     assert "resuming at step" in log
+    reads(log)
     one, two = (read_record(each.record(point().id)) for each in (done[0], folder))
     assert one["status"] == "ok"
     assert one["result"] == two["result"]
@@ -132,8 +140,15 @@ def wait_for_the_end(process: str) -> None:
     wait_until(lambda: not Path(f"/proc/{process}").exists(), "the end of the training")
 
 
+@pytest.mark.fault(
+    fault="A job is stopped by Ctrl-C, or by `kill -INT` where it runs in the background.",
+    topic="Signals and processes",
+    happens="The job and its training end. It exits with 130.",
+    reads="blast: stopped; what is done is kept, and the same command goes on from there.",
+    lost="nothing that was saved",
+)
 @pytest.mark.parametrize("background", [False, True])
-def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path, background):
+def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path, background, reads):
     job, child = started_for_long(tmp_path, background)
     if background:
         os.kill(job.pid, signal.SIGINT)
@@ -141,10 +156,17 @@ def test_a_job_stopped_by_hand_prints_one_sentence(tmp_path, background):
         os.killpg(job.pid, signal.SIGINT)
     _, said = job.communicate(timeout=PATIENCE)
     assert job.returncode == 130
+    reads(said)
     assert said == "blast: stopped; what is done is kept, and the same command goes on from there.\n"
     wait_for_the_end(child)
 
 
+@pytest.mark.fault(
+    fault="A job is killed, so that it cannot stop its training.",
+    topic="Signals and processes",
+    happens="The training ends by itself.",
+    lost="nothing that was saved",
+)
 def test_the_child_of_a_killed_job_ends(tmp_path):
     job, child = started_for_long(tmp_path)
     os.kill(job.pid, signal.SIGKILL)
@@ -166,12 +188,20 @@ def done(tmp_path_factory) -> tuple[GridFolder, int, list[str]]:
     return folder, failures, said.getvalue().splitlines()
 
 
-def test_a_nan_loss_is_a_failed_record_with_one_sentence_and_the_rest_of_the_job_runs(done):
+@pytest.mark.fault(
+    fault="The loss is not a number.",
+    topic="What the verdict says",
+    happens="The point fails. The rest of the job runs.",
+    reads="the loss is …; lower 'learning_rate'",
+    lost="nothing",
+)
+def test_a_nan_loss_is_a_failed_record_with_one_sentence_and_the_rest_of_the_job_runs(done, reads):
     folder, failures, lines = done
     assert failures == 1
     record = read_record(folder.record("hot"))
     assert record["status"] == "failed"
     assert "the loss is" in record["cause"]
+    reads(record["cause"])
     assert "lower 'learning_rate'" in record["cause"]
     assert "\n" not in record["cause"]
     assert "Traceback" in (folder.root / "log").read_text()
@@ -190,7 +220,14 @@ def test_a_pruned_point_is_evaluated_in_its_sparse_state_at_the_exact_budget(don
     assert metrics["top1"]["n"] == 360
 
 
-def test_a_training_state_of_other_settings_is_not_resumed(tmp_path, capsys):
+@pytest.mark.fault(
+    fault="A training state is of other settings, data or code.",
+    topic="Signals and processes",
+    happens="It is not used. The run starts anew.",
+    reads="this training state is from other settings, data or code; starting anew.",
+    lost="the other state",
+)
+def test_a_training_state_of_other_settings_is_not_resumed(tmp_path, capsys, reads):
     folder = GridFolder(tmp_path)
     state = folder.work("blast") / TRAINING_STATE
     state.parent.mkdir(parents=True)
@@ -198,6 +235,7 @@ def test_a_training_state_of_other_settings_is_not_resumed(tmp_path, capsys):
     outcome = outcome_of(short("blast"), folder)
     said = capsys.readouterr().out
     assert "this training state is from other settings, data or code; starting anew" in said
+    reads(said)
     assert "resuming" not in said
     assert len(outcome["result"]["curves"]["train_loss"]["step"]) == 20
 
@@ -253,13 +291,22 @@ def test_a_child_that_is_killed_is_a_failed_record_that_names_the_likely_cause(t
     assert read_record(GridFolder(tmp_path).record(second.id))["status"] == "ok"
 
 
-def test_a_damaged_training_state_is_not_used_and_the_log_says_so(done, tmp_path):
+@pytest.mark.fault(
+    fault="A training state is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is not used. The run starts anew.",
+    reads="…: this training state is damaged or half-written; starting anew.",
+    lost="the steps so far, which are done again",
+)
+def test_a_damaged_training_state_is_not_used_and_the_log_says_so(done, tmp_path, reads):
     folder, one = GridFolder(tmp_path), short("blast")
     state = folder.work(one.id) / TRAINING_STATE
     state.parent.mkdir(parents=True)
     state.write_bytes(b"half")
     run_points([one], folder, tmp_path / "log")
-    assert f"{state}: this training state is damaged or half-written; starting anew." in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert f"{state}: this training state is damaged or half-written; starting anew." in log
+    reads(log)
     assert read_record(folder.record(one.id))["result"] == read_record(done[0].record(one.id))["result"]
 
 

@@ -71,8 +71,19 @@ def test_two_processes_give_the_result_of_one_except_for_rounding(tmp_path):
     assert "Error" not in log
 
 
+@pytest.mark.fault(
+    fault="One of several training processes dies.",
+    topic="Signals and processes",
+    happens="The others end. The point has a failed record, and the next run resumes.",
+    reads=(
+        "one of the … training processes died (the log names it), often for lack of memory, and "
+        "the others were ended; run again, with a smaller 'batch' if memory ran out: it resumes "
+        "from its last state."
+    ),
+    lost="the steps since the last saved state, which are done again",
+)
 @pytest.mark.slow
-def test_a_killed_process_ends_the_training_and_the_next_run_resumes(tmp_path):
+def test_a_killed_process_ends_the_training_and_the_next_run_resumes(tmp_path, reads):
     steps = {"training": TWO | {"steps": 250}, "sparsify": SPARSIFY | {"steps": 250}}
     one, other = point(**steps), dense(training=TRAINING | {"steps": 5})
     job = start(tmp_path / "b", one, other)
@@ -88,6 +99,7 @@ def test_a_killed_process_ends_the_training_and_the_next_run_resumes(tmp_path):
     assert record["cause"].startswith("one of the 2 training processes died (the log names it)")
     assert "it resumes from its last state" in record["cause"]
     assert "\n" not in record["cause"]
+    reads(record["cause"])
     assert "(SIGKILL)" in (tmp_path / "b" / "log").read_text()
     assert not any(map(_alive, ranks.values()))
     assert read_record(folder.record(other.id))["status"] == "ok", "the rest of the job has to run"

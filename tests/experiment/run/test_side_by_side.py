@@ -110,7 +110,14 @@ def test_one_job_at_once_runs_points_in_one_process_in_the_order_of_their_needs(
     assert spans(machine)["once"][2] == "5,GPU-7"
 
 
-def test_a_failed_point_fails_those_that_need_it_and_no_other(machine):
+@pytest.mark.fault(
+    fault="The process of a point is killed (`kill -9`, or by the system).",
+    topic="Signals and processes",
+    happens="The point has a failed record. Others run, and the next run repeats it.",
+    reads="the process was killed (signal 9), often for lack of memory; run fewer jobs at once or lower 'batch'.",
+    lost="nothing of the other points",
+)
+def test_a_failed_point_fails_those_that_need_it_and_no_other(machine, reads):
     learner = point("learner", teacher="dense")
     points = [learner, point("dense", fails="no data."), point("killed", dies=9), point("good")]
     assert run_points(points, machine, machine.root / "log") == 3
@@ -118,6 +125,7 @@ def test_a_failed_point_fails_those_that_need_it_and_no_other(machine):
     assert records["dense"]["cause"] == "no data."
     assert records["learner"]["cause"] == "its parent 'dense' failed."
     assert records["killed"]["cause"].startswith("the process was killed (signal 9)")
+    reads(records["killed"]["cause"])
     assert records["good"]["status"] == "ok"
     # The next run repeats the failed ones alone.
     again = [learner, point("dense"), point("killed"), point("good")]

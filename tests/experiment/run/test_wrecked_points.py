@@ -64,13 +64,25 @@ def test_a_record_without_the_loss_of_a_unigram_is_judged_by_guessing_alone(tmp_
     assert "guessing among all 1000 tokens" in said_of(grid(tmp_path / "b", 6.91, chance=None))
 
 
-def test_the_verdict_and_the_progress_name_the_point_with_what_to_change(tmp_path, capsys):
+@pytest.mark.fault(
+    fault="A model that was pruned from published weights is wrecked.",
+    topic="What the verdict says",
+    happens="The point is done and bad.",
+    reads=(
+        "BAD point …: wrecked: it keeps … % of the margin of the dense model above chance; prune "
+        "less, train for more steps or add a teacher, and keep the first and the last layers "
+        "dense."
+    ),
+    lost="nothing",
+)
+def test_the_verdict_and_the_progress_name_the_point_with_what_to_change(tmp_path, capsys, reads):
     place = grid(tmp_path, 6.0)
     out = tmp_path / "verdict.txt"
     assert main(["verdict", "--grid-dir", str(tmp_path), "--out", str(out)]) == 0
     said, name = capsys.readouterr(), points("published", "parent")[1].id
     assert f"BAD point {name}: wrecked: it keeps 20 % of the margin" in said.err
     assert "prune less, train for more steps" in said.err
+    reads(said.err)
     summary, line = out.read_text().splitlines()
     assert summary == "all 2 points are done; 1 of them is bad"
     assert line.startswith(f"BAD point {name}: wrecked: it keeps 20 %")

@@ -86,6 +86,12 @@ def test_nothing_is_left_of_a_finished_grid_that_was_copied(place):
     assert (todo.plan, todo.datasets, todo.requests, todo.why) == (False, (), (), {})
 
 
+@pytest.mark.fault(
+    fault="The clock was wrong, or the times of files changed.",
+    topic="What a run plans",
+    happens="Nothing runs.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("time", [0, 4_000_000_000])
 def test_the_times_of_files_count_for_nothing(place, time):
     for file in sorted(place.root.rglob("*"))[::2]:
@@ -119,15 +125,30 @@ def test_jobs_have_the_names_of_their_points_whatever_else_there_is():
     assert few.items() <= many.items()
 
 
-def test_more_items_leave_the_training(place):
+@pytest.mark.fault(
+    fault="A task gets more items.",
+    topic="What a run plans",
+    happens="The checkpoint is evaluated again. Nothing is trained.",
+    reads="its settings of the evaluation changed",
+    lost="nothing",
+)
+def test_more_items_leave_the_training(place, reads):
     todo = place.todo(evaluation={"items": 30})
     points = {TEXT, "gpt2-nano.pystdlib.blast.s90.b16.seed0"}
     assert summary(todo) == (points, points, points, {"of_all", "of_training"})
     assert todo.requests == ("pystdlib",)
+    reads(" ".join(todo.why))
     assert todo.why == {"its settings of the evaluation changed": 2}
 
 
-def test_an_edit_of_the_pruning_leaves_dense_points(place, monkeypatch):
+@pytest.mark.fault(
+    fault="The code of the pruning was edited.",
+    topic="What a run plans",
+    happens="Pruned points run again. Dense ones do not.",
+    reads="its code changed",
+    lost="nothing",
+)
+def test_an_edit_of_the_pruning_leaves_dense_points(place, monkeypatch, reads):
     known = state.fingerprint
 
     def edited(point):
@@ -137,6 +158,7 @@ def test_an_edit_of_the_pruning_leaves_dense_points(place, monkeypatch):
     monkeypatch.setattr(state, "training_fingerprint", edited)
     todo = place.todo()
     assert ids(todo.jobs) == {PRUNED, "gpt2-nano.pystdlib.blast.s90.b16.seed0"}
+    reads(" ".join(todo.why))
     assert todo.why == {"its code changed": 2}
 
 
@@ -154,12 +176,64 @@ def _change_a_time(file: Path) -> None:
     file.write_text(file.read_text().replace("1.25", "1.35"))
 
 
-@pytest.mark.parametrize("damage", [_truncate, _change_a_digit, _change_a_time, Path.unlink])
-def test_a_damaged_record_is_made_again_and_no_other(place, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(
+            _truncate,
+            marks=pytest.mark.fault(
+                fault="A record was cut.",
+                topic="What a run plans",
+                happens="Its point runs again, and no other.",
+                reads="its record is damaged",
+                lost="nothing",
+            ),
+        ),
+        pytest.param(
+            _change_a_digit,
+            marks=pytest.mark.fault(
+                fault="A digit of a result was changed in its record.",
+                topic="What a run plans",
+                happens="Its point runs again, and no other.",
+                reads="its record is damaged",
+                lost="nothing",
+            ),
+        ),
+        pytest.param(
+            _change_a_time,
+            marks=pytest.mark.fault(
+                fault="A time or the machine was changed in a record.",
+                topic="What a run plans",
+                happens="Its point runs again, and no other.",
+                reads="its record was changed by hand",
+                lost="nothing",
+            ),
+        ),
+        pytest.param(
+            Path.unlink,
+            marks=pytest.mark.fault(
+                fault="A record was removed.",
+                topic="What a run plans",
+                happens="Its point runs again, and no other.",
+                reads="it has no record",
+                lost="nothing",
+            ),
+        ),
+    ],
+)
+def test_a_damaged_record_is_made_again_and_no_other(place, reads, damage):
     damage(place.folder.record(DENSE))
-    assert summary(place.todo()) == ({DENSE}, set(), {DENSE}, {"of_all", "of_training"})
+    todo = place.todo()
+    reads(" ".join(todo.why))
+    assert summary(todo) == ({DENSE}, set(), {DENSE}, {"of_all", "of_training"})
 
 
+@pytest.mark.fault(
+    fault="Language metrics were removed, changed or cut.",
+    topic="What a run plans",
+    happens="They are made again from the scores, and imported. Nothing is trained.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("damage", [_truncate, _change_a_digit, Path.unlink])
 def test_damaged_metrics_are_made_again_from_the_scores(place, damage):
     damage(place.folder.language(TEXT))
@@ -192,6 +266,18 @@ def test_a_recorded_file_redraws_all_views_and_runs_nothing(place):
     assert not place.todo().changes_results
 
 
+@pytest.mark.fault(
+    fault="A note on an import is half-written.",
+    topic="What a run plans",
+    happens="It counts as none. What it spoke of is imported again.",
+    lost="nothing",
+)
+@pytest.mark.fault(
+    fault="The database of MLflow was deleted.",
+    topic="What a run plans",
+    happens="All points are imported again.",
+    lost="nothing",
+)
 def test_another_store_gets_all_points_and_a_line_that_is_half_written_counts_as_none(place, monkeypatch):
     _, plan = finished.planned(finished.values("made"))
     with place.folder.imports.open("a") as lines:
@@ -216,7 +302,14 @@ def test_data_and_requests_are_made_again_for_other_settings(place):
     assert place.todo().changes_results
 
 
-def test_a_new_run_has_a_number_of_its_own_and_removes_what_earlier_ones_left(place):
+@pytest.mark.fault(
+    fault="`todo.json` is damaged while the workflow runs.",
+    topic="What a run plans",
+    happens="A process of the run stops.",
+    reads="the jobs of this run cannot be read …; run the workflow again.",
+    lost="nothing",
+)
+def test_a_new_run_has_a_number_of_its_own_and_removes_what_earlier_ones_left(place, reads):
     first = place.todo()
     begin_run(first, place.folder)
     assert Todo.read(place.folder.todo) == first
@@ -232,8 +325,9 @@ def test_a_new_run_has_a_number_of_its_own_and_removes_what_earlier_ones_left(pl
     assert not place.folder.verdict.exists()
     assert Todo.read(place.folder.todo) == second
     place.folder.todo.write_text("{")
-    with pytest.raises(BlastError, match="run the workflow again"):
+    with pytest.raises(BlastError, match="run the workflow again") as raised:
         Todo.read(place.folder.todo)
+    reads(str(raised.value))
 
 
 def test_a_large_grid_has_a_thousand_jobs_at_most_and_each_point_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faults
 import pytest
 from mlflow_grid import artifacts, runs_of, write_language, write_point
 
@@ -134,8 +135,18 @@ def test_an_incomplete_run_of_a_killed_import_is_imported_again(
     assert (artifacts(run) / "masks" / "last.png").is_file()
 
 
+@pytest.mark.fault(
+    fault="A record or its masks are damaged when they are imported.",
+    topic="MLflow",
+    happens="The others are imported. The import exits with 1.",
+    reads=(
+        "…: this record is damaged or half-written; delete it and run again: only this point is "
+        "redone. … these masks are damaged; delete them and run the point again."
+    ),
+    lost="nothing",
+)
 def test_a_damaged_record_is_reported_and_the_others_are_imported(
-    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str]
+    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], reads: faults.Reads
 ) -> None:
     write_point(mlflow_folder, "p1")
     whole = mlflow_folder.record("p1").read_text()
@@ -146,4 +157,5 @@ def test_a_damaged_record_is_reported_and_the_others_are_imported(
     captured = capsys.readouterr()
     assert "2 runs added" in captured.out
     assert "p0.json" in captured.err
+    reads(captured.err)
     assert "masks.safetensors" in captured.err

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import postgresql_server
 import pytest
 from many_importers import all_runs, import_at_once, machines
@@ -56,6 +57,12 @@ def check_complete(uri: str, records: int) -> None:
         assert {entry.path for entry in client.list_artifacts(run.info.run_id)} == files
 
 
+@pytest.mark.fault(
+    fault="Several importers write to one store at once (sqlite or PostgreSQL).",
+    topic="MLflow",
+    happens="Each record becomes exactly one run.",
+    lost="nothing",
+)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=needs_postgresql)])
@@ -67,6 +74,12 @@ def test_eight_importers_of_the_same_two_hundred_records(
     check_complete(uri, 200)
 
 
+@pytest.mark.fault(
+    fault="An importer is killed.",
+    topic="MLflow",
+    happens="The next one completes its runs.",
+    lost="nothing",
+)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=needs_postgresql)])
@@ -98,6 +111,12 @@ def test_the_runs_of_killed_importers_are_completed_by_the_next_one(
     check_complete(uri, 12)
 
 
+@pytest.mark.fault(
+    fault="An importer is killed while it makes the tables of a new database.",
+    topic="MLflow",
+    happens="The next one completes them.",
+    lost="nothing",
+)
 @needs_postgresql
 @pytest.mark.slow
 def test_tables_that_a_killed_importer_left_half_made_are_completed(
@@ -115,6 +134,12 @@ def test_tables_that_a_killed_importer_left_half_made_are_completed(
     assert import_grid(folder.root, uri=uri).added == ["p000"]
 
 
+@pytest.mark.fault(
+    fault="Several machines import different records of one point.",
+    topic="MLflow",
+    happens="One run is the current one. The others are tagged as superseded.",
+    lost="nothing",
+)
 @needs_postgresql
 @pytest.mark.slow
 def test_importers_of_different_records_of_a_point_leave_one_current_run(
@@ -250,26 +275,50 @@ def test_no_message_holds_the_password_of_the_database(server: str, tmp_path: Pa
     assert "sec%3Aret" not in summary.line()
 
 
+@pytest.mark.fault(
+    fault="The files of the runs of a PostgreSQL are not on this machine.",
+    topic="MLflow",
+    happens="The import is refused. Nothing is written.",
+    reads="… this machine does not have; mount it here",
+    lost="nothing",
+)
 @needs_postgresql
 @pytest.mark.slow
-def test_a_machine_without_the_folder_of_the_artifacts_is_told(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_machine_without_the_folder_of_the_artifacts_is_told(
+    request: pytest.FixtureRequest, tmp_path: Path, reads: faults.Reads
+) -> None:
     uri = new_store("postgresql", request, tmp_path)
     first, second = machines(tmp_path, 2, 1)
     import_grid(first.root, uri=uri)
     place = first.root.parent / "mlflow"
     place.rename(tmp_path / "elsewhere")
-    with pytest.raises(BlastError, match=rf"{place}/artifacts/{GRID}: .* this machine does not have; mount it here"):
+    with pytest.raises(
+        BlastError, match=rf"{place}/artifacts/{GRID}: .* this machine does not have; mount it here"
+    ) as raised:
         import_grid(second.root, uri=uri)
+    reads(str(raised.value))
     assert not place.exists()
     # As the message says.
     place.symlink_to(tmp_path / "elsewhere")
     assert import_grid(second.root, uri=uri).unchanged == ["p000"]
 
 
-def test_a_database_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path) -> None:
+@pytest.mark.fault(
+    fault="A PostgreSQL cannot be reached.",
+    topic="MLflow",
+    happens="The import stops with one sentence.",
+    reads=(
+        "the database … cannot be used (connection refused); start it, or correct "
+        "MLFLOW_TRACKING_URI (…), then import again: the records are unchanged."
+    ),
+    lost="nothing",
+)
+def test_a_database_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, reads: faults.Reads) -> None:
     (folder,) = machines(tmp_path, 1, 1)
-    with pytest.raises(BlastError, match=r"the database postgresql.*cannot be used \(connection refused\); start it"):
+    message = r"the database postgresql.*cannot be used \(connection refused\); start it"
+    with pytest.raises(BlastError, match=message) as raised:
         import_grid(folder.root, uri="postgresql://someone@127.0.0.1:1/runs")
+    reads(str(raised.value))
 
 
 def _refusing(name: str, whole: Callable[..., Any], refused: dict[str, int]) -> Callable[..., Any]:

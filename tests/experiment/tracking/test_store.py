@@ -9,6 +9,7 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import faults
 import pytest
 from mlflow_grid import GRID, runs_of, write_point
 from mute_server import connections
@@ -51,20 +52,40 @@ def test_a_server_that_refuses_leaves_the_records_unchanged(mlflow_folder: GridF
     assert mlflow_folder.record("p1").read_bytes() == before
 
 
-def test_a_server_that_never_answers_is_given_up(mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault(
+    fault="An MLflow server takes the connection and never answers.",
+    topic="MLflow",
+    happens="The import gives up after a few requests.",
+    reads="no answer in time",
+    lost="nothing",
+)
+def test_a_server_that_never_answers_is_given_up(
+    mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch, reads: faults.Reads
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     write_point(mlflow_folder, "p1")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(BlastError, match="no answer in time"):
+        with pytest.raises(BlastError, match="no answer in time") as raised:
             import_grid(mlflow_folder.root, uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        reads(str(raised.value))
         assert connections(silent) <= 3
 
 
+@pytest.mark.fault(
+    fault="`mlflow.db` is damaged or empty.",
+    topic="MLflow",
+    happens="It is put aside, with the file that sqlite keeps beside it, and made again.",
+    reads=(
+        "…: this MLflow database is damaged, so it was renamed to mlflow.db.damaged-… and is "
+        "made again from the records; `make ui` imports all of them."
+    ),
+    lost="nothing of the records; notes made in MLflow stay in the file that was put aside",
+)
 @pytest.mark.parametrize("damaged", [b"not a database" * 100, b""], ids=["other bytes", "empty"])
 def test_a_damaged_database_is_put_aside_and_made_again(
-    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], damaged: bytes
+    mlflow_folder: GridFolder, capsys: pytest.CaptureFixture[str], damaged: bytes, reads: faults.Reads
 ) -> None:
     write_point(mlflow_folder, "p1")
     database = mlflow_folder.root.parent / "mlflow" / "mlflow.db"
@@ -77,7 +98,9 @@ def test_a_damaged_database_is_put_aside_and_made_again(
     aside = database.with_name("mlflow.db.damaged-2")
     assert aside.read_bytes() == damaged
     assert Path(f"{aside}-wal").read_bytes() == b"old"
-    assert "renamed to mlflow.db.damaged-2 and is made again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "renamed to mlflow.db.damaged-2 and is made again" in said
+    reads(said)
 
 
 def test_the_page_has_all_runs_after_a_database_was_put_aside(mlflow_folder: GridFolder) -> None:
@@ -108,6 +131,12 @@ def test_a_file_of_others_is_never_put_aside(mlflow_folder: GridFolder, tmp_path
     assert import_grid(mlflow_folder.root, uri=f"sqlite:///{notes}").added == ["p1"]
 
 
+@pytest.mark.fault(
+    fault="The results folder is moved or copied.",
+    topic="MLflow",
+    happens="The database follows. Nothing is written to the old place.",
+    lost="nothing",
+)
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_moved_or_copied_folder_keeps_its_runs_and_writes_nothing_to_the_old_place(
     mlflow_folder: GridFolder, tmp_path: Path, copied: bool

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import pytest
 from disks import grow, read_only, small_disk
 from mlflow_grid import GRID, runs_of, write_point
@@ -24,10 +25,20 @@ def importer(folder: GridFolder, **environment: str) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, **environment})
 
 
+@pytest.mark.fault(
+    fault="The disk fills during an import.",
+    topic="MLflow",
+    happens="Finished runs stay. The import exits with 1.",
+    reads=(
+        "blast: …: MLflow cannot write here (database or disk is full); free some space, then "
+        "import again: the records are unchanged."
+    ),
+    lost="nothing",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("kib", [300, 1400])
 def test_a_full_disk_leaves_the_records_and_the_runs_that_are_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, reads: faults.Reads
 ) -> None:
     """300 KiB are too few for the database, 1400 for all runs."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -41,6 +52,7 @@ def test_a_full_disk_leaves_the_records_and_the_runs_that_are_done(
         assert found.stderr.count("\n") == 1
         assert f"{folder.root.parent}/mlflow: MLflow cannot write here (" in found.stderr
         assert "full); free some space, then import again: the records are unchanged." in found.stderr
+        reads(found.stderr)
         # As the message says.
         grow(tmp_path / "disk", 30_000)
         assert importer(folder).returncode == 0
@@ -49,8 +61,17 @@ def test_a_full_disk_leaves_the_records_and_the_runs_that_are_done(
         assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.fault(
+    fault="The results are read-only where MLflow wants to write.",
+    topic="MLflow",
+    happens="The import exits with 1.",
+    reads="MLflow cannot write here (…); make its folder writable",
+    lost="nothing",
+)
 @pytest.mark.slow
-def test_a_read_only_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: faults.Reads
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = GridFolder(tmp_path / "results" / GRID)
     write_point(folder, "p1")
@@ -64,6 +85,7 @@ def test_a_read_only_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
             assert found.stderr.count("\n") == 1
             assert "mlflow: MLflow cannot write here (" in found.stderr
             assert "make its folder writable" in found.stderr
+            reads(found.stderr)
             # As the message says: another store.
             elsewhere = importer(folder, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/{made}/mlflow.db")
             assert elsewhere.returncode == 0
@@ -71,8 +93,18 @@ def test_a_read_only_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
     assert "1 runs added, 1 already there" in importer(folder).stdout
 
 
+@pytest.mark.fault(
+    fault="An MLflow server cannot be reached.",
+    topic="MLflow",
+    happens="`blast mlflow` exits with 1. In the workflow, the verdict says it.",
+    reads=(
+        "not imported: the MLflow server … did not accept the runs (connection refused); start "
+        "it or set MLFLOW_TRACKING_URI, then import again: the records are unchanged."
+    ),
+    lost="nothing",
+)
 def test_blast_mlflow_fails_where_the_server_cannot_be_reached(
-    mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reads: faults.Reads
 ) -> None:
     write_point(mlflow_folder, "p1")
     with socket.socket() as free:
@@ -83,6 +115,7 @@ def test_blast_mlflow_fails_where_the_server_cannot_be_reached(
     said = capsys.readouterr()
     assert not said.out
     assert "start it or set MLFLOW_TRACKING_URI, then import again" in said.err
+    reads(said.err)
     # The workflow reads the file instead, in its verdict.
     file = mlflow_folder.root / "line.txt"
     assert main([*command, "--out", str(file)]) == 0
@@ -109,8 +142,15 @@ def without_driver(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": "postgresql://me:pass@127.0.0.1:1/runs"}
 
 
+@pytest.mark.fault(
+    fault="The driver of PostgreSQL is not installed.",
+    topic="MLflow",
+    happens="The import exits with 1. The command of the message installs the driver.",
+    reads="run `… -m pip install …psycopg…`, then import again",
+    lost="nothing",
+)
 @pytest.mark.slow
-def test_a_missing_driver_is_installed_by_the_command_of_the_message(tmp_path: Path) -> None:
+def test_a_missing_driver_is_installed_by_the_command_of_the_message(tmp_path: Path, reads: faults.Reads) -> None:
     folder = GridFolder(tmp_path / "results" / GRID)
     write_point(folder, "p1")
     environment = without_driver(tmp_path / "place")
@@ -118,6 +158,7 @@ def test_a_missing_driver_is_installed_by_the_command_of_the_message(tmp_path: P
     assert found.returncode == 1
     assert found.stderr.count("\n") == 1
     assert "me:***@127.0.0.1:1/runs" in found.stderr
+    reads(found.stderr)
     command = re.search(r"run `(.+)`, then import again", found.stderr)[1]
     # As the message says, but into a folder of the test.
     pip = {**os.environ, "PIP_TARGET": str(tmp_path / "place" / "installed"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

@@ -82,6 +82,12 @@ def built(tmp_path_factory):
     return library
 
 
+@pytest.mark.fault(
+    fault="The C++ library of the kernels is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="It is built again.",
+    lost="time",
+)
 @needs_compiler
 @pytest.mark.parametrize("damage", [truncated, one_byte_changed, empty, another_format, a_folder, without_its_digest])
 def test_a_damaged_library_is_built_again_and_kept(monkeypatch, tmp_path, built, damage):
