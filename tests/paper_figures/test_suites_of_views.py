@@ -29,7 +29,7 @@ VIEWS = {view.name: view for view in find_views(paper_figures.FOLDER, Path("draw
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> pd.DataFrame:
-    """Rows of all suites, from an invented grid of each kind."""
+    """Rows of all suites, from an invented grid of each kind; those of single MLPs are recorded ones."""
     folder = tmp_path_factory.mktemp("grids")
     fake_records.write_grid(folder / "default")
     fake_kernels.write_kernels(folder / "kernels")
@@ -39,6 +39,8 @@ def everything(tmp_path_factory) -> pd.DataFrame:
     fake_memory.write_memory(folder / "memory")
     fake_inference.write_inference(folder / "inference")
     tables = [load_table(grid, folder / "none") for grid in sorted(folder.iterdir())]
+    recorded = load_table(folder / "none", paper_figures.FOLDER.parents[1] / "results" / "recorded")
+    tables.append(recorded[recorded["suite"] == "training_mlp"])
     table = pd.concat(tables, ignore_index=True)
     for part in tables:
         for key, files in part.attrs.items():
