@@ -32,7 +32,9 @@ def decoded(model):
     return session.tokens[:, :15], counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [name if name == "the sparse MLP" else pytest.param(name, marks=pytest.mark.slow) for name in PARTS]
+)
 def test_hooks_run_at_each_call_and_the_tokens_are_those_of_generate(part):
     model, calls = made("llama", sparse=True), []
 
@@ -53,6 +55,7 @@ def test_hooks_run_at_each_call_and_the_tokens_are_those_of_generate(part):
     assert len(calls) == 2 * 7
 
 
+@pytest.mark.slow
 def test_hooked_sparse_mlps_compile_no_more_code():
     model = made("llama", sparse=True)
     _, graphs = decoded(model)

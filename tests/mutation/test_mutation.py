@@ -69,6 +69,7 @@ def test_the_modules_are_those_of_the_library_and_of_the_analysis():
     assert all((ROOT / name).is_file() for name in ONLY_ON_A_GPU)
 
 
+@pytest.mark.slow
 def test_the_tests_of_a_module_come_with_the_nearest_first():
     claims = nearest_tests("src/blast/experiment/analysis/claims.py", ROOT)
     assert claims[0].startswith("tests/experiment/analysis/test_claims")
@@ -102,6 +103,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_a_fork_says_which_test_failed_and_leaves_no_process_behind(tmp_path):
     (tmp_path / "test_tried.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow\n    gpu\n    browser\n")
