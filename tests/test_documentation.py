@@ -190,8 +190,11 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
         apart[percent] = f"{100 * abs(bits[once + '.lr9e-4'] / bits[once] - 1):.1f}".lstrip("0")
     assert f"are {apart[95]} % apart at 95 %, and {apart[80]} % at 80 %" in words
     assert f"{lamp[0.8]:.3f} bits a byte at 80 % and {lamp[0.95]:.3f} at 95 %" in words
-    blocks = results[(results["method"] == "gmp") & (results["sparsity"] == 0.95) & results["teacher"].isna()]["value"]
-    assert f"all within {100 * (blocks.max() / blocks.min() - 1):.1f} % at 95 %".replace("0.", ".") in words
+    blocks = results[(results["method"] == "gmp") & (results["sparsity"] == 0.95) & results["teacher"].isna()]
+    # Each seed against dense of the same seed: the sizes have not the same seeds.
+    lost = blocks["relative_loss_percent"]
+    assert sorted(blocks["block"]) == ["128x128", "16x16", "32x32", "64x64"]
+    assert f"16 to 128 lose {lost.min():.1f} to {lost.max():.1f} % at 95 %" in words
     ablations = view("ablations")
     ablations = ablations.assign(lever=ablations["lever"].str.removesuffix(" (OWL)"))
     changes = ablations[ablations["base"] == "gmp"].set_index("lever")[["held_out_s80", "held_out_s95"]]

@@ -176,7 +176,7 @@ def test_a_missing_driver_is_installed_by_the_command_of_the_message(tmp_path: P
     [
         ("postgresql://me:a%40b@host:5432/runs", "postgresql://me:***@host:5432/runs"),
         ("http://me:secret@host:5000/a:b@c", "http://me:***@host:5000/a:b@c"),
-        ("sqlite:////home/me/a:b@c.db", "sqlite:////home/me/a:b@c.db"),
+        ("sqlite:////runs/a:b@c.db", "sqlite:////runs/a:b@c.db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("to http://me:secret@host and postgresql+psycopg://a:b@c/d", "to http://me:***@host and "
          "postgresql+psycopg://a:***@c/d"),
