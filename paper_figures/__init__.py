@@ -3,8 +3,9 @@
 A figure is a file with `TITLE` and `draw(table) -> Figure`; a table has `rows(table) -> DataFrame` instead, with `KEY`
 and `SHOWN_KEY`, the columns that say what a row is about (see `_rows`). A table may also define `printed(frame)`, its
 rows as text, and `remarks(frame)`, sentences on top of them. A view that reads the rows of some suites only names them
-in `SUITES`, and is drawn again only when these change. To add a view, add its file. Files that begin with an underscore
-are shared by the others.
+in `SUITES`, and is drawn again only when these change; files of the repository that it reads besides records and
+`config/*.csv` are named in `READS`, as patterns. To add a view, add its file. Files that begin with an underscore are
+shared by the others.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from blast.experiment.records import state
 from blast.experiment.records.record import read_record
 from blast.experiment.todo import files
 from blast.experiment.todo.todo import Todo, begin_run, find_todo
-from blast.experiment.todo.views import find_views
+from blast.experiment.todo.views import find_views, view_keys
 from blast.files import write_atomically, write_json
 
 DENSE, PRUNED = "vit-nano.digits.dense.seed0", "vit-nano.digits.blast.s90.b16.seed0"
@@ -260,6 +260,21 @@ def test_a_view_is_drawn_again_when_its_file_its_code_or_a_recorded_file_changes
     assert set(place.todo().views) == ALL_VIEWS
 
 
+def test_a_file_of_config_redraws_the_views_that_read_it(place):
+    write_atomically(place.root / "config" / "prices.csv", "gpu,price\n")
+    assert set(place.todo().views) == ALL_VIEWS
+
+
+def test_a_config_redraws_the_views_that_name_it_in_reads_alone(place):
+    (place.views / "of_mlp.py").write_text('SUITES = ("mlp",)\nREADS = ("config/*.yaml",)\ndef rows(table): ...\n')
+    views = find_views(place.views, place.drawn)
+    _, plan = finished.planned(finished.values("made"))
+    before = view_keys(views, plan.points, place.folder, place.recorded)
+    write_atomically(place.root / "config" / "other.yaml", "name: other\n")
+    after = view_keys(views, plan.points, place.folder, place.recorded)
+    assert {name for name in before if after[name] != before[name]} == {"of_mlp"}
+
+
 def test_a_recorded_file_redraws_all_views_and_runs_nothing(place):
     (place.recorded / "cpu" / "training.csv").write_text("suite\ntrain\n")
     assert summary(place.todo()) == (set(), set(), set(), ALL_VIEWS)
@@ -339,3 +354,10 @@ def test_a_large_grid_has_a_thousand_jobs_at_most_and_each_point_once():
     assert sorted(name for job in jobs for name in job.ids) == sorted(point.id for point in points)
     assert len({job.name for job in jobs}) == len(jobs)
     assert expand(config).jobs == plan.jobs
+
+
+def test_what_is_noted_of_a_store_holds_no_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/runs")
+    assert files.tracking_store() == "postgresql://me:***@host/runs"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert files.tracking_store() == "results/mlflow"
