@@ -72,6 +72,7 @@ EXPERIMENT = [
     "listing",
     "rerun",
     "snakemake_hooks",
+    "commands",
     "cli",
 ]
 OPERATORS = ["common", "tables", "cpu", "linear", "mlp_inference", "mlp_training", "register"]

@@ -12,8 +12,8 @@ import yaml
 
 from blast.experiment.cli import main
 from blast.experiment.data import prepare
-from blast.experiment.gpu_tables.commands import plan_of
 from blast.experiment.language import stage
+from blast.experiment.plan.options import plan_of
 from blast.experiment.plan.paths import CHECKOUT, GridFolder
 from blast.experiment.plan.rerun import config_of, rerun_command, rerun_of_grid
 from blast.experiment.records.record import read_record

@@ -1,0 +1,78 @@
+"""What verbs of the command `blast` have in common: how one is added, options of many verbs, and types of values."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blast.errors import BlastError
+from blast.experiment.plan.paths import in_checkout
+from blast.experiment.plan.point import PointId
+from blast.settings import Count, Place
+from blast.settings import check as check_value
+
+if TYPE_CHECKING:
+    from blast.experiment.plan.grid import Plan
+
+# Adds a verb, by its name (one word, or two) and its function, whose docstring is the help: what it does, an example.
+AddVerb = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
+
+
+def plan_of(config: Path) -> Plan:
+    """The expanded grid of a config file."""
+    from blast.experiment.plan.config import read_config
+    from blast.experiment.plan.grid import expand
+
+    return expand(read_config(config), config)
+
+
+def config_option() -> dict[str, Any]:
+    """The option for a config file."""
+    return {"type": Path, "default": in_checkout("config/config.yaml"), "help": "default: config/config.yaml"}
+
+
+def grid_option(required: bool = True) -> dict[str, Any]:
+    """The option for the folder of a grid."""
+    return {"type": Path, "required": required, "help": "folder of the grid, such as results/default"}
+
+
+def recorded_option() -> dict[str, Any]:
+    """The option for the recorded tables."""
+    return {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}
+
+
+def count(text: str) -> int:
+    """The value of an option that is a number of things."""
+    try:
+        return check_value(Count, text, Place("option"))
+    except BlastError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1") from None
+
+
+def point_id(text: str) -> str:
+    """The value of an option that is the id of a point: it names files, and leads out of no folder."""
+    try:
+        return check_value(PointId, text, Place("option"))
+    except BlastError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no id of a point; an id has letters, digits, '_', '-', '@' and inner dots"
+        ) from None
+
+
+def ids_option() -> dict[str, Any]:
+    """The argument for ids of points."""
+    return {"nargs": "+", "metavar": "ID", "type": point_id, "help": "ids of points"}
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """The value of an option that is a mapping in JSON."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise argparse.ArgumentTypeError(f"'{text}' is no mapping in JSON, such as '{{\"image_size\": 32}}'")
+    return values
