@@ -11,6 +11,8 @@ CHECKOUT = Path(__file__).resolve().parents[4]
 ITEMS = "items.npz"
 # In the work folder of a point that is not finished: its training state.
 TRAINING_STATE = "training_state.pt"
+# There too: how far it is, see `run.progress_file`.
+PROGRESS = "progress.jsonl"
 # There too: the result of the child process, until the job has made a record of it.
 OUTCOME = "outcome.json"
 # There too: the record of a training whose evaluation is made again, until the new record is there.
@@ -96,6 +98,10 @@ class GridFolder:
     def retry(self, point: str) -> Path:
         """A file that marks a point to run again although its record stays."""
         return self.root / "retry" / point
+
+    def code(self, fingerprint: str) -> Path:
+        """The digests of the modules that a fingerprint is made of, to say later which of them changed."""
+        return self.root / "code" / f"{fingerprint.removeprefix('sha256:')[:16]}.json"
 
     def log(self, job: str) -> Path:
         """The log of a job."""
