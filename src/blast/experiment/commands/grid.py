@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from blast.errors import BlastError
-from blast.experiment.plan.options import AddVerb, config_option, ids_option, plan_of, recorded_option
-from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.options import AddVerb, add_config, config_option, ids_option, plan_of, recorded_option
+from blast.experiment.plan.paths import GridFolder, in_checkout
 
 
 def check(options: argparse.Namespace) -> int:
@@ -39,16 +39,29 @@ def check(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Writes the points of a config as files, so that `blast job` can run them on another machine.
+    """Tells what a config would run and why, what that costs, and what is kept; or writes its points as files.
 
+    Example: blast plan config/smoke.yaml --set training.default.steps=80
     Example: blast plan config/config.yaml --out points
     """
+    from blast.experiment.plan.grid import expand
+    from blast.experiment.plan.overrides import read_with
+    from blast.experiment.todo.outlook import describe, outlook_of
+    from blast.experiment.todo.views import find_views
     from blast.files import write_json
 
-    points = plan_of(options.config).points
-    for point in points.values():
-        write_json(options.out / f"{point.id}.json", point.to_dict())
-    print(f"{len(points)} points written to {options.out}")
+    config, _ = read_with(options.config, options.set)
+    plan = expand(config, options.config)
+    if options.out:
+        for point in plan.points.values():
+            write_json(options.out / f"{point.id}.json", point.to_dict())
+        print(f"{len(plan.points)} points written to {options.out}")
+        return 0
+    folder = GridFolder(options.grid_dir or Path("results") / config.name)
+    views = find_views(in_checkout("paper_figures/views"), Path(config.figures))
+    print(f"{options.config}: grid '{config.name}' of {len(plan.points)} points, results in {folder.root}")
+    for line in describe(outlook_of(config, plan, folder, views, options.recorded), options.list):
+        print(line)
     return 0
 
 
@@ -85,8 +98,11 @@ def add_verbs(verb: AddVerb) -> None:
     made.add_argument("--grid-dir", type=Path, help="folder of the grid, for --cost (default: results/<name>)")
     made.add_argument("--recorded", **recorded_option())
     made = verb("plan", plan)
-    made.add_argument("config", **config_option(), nargs="?")
-    made.add_argument("--out", type=Path, required=True, help="folder for the files, one for each point")
+    add_config(made)
+    made.add_argument("--list", action="store_true", help="name every point that runs")
+    made.add_argument("--out", type=Path, help="write each point as a file into this folder, for `blast job`, instead")
+    made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
+    made.add_argument("--recorded", **recorded_option())
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids_option())
     made.add_argument("--config", **config_option())

@@ -29,6 +29,18 @@ def plan_of(config: Path) -> Plan:
     return expand(read_config(config), config)
 
 
+def add_config(verb: argparse.ArgumentParser) -> None:
+    """Adds a config file as argument, and `--set` for keys of it."""
+    verb.add_argument("config", **config_option(), nargs="?")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a key of the config, as in training.default.steps=80 or sparsity=[0.8,0.9]; may be repeated",
+    )
+
+
 def config_option() -> dict[str, Any]:
     """The option for a config file."""
     return {"type": Path, "default": in_checkout("config/config.yaml"), "help": "default: config/config.yaml"}

@@ -72,5 +72,6 @@ def _edited_since(commit: str) -> set[str] | None:
     for path in found.stdout.splitlines():
         for start, package in FOLDERS.items():
             if path.startswith(start) and path.endswith(".py"):
-                names.add((package + path.removeprefix(start).removesuffix(".py").replace("/", ".")).removesuffix(".__init__"))
+                inner = path.removeprefix(start).removesuffix(".py").removesuffix("/__init__")
+                names.add(package + inner.replace("/", "."))
     return names

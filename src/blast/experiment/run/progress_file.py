@@ -1,7 +1,7 @@
 """The progress of a point while it runs: `points/<id>/progress.jsonl`, one JSON object a line.
 
     {"time": 1764444000.1, "phase": "training"}
-    {"time": 1764444002.7, "step": 20, "steps": 60, "loss": 2.31, "curves": {"train_loss": 2.31, "validation_loss": 2.4}}
+    {"time": 1764444002.7, "step": 20, "steps": 60, "loss": 2.31, "curves": {"validation_loss": 2.4}}
 
 `time` is in seconds since 1970. `step` counts from 0, as in the curves of a record. `curves` has the values that the
 record will have at this step; it is empty for a line that only tells the loss. A run that resumes writes on in the
