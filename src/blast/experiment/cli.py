@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from blast.errors import unknown_name
 from blast.experiment.command_end import ended
-from blast.experiment.commands import about, grid, machines, stages
+from blast.experiment.commands import about, grid, machines, run, stages
 from blast.experiment.gpu_tables import commands as gpu_tables
 from blast.experiment.own_model import commands as own_model
 from blast.experiment.plan.options import AddVerb
@@ -28,7 +28,7 @@ Verb = Callable[[argparse.Namespace], int]
 # Each group of verbs, by what one wants to do, and the modules that add them.
 GROUPS = {
     "Prune a language model of yours": [own_model],
-    "Plan, run and watch a grid of experiments": [grid],
+    "Plan, run and watch a grid of experiments": [run, grid],
     "Work on several machines": [machines],
     "Measure kernels on a GPU": [gpu_tables],
     "Run one stage by hand, as jobs of the workflow do": [stages],

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 
 from blast.errors import BlastError
-from blast.experiment.plan.options import AddVerb, add_config, config_option, ids_option, plan_of, recorded_option
+from blast.experiment.plan.options import (
+    AddVerb,
+    add_config,
+    config_option,
+    grid_of,
+    ids_option,
+    plan_of,
+    recorded_option,
+)
 from blast.experiment.plan.paths import GridFolder, in_checkout
 
 
@@ -44,23 +52,36 @@ def plan(options: argparse.Namespace) -> int:
     Example: blast plan config/smoke.yaml --set training.default.steps=80
     Example: blast plan config/config.yaml --out points
     """
-    from blast.experiment.plan.grid import expand
-    from blast.experiment.plan.overrides import read_with
     from blast.experiment.todo.outlook import describe, outlook_of
     from blast.experiment.todo.views import find_views
     from blast.files import write_json
 
-    config, _ = read_with(options.config, options.set)
-    plan = expand(config, options.config)
+    file, config, plan, folder = grid_of(options.config, options.set, options.grid_dir)
     if options.out:
         for point in plan.points.values():
             write_json(options.out / f"{point.id}.json", point.to_dict())
         print(f"{len(plan.points)} points written to {options.out}")
         return 0
-    folder = GridFolder(options.grid_dir or Path("results") / config.name)
     views = find_views(in_checkout("paper_figures/views"), Path(config.figures))
-    print(f"{options.config}: grid '{config.name}' of {len(plan.points)} points, results in {folder.root}")
+    print(f"{file}: grid '{config.name}' of {len(plan.points)} points, results in {folder.root}")
     for line in describe(outlook_of(config, plan, folder, views, options.recorded), options.list):
+        print(line)
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Tells how far a grid is: done, running, failed, stale, damaged; each failure with its cause, log and command.
+
+    Example: blast status config/smoke.yaml
+    Example: blast status results/smoke
+    """
+    from blast.experiment.todo.status import describe, status_of
+
+    file, config, plan, folder = grid_of(options.config, options.set, options.grid_dir)
+    found = status_of(file, plan, folder)
+    runs = "it runs now" if found.process else "it does not run now"
+    print(f"{file}: grid '{config.name}' of {len(plan.points)} points, results in {folder.root}; {runs}")
+    for line in describe(found, options.list):
         print(line)
     return 0
 
@@ -98,11 +119,15 @@ def add_verbs(verb: AddVerb) -> None:
     made.add_argument("--grid-dir", type=Path, help="folder of the grid, for --cost (default: results/<name>)")
     made.add_argument("--recorded", **recorded_option())
     made = verb("plan", plan)
-    add_config(made)
+    add_config(made, folders=True)
     made.add_argument("--list", action="store_true", help="name every point that runs")
     made.add_argument("--out", type=Path, help="write each point as a file into this folder, for `blast job`, instead")
     made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
     made.add_argument("--recorded", **recorded_option())
+    made = verb("status", status)
+    add_config(made, folders=True)
+    made.add_argument("--list", action="store_true", help="name every point, also those that are done or wait")
+    made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids_option())
     made.add_argument("--config", **config_option())

@@ -127,6 +127,11 @@ class GridFolder:
         """The config with every default filled in."""
         return self.root / "config.yaml"
 
+    @property
+    def given(self) -> Path:
+        """The config that a run was given, where `--set` changed keys of the file."""
+        return self.root / "given.yaml"
+
     def view(self, name: str) -> Path:
         """What a picture or table of the grid was drawn from, and the digests of its files."""
         return self.root / "views" / f"{name}.json"
