@@ -70,6 +70,7 @@ EXPERIMENT = [
     "todo",
     "own_model",
     "listing",
+    "environment",
     "rerun",
     "snakemake_hooks",
     "commands",

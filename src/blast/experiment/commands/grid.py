@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
-from blast.errors import BlastError
+from blast.errors import BlastError, unknown_name
 from blast.experiment.plan.options import (
     AddVerb,
     add_config,
@@ -13,6 +14,7 @@ from blast.experiment.plan.options import (
     grid_of,
     ids_option,
     plan_of,
+    point_id,
     recorded_option,
 )
 from blast.experiment.plan.paths import GridFolder, in_checkout
@@ -86,6 +88,44 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
+def show(options: argparse.Namespace) -> int:
+    """Shows one point: its settings, how far it is, what it measured, its files, and the commands for it.
+
+    Example: blast show vit-nano.digits.dense.seed0 --config config/smoke.yaml
+    """
+    from blast.experiment.todo.point_page import describe
+
+    file, _, plan, folder = grid_of(options.config, options.set, options.grid_dir)
+    if options.id not in plan.points:
+        raise unknown_name(f"point of {file}", options.id, plan.points)
+    for line in describe(options.id, file, plan, folder):
+        print(line)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Compares everything of a grid with its digests, a line for each thing that is wrong; exit code 1 if there is one.
+
+    Example: blast verify results/default
+    """
+    from blast.experiment.todo.verify import verify as check_all
+
+    if not options.grid.is_dir():
+        raise BlastError(
+            f"{options.grid}: there is no such folder; give the folder of a grid, such as results/default."
+        )
+    folder, counts, wrong = GridFolder(options.grid), Counter[str](), 0
+    drawn = Path(grid_of(options.grid).config.figures) if folder.config.is_file() else None
+    for kind, file, fault in check_all(folder, drawn):
+        counts[kind] += 1
+        if fault:
+            wrong += 1
+            print(f"WRONG {kind} {file}: {fault}")
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing"
+    print(f"{options.grid}: read {found}; {wrong or 'nothing'} {'is' if wrong < 2 else 'are'} wrong")
+    return 1 if wrong else 0
+
+
 def rerun(options: argparse.Namespace) -> int:
     """Runs points of a config again, with the points whose checkpoints they need and their lm-eval tasks.
 
@@ -128,6 +168,15 @@ def add_verbs(verb: AddVerb) -> None:
     add_config(made, folders=True)
     made.add_argument("--list", action="store_true", help="name every point, also those that are done or wait")
     made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
+    made = verb("show", show)
+    made.add_argument("id", metavar="ID", type=point_id, help="id of a point, as `blast check --list` prints it")
+    add_config(made, argument=False)
+    made.add_argument(
+        "--config", **config_option() | {"help": "a config file or the folder of a grid (default: config/config.yaml)"}
+    )
+    made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
+    made = verb("verify", verify)
+    made.add_argument("grid", type=Path, metavar="GRID", help="folder of the grid, such as results/default")
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids_option())
     made.add_argument("--config", **config_option())

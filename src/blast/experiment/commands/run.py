@@ -15,15 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from blast.errors import BlastError, unknown_name
-from blast.experiment.commands.display import display_of
 from blast.experiment.plan.options import AddVerb, add_config, config_option, count
-from blast.experiment.plan.overrides import read_with
 from blast.experiment.plan.paths import CHECKOUT, GridFolder
 from blast.experiment.plan.resources import usable_cores
-from blast.experiment.todo.watch import Watch
 from blast.files import write_atomically
 
 # Seconds between two looks at the files of a run.
@@ -41,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     Example: blast run config/smoke.yaml
     Example: blast run config/smoke.yaml points --cores 4 --set name=trial --set training.default.steps=80
     """
+    from blast.experiment.plan.overrides import read_with
+
     file, targets, more = _words(options.words)
     config, values = read_with(file, options.set)
     folder = GridFolder(Path("results") / config.name)
@@ -65,10 +62,12 @@ def _words(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
 
 @contextmanager
 def _config_file(file: Path, values: Any, overrides: Sequence[str], folder: GridFolder, dry: bool) -> Iterator[Path]:
-    """The config file for Snakemake; one with `--set` is written into the folder of the grid, where jobs read it too."""
+    """The config file for Snakemake; with `--set`, one in the folder of the grid, where jobs read it too."""
     if not overrides:
         yield file
         return
+    import yaml
+
     text = f"# {file} with --set {' '.join(overrides)}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if not dry:
         write_atomically(folder.given, text)
@@ -106,6 +105,9 @@ def _environment() -> dict[str, str]:
 
 def _watched(command: Sequence[str], folder: GridFolder, plain: bool) -> int:
     """Runs Snakemake and shows how far it is; returns its exit code."""
+    from blast.experiment.commands.display import display_of
+    from blast.experiment.todo.watch import Watch
+
     watch = Watch(folder, time.time())
     # In a group of its own, so that Ctrl-C reaches it once, by way of this process, whatever started it.
     process = subprocess.Popen(

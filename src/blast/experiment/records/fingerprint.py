@@ -67,6 +67,10 @@ class Fingerprints:
         """Digest of the code that decides the trained model of a point, and its curves; not of its evaluation."""
         return self.code.digest(self.reached(point, _trains))
 
+    def modules(self, point: Point) -> dict[str, str]:
+        """By module, a short digest of the code of it that decides the numbers of a point."""
+        return self.code.digests(self.reached(point))
+
     def reached(self, point: Point, counts: Counts = _decides_numbers) -> set[Name]:
         """The definitions that decide the numbers of a point.
 

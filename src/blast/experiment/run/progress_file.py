@@ -72,7 +72,6 @@ class Progress:
         loss: Its last training loss; None before the first step.
         left: Seconds that its training takes still, at the speed of the last steps; None if that is not known.
         age: Seconds since it wrote the last time.
-        written: When that was, in seconds since 1970.
     """
 
     phase: str
@@ -81,7 +80,6 @@ class Progress:
     loss: float | None
     left: float | None
     age: float
-    written: float
 
 
 def entries(file: Path) -> Iterator[dict[str, Any]]:
@@ -121,10 +119,10 @@ def progress_of(folder: GridFolder, point: str, now: float | None = None) -> Pro
         return None
     age = max(0.0, (time.time() if now is None else now) - last["time"])
     if not stepped:
-        return Progress(phase, 0, 0, None, None, age, last["time"])
+        return Progress(phase, 0, 0, None, None, age)
     first, final = stepped[-LOOK_BACK:][0], stepped[-1]
     done, seconds = final["step"] - first["step"], final["time"] - first["time"]
     left = (final["steps"] - final["step"] - 1) * seconds / done if done > 0 else None
     loss = final.get("loss")
     shown = loss if isinstance(loss, int | float) else None
-    return Progress(phase or TRAINING, final["step"] + 1, final["steps"], shown, left, age, last["time"])
+    return Progress(phase or TRAINING, final["step"] + 1, final["steps"], shown, left, age)

@@ -52,10 +52,11 @@ class Watch:
         for name in sorted(self._left):
             if _written(self.folder.record(name)) >= self.started:
                 self._left.discard(name)
-            elif (self.folder.work(name) / PROGRESS).is_file() and (progress := progress_of(self.folder, name)):
-                # One of an earlier run says nothing of this one.
-                if progress.written >= self.started:
-                    running[name] = progress
+                continue
+            # A file of an earlier run says nothing of this one.
+            now = _written(self.folder.work(name) / PROGRESS) >= self.started
+            if now and (progress := progress_of(self.folder, name)):
+                running[name] = progress
         return Look((self._stamps(todo.run), _planned(todo)), (points - len(self._left), points), running)
 
     def _read(self) -> Todo | None:

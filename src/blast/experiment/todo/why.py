@@ -86,16 +86,17 @@ def _without_record(point: Point, reason: str, folder: GridFolder) -> Why:
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """The settings by which two points differ, such as `training.steps 60 → 80`."""
-    old, new = dict(_flat(then)), dict(_flat(now))
+    old, new = dict(flat(then)), dict(flat(now))
     for key in [*old, *(key for key in new if key not in old)]:
         if old.get(key) != new.get(key) and key.partition(".")[0] not in NO_SETTINGS:
             yield f"{key} {_shown(old, key)} → {_shown(new, key)}"
 
 
-def _flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """The values within mappings, each by its keys with dots between them."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{start}{key}.")
+            yield from flat(value, f"{start}{key}.")
         else:
             yield f"{start}{key}", value
 
