@@ -111,9 +111,7 @@ def verify(options: argparse.Namespace) -> int:
     from blast.experiment.todo.verify import verify as check_all
 
     if not options.grid.is_dir():
-        raise BlastError(
-            f"{options.grid}: there is no such folder; give the folder of a grid, such as results/default."
-        )
+        raise BlastError(f"{options.grid}: is no folder; give the folder of a grid, such as results/default.")
     folder, counts, wrong = GridFolder(options.grid), Counter[str](), 0
     drawn = Path(grid_of(options.grid).config.figures) if folder.config.is_file() else None
     for kind, file, fault in check_all(folder, drawn):

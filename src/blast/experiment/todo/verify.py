@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,13 +41,13 @@ def verify(folder: GridFolder, drawn: Path | None = None) -> Iterator[Checked]:
         drawn: The folder of its pictures and tables; None leaves them out.
     """
     if folder.plan.exists():
-        yield Checked("plan", folder.plan, _fault_of_plan(folder))
+        yield Checked("plan", folder.plan, _sentence(read_plan, folder.plan))
     for file in sorted((folder.root / "records").glob("*.json")):
         yield from _of_record(file, folder)
     for file in sorted((folder.root / "language").glob("*.json")):
         yield Checked("lm-eval metrics", file, _fault_of_language(file))
     for file in sorted((folder.root / "requests").glob("*.jsonl.gz")):
-        yield Checked("requests", file, _sentence(lambda file=file: read_requests(file)))  # type: ignore[misc]
+        yield Checked("requests", file, _sentence(read_requests, file))
     for file in sorted((folder.root / "data").glob("*.json")):
         if not file.name.endswith(".fetched.json"):
             yield from _of_data(file)
@@ -55,13 +55,10 @@ def verify(folder: GridFolder, drawn: Path | None = None) -> Iterator[Checked]:
         yield from _of_view(note, drawn)
 
 
-def _fault_of_plan(folder: GridFolder) -> str | None:
-    return _sentence(lambda: read_plan(folder.plan))
-
-
-def _sentence(read: object) -> str | None:
+def _sentence(read: Callable[[Path], object], file: Path) -> str | None:
+    """What a reader says of a file; None if it reads it."""
     try:
-        read()  # type: ignore[operator]
+        read(file)
     except BlastError as error:
         return str(error).partition(": ")[2] or str(error)
     return None
@@ -74,9 +71,7 @@ def _of_record(file: Path, folder: GridFolder) -> Iterator[Checked]:
         yield Checked("record", file, str(error).partition(": ")[2])
         return
     altered = "run_digest" in record and record["run_digest"] != json_digest(record["run"])
-    yield Checked(
-        "record", file, "its part 'run' was changed by hand; run again: only this point is redone." if altered else None
-    )
+    yield Checked("record", file, f"its part 'run' was changed by hand; {AGAIN}" if altered else None)
     try:
         artifacts = list(artifact_files(folder, record))
     except BlastError as error:
@@ -105,11 +100,7 @@ def _of_data(file: Path) -> Iterator[Checked]:
     elif not isinstance(facts, dict):
         yield Checked("data", file, "these facts are damaged; delete the file and run again.")
     elif isinstance(folder := facts.get("folder"), str):
-        fault = (
-            None
-            if is_whole(Path(folder))
-            else "this prepared dataset is missing or was altered; run again: it is made again."
-        )
+        fault = None if is_whole(Path(folder)) else "is missing or was altered; run again: it is made again."
         yield Checked("data", Path(folder), fault)
     else:
         yield Checked("data", file, None)
