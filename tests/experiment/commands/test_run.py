@@ -48,7 +48,7 @@ def test_two_configs_are_refused():
 def test_a_profile_is_named_by_its_folder_and_an_unknown_one_is_refused(tmp_path):
     assert (run._profile("default") / "config.yaml").is_file()
     assert run._profile(str(tmp_path)) == tmp_path
-    with pytest.raises(BlastError, match="unknown profile 'defalt'; did you mean 'default'?"):
+    with pytest.raises(BlastError, match=r"unknown profile 'defalt'; did you mean 'default'\?"):
         run._profile("defalt")
 
 
