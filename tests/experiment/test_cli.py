@@ -52,15 +52,18 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 
 @pytest.mark.parametrize(("name", "parser"), verbs().items())
-def test_the_help_of_a_verb_is_one_sentence_and_an_example_that_parses(name, parser):
-    sentence, empty, example = parser.description.split("\n")
+def test_the_help_of_a_verb_is_one_sentence_and_examples_that_parse(name, parser):
+    sentence, empty, *more = parser.description.split("\n")
     assert sentence.endswith(".")
     assert not empty
-    words = shlex.split(example.removeprefix("Example: blast ").split(" > ")[0])
-    assert " ".join(words).startswith(name)
-    blast_parser().parse_args(words)
+    examples = [line for line in more if line.startswith("Example: blast ")]
+    assert examples == more[-len(examples) :]
+    for example in examples:
+        words = shlex.split(example.removeprefix("Example: blast ").split(" > ")[0])
+        assert " ".join(words).startswith(name)
+        blast_parser().parse_args(words)
     for action in parser._actions:
-        assert action.help or action.dest in ("points", "dataset", "what"), action.dest
+        assert action.help or action.dest == "points", action.dest
 
 
 def test_the_help_of_the_command_has_every_verb_once_in_groups(capsys):

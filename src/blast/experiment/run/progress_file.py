@@ -1,7 +1,7 @@
 """How far a point is while it runs: what it does now, and the last steps of its training.
 
-`points/<id>/progress.jsonl` has a line for each thing that begins, `{"time": 1764444000.1, "phase": "training"}`; it goes
-away when the record of the point is there. The steps are in the file of `run.step_file`.
+`points/<id>/progress.jsonl` has a line for each thing that begins, `{"time": 1764444000.1, "phase": "training"}`; it
+goes away when the record of the point is there. The steps are in the file of `run.step_file`.
 """
 
 from __future__ import annotations
