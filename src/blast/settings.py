@@ -171,9 +171,8 @@ def field_hints(settings: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(settings)}
 
 
-@cache
 def required(settings: type) -> list[str]:
-    """Fields of a settings class that have no default; not to be changed."""
+    """Fields of a settings class that have no default."""
     missing = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(settings) if f.default is missing and f.default_factory is missing]
 

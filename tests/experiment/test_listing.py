@@ -22,7 +22,10 @@ def test_the_names_are_those_that_a_config_takes():
     assert list(catalogue("architectures")) == architectures.names()
     assert list(catalogue("datasets")) == datasets.names()
     assert set(catalogue("methods")) == {"dense", *METHOD_DETAILS}
-    assert {"results_table", "accuracy_vs_sparsity"} <= set(catalogue("figures"))
+    assert "accuracy_vs_sparsity" in catalogue("figures")
+    assert "results_table" in catalogue("tables")
+    assert {"config", "smoke"} <= set(catalogue("configs"))
+    assert "default" in catalogue("profiles")
 
 
 def test_the_command_lists_what_is_asked_for(capsys):
