@@ -70,8 +70,10 @@ EXPERIMENT = [
     "todo",
     "own_model",
     "listing",
+    "environment",
     "rerun",
     "snakemake_hooks",
+    "commands",
     "cli",
 ]
 OPERATORS = ["common", "tables", "cpu", "linear", "mlp_inference", "mlp_training", "register"]
