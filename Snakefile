@@ -6,6 +6,7 @@ holds the jobs that are left, by the contents of the files there are. Snakemake 
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -80,14 +81,52 @@ def run_for(files):
 PYTHON = [sys.executable, "-P"]
 BLAST = [*PYTHON, "-m", "blast"]
 
+# A job of a cluster never downloads: what it needs was fetched where the workflow was started.
+if workflow.remote_exec:
+    os.environ["BLAST_OFFLINE"] = "1"
+
+
+def on_cluster():
+    """Whether jobs run on other machines than this process, or this is such a job. Known once the rules are read."""
+    planned_for_one = workflow.dryrun and workflow.resource_settings.nodes is not None
+    return workflow.remote_exec or workflow.non_local_exec or planned_for_one
+
+
 # Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
+# Jobs of a cluster take none: its nodes are others.
 SLOTS = jobs_at_once(CONFIG)
+MEMORY = math.ceil(1000 * CONFIG.memory_gb)
 workflow.global_resources["slots"] = SLOTS
-# Where there are several GPUs, a training takes one per process; `--resources gpus=4` limits them to four GPUs.
+
+
+resource_scopes:
+    slots="local",
+
+
+# Where there are several GPUs, a training takes one per process; `--resources gpus=4` limits them to four GPUs, also
+# to four of a cluster, which are asked for only then.
 GPUS_GIVEN = "gpus" in workflow.global_resources
 if not GPUS_GIVEN:
     workflow.global_resources["gpus"] = len(visible_gpus())
 GPUS = workflow.global_resources["gpus"].value
+
+
+# These need the network, the store of MLflow, or seconds: on a cluster, the machine where the workflow was started runs
+# them. Its nodes prepare data, train, time and compute metrics.
+localrules:
+    all,
+    points,
+    kernels,
+    used_config,
+    download,
+    fetch,
+    mlflow,
+    view_keys,
+    figure,
+    table,
+    figures,
+    tables,
+    verdict,
 
 
 wildcard_constraints:

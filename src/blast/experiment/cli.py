@@ -100,7 +100,7 @@ def job(options: argparse.Namespace) -> int:
         points, total = [Point.read(Path(file)) for file in options.points], options.total
     folder = GridFolder(options.out)
     log = options.log or folder.log(f"job-{os.getpid()}")
-    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs)
+    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs, attempt=options.attempt)
     return 1 if failures and options.strict else 0
 
 
@@ -386,6 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         help="let each point hold a GPU alone also with --jobs 1, and let benchmarks run side by side",
     )
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
+    made.add_argument("--attempt", type=_count, default=1, metavar="N", help="N-th attempt: fail if none comes further")
     ids = {"nargs": "+", "metavar": "ID", "type": _point_id, "help": "ids of points"}
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids)
