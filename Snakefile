@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.experiment.cluster_faults import check_slurm
 from blast.experiment.command_end import guard_output
 from blast.experiment.plan.config import used_config
 from blast.experiment.plan.grid import expand
@@ -90,6 +91,10 @@ def on_cluster():
     """Whether jobs run on other machines than this process, or this is such a job. Known once the rules are read."""
     planned_for_one = workflow.dryrun and workflow.resource_settings.nodes is not None
     return workflow.remote_exec or workflow.non_local_exec or planned_for_one
+
+
+def on_slurm():
+    return workflow.executor_plugin is not None and workflow.executor_plugin.name == "slurm"
 
 
 # Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
@@ -171,6 +176,8 @@ logger.addHandler(
 
 onstart:
     try:
+        if on_slurm():
+            check_slurm(job.resources.get("slurm_partition", "") for job in workflow.dag.needrun_jobs())
         hold_grid(FOLDER)
         begin_run(TODO, FOLDER)
     except BlastError as error:

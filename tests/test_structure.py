@@ -71,6 +71,7 @@ EXPERIMENT = [
     "own_model",
     "listing",
     "rerun",
+    "cluster_faults",
     "snakemake_hooks",
     "cli",
 ]

@@ -108,9 +108,7 @@ def _ports(count: int) -> list[int]:
 def _running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
     """Runs a daemon in the foreground until the block ends."""
     with log.open("w") as stream:
-        daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True
-        )
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
     try:
         yield daemon
     finally:

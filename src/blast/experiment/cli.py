@@ -100,7 +100,9 @@ def job(options: argparse.Namespace) -> int:
         points, total = [Point.read(Path(file)) for file in options.points], options.total
     folder = GridFolder(options.out)
     log = options.log or folder.log(f"job-{os.getpid()}")
-    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs, attempt=options.attempt)
+    failures = run_points(
+        points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs, attempt=options.attempt
+    )
     return 1 if failures and options.strict else 0
 
 

@@ -10,12 +10,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from blast.files import file_lock
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from blast.files import FileLock
 
 
 def visible_gpus() -> list[str]:
@@ -52,8 +48,8 @@ class GpuHold:
     def __init__(self, names: Sequence[str], count: int) -> None:
         self.names = list(names)
         self.count = count if count <= len(self.names) else 0
-        self._held: dict[str, BaseFileLock] = {}
-        self._gathering: BaseFileLock | None = None
+        self._held: dict[str, FileLock] = {}
+        self._gathering: FileLock | None = None
 
     @property
     def missing(self) -> int:
@@ -105,12 +101,14 @@ def gpus_in_use(names: Sequence[str]) -> int:
 
 
 def _lock_file(name: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}" / f"{name.replace('/', '_')}.lock"
+    # Slurm numbers the GPUs of each job from 0, and has given them to this job alone.
+    job = f"-slurm-{number}" if (number := os.environ.get("SLURM_JOB_ID", "")).isdecimal() else ""
+    return Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}{job}" / f"{name.replace('/', '_')}.lock"
 
 
-def _taken(file: Path) -> BaseFileLock | None:
+def _taken(file: Path) -> FileLock | None:
     """The lock on a file; None if another holds it."""
-    lock = file_lock(file)
+    lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except TimeoutError:

@@ -44,14 +44,10 @@ def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
     return state.record if state.left is Left.NOTHING else None
 
 
-def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str, Any]:
+def _made_with(point: Point, folder: GridFolder) -> dict[str, Any]:
+    """What a point is run with: the code, the packages and the machine."""
     commit, dirty = provenance.commit()
-    # Only where it is so: the times of a point that ran beside others are not of record.
-    beside = {"side_by_side": child.at_once} if child.at_once > 1 else {}
     return {
-        "wall_s": round(child.seconds, 3),
-        "started": child.started,
-        "finished": provenance.now(),
         "commit": commit,
         "dirty": dirty,
         "fingerprint": fingerprint(point),
@@ -59,12 +55,27 @@ def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str,
         "lock": provenance.lock_digest(),
         "versions": provenance.versions(),
         "host": os.uname().nodename,
-        **outcome.get("hardware", {"hardware": None, "gpu": None, "driver": None}),
+        "hardware": None,
+        "gpu": None,
+        "driver": None,
+        "threads": point.threads,
+        "command": rerun_command(point, folder),
+    }
+
+
+def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str, Any]:
+    # Only where it is so: the times of a point that ran beside others are not of record.
+    beside = {"side_by_side": child.at_once} if child.at_once > 1 else {}
+    return {
+        "wall_s": round(child.seconds, 3),
+        "started": child.started,
+        "finished": provenance.now(),
+        **_made_with(point, child.folder),
+        **outcome.get("hardware", {}),
         **outcome.get("run", {}),
         **({"gpus_held": held} if (held := child.hold.environment.get("CUDA_VISIBLE_DEVICES")) else {}),
         **beside,
         "threads": child.points[0].threads,
-        "command": rerun_command(point, child.folder),
     }
 
 
@@ -189,7 +200,8 @@ class _Job:
     def fail_first(self, cause: str) -> None:
         """Writes a failed record of the first point instead of running it."""
         point = self.waiting.pop(0)
-        run = {"fingerprint": fingerprint(point), "started": provenance.now(), "host": os.uname().nodename}
+        now = provenance.now()
+        run = {"wall_s": 0.0, "started": now, "finished": now, **_made_with(point, self.folder)}
         log = os.path.relpath(self.log, self.folder.root)
         record = make_record(point, status="failed", cause=cause, result={}, run=run, log=log)
         write_record(self.folder, record)
