@@ -169,8 +169,8 @@ def read_json(file: Path, what: str, remedy: str, keys: Iterable[str] = ()) -> A
 class FileLock:
     """A lock on a file, made if it is missing; the kernel releases it when its holder dies.
 
-    `with lock:` waits for it. A filesystem may have no locks (Lustre without `-o flock`, NFS without a lock service): it
-    is refused, unless `BLAST_LOCKS=off` says to go on without.
+    `with lock:` waits for it. A filesystem may have no locks (Lustre without `-o flock`, NFS without a lock service):
+    it is refused, unless `BLAST_LOCKS=off` says to go on without.
 
     Args:
         file: The file.
@@ -204,8 +204,8 @@ class FileLock:
                 raise
             if os.environ.get(LOCKS) != "off":
                 raise BlastError(
-                    f"{self.file.parent}: this filesystem has no locks ({error}); mount it with them (Lustre: `-o flock`, "
-                    f"NFS: its lock service), or set {LOCKS}=off and start no grid twice at a time."
+                    f"{self.file.parent}: this filesystem has no locks ({error}); mount it with them (Lustre: "
+                    f"`-o flock`, NFS: its lock service), or set {LOCKS}=off and start no grid twice at a time."
                 ) from error
 
     def release(self) -> None:

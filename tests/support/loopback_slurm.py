@@ -1,6 +1,7 @@
-"""A real Slurm on loopback for tests: munged, slurmctld and slurmd of this account, in a temporary folder, on free ports.
+"""A real Slurm on loopback for tests: munged, slurmctld and slurmd of this account, on free ports.
 
-It keeps no accounts (no slurmdbd) and needs no control groups, systemd or root. All of it ends with the block.
+It is in a temporary folder, keeps no accounts (no slurmdbd) and needs no control groups, systemd or root. All of it
+ends with the block.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The smoke grid on a real Slurm, on loopback: a job is cancelled, one hits its time limit, and the records are the same."""
+"""The smoke grid on a real Slurm, on loopback: a job is cancelled, one ends at its limit, and records are the same."""
 
 from __future__ import annotations
 
@@ -146,7 +146,10 @@ def test_jobs_of_slurm_ask_for_what_the_rules_say_and_never_download(tmp_path, s
     fault="The profile names a partition that Slurm does not have.",
     topic="Clusters",
     happens="The workflow does not start.",
-    reads="unknown Slurm partition 'bach'; did you mean 'batch'? Write another `slurm_partition` into the profile; `sinfo` lists them.",
+    reads=(
+        "unknown Slurm partition 'bach'; did you mean 'batch'? Write another `slurm_partition` into the profile; "
+        "`sinfo` lists them."
+    ),
     lost="nothing",
 )
 def test_a_partition_that_does_not_exist_is_one_sentence(tmp_path, slurm, reads):
@@ -164,7 +167,10 @@ def test_a_partition_that_does_not_exist_is_one_sentence(tmp_path, slurm, reads)
     fault="munge, which signs what Slurm's commands say, does not run.",
     topic="Clusters",
     happens="The workflow does not start.",
-    reads="Slurm does not answer here (…); its keys are checked by munge, which has to run: `munge -n` tells; ask its administrators, or run on this machine: leave out the profile.",
+    reads=(
+        "Slurm does not answer here (…); its keys are checked by munge, which has to run: `munge -n` tells; ask its "
+        "administrators, or run on this machine: leave out the profile."
+    ),
     lost="nothing",
 )
 def test_slurm_without_munge_is_one_sentence(tmp_path, slurm, reads):
@@ -184,7 +190,10 @@ def test_slurm_without_munge_is_one_sentence(tmp_path, slurm, reads):
     fault="The workflow is started with the profile of Slurm where there is no Slurm.",
     topic="Clusters",
     happens="It does not start.",
-    reads="the command 'sbatch' of Slurm is not on this machine; start the workflow on a login node of the cluster, or run on this machine: leave out the profile.",
+    reads=(
+        "the command 'sbatch' of Slurm is not on this machine; start the workflow on a login node of the cluster, or "
+        "run on this machine: leave out the profile."
+    ),
     lost="nothing",
 )
 def test_a_machine_without_slurm_is_one_sentence(tmp_path, slurm, reads):

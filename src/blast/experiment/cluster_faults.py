@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster, in one sentence each: before the first job is submitted, and of a job that ended early."""
+"""What goes wrong on a cluster, in one sentence each: before the first job is submitted, and when one ends early."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def check_slurm(partitions: Iterable[str]) -> None:
 
 
 def _last_line(text: str) -> str:
-    return re.sub(
-        r"^\w+: (error|fatal): ", "", ([line for line in text.splitlines() if line.strip()] or [""])[-1].strip()
-    )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"^\w+: (error|fatal): ", "", lines[-1]) if lines else ""
 
 
 def fault_of_job(event: Any) -> str | None:

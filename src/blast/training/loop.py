@@ -127,9 +127,8 @@ def train(
                 state.save(step + 1, model, optimizer, sparsifier, history)
             divergence.state_saved(step + 1)
         if stopping:
-            say(
-                f"told to stop after step {step + 1} of {settings.steps}: {'saved' if wanted else 'its last state is kept'}"
-            )
+            kept = "saved" if wanted else "its last state is kept"
+            say(f"told to stop after step {step + 1} of {settings.steps}: {kept}")
             raise TrainingStopped
         now = time.monotonic()
         if now - printed >= 5 or last:

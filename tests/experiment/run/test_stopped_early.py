@@ -1,4 +1,4 @@
-"""A job whose time is over, or that is preempted: it saves its training and ends, and its next attempt goes on from there."""
+"""A job whose time is over, or that is preempted: it saves its training, and its next attempt resumes it."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ def test_attempts_that_come_further_may_be_many_and_two_in_turn_that_do_not_are_
     topic="Clusters",
     happens="After two attempts in vain the point fails. Others run, and the next run repeats it.",
     reads=(
-        "two attempts of its job ended early and saved nothing new: the time limit is too short for one saved state, or "
-        "they were killed; give it more time (`--set-resources point:runtime=MINUTES`), or lower `checkpoint_seconds`, "
-        "then run again."
+        "two attempts of its job ended early and saved nothing new: the time limit is too short for one saved state, "
+        "or they were killed; give it more time (`--set-resources point:runtime=MINUTES`), or lower "
+        "`checkpoint_seconds`, then run again."
     ),
     lost="nothing",
 )

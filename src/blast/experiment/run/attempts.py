@@ -18,8 +18,8 @@ from blast.files import json_digest, write_json
 # Attempts in turn that may end where they began: one may have met a lost node or a preemption in its first second.
 IN_VAIN = 2
 NO_PROGRESS = (
-    "two attempts of its job ended early and saved nothing new: the time limit is too short for one saved state, or they "
-    "were killed; give it more time (`--set-resources {rule}:runtime=MINUTES`){more}, then run again."
+    "two attempts of its job ended early and saved nothing new: the time limit is too short for one saved state, or "
+    "they were killed; give it more time (`--set-resources {rule}:runtime=MINUTES`){more}, then run again."
 )
 OFTEN = ", or lower `checkpoint_seconds`"
 

@@ -223,8 +223,8 @@ class _Job:
             time.sleep(PAUSE)
         name = signal.Signals(self.stop.asked).name
         print(
-            f"stopped by {name}: {left} {'point' if left == 1 else 'points'} left; their training states are saved, and "
-            "the same command goes on from there",
+            f"stopped by {name}: {left} {'point' if left == 1 else 'points'} left; their training states are saved, "
+            "and the same command goes on from there",
             flush=True,
         )
 
