@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(loopback_slurm.missing() is not None, reason=str(loopback_slurm.missing())),
 ]
+PAGE = (ROOT / "docs" / "slurm.md").read_text()
 # The tests look at the queue more often than a cluster would like, and their disk is no network's.
 FAST = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5")
 
@@ -41,8 +44,10 @@ def smoke(name: str) -> dict:
 
 @contextlib.contextmanager
 def begin(place: Place, slurm: Slurm, *words: str, **environment: str) -> Iterator[subprocess.Popen]:
-    """Starts the workflow on Slurm, with the profile; it does not outlive a test that fails."""
-    command = [str(place.python), "-m", "snakemake", "--profile", "profiles/slurm", *words, "--configfile", "grid.yaml"]
+    """Starts the workflow on Slurm, as the docs say; it does not outlive a test that fails."""
+    (command,) = re.findall(r"^snakemake (--profile profiles/slurm all .*)$", PAGE, re.MULTILINE)
+    command = command.replace(" all ", f" {words[0]} ").replace("config/smoke.yaml", "grid.yaml").split()
+    command = [str(place.python), "-m", "snakemake", *command, *words[1:]]
     running = subprocess.Popen(
         [*command, *FAST],
         cwd=place.folder,
@@ -202,7 +207,7 @@ def test_a_machine_without_slurm_is_one_sentence(tmp_path, slurm, reads):
     bare = tmp_path / "bin"
     bare.mkdir()
     for name in ("sh", "bash", "which", "git", "uname"):
-        if found := loopback_slurm.shutil.which(name):
+        if found := shutil.which(name):
             (bare / name).symlink_to(found)
     code, said = told(place, slurm, "points", PATH=f"{bare}{os.pathsep}{Path(sys.executable).parent}")
     assert code == 1, said
