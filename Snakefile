@@ -89,16 +89,18 @@ if workflow.remote_exec:
 
 def on_cluster():
     """Whether jobs run on other machines than this process, or this is such a job. Known once the rules are read."""
-    planned_for_one = workflow.dryrun and workflow.resource_settings.nodes is not None
-    return workflow.remote_exec or workflow.non_local_exec or planned_for_one
+    # A dry run has an executor of its own; the profiles of clusters say `jobs`.
+    dry_run_of_one = workflow.dryrun and workflow.resource_settings.nodes is not None
+    return workflow.remote_exec or workflow.non_local_exec or dry_run_of_one
 
 
 def on_slurm():
+    """Whether Slurm gets the jobs."""
     return workflow.executor_plugin is not None and workflow.executor_plugin.name == "slurm"
 
 
 # Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
-# Jobs of a cluster take none: its nodes are others.
+# Jobs of a cluster take none: its nodes are others. They ask for this memory, in MB.
 SLOTS = jobs_at_once(CONFIG)
 MEMORY = math.ceil(1000 * CONFIG.memory_gb)
 workflow.global_resources["slots"] = SLOTS

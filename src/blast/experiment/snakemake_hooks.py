@@ -66,7 +66,9 @@ class UnknownTargetMessage(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
         if sentence := fault_of_job(record):
-            _say(sentence)
+            # Each attempt may be refused for the same reason.
+            if sentence not in _SAID:
+                _say(sentence)
             return
         found = re.search(r"No rule to produce (.+) \(if ", said)
         if found:

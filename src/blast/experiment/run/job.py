@@ -36,6 +36,8 @@ from blast.experiment.run.stopping import JobStop
 # Seconds between two looks at the children, and between two counts of what runs on the machine.
 PAUSE = 0.05
 COUNT = 2.0
+# Seconds that a child may take to save its training when it is told to stop.
+SAVING = 600.0
 
 
 def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
@@ -210,10 +212,12 @@ class _Job:
 
     def _end_early(self) -> None:
         """Lets the children save and end; what one has just finished gets its record."""
+        deadline = time.monotonic() + SAVING
         for child in self.children:
             child.stop()
         left = len(self.waiting) + sum(len(child.left) for child in self.children)
-        while self.children:
+        # Those that hang are killed at the end of `run`.
+        while self.children and time.monotonic() < deadline:
             for child in self.children.copy():
                 if child.has_outcome:
                     left -= self._look_after(child)
