@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster is one sentence each. `tests/workflow/test_slurm.py` makes these faults on a real Slurm."""
+"""What goes wrong on a cluster is one sentence each; `tests/workflow/test_slurm.py` makes the faults on a real Slurm."""
 
 from __future__ import annotations
 
@@ -79,10 +79,11 @@ def test_a_machine_without_the_commands_of_slurm_is_refused(tmp_path, monkeypatc
             "`--set-resources` gives it more time.",
         ),
         (
-            "SLURM sbatch failed. The error message was 'sbatch: error: Batch job submission failed: Invalid account'.\n"
+            "SLURM sbatch failed. The error message was 'sbatch: error: Batch job submission failed: Invalid account'."
+            "\n"
             "    sbatch call:\n        sbatch …",
-            "point vit-nano.digits.0a1b: sbatch refuses this job (Batch job submission failed: Invalid account); change "
-            "what it asks for in the profile or with `--set-resources`, and run again.",
+            "point vit-nano.digits.0a1b: sbatch refuses this job (Batch job submission failed: Invalid account); "
+            "change what it asks for in the profile or with `--set-resources`, and run again.",
         ),
         (
             "Job submission failed with exception: The given account\nx appears to be invalid.",

@@ -20,7 +20,7 @@ def visible_gpus() -> list[str]:
     if named is not None:
         names: list[str] = []
         for name in map(str.strip, named.split(",")):
-            # As CUDA reads it: nothing counts from the first name on that is no device, such as -1, or Slurm's NoDevFiles.
+            # As CUDA reads it: nothing counts from the first name on that is no device: -1, or Slurm's NoDevFiles.
             if not name or name.startswith("-") or name == "NoDevFiles":
                 break
             names.append(name)
