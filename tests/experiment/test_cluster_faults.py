@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster is one sentence each; `tests/workflow/test_slurm.py` makes the faults on a real Slurm."""
+"""What goes wrong on a cluster is one sentence each; `tests/workflow/test_slurm.py` makes it on a real Slurm."""
 
 from __future__ import annotations
 

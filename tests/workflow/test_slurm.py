@@ -134,17 +134,32 @@ def test_the_smoke_grid_on_slurm_has_the_records_of_an_undisturbed_run(tmp_path,
     assert results(place.folder / "on slurm" / "slurm") == results(folder)
 
 
+# In each process of `blast`: its verb, and whether it may download.
+TELLS = """
+import os, sys
+words = sys.orig_argv
+if "-m" in words and words[words.index("-m") + 1] == "blast":
+    with open({file!r}, "a") as file:
+        file.write(f"{{words[words.index('-m') + 2]}} {{os.environ.get('BLAST_OFFLINE')}}\\n")
+"""
+
+
 def test_jobs_of_slurm_ask_for_what_the_rules_say_and_never_download(tmp_path, slurm):
     place = Place(tmp_path / "place")
     values = smoke("asked") | {"threads": 2, "memory_gb": 1.25, "benchmarks": []}
     values["grid"] = values["grid"][1:]
     place.write(values)
-    # Without anything in the cache, and with a job of Slurm that is asked to fetch.
-    code, said = told(place, slurm, "points", BLAST_CACHE=str(tmp_path / "cache"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(TELLS.format(file=str(tmp_path / "told")))
+    path = os.pathsep.join([str(tmp_path / "code"), os.environ.get("PYTHONPATH", "")])
+    code, said = told(place, slurm, "points", BLAST_CACHE=str(tmp_path / "cache"), PYTHONPATH=path)
     assert code == 0, said
     seen = {rule: " ".join(asked) for rule, *asked in slurm.jobs("completed", "%k %C %m %l %P")}
-    (asked,) = {asked for rule, asked in seen.items() if rule.startswith("rule_point")}
+    (asked,) = {asked for rule, asked in seen.items() if rule.startswith("rule_point") and asked.startswith("2 ")}
     assert asked == "2 1250M 1:00:00 batch"
+    # Only what runs on the machine where the workflow was started downloads.
+    told_by = set((tmp_path / "told").read_text().splitlines())
+    assert told_by == {"fetch None", "prepare 1", "job 1"}
 
 
 @pytest.mark.fault(
