@@ -29,8 +29,8 @@ def asked(monkeypatch) -> list[str]:
     topic="Clusters",
     happens="The points that need it fail. Others run, and the next run repeats them.",
     reads=(
-        "… could not be fetched (…: BLAST_OFFLINE is set, so nothing is downloaded; `blast fetch CONFIG` does it before); "
-        "put … into … by hand, then run again."
+        "… could not be fetched (…: BLAST_OFFLINE is set, so nothing is downloaded; `blast fetch CONFIG` does it before)"
+        "; put … into … by hand, then run again."
     ),
     lost="nothing",
 )
@@ -62,7 +62,7 @@ def test_the_model_hub_is_not_asked_either(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_client", lambda: pytest.importorskip("huggingface_hub"))
     files = HubFiles("letters", "models", "owner/letters", "0" * 40, ["*.bin"])
     with pytest.raises(
-        BlastError, match="letters could not be fetched .*BLAST_OFFLINE is set, so nothing is downloaded"
+        BlastError, match=r"letters could not be fetched .*BLAST_OFFLINE is set, so nothing is downloaded"
     ):
         files.fetch(tmp_path)
     assert not asked
