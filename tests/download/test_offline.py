@@ -29,8 +29,8 @@ def asked(monkeypatch) -> list[str]:
     topic="Clusters",
     happens="The points that need it fail. Others run, and the next run repeats them.",
     reads=(
-        "… could not be fetched (…: BLAST_OFFLINE is set, so nothing is downloaded; `blast fetch CONFIG` does it before)"
-        "; put … into … by hand, then run again."
+        "… could not be fetched (…: BLAST_OFFLINE is set, so nothing is downloaded; `blast fetch CONFIG` does it "
+        "before); put … into … by hand, then run again."
     ),
     lost="nothing",
 )
