@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_sources import CONTENT, WANTED, server  # noqa: F401
 
-from blast.download import hub, sources
+from blast.download import sources
 from blast.download.hub import HubFiles
 from blast.download.sources import UrlSource, fetch_files
 from blast.errors import BlastError
@@ -57,9 +57,8 @@ def test_an_empty_variable_or_a_zero_allows_downloads(server, tmp_path, monkeypa
     assert (tmp_path / "raw" / WANTED.name).read_bytes() == CONTENT
 
 
-def test_the_model_hub_is_not_asked_either(asked, tmp_path, monkeypatch):
+def test_the_model_hub_is_not_asked_either(asked, tmp_path):
     pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub, "_client", lambda: pytest.importorskip("huggingface_hub"))
     files = HubFiles("letters", "models", "owner/letters", "0" * 40, ["*.bin"])
     with pytest.raises(
         BlastError, match=r"letters could not be fetched .*BLAST_OFFLINE is set, so nothing is downloaded"
