@@ -70,12 +70,13 @@ def told(place: Place, slurm: Slurm, *words: str, **environment: str) -> tuple[i
     return running.returncode, said
 
 
-def worker_of(place: Place) -> int | None:
-    """The process that trains or times points in the place, if there is one."""
+def worker_of(place: Place, point: str) -> int | None:
+    """The process that runs a point in the place, if there is one."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"blast.experiment.run.worker" in words and (folder / "cwd").resolve() == place.folder.resolve():
+            here = (folder / "cwd").resolve() == place.folder.resolve()
+            if here and f"results/slurm/points/{point}/point.json".encode() in words:
                 return int(folder.name)
         except OSError:
             continue
@@ -91,7 +92,7 @@ def hold_training(place: Place, running: subprocess.Popen, point: str) -> None:
         return state.is_file()
 
     wait_until(trains, f"the training of {point}")
-    os.kill(worker_of(place), signal.SIGSTOP)
+    os.kill(worker_of(place, point), signal.SIGSTOP)
 
 
 def number_of(slurm: Slurm, words: str) -> str:

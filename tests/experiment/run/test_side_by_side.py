@@ -217,7 +217,8 @@ def test_a_signal_stops_all_children_and_frees_their_gpus(machine, number):
         "from blast.experiment.cli import main\n"
         f"sys.exit(main(['job', *{files!r}, '--out', {str(machine.root)!r}]))\n"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(fake_worker.__file__).parent)])
+    folders = [str(Path(file).parent) for file in (__file__, fake_worker.__file__)]
+    path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     running = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},

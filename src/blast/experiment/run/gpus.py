@@ -58,13 +58,13 @@ class GpuHold:
 
     @property
     def held(self) -> list[str]:
-        """The GPUs that it holds."""
-        return list(self._held)
+        """The GPUs that it holds, in their order."""
+        return [name for name in self.names if name in self._held]
 
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables that show a child these GPUs alone; empty if it holds none."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self._held)} if self._held else {}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.held)} if self._held else {}
 
     def take(self) -> bool:
         """Takes the GPUs that are free, without waiting. Returns whether it has all that it needs."""
