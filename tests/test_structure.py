@@ -72,6 +72,7 @@ EXPERIMENT = [
     "listing",
     "environment",
     "rerun",
+    "cluster_faults",
     "snakemake_hooks",
     "commands",
     "cli",

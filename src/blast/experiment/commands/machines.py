@@ -29,7 +29,9 @@ def job(options: argparse.Namespace) -> int:
         points, total = [Point.read(Path(file)) for file in options.points], options.total
     folder = GridFolder(options.out)
     log = options.log or folder.log(f"job-{os.getpid()}")
-    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs)
+    failures = run_points(
+        points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs, attempt=options.attempt
+    )
     return 1 if failures and options.strict else 0
 
 
@@ -98,6 +100,7 @@ def add_verbs(verb: AddVerb) -> None:
         help="let each point hold a GPU alone also with --jobs 1, and let benchmarks run side by side",
     )
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
+    made.add_argument("--attempt", type=count, default=1, metavar="N", help="N-th attempt: fail if none comes further")
     made = verb("import", import_records)
     made.add_argument("folder", type=Path, help="folder with the records of another machine")
     made.add_argument("--grid-dir", **grid_option())

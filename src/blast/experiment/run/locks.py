@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
-from blast.files import file_lock
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from blast.files import FileLock
 
 # A lock that nothing refers to is released.
-_HELD: list[BaseFileLock] = []
+_HELD: list[FileLock] = []
 
 
 def hold_grid(folder: GridFolder) -> None:
@@ -25,7 +21,7 @@ def hold_grid(folder: GridFolder) -> None:
         BlastError: if another run holds it; names its process.
     """
     file = folder.root / ".lock"
-    lock = file_lock(file)
+    lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except TimeoutError as error:
@@ -34,7 +30,7 @@ def hold_grid(folder: GridFolder) -> None:
             "wait for it or stop it, then run again."
         ) from error
     # Written in place: a file of the same name that replaced it would be another lock.
-    file.write_text(str(os.getpid()))
+    file.write_text(f"{os.getpid()} of {os.uname().nodename}")
     _HELD.append(lock)
 
 
@@ -50,7 +46,7 @@ def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[Callable[
 
         def hold(names: Sequence[str]) -> None:
             for name in sorted({*names} - held):
-                lock = file_lock(folder.work(name) / ".lock")
+                lock = FileLock(folder.work(name) / ".lock")
                 try:
                     lock.acquire(blocking=False)
                 except TimeoutError:

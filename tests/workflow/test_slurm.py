@@ -1,0 +1,232 @@
+"""The smoke grid on a real Slurm, on loopback: a job is cancelled, one ends at its limit, and records are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import loopback_slurm
+import pytest
+import yaml
+from loopback_slurm import Slurm
+from patience import PATIENCE, wait_until
+from workflow_place import ROOT, Place
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(loopback_slurm.missing() is not None, reason=str(loopback_slurm.missing())),
+]
+PAGE = (ROOT / "docs" / "slurm.md").read_text()
+# The tests look at the queue more often than a cluster would like, and their disk is no network's.
+FAST = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    with loopback_slurm.slurm() as found:
+        yield found
+
+
+def smoke(name: str) -> dict:
+    """The smoke grid; its trainings save each step, so that a test sees that they run, and are long enough for it."""
+    values = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    values["training"]["default"] |= {"checkpoint_seconds": 0, "steps": 150}
+    return values | {"name": name, "figures": f"results/{name}/figures"}
+
+
+@contextlib.contextmanager
+def begin(place: Place, slurm: Slurm, *words: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """Starts the workflow on Slurm, as the docs say; it does not outlive a test that fails."""
+    (command,) = re.findall(r"^snakemake (--profile profiles/slurm all .*)$", PAGE, re.MULTILINE)
+    command = command.replace(" all ", f" {words[0]} ").replace("config/smoke.yaml", "grid.yaml").split()
+    command = [str(place.python), "-m", "snakemake", *command, *words[1:]]
+    running = subprocess.Popen(
+        [*command, *FAST],
+        cwd=place.folder,
+        env={**os.environ, **slurm.environment, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait(PATIENCE)
+
+
+def told(place: Place, slurm: Slurm, *words: str, **environment: str) -> tuple[int, str]:
+    """Exit code and output of the workflow on Slurm."""
+    with begin(place, slurm, *words, **environment) as running:
+        said, _ = running.communicate(timeout=PATIENCE)
+    return running.returncode, said
+
+
+def worker_of(place: Place, point: str) -> int | None:
+    """The process that runs a point in the place, if there is one."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            here = (folder / "cwd").resolve() == place.folder.resolve()
+            if here and f"results/slurm/points/{point}/point.json".encode() in words:
+                return int(folder.name)
+        except OSError:
+            continue
+    return None
+
+
+def hold_training(place: Place, running: subprocess.Popen, point: str) -> None:
+    """Waits until a point trains, and stops its process: only a signal of Slurm lets it go on."""
+    state = place.folder / "results" / "slurm" / "points" / point / "training_state.pt"
+
+    def trains() -> bool:
+        assert running.poll() is None, running.communicate()[0]
+        return state.is_file()
+
+    wait_until(trains, f"the training of {point}")
+    os.kill(worker_of(place, point), signal.SIGSTOP)
+
+
+def number_of(slurm: Slurm, words: str) -> str:
+    (number,) = [number for number, _, comment in slurm.jobs("running") if words in comment]
+    return number
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """What the records of a grid say, without times."""
+    found = {}
+    for file in sorted((folder / "records").glob("*.json")):
+        record = json.loads(file.read_text())
+        found[file.stem] = record["result"] if record["point"]["stage"] == "train" else record["status"]
+    return found
+
+
+def test_the_smoke_grid_on_slurm_has_the_records_of_an_undisturbed_run(tmp_path, slurm):
+    place = Place(tmp_path / "place")
+    place.write(smoke("slurm"))
+    with begin(place, slurm, "all") as running:
+        hold_training(place, running, "vit-nano.digits.blast.s90.b16.seed0")
+        slurm.ask("scancel", number_of(slurm, "vit-nano"))
+        hold_training(place, running, "llama-nano.pystdlib.blast.s90.b16.seed0")
+        limited = number_of(slurm, "llama-nano")
+        slurm.ask("scontrol", "update", f"JobId={limited}", "TimeLimit=1")
+        said, _ = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 0, said
+    assert "(CANCELLED)" in said
+    assert f"Slurm ended its job {limited} (TIMEOUT)" in said
+    folder = place.folder / "results" / "slurm"
+    for log in folder.glob("logs/*-nano*.log"):
+        assert "resuming at step" in log.read_text(), log
+    assert (folder / "verdict.txt").read_text().startswith("all 6 points are done")
+
+    # The same grid without Slurm, undisturbed.
+    (place.folder / "results").rename(place.folder / "on slurm")
+    place.write(smoke("slurm"))
+    alone = place.run("points", timeout=PATIENCE)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert results(place.folder / "on slurm" / "slurm") == results(folder)
+
+
+# In each process of `blast`: its verb, and whether it may download.
+TELLS = """
+import os, sys
+words = sys.orig_argv
+if "-m" in words and words[words.index("-m") + 1] == "blast":
+    with open({file!r}, "a") as file:
+        file.write(f"{{words[words.index('-m') + 2]}} {{os.environ.get('BLAST_OFFLINE')}}\\n")
+"""
+
+
+def test_jobs_of_slurm_ask_for_what_the_rules_say_and_never_download(tmp_path, slurm):
+    place = Place(tmp_path / "place")
+    values = smoke("asked") | {"threads": 2, "memory_gb": 1.25, "benchmarks": []}
+    values["grid"] = values["grid"][1:]
+    place.write(values)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(TELLS.format(file=str(tmp_path / "told")))
+    path = os.pathsep.join([str(tmp_path / "code"), os.environ.get("PYTHONPATH", "")])
+    code, said = told(place, slurm, "points", BLAST_CACHE=str(tmp_path / "cache"), PYTHONPATH=path)
+    assert code == 0, said
+    seen = {rule: " ".join(asked) for rule, *asked in slurm.jobs("completed", "%k %C %m %l %P")}
+    (asked,) = {asked for rule, asked in seen.items() if rule.startswith("rule_point") and asked.startswith("2 ")}
+    assert asked == "2 1250M 1:00:00 batch"
+    # Only what runs on the machine where the workflow was started downloads.
+    told_by = set((tmp_path / "told").read_text().splitlines())
+    assert told_by == {"fetch None", "prepare 1", "job 1"}
+
+
+@pytest.mark.fault(
+    fault="The profile names a partition that Slurm does not have.",
+    topic="Clusters",
+    happens="The workflow does not start.",
+    reads=(
+        "unknown Slurm partition 'bach'; did you mean 'batch'? Write another `slurm_partition` into the profile; "
+        "`sinfo` lists them."
+    ),
+    lost="nothing",
+)
+def test_a_partition_that_does_not_exist_is_one_sentence(tmp_path, slurm, reads):
+    place = Place(tmp_path / "place")
+    place.write(smoke("nowhere"))
+    code, said = told(place, slurm, "points", "--default-resources", "slurm_partition=bach")
+    assert code == 1, said
+    reads(said)
+    assert said.count("blast: ") == 1
+    assert "Traceback" not in said
+    assert not slurm.jobs("pending,running")
+
+
+@pytest.mark.fault(
+    fault="munge, which signs what Slurm's commands say, does not run.",
+    topic="Clusters",
+    happens="The workflow does not start.",
+    reads=(
+        "Slurm does not answer here (…); its keys are checked by munge, which has to run: `munge -n` tells; ask its "
+        "administrators, or run on this machine: leave out the profile."
+    ),
+    lost="nothing",
+)
+def test_slurm_without_munge_is_one_sentence(tmp_path, slurm, reads):
+    place = Place(tmp_path / "place")
+    place.write(smoke("unsigned"))
+    without = tmp_path / "slurm.conf"
+    conf = (slurm.root / "slurm.conf").read_text()
+    without.write_text(conf.replace("munge.socket", "no.socket"))
+    code, said = told(place, slurm, "points", SLURM_CONF=str(without))
+    assert code == 1, said
+    reads(said)
+    assert said.count("blast: ") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.fault(
+    fault="The workflow is started with the profile of Slurm where there is no Slurm.",
+    topic="Clusters",
+    happens="It does not start.",
+    reads=(
+        "the command 'sbatch' of Slurm is not on this machine; start the workflow on a login node of the cluster, or "
+        "run on this machine: leave out the profile."
+    ),
+    lost="nothing",
+)
+def test_a_machine_without_slurm_is_one_sentence(tmp_path, slurm, reads):
+    place = Place(tmp_path / "place")
+    place.write(smoke("bare"))
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for name in ("sh", "bash", "which", "git", "uname"):
+        if found := shutil.which(name):
+            (bare / name).symlink_to(found)
+    code, said = told(place, slurm, "points", PATH=f"{bare}{os.pathsep}{Path(sys.executable).parent}")
+    assert code == 1, said
+    reads(said)
+    assert said.count("blast: ") == 1
+    assert "Traceback" not in said
