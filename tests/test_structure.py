@@ -59,6 +59,7 @@ LIBRARY = [
 ]
 EXPERIMENT = [
     "command_end",
+    "columns",
     "plan",
     "records",
     "run",
@@ -71,6 +72,7 @@ EXPERIMENT = [
     "own_model",
     "listing",
     "rerun",
+    "compare",
     "snakemake_hooks",
     "commands",
     "cli",
