@@ -73,6 +73,7 @@ EXPERIMENT = [
     "listing",
     "rerun",
     "compare",
+    "share",
     "snakemake_hooks",
     "commands",
     "cli",

@@ -93,7 +93,9 @@ def settings_that_differ(pairs: Iterable[Pair]) -> list[Difference]:
         for key in differ:
             part, *_ = key.partition(".")
             # A part that only one of them has is one line.
-            lacking = [not any(_in(part, name) and value is not None for name, value in side.items()) for side in (one, other)]
+            lacking = [
+                not any(_in(part, name) and value is not None for name, value in side.items()) for side in (one, other)
+            ]
             if any(lacking) and "." in key:
                 if key == min(name for name in differ if _in(part, name)):
                     found[part, *(ABSENT if lacks else "{…}" for lacks in lacking)] += 1

@@ -96,4 +96,4 @@ def describe_claims(claims: Iterable[Claim]) -> Iterator[str]:
         yield f"Of the local results none counts: {claims[0]['not_counted']}"
     verdicts = [finding["verdict"] for claim in claims for finding in claim["findings"]]
     found = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    yield f"{len(claims)} claims, {len(verdicts)} findings: {found}. How each is judged: blast.experiment.analysis.claims"
+    yield f"{len(claims)} claims, {len(verdicts)} findings: {found}; docs/compare.md says how each is judged"

@@ -47,8 +47,9 @@ class Compared:
     def as_json(self) -> dict[str, Any]:
         """All of it, as plain values."""
         results = [
-            _plain(asdict(result)) | {"relative": _finite(result.relative), "significant": sure, "test": str(result.test),
-                              "p": result.test.p, "n": result.test.n}
+            _plain(asdict(result))
+            | {"relative": _finite(result.relative), "significant": sure, "test": str(result.test)}
+            | {"p": result.test.p, "n": result.test.n}
             for result, sure in zip(self.results, self.significant, strict=True)
         ]  # fmt: skip
         return {
@@ -163,7 +164,8 @@ def _code(found: Compared, most: int | None) -> Iterator[str]:
         return
     if not any(each.key == "commit" for each in found.code):
         dirty = any(entry.run.get("dirty") for pair in found.pairs for entry in pair)
-        yield f"  both are of the same commit{', with uncommitted changes' if dirty else ': other points run other code'}"
+        why = "with uncommitted changes" if dirty else "other points run other code"
+        yield f"  both are of the same commit; {why}"
     elif found.definitions is None:
         yield "  which modules changed is unknown: git does not have both commits here"
     elif not found.definitions:
@@ -189,9 +191,7 @@ def _results(found: Compared, most: int | None) -> Iterator[str]:
                          _percent(each.relative), str(each.test)])  # fmt: skip
         yield from columns([rows[0], *rows[1:][: most and 2 * most]], right=[1, 2, 3, 4, 5])
         yield from _more(len(found.overall), most and 2 * most)
-    differ = [
-        (result, sure) for result, sure in zip(found.results, found.significant, strict=True) if not result.equal
-    ]
+    differ = [(result, sure) for result, sure in zip(found.results, found.significant, strict=True) if not result.equal]
     if not differ:
         return
     # What is sure comes first, then the largest.
