@@ -74,6 +74,7 @@ EXPERIMENT = [
     "rerun",
     "compare",
     "share",
+    "reproduce",
     "snakemake_hooks",
     "commands",
     "cli",

@@ -40,8 +40,8 @@ def page(found: Summary, everything: bool = False) -> Iterator[str]:
     for number, machine in enumerate(found.machines, 1):
         whose = "measured the grid" if number <= found.here else "recorded"
         yield f"  T{number}: {machine} ({whose})"
-    yield "  T: time of dense over ours in the benchmarks of a machine: median (lowest to highest; number of cases) over all"
-    yield "  models and block sizes that were timed at this sparsity; they are not the times of the models of the grid"
+    yield "  T: time of dense over ours in the benchmarks of a machine: median (lowest to highest; number of cases)"
+    yield "  over all models and block sizes timed at this sparsity; they are not the times of the models of the grid"
     yield ""
     yield from textwrap.wrap(RULE, 120, initial_indent="  ", subsequent_indent="  ")
     if not found.configurations:
