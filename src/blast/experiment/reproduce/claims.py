@@ -95,4 +95,4 @@ def described() -> Iterator[str]:
         minutes = "?" if need.minutes is None else f"{need.minutes:g}"
         rows.append([value.id, value.shown, value.claim, need.hardware, minutes, need.command(value.id)])
     yield from columns(rows, right=[4])
-    yield "minutes: on two cores, or on one H100; ?: not measured. `blast reproduce CLAIM` runs what this machine can run."
+    yield "minutes: on two cores, or on one H100; ?: not measured. `blast reproduce CLAIM` runs what can run here."
