@@ -11,11 +11,13 @@ import fake_records as fake
 
 from blast.experiment.cli import main
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
 from blast.experiment.records.record import make_record, write_record
 from blast.files import file_digest, write_json
 
 DENSE = fake.make_point("vit-nano", "digits", "dense", 0.0, 0)
-PRUNED = fake.make_point("vit-nano", "digits", "blast", 0.9, 0)
+# It starts from the checkpoint of the dense one.
+PRUNED = Point.from_dict(fake.make_point("vit-nano", "digits", "one_shot", 0.9, 0).to_dict() | {"start": "parent"})
 TEXT = fake.make_point("llama-nano", "pystdlib", "blast", 0.9, 0)
 
 

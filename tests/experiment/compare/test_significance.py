@@ -52,7 +52,7 @@ def test_seeds_are_compared_by_the_t_test_that_scipy_has():
         (over_seeds([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]), "the same difference on all 3 seeds"),
         (over_seeds([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), "equal on all 3 seeds"),
         (over_items([(texts([1.0] * 9), texts([2.0] * 9))], "loss"), "too few to test (9 items; 30 are needed)"),
-        (sign_test(np.array([1, -1, 0, 1]), "sign test", "pairs"), "too few to test (3 of 4 pairs differ; 6 are needed)"),
+        (sign_test(np.array([1, -1, 0, 1]), "s", "pairs"), "too few to test (3 of 4 pairs differ; 6 are needed)"),
         (sign_test(np.zeros(4), "sign test", "pairs"), "equal in all 4 pairs"),
     ],
 )  # fmt: skip

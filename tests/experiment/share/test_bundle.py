@@ -40,7 +40,7 @@ def test_points_can_be_chosen_and_an_unknown_one_gets_the_nearest_name(tmp_path,
     bundle = export(grid, tmp_path / "one.tar", PRUNED.id)
     assert bring(bundle, tmp_path / "here") == 0
     assert [file.stem for file in (tmp_path / "here" / "records").iterdir()] == [PRUNED.id]
-    assert main(["export", str(grid.root), PRUNED.id.replace("blast", "blats")]) == 2
+    assert main(["export", str(grid.root), PRUNED.id.replace("one_shot", "one_shoot")]) == 2
     assert f"did you mean '{PRUNED.id}'?" in capsys.readouterr().err
 
 
@@ -169,7 +169,11 @@ def test_files_larger_than_the_bundle_can_hold_are_refused(tmp_path, capsys):
 def test_what_is_no_bundle_is_refused(name, tmp_path, capsys):
     (tmp_path / "text.tar").write_text("no tar at all" * 100)
     line = refused(tmp_path / name, tmp_path, capsys)
-    assert "there is no such bundle" in line if name == "missing.tar" else "it is no whole tar file" in line
+    assert (
+        "there is no such bundle" in line
+        if name == "missing.tar"
+        else "it holds something else than ordinary files" in line
+    )
 
 
 def test_a_record_of_another_point_in_a_bundle_is_refused(tmp_path, capsys):

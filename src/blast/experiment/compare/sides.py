@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ NO_SETTINGS = frozenset({
     "grid", "point", "parent", "digest", "better", "chance", "classes", "cause", "gpu", "gpus", "parameters",
     "prunable", "same_but_execution", "same_but_rate", "choices",
 })  # fmt: skip
+
+
+# Both sides may read the same file, and reading takes two seconds for all there are.
+_rows = cache(read_rows)
 
 
 @dataclass
@@ -180,7 +185,7 @@ def _of_machine(folder: Path, name: str | None = None) -> list[Entry]:
     rows = []
     for file in sorted(folder.glob("*.csv")):
         if name is None or f'""point"":""{name}""' in file.read_text(encoding="utf-8"):
-            rows += read_rows(file)
+            rows += _rows(file)
     if name is not None:
         rows = [row for row in rows if read_setting(row["setting"]).get("point") == name]
     return _of_rows(rows, folder)

@@ -18,6 +18,8 @@ from blast.experiment.analysis.paired import FEWEST
 FEWEST_SEEDS = 3
 FEWEST_SIGNS = 6
 LEVEL = 0.05
+# Metrics that rise with the sum of the log-likelihoods of all items.
+BY_NATS = ("loss", "perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ def over_items(
 
     Args:
         pairs: The items of both sides, a pair for each seed; all of the same set.
-        metric: `loss`, `perplexity` and `bits_per_byte` are tested by the log-likelihoods, with a t-test of the
-            differences; `acc`, `acc_norm` and `top1` by the right answers, with McNemar's exact test, and with a t-test
-            if there are several seeds, whose answers are averaged.
+        metric: Those of `BY_NATS` are tested by the log-likelihoods, with a t-test of the differences; `acc`,
+            `acc_norm` and `top1` by the right answers, with McNemar's exact test, or with a t-test if there are several
+            seeds, whose answers are averaged.
         denominator: What the sum of the differences in nats is divided by, for the interval; None without one.
     """
     first = pairs[0][0]
-    if metric in ("loss", "perplexity", "bits_per_byte"):
+    if metric in BY_NATS:
         differences = np.mean([theirs.nats - ours.nats for ours, theirs in pairs], axis=0)
         scale = len(first) / denominator if denominator else math.nan
         return t_test(differences, "paired t-test over items", FEWEST, "items", scale)

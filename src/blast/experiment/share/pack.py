@@ -11,6 +11,7 @@ from typing import Any
 
 from blast.errors import BlastError, unknown_name
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
 from blast.experiment.records.artifacts import artifact_files
 from blast.experiment.records.record import read_language, read_record
 from blast.experiment.share.manifest import NAME, Content, Manifest
@@ -66,7 +67,7 @@ def pack(folder: GridFolder, ids: Sequence[str], checkpoints: str, out: Path | N
 
 def _needed(records: Iterable[dict[str, Any]]) -> set[str]:
     """The points whose checkpoints others start from or learn from."""
-    return {record["point"].get(key) for record in records for key in ("parent", "teacher")} - {None}
+    return {name for record in records for name in Point.from_dict(record["point"]).needs}
 
 
 def _files(folder: GridFolder, record: dict[str, Any], with_weights: bool) -> Iterator[tuple[str, Path]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from blast.errors import BlastError
 from blast.evaluation.item_scores import read_item_scores
@@ -21,6 +23,8 @@ from blast.files import CHUNK, replacing
 from blast.untrusted import NotPlainFileError, check_plain, parse_json
 
 AGAIN = "copy it again, or ask for it again."
+# Bytes of the extension of a header, which holds the size of a file of more than 8 GB.
+LARGEST_EXTENSION = 1 << 16
 
 
 def import_from(source: Path, folder: GridFolder, replace: bool = False, digest: str | None = None) -> Imported:
@@ -40,8 +44,11 @@ def import_from(source: Path, folder: GridFolder, replace: bool = False, digest:
             raise BlastError(f"{source}: a folder has no digest; leave --digest out, or give a bundle.")
         return import_records(source, folder, replace)
     with unpacked(source, folder.root, digest) as staged:
-        languages = [name for name in _names(staged) if _check_language(staged, name, source)]
-        done = import_records(staged.root, folder, replace)
+        languages = [name for name in _names(staged) if _check_language(staged, name)]
+        try:
+            done = import_records(staged.root, folder, replace)
+        except BlastError as error:
+            raise _of_bundle(error, staged) from error
         for name in languages:
             # Metrics that are here stay, unless their record was replaced.
             if name not in done.known or not folder.language(name).is_file():
@@ -57,7 +64,16 @@ def _names(folder: GridFolder) -> list[str]:
     return sorted(file.stem for file in (folder.root / "records").glob("*.json"))
 
 
-def _check_language(staged: GridFolder, name: str, source: Path) -> bool:
+def _of_bundle(error: BlastError, staged: GridFolder) -> Exception:
+    """The error of a file in the unpacked bundle, which is gone when it is read."""
+    said = str(error)
+    if not said.startswith(str(staged.root)):
+        return BlastError(said.replace(str(staged.root), "the bundle"))
+    reason, _, _ = said.removeprefix(str(staged.root)).lstrip("/: ").rpartition(";")
+    return _DamagedError(reason)
+
+
+def _check_language(staged: GridFolder, name: str) -> bool:
     """Whether a point has language metrics of its record; refuses damaged ones."""
     if not staged.language(name).is_file():
         return False
@@ -66,9 +82,11 @@ def _check_language(staged: GridFolder, name: str, source: Path) -> bool:
         if staged.item_scores(name).is_file():
             read_item_scores(staged.item_scores(name))
     except BlastError as error:
-        # The file is gone when this is read; the name of the point tells more.
-        raise BlastError(f"{source}: the language metrics of '{name}' in this bundle are damaged; {AGAIN}") from error
-    return language.get("record_digest") == read_record(staged.record(name))["record_digest"]
+        raise _DamagedError(f"the language metrics of '{name}' cannot be read") from error
+    try:
+        return language.get("record_digest") == read_record(staged.record(name))["record_digest"]
+    except BlastError as error:
+        raise _of_bundle(error, staged) from error
 
 
 @contextmanager
@@ -88,7 +106,7 @@ def unpacked(source: Path, near: Path, digest: str | None = None) -> Iterator[Gr
         check_plain(source)
         size = source.stat().st_size
         with source.open("rb") as stream, tempfile.TemporaryDirectory(prefix=".blast-import-", dir=home) as place:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with _opened(stream) as tar:
                 manifest = _manifest(tar, size)
                 _check_digest(manifest, digest)
                 _check_space(manifest, home)
@@ -114,6 +132,8 @@ class _DamagedError(Exception):
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     """The next member, which has to be an ordinary file."""
+    if tar.fileobj is not None:
+        _check_header(tar.fileobj, tar.offset)
     try:
         member = tar.next()
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError, MemoryError) as error:
@@ -123,6 +143,34 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     if member is not None and not (member.isreg() and not member.issparse()):
         raise _DamagedError("it holds something else than ordinary files")
     return member
+
+
+def _check_header(stream: IO[bytes], place: int) -> None:
+    """Refuses what `tarfile` would read at once however long it is: a file has to follow, with one short extension."""
+    for allowed in ((b"0", b"\0", b"x"), (b"0",)):
+        stream.seek(place)
+        header = stream.read(tarfile.BLOCKSIZE)
+        if len(header) < tarfile.BLOCKSIZE:
+            return
+        kind = header[156:157]
+        if kind not in allowed:
+            raise _DamagedError("it holds something else than ordinary files")
+        if kind != b"x":
+            return
+        size = header[124:136].strip(b"\0 ")
+        if not re.fullmatch(rb"[0-7]{1,11}", size) or int(size, 8) > LARGEST_EXTENSION:
+            raise _DamagedError("the extension of a header is too long")
+        place += tarfile.BLOCKSIZE * (1 + -(-int(size, 8) // tarfile.BLOCKSIZE))
+
+
+def _opened(stream: IO[bytes]) -> tarfile.TarFile:
+    # It reads the first header when it is opened.
+    _check_header(stream, 0)
+    stream.seek(0)
+    try:
+        return tarfile.open(fileobj=stream, mode="r:")
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise _DamagedError("it is no whole tar file") from error
 
 
 def _manifest(tar: tarfile.TarFile, packed: int) -> Manifest:
