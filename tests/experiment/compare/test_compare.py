@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import fake_records as fake
@@ -12,8 +13,7 @@ import pytest
 
 from blast.evaluation.item_scores import HELD_OUT, ItemScores, write_item_scores
 from blast.experiment.cli import main
-from blast.experiment.compare.code import changed_definitions
-from blast.experiment.compare.sides import commit_of
+from blast.experiment.compare import code
 from blast.experiment.plan.paths import CHECKOUT, GridFolder
 from blast.experiment.records.export import export_grid
 from blast.experiment.records.record import make_record, write_record
@@ -144,12 +144,29 @@ def test_an_id_in_two_grids_asks_for_the_file(tmp_path, capsys):
     assert f"'{name}' has a record in 2 grids; give the file" in capsys.readouterr().err
 
 
-def test_no_definition_changed_between_a_commit_and_itself():
-    commit = commit_of("HEAD")
-    if commit is None or not (CHECKOUT / ".git").exists():
-        pytest.skip("there is no git here")
-    assert changed_definitions(commit, commit, POINT.to_dict()) == {}
-    assert changed_definitions(commit, "0" * 40, POINT.to_dict()) is None
+def git(folder: Path, *arguments: str) -> str:
+    given = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+    return subprocess.run(given, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_definitions_that_changed_between_two_commits_are_named(tmp_path, monkeypatch):
+    """In a copy of the sources with a history of its own: an edit of the schedule, and one of a comment."""
+    for path in code.PACKAGES.values():
+        shutil.copytree(CHECKOUT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "CHECKOUT", tmp_path)
+    git(tmp_path, "init", "-q")
+    commits = []
+    schedule = tmp_path / "src" / "blast" / "sparsity" / "schedule.py"
+    for old, new in (("", ""), ("power = 3 if", "power = 4 if"), ("power = 4 if", "# A comment.\n    power = 4 if")):
+        schedule.write_text(schedule.read_text().replace(old, new, 1) if old else schedule.read_text())
+        git(tmp_path, "add", "-A")
+        git(tmp_path, "commit", "-q", "--allow-empty", "-m", new or "first")
+        commits.append(git(tmp_path, "rev-parse", "HEAD"))
+    first, second, third = commits
+    assert code.changed_definitions(first, second, POINT.to_dict()) == {"blast.sparsity.schedule": ["target_sparsity"]}
+    assert code.changed_definitions(second, third, POINT.to_dict()) == {}
+    assert code.changed_definitions(first, first, POINT.to_dict()) == {}
+    assert code.changed_definitions(first, "0" * 40, POINT.to_dict()) is None
 
 
 def test_the_paper_is_compared_once_and_then_remembered(tmp_path, capsys, monkeypatch):

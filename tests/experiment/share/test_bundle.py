@@ -37,10 +37,10 @@ def test_only_the_weights_that_were_asked_for_come_along(kind, points, tmp_path)
 
 def test_points_can_be_chosen_and_an_unknown_one_gets_the_nearest_name(tmp_path, capsys):
     grid = make(tmp_path / "there")
-    bundle = export(grid, tmp_path / "one.tar", PRUNED.id)
+    bundle = export(grid, tmp_path / "one.tar", "--points", PRUNED.id)
     assert bring(bundle, tmp_path / "here") == 0
     assert [file.stem for file in (tmp_path / "here" / "records").iterdir()] == [PRUNED.id]
-    assert main(["export", str(grid.root), PRUNED.id.replace("one_shot", "one_shoot")]) == 2
+    assert main(["export", str(grid.root), "--points", PRUNED.id.replace("one_shot", "one_shoot")]) == 2
     assert f"did you mean '{PRUNED.id}'?" in capsys.readouterr().err
 
 

@@ -52,7 +52,7 @@ def check(place: Path, odd: Path) -> None:
 
 
 @given(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=40))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_bytes_that_change_anywhere_are_noticed(at, content):
     whole = bytearray(bundle()[0])
     whole[at % len(whole) : at % len(whole) + len(content)] = content
@@ -62,7 +62,7 @@ def test_bytes_that_change_anywhere_are_noticed(at, content):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_members_of_any_kind_and_name_stay_in_their_place(data):
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place, "a.tar")

@@ -29,23 +29,47 @@ def changed_definitions(first: str, second: str, point: Mapping[str, Any]) -> di
     Returns:
         By module the names, sorted; None if git or one of the commits is not here.
     """
-    texts = []
+    changed = _changed_files(first, second)
+    if not changed:
+        return None if changed is None else {}
     with tempfile.TemporaryDirectory() as place:
-        for number, commit in enumerate((first, second)):
-            root = Path(place, str(number))
-            if not _extract(commit, root):
-                return None
-            known = Fingerprints({name: root / path for name, path in PACKAGES.items() if (root / path).is_dir()})
-            try:
-                reached = known.reached(Point.from_dict(dict(point)))
-            except (BlastError, LookupError, SyntaxError):
-                return None
-            texts.append({name: known.code.text(name).text for name in reached})
+        before, after = (_code_of(commit, Path(place, commit[:12])) for commit in (first, second))
+        if before is None or after is None:
+            return None
+        try:
+            # What decides the numbers now; a definition that is gone was named by one that changed.
+            reached = after.reached(Point.from_dict(dict(point)))
+            names = sorted(name for name in reached if _file_of(name.module, after) in changed)
+            differ = [name for name in names if before.code.text(name).text != after.code.text(name).text]
+        except (BlastError, LookupError, SyntaxError):
+            return None
     found: dict[str, list[str]] = {}
-    for name in sorted(texts[0].keys() | texts[1].keys()):
-        if texts[0].get(name, "") != texts[1].get(name, ""):
-            found.setdefault(name.module, []).append(name.name or "(what its import does)")
+    for name in differ:
+        found.setdefault(name.module, []).append(name.name or "(what its import does)")
     return found
+
+
+def _changed_files(first: str, second: str) -> set[str] | None:
+    asked = ["git", "-C", str(CHECKOUT), "diff", "--name-only", first, second, "--", *PACKAGES.values()]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return None if answer.returncode else set(answer.stdout.splitlines())
+
+
+def _file_of(module: str, known: Fingerprints) -> str:
+    """The file of a module in the checkout."""
+    package, *parts = module.split(".")
+    here = known.code.module(module)
+    ending = "/__init__.py" if here and here.file.name == "__init__.py" else ".py"
+    return "/".join([PACKAGES[package], *parts]) + ending
+
+
+def _code_of(commit: str, root: Path) -> Fingerprints | None:
+    if not _extract(commit, root):
+        return None
+    return Fingerprints({name: root / path for name, path in PACKAGES.items() if (root / path).is_dir()})
 
 
 def _extract(commit: str, place: Path) -> bool:

@@ -24,7 +24,7 @@ def export(options: argparse.Namespace) -> int:
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise unknown_name("grid", options.grid, {file.parent.name for file in options.results.glob("*/records")})
-    file, manifest = pack(GridFolder(folder), options.ids, options.checkpoints, options.out)
+    file, manifest = pack(GridFolder(folder), options.points, options.checkpoints, options.out)
     weights = {path.split("/")[1] for path in manifest.files if f"/{CHECKPOINT}/" in path}
     print(
         f"{len(manifest.points)} points of the grid '{manifest.grid}' in {len(manifest.files)} files, "
@@ -43,7 +43,14 @@ def add_verbs(verb: AddVerb) -> None:
     """
     made = verb("export", export)
     made.add_argument("grid", metavar="GRID", help="a grid: its folder or its name")
-    made.add_argument("ids", nargs="*", metavar="ID", type=point_id, help="ids of points (default: all with a record)")
+    made.add_argument(
+        "--points",
+        nargs="+",
+        metavar="ID",
+        type=point_id,
+        default=[],
+        help="ids of points (default: all with a record)",
+    )
     made.add_argument(
         "--checkpoints",
         choices=("none", "parents", "all"),
