@@ -49,7 +49,7 @@ def add_verbs(verb: AddVerb) -> None:
         metavar="ID",
         type=point_id,
         default=[],
-        help="ids of points (default: all with a record)",
+        help="ids of points (default: all that have a record)",
     )
     made.add_argument(
         "--checkpoints",
