@@ -71,6 +71,7 @@ EXPERIMENT = [
     "todo",
     "own_model",
     "listing",
+    "environment",
     "rerun",
     "compare",
     "share",

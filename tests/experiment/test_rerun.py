@@ -28,6 +28,7 @@ TAUGHT = "gpt2-nano.pystdlib.blast.s50.b16.seed0.taught"
 def config(tmp_path, monkeypatch):
     monkeypatch.setattr(child, "worker_command", fake_worker.command)
     monkeypatch.setattr(job, "fingerprint", lambda point: "code")
+    monkeypatch.setattr(job, "note_code", lambda folder, point: None)
     block = {"sparsity": [0.5], "blocks": [16]}
     taught = {"methods": ["blast"], "variant": "taught", "distillation": {"teacher": "dense"}}
     values = {

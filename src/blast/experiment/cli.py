@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from blast.errors import unknown_name
 from blast.experiment.command_end import ended
-from blast.experiment.commands import about, grid, machines, stages
+from blast.experiment.commands import about, grid, machines, run, stages
 from blast.experiment.compare import commands as compare
 from blast.experiment.gpu_tables import commands as gpu_tables
 from blast.experiment.own_model import commands as own_model
@@ -31,7 +31,7 @@ Verb = Callable[[argparse.Namespace], int]
 # Each group of verbs, by what one wants to do, and the modules that add them.
 GROUPS = {
     "Prune a language model of yours": [own_model],
-    "Plan, run and watch a grid of experiments": [grid],
+    "Plan, run and watch a grid of experiments": [run, grid],
     "Compare, summarise, share and reproduce results": [compare, share, reproduce],
     "Work on several machines": [machines],
     "Measure kernels on a GPU": [gpu_tables],

@@ -13,7 +13,7 @@ from blast.experiment.plan.options import AddVerb
 def list_names(options: argparse.Namespace) -> int:
     """Lists the names that a config may use, with a line about each.
 
-    Example: blast list architectures datasets
+    Example: blast list datasets methods
     """
     from blast.experiment.listing import KINDS, catalogue
 
@@ -41,6 +41,18 @@ def schema(options: argparse.Namespace) -> int:
         write_atomically(options.tables, with_tables(page))
     else:
         print(text(), end="")
+    return 0
+
+
+def env(options: argparse.Namespace) -> int:
+    """Prints what a report of a bug needs: versions, commit, processor, GPUs, disk, caches; no secrets.
+
+    Example: blast env
+    """
+    from blast.experiment.environment import describe
+
+    for name, value in describe():
+        print(f"{name:<15} {value}")
     return 0
 
 
@@ -74,7 +86,10 @@ def add_verbs(verb: AddVerb) -> None:
         verb: Adds one verb.
     """
     made = verb("list", list_names)
-    made.add_argument("kinds", nargs="*", metavar="KIND", help="architectures, datasets, methods, … (default: all)")
+    made.add_argument(
+        "kinds", nargs="*", metavar="KIND", help="architectures, datasets, methods, suites, figures, … (default: all)"
+    )
+    verb("env", env)
     made = verb("completion", completion)
     made.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
     made = verb("schema", schema)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
-from blast.errors import BlastError
-from blast.experiment.plan.options import AddVerb, config_option, ids_option, plan_of, recorded_option
-from blast.experiment.plan.paths import GridFolder
+from blast.errors import BlastError, unknown_name
+from blast.experiment.plan.options import (
+    AddVerb,
+    add_config,
+    config_option,
+    grid_of,
+    ids_option,
+    plan_of,
+    point_id,
+    recorded_option,
+)
+from blast.experiment.plan.paths import GridFolder, in_checkout
 
 
 def check(options: argparse.Namespace) -> int:
@@ -39,17 +49,79 @@ def check(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Writes the points of a config as files, so that `blast job` can run them on another machine.
+    """Tells what a config would run and why, what that costs, and what is kept; or writes its points as files.
 
+    Example: blast plan config/smoke.yaml --set training.default.steps=80
     Example: blast plan config/config.yaml --out points
     """
+    from blast.experiment.todo.outlook import describe, outlook_of
+    from blast.experiment.todo.views import find_views
     from blast.files import write_json
 
-    points = plan_of(options.config).points
-    for point in points.values():
-        write_json(options.out / f"{point.id}.json", point.to_dict())
-    print(f"{len(points)} points written to {options.out}")
+    file, config, plan, folder = grid_of(options.config, options.set, options.grid_dir)
+    if options.out:
+        for point in plan.points.values():
+            write_json(options.out / f"{point.id}.json", point.to_dict())
+        print(f"{len(plan.points)} points written to {options.out}")
+        return 0
+    views = find_views(in_checkout("paper_figures/views"), Path(config.figures))
+    print(f"{file}: grid '{config.name}' of {len(plan.points)} points, results in {folder.root}")
+    for line in describe(outlook_of(config, plan, folder, views, options.recorded), options.list):
+        print(line)
     return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Tells how far a grid is: done, running, failed, stale, damaged; each failure with its cause, log and command.
+
+    Example: blast status config/smoke.yaml
+    Example: blast status results/smoke
+    """
+    from blast.experiment.todo.status import describe, status_of
+
+    file, config, plan, folder = grid_of(options.config, options.set, options.grid_dir)
+    found = status_of(file, plan, folder)
+    runs = "it runs now" if found.process else "it does not run now"
+    print(f"{file}: grid '{config.name}' of {len(plan.points)} points, results in {folder.root}; {runs}")
+    for line in describe(found, options.list):
+        print(line)
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Shows one point: its settings, how far it is, what it measured, its files, and the commands for it.
+
+    Example: blast show vit-nano.digits.dense.seed0 --config config/smoke.yaml
+    """
+    from blast.experiment.todo.point_page import describe
+
+    file, _, plan, folder = grid_of(options.config, options.set, options.grid_dir)
+    if options.id not in plan.points:
+        raise unknown_name(f"point of {file}", options.id, plan.points)
+    for line in describe(options.id, file, plan, folder):
+        print(line)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Compares everything of a grid with its digests, a line for each thing that is wrong; exit code 1 if there is one.
+
+    Example: blast verify results/default
+    """
+    from blast.experiment.todo.verify import verify as check_all
+
+    if not options.grid.is_dir():
+        raise BlastError(f"{options.grid}: is no folder; give the folder of a grid, such as results/default.")
+    folder, counts, wrong = GridFolder(options.grid), Counter[str](), 0
+    drawn = Path(grid_of(options.grid).config.figures) if folder.config.is_file() else None
+    for kind, file, fault in check_all(folder, drawn):
+        counts[kind] += 1
+        if fault:
+            wrong += 1
+            print(f"WRONG {kind} {file}: {fault}")
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing"
+    print(f"{options.grid}: read {found}; {wrong or 'nothing'} {'is' if wrong < 2 else 'are'} wrong")
+    return 1 if wrong else 0
 
 
 def rerun(options: argparse.Namespace) -> int:
@@ -85,8 +157,24 @@ def add_verbs(verb: AddVerb) -> None:
     made.add_argument("--grid-dir", type=Path, help="folder of the grid, for --cost (default: results/<name>)")
     made.add_argument("--recorded", **recorded_option())
     made = verb("plan", plan)
-    made.add_argument("config", **config_option(), nargs="?")
-    made.add_argument("--out", type=Path, required=True, help="folder for the files, one for each point")
+    add_config(made, folders=True)
+    made.add_argument("--list", action="store_true", help="name every point that runs")
+    made.add_argument("--out", type=Path, help="write each point as a file into this folder, for `blast job`, instead")
+    made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
+    made.add_argument("--recorded", **recorded_option())
+    made = verb("status", status)
+    add_config(made, folders=True)
+    made.add_argument("--list", action="store_true", help="name every point, also those that are done or wait")
+    made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
+    made = verb("show", show)
+    made.add_argument("id", metavar="ID", type=point_id, help="id of a point, as `blast check --list` prints it")
+    add_config(made, argument=False)
+    made.add_argument(
+        "--config", **config_option() | {"help": "a config file or the folder of a grid (default: config/config.yaml)"}
+    )
+    made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
+    made = verb("verify", verify)
+    made.add_argument("grid", type=Path, metavar="GRID", help="folder of the grid, such as results/default")
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids_option())
     made.add_argument("--config", **config_option())

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from blast.experiment.plan.paths import OUTCOME, GridFolder
+from blast.experiment.plan.paths import OUTCOME, PROGRESS, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records import provenance
 from blast.experiment.run.gpus import GpuHold
@@ -45,6 +45,8 @@ class Child:
             work = folder.work(point.id)
             write_json(work / "point.json", point.to_dict())
             (work / OUTCOME).unlink(missing_ok=True)
+            if not (work / TRAINING_STATE).exists():
+                (work / PROGRESS).unlink(missing_ok=True)
             files.append(str(work / "point.json"))
         self._good = False
         self._scratch = folder.work(points[0].id) / "torchrun"

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
-from blast.experiment.plan.paths import TRAINED, TRAINING_STATE, GridFolder
+from blast.experiment.plan.paths import PROGRESS, TRAINED, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records import provenance
+from blast.experiment.records.code_notes import note_code
 from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
 from blast.experiment.records.put_aside import put_damaged_aside
 from blast.experiment.records.record import make_record, retry_reason, write_record
@@ -230,7 +231,9 @@ class _Job:
             log=os.path.relpath(child.log, self.folder.root),
         )
         write_record(self.folder, record)
+        note_code(self.folder, point)
         self.folder.retry(point.id).unlink(missing_ok=True)
+        (self.folder.work(point.id) / PROGRESS).unlink(missing_ok=True)
         good = record["status"] == "ok"
         if good:
             for name in (TRAINING_STATE, TRAINED):

@@ -61,3 +61,19 @@ def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[Callable[
 
         hold(points)
         yield hold
+
+
+def is_held(folder: GridFolder, point: str | None = None) -> bool:
+    """Whether a process runs a point now; without a point, whether one runs the grid."""
+    file = (folder.root if point is None else folder.work(point)) / ".lock"
+    if not file.is_file():
+        return False
+    lock = file_lock(file)
+    try:
+        lock.acquire(blocking=False)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False  # of another user, or on a disk that only reads
+    lock.release()
+    return False

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,11 @@ from blast.evaluation.metric import metric
 from blast.evaluation.requests import SEPARATE_TEST, read_requests
 from blast.evaluation.scoring import read_tokens, score_requests
 from blast.evaluation.wrecked import unigram_loss
-from blast.experiment.plan.paths import ITEMS, TRAINING_STATE, GridFolder
+from blast.experiment.plan.paths import ITEMS, PROGRESS, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
 from blast.experiment.run.measure import BATCH, held_out_parts, measure
+from blast.experiment.run.progress_file import TRAINING, ProgressFile
 from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
@@ -84,12 +85,19 @@ class PointRun:
         run = cls(point, folder, _load_data(point, folder), device, started)
         run.check_requests()
         if is_first_rank():
-            run.say("data ready")
+            run.say("data ready", then="starting")
         return run
 
-    def say(self, what: str) -> None:
-        """Writes into the log what is done and how long it took."""
+    @cached_property
+    def progress(self) -> ProgressFile:
+        """Where it tells how far it is."""
+        return ProgressFile(self.folder.work(self.point.id) / PROGRESS)
+
+    def say(self, what: str, then: str | None = None) -> None:
+        """Writes into the log what is done and how long it took, and what it does then."""
         print(f"{what} after {time.monotonic() - self.started:.1f} s")
+        if then:
+            self.progress.phase(then)
 
     def check_requests(self) -> None:
         """Refuses lm-eval requests of another tokenizer or of other documents, before anything is trained."""
@@ -251,6 +259,8 @@ def train_model(
                 total += cross_entropy(logits_of(model, inputs), targets).item() * len(inputs)
         return total / len(held_out[0])
 
+    if is_first_rank():
+        run.progress.phase(TRAINING)
     with settings.algorithms(device):
         history = train(
             model,
@@ -265,6 +275,7 @@ def train_model(
             key=" ".join((point.digest, data.digest, code)),
             say=print if is_first_rank() else lambda line: None,
             guessing=run.guessing,
+            watch=partial(run.progress.step, settings.steps) if is_first_rank() else None,
         )
     model = unwrapped(model)
     release_blocks(model)
@@ -305,7 +316,7 @@ def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
 
 def save_model(run: PointRun, model: nn.Module) -> None:
     """Writes the checkpoint of a point, with the tokenizer of its data."""
-    run.say("trained")
+    run.say("trained", then="evaluating")
     tokenizer = getattr(run.data, "tokenizer_dir", None)
     save(model, run.folder.work(run.point.id) / "checkpoint", processing_class=tokenizer)
 

@@ -17,12 +17,13 @@ import torch
 
 from blast.errors import BlastError
 from blast.experiment.command_end import system_sentence
-from blast.experiment.plan.paths import OUTCOME, GridFolder
+from blast.experiment.plan.paths import OUTCOME, PROGRESS, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records.fingerprint import entry_of, fingerprint
 from blast.experiment.records.provenance import hardware
 from blast.experiment.run.evaluate import evaluate_again
+from blast.experiment.run.progress_file import ProgressFile
 from blast.files import write_json
 from blast.training.launch import rank_and_world_size
 
@@ -97,6 +98,7 @@ def outcome_of(point: Point, folder: GridFolder, gpus: int = 0) -> dict[str, Any
     """
     if rank_and_world_size()[0] == 0:
         print(f"== {point.id}\nagain with: {rerun_command(point, folder)}", flush=True)
+        ProgressFile(folder.work(point.id) / PROGRESS).phase("timing" if point.stage == "benchmark" else "loading data")
     try:
         _check_gpus(gpus)
         set_up_torch(point)
