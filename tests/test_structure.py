@@ -59,6 +59,7 @@ LIBRARY = [
 ]
 EXPERIMENT = [
     "command_end",
+    "columns",
     "plan",
     "records",
     "run",
@@ -73,6 +74,9 @@ EXPERIMENT = [
     "environment",
     "rerun",
     "cluster_faults",
+    "compare",
+    "share",
+    "reproduce",
     "snakemake_hooks",
     "commands",
     "cli",

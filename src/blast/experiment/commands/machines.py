@@ -36,14 +36,15 @@ def job(options: argparse.Namespace) -> int:
 
 
 def import_records(options: argparse.Namespace) -> int:
-    """Copies the records of another machine into a grid, after checking their digests.
+    """Copies the records of another machine into a grid, from a folder or a bundle, after checking their digests.
 
     Example: blast import away --grid-dir results/default
     """
-    from blast.experiment.records.import_records import import_records, of_other_code, without_masks
+    from blast.experiment.records.import_records import of_other_code, without_masks
+    from blast.experiment.share.unpack import import_from
 
     folder = GridFolder(options.grid_dir)
-    done = import_records(options.folder, folder, options.replace)
+    done = import_from(options.folder, folder, options.replace, options.digest)
     imported = done.ids
     print(f"{len(imported)} records imported from {options.folder}")
     if done.known:
@@ -102,10 +103,13 @@ def add_verbs(verb: AddVerb) -> None:
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
     made.add_argument("--attempt", type=count, default=1, metavar="N", help="N-th attempt: fail if none comes further")
     made = verb("import", import_records)
-    made.add_argument("folder", type=Path, help="folder with the records of another machine")
+    made.add_argument("folder", type=Path, help="folder with the records of another machine, or a bundle")
     made.add_argument("--grid-dir", **grid_option())
     made.add_argument(
         "--replace", action="store_true", help="take another record of the same point too; the old one is kept aside"
+    )
+    made.add_argument(
+        "--digest", metavar="HEX", help="begin of the digest that `blast export` printed; others are refused"
     )
     made = verb("records export", export)
     made.add_argument("--grid-dir", **grid_option())
