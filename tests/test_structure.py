@@ -68,6 +68,7 @@ EXPERIMENT = [
     "gpu_tables",
     "tracking",
     "todo",
+    "report",
     "own_model",
     "listing",
     "rerun",

@@ -23,6 +23,7 @@ from blast.experiment.gpu_tables.commands import bench, break_even, plan_of, tun
 from blast.experiment.own_model.commands import add_verbs
 from blast.experiment.plan.paths import CHECKOUT, GridFolder, in_checkout
 from blast.experiment.plan.point import PointId
+from blast.experiment.report import commands as report_commands
 from blast.settings import Count, Place
 from blast.settings import check as check_value
 
@@ -357,6 +358,7 @@ def _parser() -> argparse.ArgumentParser:
         return _verb(verbs, name, function)
 
     add_verbs(verb)
+    report_commands.add_verbs(verb)
     config = {"type": Path, "default": in_checkout("config/config.yaml"), "help": "default: config/config.yaml"}
     grid_dir = {"type": Path, "required": True, "help": "folder of the grid, such as results/default"}
     recorded = {"type": Path, "default": in_checkout("results/recorded"), "help": "default: results/recorded"}
