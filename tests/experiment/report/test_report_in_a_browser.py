@@ -88,7 +88,9 @@ def test_links_lead_to_the_parts_of_the_report(browser: Any, file: Path) -> None
         assert part.bounding_box()["y"] < 900
 
 
-def test_the_report_is_printed_with_every_figure_and_with_short_tables(browser: Any, file: Path, tmp_path: Path) -> None:
+def test_the_report_is_printed_with_every_figure_and_with_short_tables(
+    browser: Any, file: Path, tmp_path: Path
+) -> None:
     page, _ = opened(browser, file, 1400, 900)
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()

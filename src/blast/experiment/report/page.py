@@ -51,7 +51,7 @@ def render(folder: GridFolder, states: Sequence[PointState], views: Sequence[Pic
         state=state,
         verdict=verdict,
         date=max(ended, default="")[:10],
-        claims=claims,
+        claims=claims and claims.with_first("claim", "verdict", "paper", "ours"),
         verdict_kind=verdict_kind,
         places=places_of(states),
         recorded=recorded_places(recorded),

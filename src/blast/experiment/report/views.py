@@ -6,7 +6,7 @@ import ast
 import base64
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -86,6 +86,13 @@ class Table(Shown):
     def is_wide(self) -> bool:
         """Whether it is printed across a page."""
         return len(self.columns) > NARROW
+
+    def with_first(self, *columns: str) -> Table:
+        """The same table, beginning with some of its columns: on a phone, one sees these at once."""
+        first = [self.columns.index(column) for column in columns if column in self.columns]
+        order = [*first, *(place for place in range(len(self.columns)) if place not in first)]
+        names, *rows = (tuple(line[place] for place in order) for line in (self.columns, *self.rows))
+        return replace(self, columns=names, rows=tuple(rows))
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
