@@ -95,8 +95,10 @@ faults: env
 ui: env
 	$(RUN) blast.experiment.tracking.ui --port $(PORT)
 
+# One page to send to others, and Snakemake's own report of the rules that made it.
 report: env
-	$(RUN) snakemake all --configfile "$(CONFIG)" --report results/report.zip --quiet progress
+	$(RUN) blast report "$(CONFIG)"
+	$(RUN) snakemake all --configfile "$(CONFIG)" --report results/snakemake_report.zip --quiet progress
 
 clean:
 	rm -rf .snakemake .pytest_cache .hypothesis .ruff_cache

@@ -69,6 +69,7 @@ EXPERIMENT = [
     "gpu_tables",
     "tracking",
     "todo",
+    "report",
     "own_model",
     "listing",
     "environment",

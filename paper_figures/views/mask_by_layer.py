@@ -17,6 +17,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._titles import start_and_grid
 
 TITLE = "Live blocks by layer"
+CATEGORY = "Masks"
 SUITES = ("train",)
 COLUMNS = 3
 LOOKS = (

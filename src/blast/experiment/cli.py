@@ -23,6 +23,7 @@ from blast.experiment.compare import commands as compare
 from blast.experiment.gpu_tables import commands as gpu_tables
 from blast.experiment.own_model import commands as own_model
 from blast.experiment.plan.options import AddVerb
+from blast.experiment.report import commands as report
 from blast.experiment.reproduce import commands as reproduce
 from blast.experiment.share import commands as share
 
@@ -32,7 +33,7 @@ Verb = Callable[[argparse.Namespace], int]
 GROUPS = {
     "Prune a language model of yours": [own_model],
     "Plan, run and watch a grid of experiments": [run, grid],
-    "Compare, summarise, share and reproduce results": [compare, share, reproduce],
+    "Compare, summarise, share and reproduce results": [compare, report, share, reproduce],
     "Work on several machines": [machines],
     "Measure kernels on a GPU": [gpu_tables],
     "Run one stage by hand, as jobs of the workflow do": [stages],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
@@ -23,7 +25,7 @@ def hold_grid(folder: GridFolder) -> None:
     file = folder.root / ".lock"
     lock = FileLock(file)
     try:
-        lock.acquire(blocking=False)
+        _acquire_soon(lock)
     except TimeoutError as error:
         raise BlastError(
             f"{folder.root}: process {file.read_text().strip() or 'unknown'} is already running this grid; "
@@ -32,6 +34,15 @@ def hold_grid(folder: GridFolder) -> None:
     # Written in place: a file of the same name that replaced it would be another lock.
     file.write_text(f"{os.getpid()} of {os.uname().nodename}")
     _HELD.append(lock)
+
+
+def _acquire_soon(lock: FileLock) -> None:
+    """Takes a lock; whoever only asks whether it is held has it for a moment."""
+    for _ in range(10):
+        with suppress(TimeoutError):
+            return lock.acquire(blocking=False)
+        time.sleep(0.05)
+    return lock.acquire(blocking=False)
 
 
 @contextmanager
@@ -60,16 +71,20 @@ def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[Callable[
 
 
 def is_held(folder: GridFolder, point: str | None = None) -> bool:
-    """Whether a process runs a point now; without a point, whether one runs the grid."""
-    file = (folder.root if point is None else folder.work(point)) / ".lock"
-    if not file.is_file():
-        return False
-    lock = file_lock(file)
+    """Whether a process runs a point now; without a point, whether one runs the grid.
+
+    Only looks: the lock is shared for a moment, and its file stays as it is.
+    """
     try:
-        lock.acquire(blocking=False)
-    except TimeoutError:
+        descriptor = os.open((folder.root if point is None else folder.work(point)) / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
     except OSError:
-        return False  # of another user, or on a disk that only reads
-    lock.release()
+        return False  # a filesystem without locks
+    finally:
+        os.close(descriptor)
     return False
