@@ -51,6 +51,7 @@ def train(
     say: Callable[[str], Any] = print,
     remedy: str = REMEDY,
     guessing: float | None = None,
+    watch: Callable[[int, dict[str, float]], Any] | None = None,
 ) -> History:
     """Trains a model in place.
 
@@ -68,6 +69,8 @@ def train(
         say: Prints a line of progress, every few seconds.
         remedy: What the error of a run that diverges tells the user to do.
         guessing: Loss of guessing among all tokens or classes, nats, for the divergence check; None if unknown.
+        watch: Is told the number of steps that are done and what was measured at the last one: `loss`, and what the
+            curves got. Called at each point of a curve and every few seconds.
 
     Returns:
         The history of the run.
@@ -119,7 +122,12 @@ def train(
                 state.save(step + 1, model, optimizer, sparsifier, history)
             divergence.state_saved(step + 1)
         now = time.monotonic()
-        if now - printed >= 5 or last:
+        told = now - printed >= 5 or last
+        if watch is not None:
+            noted = {name: curve["value"][-1] for name, curve in history.curves.items() if curve["step"][-1] == step}
+            if noted or told:
+                watch(step + 1, {"loss": value, **noted})
+        if told:
             say(f"step {step + 1} of {settings.steps}, loss {value:.4f}")
             printed = now
     curve = history.curves.get("validation_loss", {"step": [], "value": []})

@@ -35,6 +35,7 @@ from blast.experiment.plan.paths import ITEMS, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
 from blast.experiment.run.measure import BATCH, held_out_parts, measure
+from blast.experiment.run.step_file import tell_steps
 from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
@@ -251,7 +252,7 @@ def train_model(
                 total += cross_entropy(logits_of(model, inputs), targets).item() * len(inputs)
         return total / len(held_out[0])
 
-    with settings.algorithms(device):
+    with settings.algorithms(device), tell_steps(point, run.folder, is_first_rank()) as watch:
         history = train(
             model,
             settings,
@@ -265,6 +266,7 @@ def train_model(
             key=" ".join((point.digest, data.digest, code)),
             say=print if is_first_rank() else lambda line: None,
             guessing=run.guessing,
+            watch=watch,
         )
     model = unwrapped(model)
     release_blocks(model)
