@@ -23,6 +23,7 @@ from blast.experiment.snakemake_hooks import UnknownTargetMessage, check_writabl
 from blast.experiment.todo.files import requests_key, tracking_store
 from blast.experiment.todo.todo import Todo, begin_run, find_todo
 from blast.experiment.todo.views import find_views
+from blast.experiment.tracking import stream
 from snakemake.logging import logger
 
 # A reader that stops, as in `snakemake … | head`, stops no run.
@@ -90,6 +91,10 @@ if not GPUS_GIVEN:
 GPUS = workflow.global_resources["gpus"].value
 
 
+# What ends the process that streams points into MLflow.
+STREAM = []
+
+
 wildcard_constraints:
     dataset="|".join(map(re.escape, PLAN.datasets)) or "none",
     # Not a list of all jobs, which would be tried one by one for each file.
@@ -144,7 +149,16 @@ onstart:
     )
     for reason, count in TODO.why.items():
         print(f"{count} of them: {reason}", flush=True)
+    # MLflow shows points while they train, by a process that no job waits for.
+    STREAM.append(stream.start(FOLDER, {point.stage: None for point in PLAN.points.values()}))
+
+
+onsuccess:
+    for end in STREAM:
+        end()
 
 
 onerror:
+    for end in STREAM:
+        end()
     print(f"some jobs failed: see the lines above, and the logs in {FOLDER.root / 'logs'}", file=sys.stderr)

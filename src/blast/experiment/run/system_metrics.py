@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 # Seconds to the first sample and between two; in a long training a hundredth of what has passed.
 FIRST, EVERY, SHARE = 1.0, 10.0, 0.01
 
@@ -74,6 +72,8 @@ def readers_of_this_machine() -> list[Callable[[], Sample]]:
         _say_once("system metrics: the package psutil is not installed, so processor and memory are not sampled.")
     else:
         found.append(_processor(psutil))
+    import torch  # not above: who only reads what was told needs none
+
     if torch.cuda.is_available():
         try:
             import pynvml  # noqa: F401
@@ -105,6 +105,8 @@ def _processor(psutil: Any) -> Callable[[], Sample]:
 
 def _gpus() -> Sample:
     """Of the GPUs that this process sees. These functions ask the driver by NVML, and start no work on a GPU."""
+    import torch
+
     sample: Sample = {}
     for device in range(torch.cuda.device_count()):
         sample |= {
