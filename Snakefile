@@ -20,7 +20,8 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.run.locks import hold_grid
 from blast.experiment.plan.resources import jobs_at_once
 from blast.experiment.snakemake_hooks import UnknownTargetMessage, check_writable, refusal
-from blast.experiment.todo.files import requests_key, tracking_store
+from blast.experiment.todo.files import requests_key
+from blast.experiment.tracking.imports import tracking_store
 from blast.experiment.todo.todo import Todo, begin_run, find_todo
 from blast.experiment.todo.views import find_views
 from blast.experiment.tracking import stream

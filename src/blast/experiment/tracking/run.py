@@ -17,6 +17,7 @@ from blast.experiment.records.rows import record_rows, write_rows
 from blast.experiment.run.step_file import read_lines
 from blast.experiment.tracking import names
 from blast.experiment.tracking.live_run import LIVE, known_steps, log_parameters
+from blast.experiment.tracking.model_artifact import MODEL, save_model
 from blast.experiment.tracking.streamed_metrics import samples
 from blast.files import write_json
 from blast.untrusted import member
@@ -126,6 +127,12 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
         shutil.copyfile(member(folder.root, record.get("log")), place / "log.txt")  # the UI shows no .log files
     if record["point"]["stage"] == "benchmark":
         write_rows(place / "rows.csv", record_rows(record))
+    # A checkpoint or masks of elsewhere may be damaged: the other artifacts are written all the same.
+    faults = []
+    try:
+        save_model(place / MODEL, record, folder)
+    except BlastError as error:
+        faults.append(str(error))
     masks = (record["result"].get("artifacts") or {}).get("masks")
     if masks:
         from blast.experiment.tracking.mask_images import draw_masks
@@ -135,8 +142,8 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
             if masks_file.is_file():
                 draw_masks(masks_file, place / "masks")
         except BlastError as error:
-            return [str(error)]
-    return []
+            faults.append(str(error))
+    return faults
 
 
 def add_language(client: MlflowClient, run_id: str, language: dict[str, Any], key: str) -> None:
