@@ -17,6 +17,8 @@ import blast
 from blast.errors import BlastError
 from blast.experiment.cli import main
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
+from blast.experiment.records.record import make_record
 from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.store import tracking_uri
 from blast.files import file_digest, write_json
@@ -25,11 +27,13 @@ from blast.layers.block_linear import BlockLinear
 
 def write_checkpoint(folder: GridFolder, name: str, model: torch.nn.Module, tokenizer: object = None) -> Path:
     """The record of a point, and its checkpoint."""
-    record = write_point(folder, name)
+    written = write_point(folder, name)
     place = folder.work(name) / "checkpoint"
     blast.save(model, place, processing_class=tokenizer)
     digest = file_digest(place / "blast.safetensors")
-    record["result"]["artifacts"]["checkpoint"] = {"path": "checkpoint", "digest": digest}
+    written["result"]["artifacts"]["checkpoint"] = {"path": "checkpoint", "digest": digest}
+    point = Point.from_dict(written["point"])
+    record = make_record(point, status="ok", result=written["result"], run=written["run"], log=written["log"])
     write_json(folder.record(name), record)
     return place
 

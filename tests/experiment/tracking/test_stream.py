@@ -41,6 +41,12 @@ def record_of(folder: GridFolder, name: str = "p1", **changes: Any) -> None:
     write_json(folder.record(name), record)
 
 
+def fail(telling: Any, error: BaseException) -> None:
+    """Ends the block of a context as an error does."""
+    with pytest.raises(type(error)):
+        telling.__exit__(type(error), error, None)
+
+
 def history(folder: GridFolder, run: Any, name: str) -> list[tuple[int, float]]:
     client = open_client(tracking_uri(folder.root.parent))
     return sorted((entry.step, entry.value) for entry in client.get_metric_history(run.info.run_id, name))
@@ -99,11 +105,12 @@ def test_the_samples_of_the_system_are_where_mlflow_shows_them(
 def test_the_run_of_a_killed_training_is_ended_and_its_successor_goes_on_in_it(mlflow_folder: GridFolder) -> None:
     point = planned(mlflow_folder)
     first = Streams(mlflow_folder)
-    with pytest.raises(KeyboardInterrupt), tell_steps(point, mlflow_folder) as watch:
-        for step in (1, 2):
-            watch(step, {"loss": 6.0 - step, "train_loss": 6.0 - step})
-        first.look()
-        raise KeyboardInterrupt
+    telling = tell_steps(point, mlflow_folder)
+    watch = telling.__enter__()
+    for step in (1, 2):
+        watch(step, {"loss": 6.0 - step, "train_loss": 6.0 - step})
+    first.look()
+    fail(telling, KeyboardInterrupt())
     first.close()
     (run,) = runs_of(mlflow_folder)
     assert run.info.status == "KILLED"
@@ -135,10 +142,10 @@ def test_a_stream_that_was_killed_leaves_no_run_that_seems_to_train(mlflow_folde
 def test_a_failed_point_ends_its_streamed_run_as_failed(mlflow_folder: GridFolder) -> None:
     point = planned(mlflow_folder)
     streams = Streams(mlflow_folder)
-    with pytest.raises(ZeroDivisionError), tell_steps(point, mlflow_folder) as watch:
-        watch(1, {"loss": 5.0})
-        streams.look()
-        raise ZeroDivisionError
+    telling = tell_steps(point, mlflow_folder)
+    telling.__enter__()(1, {"loss": 5.0})
+    streams.look()
+    fail(telling, ZeroDivisionError())
     record_of(mlflow_folder, failed=True)
     import_grid(mlflow_folder.root)
     streams.look()

@@ -97,16 +97,16 @@ class GridExperiment:
         run = chosen(self.client, candidates, self._make_parent, self.name)
         if run.info.status not in (*COMPLETE, "KILLED") and GRID_RUN + "_live" not in run.data.tags:
             self.client.set_terminated(run.info.run_id, "FINISHED")
-        self._show(run.info.run_id)
+        self._renew_view()
         return run
 
     def _make_parent(self) -> Run:
         tags = {GRID_RUN: self.grid, "superseded": "false", "mlflow.source.type": "LOCAL", "stage": self.stage}
         return self.client.create_run(self.id, tags=tags, run_name=f"grid {self.grid}")
 
-    def _show(self, parent: str) -> None:
-        """Lets the page open with the columns of today, and with the runs under their parent."""
-        view = view_of(self.stage, parent)
+    def _renew_view(self) -> None:
+        """Lets the page open with the columns of today, also of an experiment that an earlier version made."""
+        view = view_of(self.stage)
         try:
             state = json.loads(json.loads(self._found.tags[VIEW_TAG])["state"])
         except (LookupError, ValueError, TypeError):

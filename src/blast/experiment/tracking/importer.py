@@ -27,6 +27,7 @@ from blast.experiment.records.record import read_record
 from blast.experiment.tracking.experiments import Experiments, GridExperiment
 from blast.experiment.tracking.grid_run import complete_grid_run
 from blast.experiment.tracking.live_run import adopt
+from blast.experiment.tracking.names import NESTED
 from blast.experiment.tracking.one_run import COMPLETE, make_current, one_run
 from blast.experiment.tracking.run import add_language, complete_run, make_run
 from blast.experiment.tracking.store import open_client, tracking_uri
@@ -154,7 +155,9 @@ def _import_one(
     if not complete and not of_others and run_id not in mine:
         return False
     if run.data.tags.get("mlflow.parentRunId") != parent:
-        client.set_tag(run_id, "mlflow.parentRunId", parent)
+        # An earlier version made this run.
+        for key, value in {"mlflow.parentRunId": parent, **NESTED}.items():
+            client.set_tag(run_id, key, value)
     if not complete:
         summary.faults += complete_run(client, run, file, record, folder, parent)
         summary.added.append(name)

@@ -11,6 +11,8 @@ from blast.experiment.tracking.links import artifact_link, run_link
 
 # Keys of a point that are no settings.
 _NOT_PARAMETERS = frozenset({"id", "grid", "format"})
+# MLflow's table opens with the parents of these runs unfolded, and with all others folded.
+NESTED = {"mlflow.runType": "evaluation"}
 _PARAMETER_LENGTH = 6000
 _TAG_LENGTH = 8000
 _QUALIFIERS = ("dtype", "tokens", "batch")
@@ -150,6 +152,7 @@ def point_tags(point: dict[str, Any], digest: str) -> dict[str, Any]:
         "point_id": point["id"],
         "point_digest": digest,
         "mlflow.source.type": "LOCAL",
+        **NESTED,
     }
 
 

@@ -45,26 +45,23 @@ _COLUMNS = {
         "tags.`hardware`": 160,
     },
 }
-# The column with the name of the run.
-_NAME_COLUMN = {"runDateAndNestInfo": 330}
+# The columns that every run has.
+_FIRST = {"attributes.`Run Name`": 330, "attributes.`Created`": 150}
 
 
-def view_of(stage: str, parent: str | None = None) -> str:
+def view_of(stage: str) -> str:
     """The view `Points`, as MLflow stores it.
 
     Args:
         stage: Of the points, `train` or `benchmark`.
-        parent: Id of the run whose children are shown at once.
     """
     columns = _COLUMNS["benchmark" if stage == "benchmark" else "train"]
     state: dict[str, Any] = {
         "searchFilter": "tags.superseded = 'false'",
         "selectedColumns": list(columns),
-        "columnOrder": list(columns),
-        "columnWidths": {**_NAME_COLUMN, **columns},
+        "columnOrder": [*_FIRST, *columns],
+        "columnWidths": {**_FIRST, **columns},
     }
-    if parent:
-        state["runsExpanded"] = {parent: True}
     now = int(time.time() * 1000)
     return json.dumps({"name": "Points", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
