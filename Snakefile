@@ -22,9 +22,11 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.run.locks import hold_grid
 from blast.experiment.plan.resources import jobs_at_once
 from blast.experiment.snakemake_hooks import UnknownTargetMessage, check_writable, refusal
-from blast.experiment.todo.files import requests_key, tracking_store
+from blast.experiment.todo.files import requests_key
+from blast.experiment.tracking.imports import tracking_store
 from blast.experiment.todo.todo import Todo, begin_run, find_todo
 from blast.experiment.todo.views import find_views
+from blast.experiment.tracking import stream
 from snakemake.logging import logger
 
 # A reader that stops, as in `snakemake … | head`, stops no run.
@@ -136,6 +138,10 @@ localrules:
     verdict,
 
 
+# What ends the process that streams points into MLflow.
+STREAM = []
+
+
 wildcard_constraints:
     dataset="|".join(map(re.escape, PLAN.datasets)) or "none",
     # Not a list of all jobs, which would be tried one by one for each file.
@@ -192,7 +198,16 @@ onstart:
     )
     for reason, count in TODO.why.items():
         print(f"{count} of them: {reason}", flush=True)
+    # MLflow shows points while they train, by a process that no job waits for.
+    STREAM.append(stream.start(FOLDER, {point.stage: None for point in PLAN.points.values()}))
+
+
+onsuccess:
+    for end in STREAM:
+        end()
 
 
 onerror:
+    for end in STREAM:
+        end()
     print(f"some jobs failed: see the lines above, and the logs in {FOLDER.root / 'logs'}", file=sys.stderr)

@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Recorder:
-    """Keeps lines by test file. Modules are imported for all tests at once: lines that only an import runs have none."""
+    """Keeps lines by test file. All modules are imported at once, so lines that only an import runs have none."""
 
     def __init__(self, folder: Path, worker: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

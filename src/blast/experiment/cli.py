@@ -26,6 +26,7 @@ from blast.experiment.plan.options import AddVerb
 from blast.experiment.report import commands as report
 from blast.experiment.reproduce import commands as reproduce
 from blast.experiment.share import commands as share
+from blast.experiment.tracking import commands as tracking
 
 Verb = Callable[[argparse.Namespace], int]
 
@@ -36,7 +37,7 @@ GROUPS = {
     "Compare, summarise, share and reproduce results": [compare, report, share, reproduce],
     "Work on several machines": [machines],
     "Measure kernels on a GPU": [gpu_tables],
-    "Run one stage by hand, as jobs of the workflow do": [stages],
+    "Run one stage by hand, as jobs of the workflow do": [stages, tracking],
     "Look things up": [about],
 }
 DESCRIPTION = (

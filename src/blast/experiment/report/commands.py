@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from blast.experiment.plan.paths import GridFolder, in_checkout
-
-AddVerb = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
+from blast.experiment.plan.options import AddVerb, config_option, recorded_option
+from blast.experiment.plan.paths import GridFolder
 
 
 def report(options: argparse.Namespace) -> int:
@@ -32,10 +30,8 @@ def report(options: argparse.Namespace) -> int:
 def add_verbs(verb: AddVerb) -> None:
     """Adds the verb."""
     made = verb("report", report)
-    config = in_checkout("config/config.yaml")
-    made.add_argument("config", type=Path, nargs="?", default=config, help="default: config/config.yaml")
+    made.add_argument("config", **config_option(), nargs="?")
     made.add_argument("--grid-dir", type=Path, help="folder of the grid (default: results/<name>)")
     made.add_argument("--figures", type=Path, help="folder of figures and tables (default: that of the config)")
-    recorded = in_checkout("results/recorded")
-    made.add_argument("--recorded", type=Path, default=recorded, help="default: results/recorded")
+    made.add_argument("--recorded", **recorded_option())
     made.add_argument("--out", type=Path, metavar="FILE.html", help="default: report.html in the folder of the grid")

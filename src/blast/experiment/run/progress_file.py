@@ -1,11 +1,8 @@
-"""The progress of a point while it runs: `points/<id>/progress.jsonl`, one JSON object a line.
+"""How far a point is while it runs: its phase, in `points/<id>/progress.jsonl`, and the steps of `run.step_file`.
 
     {"time": 1764444000.1, "phase": "training"}
-    {"time": 1764444002.7, "step": 20, "steps": 60, "loss": 2.31, "curves": {"validation_loss": 2.4}}
 
-`time` is in seconds since 1970. `step` counts from 0, as in the curves of a record. `curves` has the values that the
-record will have at this step; it is empty for a line that only tells the loss. A run that resumes writes on in the
-same file, so steps may come twice: the last one counts. The file goes away when the record is there.
+`time` is in seconds since 1970. A run that resumes writes on in the same file. It goes away when the record is there.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ TRAINING = "training"
 
 
 class ProgressFile:
-    """Writes the progress of a point; a full disk stops no training.
+    """Writes the phases of a point; a full disk stops no training.
 
     Args:
         file: Its file.
@@ -38,21 +35,7 @@ class ProgressFile:
 
     def phase(self, name: str) -> None:
         """Notes what begins now."""
-        self._write({"phase": name})
-
-    def step(self, steps: int, step: int, loss: float, curves: Mapping[str, float]) -> None:
-        """Notes a finished step.
-
-        Args:
-            steps: How many there are.
-            step: Its number, from 0.
-            loss: Its training loss.
-            curves: The values that curves of the record have at this step.
-        """
-        self._write({"step": step, "steps": steps, "loss": loss, "curves": dict(curves)})
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 2), **entry}) + "\n"
+        line = json.dumps({"time": round(time.time(), 2), "phase": name}) + "\n"
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as stream:
@@ -83,11 +66,12 @@ class Progress:
 
 
 def entries(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines at the end of a progress file that can be read; none if there is no such file."""
+    """The lines of a file that can be read: the first, and those at its end; none if there is no such file."""
     try:
         with file.open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
-            lines = stream.read().splitlines()
+            lines = [stream.readline(TAIL)]
+            stream.seek(max(stream.tell(), os.fstat(stream.fileno()).st_size - TAIL))
+            lines += stream.read().splitlines()
     except OSError:
         return
     for line in lines:
@@ -95,7 +79,7 @@ def entries(file: Path) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("time"), int | float):
+        if isinstance(entry, dict):
             yield entry
 
 
@@ -107,22 +91,30 @@ def progress_of(folder: GridFolder, point: str, now: float | None = None) -> Pro
         point: Its id.
         now: Seconds since 1970; None for the clock.
     """
-    phase, stepped, last = "", [], None
-    for last in entries(folder.work(point) / PROGRESS):
-        if isinstance(last.get("phase"), str):
-            phase = last["phase"]
-            # Behind a resume, the time in between is no time of a step.
-            stepped = [] if phase == TRAINING else stepped
-        elif isinstance(last.get("step"), int) and isinstance(last.get("steps"), int):
-            stepped.append(last)
-    if last is None:
+    phases = [each for each in entries(folder.work(point) / PROGRESS) if isinstance(each.get("phase"), str)]
+    phases = [each for each in phases if _number(each.get("time"))]
+    if not phases:
         return None
-    age = max(0.0, (time.time() if now is None else now) - last["time"])
+    phase, wrote, trains = phases[-1]["phase"], phases[-1]["time"], any(each["phase"] == TRAINING for each in phases)
+    steps, stepped = 0, []
+    for file in (folder.live(point), folder.told(point)) if trains else ():
+        lines = list(entries(file))
+        begin = lines[0].get("begin") if lines else None
+        # A file of an earlier training says nothing of this one.
+        if isinstance(begin, dict) and _number(begin.get("time")) and begin["time"] >= phases[0]["time"] - 1:
+            steps = begin["steps"] if isinstance(begin.get("steps"), int) else 0
+            stepped = [each for each in lines if isinstance(each.get("step"), int) and _number(each.get("time"))]
+            break
+    wrote = max([wrote, *(each["time"] for each in stepped[-1:])])
+    age = max(0.0, (time.time() if now is None else now) - wrote)
     if not stepped:
         return Progress(phase, 0, 0, None, None, age)
     first, final = stepped[-LOOK_BACK:][0], stepped[-1]
     done, seconds = final["step"] - first["step"], final["time"] - first["time"]
-    left = (final["steps"] - final["step"] - 1) * seconds / done if done > 0 else None
-    loss = final.get("loss")
-    shown = loss if isinstance(loss, int | float) else None
-    return Progress(phase or TRAINING, final["step"] + 1, final["steps"], shown, left, age)
+    left = (steps - final["step"]) * seconds / done if done > 0 else None
+    loss = final.get("loss") if _number(final.get("loss")) else None
+    return Progress(phase, final["step"], steps, loss, left, age)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float)
