@@ -238,3 +238,31 @@ def test_a_machine_without_slurm_is_one_sentence(tmp_path, slurm, reads):
     reads(said)
     assert said.count("blast: ") == 1
     assert "Traceback" not in said
+
+
+def test_the_other_commands_of_the_docs_run_as_they_are(tmp_path, slurm):
+    place = Place(tmp_path / "place")
+    section = PAGE.partition("## Slurm")[2].partition("## Kubernetes")[0]
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).splitlines()
+    assert [line.split()[0] for line in lines] == ["export", "snakemake", "snakemake", "blast"]
+    # The other tests run the third one.
+    script = "\n".join(["set -e", *(line for line in lines if " profiles/slurm all " not in line)])
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("snakemake", "blast"):
+        (tools / name).write_text(f'#!/bin/sh\nexec "{place.python}" -m {name} "$@"\n')
+        (tools / name).chmod(0o755)
+    path = os.pathsep.join([str(tools), slurm.environment["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=place.folder,
+        env={**os.environ, **slurm.environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert dict(re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE))["point"] == "2"
+    assert re.search(r"^(\d+) of \1 are in .*/place/.cache/blast$", said, re.MULTILINE), said
+    assert not slurm.jobs("pending,running")
