@@ -185,7 +185,7 @@ logger.addHandler(
 onstart:
     try:
         if on_slurm():
-            check_slurm(job.resources.get("slurm_partition", "") for job in workflow.dag.needrun_jobs())
+            check_slurm(job.resources for job in workflow.dag.needrun_jobs())
         hold_grid(FOLDER)
         begin_run(TODO, FOLDER)
     except BlastError as error:

@@ -36,9 +36,10 @@ def failed(said: str, **values: object) -> logging.LogRecord:
 def test_partitions_that_slurm_has_are_accepted(tmp_path, monkeypatch):
     commands(tmp_path, "printf 'batch\\ngpu\\n'")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    check_slurm(["batch", "gpu,batch", ""])
+    check_slurm([{"slurm_partition": "batch"}, {"slurm_partition": "gpu,batch"}, {}, {"slurm_partition": None}])
+    check_slurm([{"slurm_partition": "far", "slurm_cluster": "another"}])
     with pytest.raises(BlastError, match=r"^unknown Slurm partition 'gpus'; did you mean 'gpu'\? Write another"):
-        check_slurm(["batch", "gpus"])
+        check_slurm([{"slurm_partition": "batch"}, {"slurm_partition": "gpus"}])
 
 
 @pytest.mark.parametrize(

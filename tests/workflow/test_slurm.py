@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,9 +35,8 @@ def slurm() -> Iterator[Slurm]:
 
 
 def smoke(name: str) -> dict:
-    """The smoke grid; its trainings save each step, so that a test sees that they run, and are long enough for it."""
+    """The smoke grid, with its pictures in its own folder."""
     values = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
-    values["training"]["default"] |= {"checkpoint_seconds": 0, "steps": 150}
     return values | {"name": name, "figures": f"results/{name}/figures"}
 
 
@@ -70,29 +68,31 @@ def told(place: Place, slurm: Slurm, *words: str, **environment: str) -> tuple[i
     return running.returncode, said
 
 
-def worker_of(place: Place, point: str) -> int | None:
-    """The process that runs a point in the place, if there is one."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            here = (folder / "cwd").resolve() == place.folder.resolve()
-            if here and f"results/slurm/points/{point}/point.json".encode() in words:
-                return int(folder.name)
-        except OSError:
-            continue
-    return None
+# In each process that trains: it stops itself before step 17, once a job, so that only a signal of Slurm lets it go on.
+HOLDS = """
+import os, pathlib, signal, sys
+if "blast.experiment.run.worker" in sys.orig_argv:
+    from blast.training.settings import TrainingSettings
+    rate = TrainingSettings.rate
+    held = pathlib.Path({folder!r}, pathlib.Path(sys.orig_argv[-1]).parent.name)
+    def rate_of(self, step):
+        if step == 16 and not held.exists():
+            held.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return rate(self, step)
+    TrainingSettings.rate = rate_of
+"""
 
 
-def hold_training(place: Place, running: subprocess.Popen, point: str) -> None:
-    """Waits until a point trains, and stops its process: only a signal of Slurm lets it go on."""
-    state = place.folder / "results" / "slurm" / "points" / point / "training_state.pt"
+def wait_until_held(running: subprocess.Popen, held: Path) -> None:
+    """Waits until the process of a job has stopped itself in the midst of a training."""
 
-    def trains() -> bool:
+    def stopped() -> bool:
         assert running.poll() is None, running.communicate()[0]
-        return state.is_file()
+        text = held.read_text() if held.is_file() else ""
+        return bool(text) and " T " in Path(f"/proc/{text}/stat").read_text()
 
-    wait_until(trains, f"the training of {point}")
-    os.kill(worker_of(place, point), signal.SIGSTOP)
+    wait_until(stopped, f"the training of {held.name}")
 
 
 def number_of(slurm: Slurm, words: str) -> str:
@@ -112,10 +112,13 @@ def results(folder: Path) -> dict[str, dict]:
 def test_the_smoke_grid_on_slurm_has_the_records_of_an_undisturbed_run(tmp_path, slurm):
     place = Place(tmp_path / "place")
     place.write(smoke("slurm"))
-    with begin(place, slurm, "all") as running:
-        hold_training(place, running, "vit-nano.digits.blast.s90.b16.seed0")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(HOLDS.format(folder=str(tmp_path)))
+    path = os.pathsep.join([str(tmp_path / "code"), os.environ.get("PYTHONPATH", "")])
+    with begin(place, slurm, "all", PYTHONPATH=path) as running:
+        wait_until_held(running, tmp_path / "vit-nano.digits.blast.s90.b16.seed0")
         slurm.ask("scancel", number_of(slurm, "vit-nano"))
-        hold_training(place, running, "llama-nano.pystdlib.blast.s90.b16.seed0")
+        wait_until_held(running, tmp_path / "llama-nano.pystdlib.blast.s90.b16.seed0")
         limited = number_of(slurm, "llama-nano")
         slurm.ask("scontrol", "update", f"JobId={limited}", "TimeLimit=1")
         said, _ = running.communicate(timeout=PATIENCE)
@@ -123,16 +126,21 @@ def test_the_smoke_grid_on_slurm_has_the_records_of_an_undisturbed_run(tmp_path,
     assert "(CANCELLED)" in said
     assert f"Slurm ended its job {limited} (TIMEOUT)" in said
     folder = place.folder / "results" / "slurm"
-    for log in folder.glob("logs/*-nano*.log"):
-        assert "resuming at step" in log.read_text(), log
+    logs = list(folder.glob("logs/*-nano*.log"))
+    assert len(logs) == 2
+    for log in logs:
+        # Each was saved when Slurm told it to end.
+        assert "resuming at step 18 of 60" in log.read_text(), log
     assert (folder / "verdict.txt").read_text().startswith("all 6 points are done")
 
     # The same grid without Slurm, undisturbed.
+    on_slurm = results(folder)
     (place.folder / "results").rename(place.folder / "on slurm")
     place.write(smoke("slurm"))
     alone = place.run("points", timeout=PATIENCE)
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert results(place.folder / "on slurm" / "slurm") == results(folder)
+    assert on_slurm == results(folder)
+    assert sum(isinstance(result, dict) for result in on_slurm.values()) == 5
 
 
 # In each process of `blast`: its verb, and whether it may download.
@@ -230,3 +238,31 @@ def test_a_machine_without_slurm_is_one_sentence(tmp_path, slurm, reads):
     reads(said)
     assert said.count("blast: ") == 1
     assert "Traceback" not in said
+
+
+def test_the_other_commands_of_the_docs_run_as_they_are(tmp_path, slurm):
+    place = Place(tmp_path / "place")
+    section = PAGE.partition("## Slurm")[2].partition("## Kubernetes")[0]
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).splitlines()
+    assert [line.split()[0] for line in lines] == ["export", "snakemake", "snakemake", "blast"]
+    # The other tests run the third one.
+    script = "\n".join(["set -e", *(line for line in lines if " profiles/slurm all " not in line)])
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("snakemake", "blast"):
+        (tools / name).write_text(f'#!/bin/sh\nexec "{place.python}" -m {name} "$@"\n')
+        (tools / name).chmod(0o755)
+    path = os.pathsep.join([str(tools), slurm.environment["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=place.folder,
+        env={**os.environ, **slurm.environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert dict(re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE))["point"] == "2"
+    assert re.search(r"^(\d+) of \1 are in .*/place/.cache/blast$", said, re.MULTILINE), said
+    assert not slurm.jobs("pending,running")

@@ -109,6 +109,8 @@ rule benchmark:
         gpus=gpus_of_benchmark,
         gpu=asked_gpus(gpus_of_benchmark),
         mem_mb=memory_of,
+        # Timings of a node that others use say little.
+        slurm_extra="--exclusive",
         attempt=lambda wildcards, attempt: attempt,
     params:
         ids=ids_of,

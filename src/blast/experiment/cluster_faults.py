@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ ANSWER_S = 60.0
 _WITHOUT = "or run on this machine: leave out the profile"
 
 
-def check_slurm(partitions: Iterable[str]) -> None:
+def check_slurm(asked: Iterable[Mapping[str, Any]]) -> None:
     """Refuses to start where Slurm is not there, does not answer, or has no partition that jobs ask for.
 
     Args:
-        partitions: Names of partitions, as jobs ask for them; several may be joined by commas.
+        asked: What each job asks for. Its `slurm_partition` may be several, joined by commas.
 
     Raises:
         BlastError: one sentence.
@@ -46,8 +46,10 @@ def check_slurm(partitions: Iterable[str]) -> None:
         raise BlastError(
             f"Slurm does not answer here ({_last_line(said)}); {mend}; ask its administrators, {_WITHOUT}."
         )
-    asked = dict.fromkeys(name for names in partitions for name in str(names).split(","))
-    if unknown := [name for name in asked if name and name not in known]:
+    # Of another cluster, this one does not know the partitions.
+    here = [job for job in asked if not any(job.get(key) for key in ("cluster", "clusters", "slurm_cluster"))]
+    names = dict.fromkeys(name for job in here for name in str(job.get("slurm_partition") or "").split(","))
+    if unknown := [name for name in names if name and name not in known]:
         sentence = unknown_name("Slurm partition", unknown[0], known)
         raise BlastError(f"{sentence} Write another `slurm_partition` into the profile; `sinfo` lists them.")
 

@@ -92,4 +92,4 @@ def _why_snakemake_stops(said: str) -> str | None:
     if not lines[0].startswith("Traceback"):
         text = " ".join(lines)
         return f"Snakemake stops: {text if len(text) <= 400 else text[:397] + '…'}"
-    return f"Snakemake stops: {lines[-1]} (`--quiet none` shows more)."
+    return f"Snakemake stops: {lines[-1]} (`--quiet host` shows more)."

@@ -15,6 +15,7 @@ from patience import PATIENCE, wait_until
 from test_side_by_side import benchmark, machine, overlap, point, spans  # noqa: F401
 
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.run import job as running_job
 from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.job import run_points
 
@@ -27,6 +28,12 @@ assert hold.take()
 print(hold.held[0], flush=True)
 time.sleep({seconds})
 """
+
+
+@pytest.fixture(autouse=True)
+def one_code(monkeypatch) -> None:
+    """The code is read by one thread at a time."""
+    monkeypatch.setattr(running_job, "training_fingerprint", lambda point: "code")
 
 
 def holder(names: list[str]) -> tuple[subprocess.Popen, str]:
