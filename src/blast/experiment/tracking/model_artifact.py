@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def checkpoint_of(record: dict[str, Any], folder: GridFolder) -> Path | None:
     if record["status"] != "ok" or not named:
         return None
     place = member(folder.work(record["point"]["id"]), named["path"])
-    return place if (place / MANIFEST).is_file() and weights_file(place).is_file() else None
+    files = place / MANIFEST, weights_file(place)
+    return place if all(file.is_file() and not file.is_symlink() for file in files) else None
 
 
 def save_model(place: Path, record: dict[str, Any], folder: GridFolder, copy: bool = False) -> bool:
@@ -69,21 +71,25 @@ def save_model(place: Path, record: dict[str, Any], folder: GridFolder, copy: bo
         given.mkdir()
         if copy or weights.stat().st_size <= _largest():
             for file in (weights, *(file for pattern in _SMALL_FILES for file in checkpoint.glob(pattern))):
-                shutil.copyfile(file, given / file.name)
+                if not file.is_symlink():
+                    shutil.copyfile(file, given / file.name)
         else:
             named = {"folder": str(checkpoint.absolute()), "weights": weights.name, "point": record["point"]["id"]}
             write_json(
                 given / "checkpoint.json", named | {"digest": record["result"]["artifacts"]["checkpoint"]["digest"]}
             )
-        pyfunc.save_model(
-            str(place),
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(given)},
-            # Given, so that MLflow does not load the model to find them out.
-            pip_requirements=[f"{name}=={version}" for name, version in _requirements(record)],
-            signature=ModelSignature(params=ParamSchema([ParamSpec("max_new_tokens", "long", 20)])),
-            metadata={"point": record["point"]["id"], "record_digest": record["record_digest"]},
-        )
+        with warnings.catch_warnings():
+            # It asks for an example of an input, of which it would make a first prediction.
+            warnings.simplefilter("ignore", UserWarning)
+            pyfunc.save_model(
+                str(place),
+                python_model=str(Path(__file__).with_name("served_model.py")),
+                artifacts={"checkpoint": str(given)},
+                # Given, so that MLflow does not load the model to find them out.
+                pip_requirements=[f"{name}=={version}" for name, version in _requirements(record)],
+                signature=ModelSignature(params=ParamSchema([ParamSpec("max_new_tokens", "long", 20)])),
+                metadata={"point": record["point"]["id"], "record_digest": record["record_digest"]},
+            )
     return True
 
 
