@@ -69,7 +69,7 @@ def save_model(place: Path, record: dict[str, Any], folder: GridFolder, copy: bo
     with tempfile.TemporaryDirectory(prefix="blast-model-") as scratch:
         given = Path(scratch) / "checkpoint"
         given.mkdir()
-        if copy or weights.stat().st_size <= _largest():
+        if copy or _is_copied(checkpoint):
             for file in (weights, *(file for pattern in _SMALL_FILES for file in checkpoint.glob(pattern))):
                 if not file.is_symlink():
                     shutil.copyfile(file, given / file.name)
@@ -108,21 +108,31 @@ def register(client: MlflowClient, run_id: str, name: str, record: dict[str, Any
     """
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory(prefix="blast-mlflow-") as gathered:
-        if not save_model(Path(gathered) / MODEL, record, folder, copy=True):
-            raise BlastError(
-                f"{record['point']['id']}: there is no checkpoint in {folder.work(record['point']['id'])}, so there is "
-                "no model to register; run the point here first."
-            )
-        client.log_artifacts(run_id, gathered)
+    checkpoint, artifact = checkpoint_of(record, folder), MODEL
+    if checkpoint is None:
+        raise BlastError(
+            f"{record['point']['id']}: there is no checkpoint in {folder.work(record['point']['id'])}, so there is no "
+            "model to register; run the point here first."
+        )
+    if not _is_copied(checkpoint):
+        # Beside `model`, which only names the checkpoint.
+        artifact = f"registered_{MODEL}"
+        with tempfile.TemporaryDirectory(prefix="blast-mlflow-") as gathered:
+            save_model(Path(gathered) / artifact, record, folder, copy=True)
+            client.log_artifacts(run_id, gathered)
     try:
         client.create_registered_model(name, description=f"Block-sparse models of the grid {record['point']['grid']}.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
+    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
     made = client.create_model_version(name, source, run_id, tags={"point_id": record["point"]["id"]})
     return str(made.version)
+
+
+def _is_copied(checkpoint: Path) -> bool:
+    """Whether a checkpoint is so small that each run has a copy."""
+    return weights_file(checkpoint).stat().st_size <= _largest()
 
 
 def _largest() -> float:

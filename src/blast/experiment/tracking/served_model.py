@@ -45,7 +45,8 @@ class SavedModel(PythonModel):
 
             self.words = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # Without annotations, which MLflow would take for a schema of the input.
+    def predict(self, context, model_input, params=None):
         """Continues texts, gives the logits of the token that comes next, or classifies images or texts.
 
         Args:
