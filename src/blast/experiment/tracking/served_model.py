@@ -10,6 +10,7 @@ model.unwrap_python_model().model                              # the torch modul
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mlflow.pyfunc import PythonModel
 
 # In place of the weights of a large model: where its checkpoint is.
 REFERENCE = "checkpoint.json"
+# There is no schema of the input: texts, token ids and images are all welcome.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class SavedModel(PythonModel):
