@@ -29,8 +29,14 @@ FLAGS = (
 
 
 @contextlib.contextmanager
-def serving(root: Path, **environment: str) -> Iterator[str]:
-    """Address that `make ui` prints in a folder, with the server behind it; its output goes into `root/log`."""
+def serving(root: Path, grid: str = "tiny", **environment: str) -> Iterator[str]:
+    """Address that `make ui` prints of a grid in a folder, with the server behind it; its output goes into `root/log`.
+
+    Args:
+        root: The folder that holds `results`.
+        grid: Name of the grid.
+        environment: More variables of the environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,7 +53,8 @@ def serving(root: Path, **environment: str) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        address = process.stdout.readline().strip().removeprefix("tiny: ")
+        lines = iter(process.stdout.readline, "")
+        address = next(line for line in lines if line.startswith(f"{grid}: ")).strip().removeprefix(f"{grid}: ")
         deadline = time.monotonic() + PATIENCE
         while True:
             try:

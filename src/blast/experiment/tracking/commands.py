@@ -20,8 +20,6 @@ def mlflow(options: argparse.Namespace) -> int:
     """Imports the records of points into MLflow, streams points while they train, or registers a model.
 
     Example: blast mlflow gpt2-nano.pystdlib.dense.seed0 --grid-dir results/default
-    Example: blast mlflow --follow --grid-dir away
-    Example: blast mlflow --register small-code gpt2-nano.pystdlib.blast.s90.b16.seed0 --grid-dir results/default
     """
     folder = GridFolder(options.grid_dir)
     if options.follow:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blast.errors import BlastError
-from blast.experiment.tracking.one_run import COMPLETE, chosen, undropped
+from blast.experiment.tracking.one_run import COMPLETE, chosen, runs_of_point, undropped
 from blast.experiment.tracking.store import artifact_location
 from blast.experiment.tracking.store_errors import shown
 from blast.experiment.tracking.view import VIEW_TAG, experiment_tags, view_of
@@ -85,6 +85,17 @@ class GridExperiment:
     def id(self) -> str:
         """Its id in the store."""
         return str(self._found.experiment_id)
+
+    def leave_earlier(self, point: str) -> None:
+        """Marks runs of a benchmark that an earlier version put among the trainings of the grid as superseded."""
+        if self.stage == "benchmark" and self._trainings is not None:
+            for run in runs_of_point(self.client, self._trainings, point):
+                self.client.set_tag(run.info.run_id, "superseded", "true")
+
+    @cached_property
+    def _trainings(self) -> str | None:
+        found = self.client.get_experiment_by_name(experiment_name(self.grid, "train"))
+        return str(found.experiment_id) if found else None
 
     @cached_property
     def parent(self) -> Run:

@@ -148,6 +148,7 @@ def _import_one(
     mine: list[str] = []
 
     def make() -> None:
+        experiment.leave_earlier(name)
         mine.append(adopt(client, experiment.id, record) or make_run(client, experiment.id, record, parent).info.run_id)
 
     run = one_run(client, experiment.id, name, record["record_digest"], make)

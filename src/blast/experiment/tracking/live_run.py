@@ -16,7 +16,7 @@ from blast.experiment.tracking.one_run import COMPLETE, runs_of_point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Param, Run
 
 LIVE, RECORD = "live", "blast_record"
 
@@ -94,14 +94,14 @@ def make_live_run(
     }
     started = int(float(begin.get("time") or 0) * 1000) or None
     run = client.create_run(experiment, start_time=started, tags=names.texts(found | tags), run_name=point.id)
-    log_parameters(client, run.info.run_id, settings)
+    parameters = parameters_of(settings)
+    for first in range(0, len(parameters), 100):
+        client.log_batch(run.info.run_id, params=parameters[first : first + 100])
     return str(run.info.run_id)
 
 
-def log_parameters(client: MlflowClient, run_id: str, point: dict[str, Any]) -> None:
-    """Writes the settings of a point into its run."""
+def parameters_of(point: dict[str, Any]) -> list[Param]:
+    """The settings of a point as parameters of its run."""
     from mlflow.entities import Param
 
-    params = [Param(key, value) for key, value in names.parameters(point).items()]
-    for first in range(0, len(params), 100):
-        client.log_batch(run_id, params=params[first : first + 100])
+    return [Param(key, value) for key, value in names.parameters(point).items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def checkpoint_of(record: dict[str, Any], folder: GridFolder) -> Path | None:
     if record["status"] != "ok" or not named:
         return None
     place = member(folder.work(record["point"]["id"]), named["path"])
-    return place if (place / MANIFEST).is_file() and weights_file(place).is_file() else None
+    files = place / MANIFEST, weights_file(place)
+    return place if all(file.is_file() and not file.is_symlink() for file in files) else None
 
 
 def save_model(place: Path, record: dict[str, Any], folder: GridFolder, copy: bool = False) -> bool:
@@ -67,23 +69,27 @@ def save_model(place: Path, record: dict[str, Any], folder: GridFolder, copy: bo
     with tempfile.TemporaryDirectory(prefix="blast-model-") as scratch:
         given = Path(scratch) / "checkpoint"
         given.mkdir()
-        if copy or weights.stat().st_size <= _largest():
+        if copy or _is_copied(checkpoint):
             for file in (weights, *(file for pattern in _SMALL_FILES for file in checkpoint.glob(pattern))):
-                shutil.copyfile(file, given / file.name)
+                if not file.is_symlink():
+                    shutil.copyfile(file, given / file.name)
         else:
             named = {"folder": str(checkpoint.absolute()), "weights": weights.name, "point": record["point"]["id"]}
             write_json(
                 given / "checkpoint.json", named | {"digest": record["result"]["artifacts"]["checkpoint"]["digest"]}
             )
-        pyfunc.save_model(
-            str(place),
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(given)},
-            # Given, so that MLflow does not load the model to find them out.
-            pip_requirements=[f"{name}=={version}" for name, version in _requirements(record)],
-            signature=ModelSignature(params=ParamSchema([ParamSpec("max_new_tokens", "long", 20)])),
-            metadata={"point": record["point"]["id"], "record_digest": record["record_digest"]},
-        )
+        with warnings.catch_warnings():
+            # It asks for an example of an input, of which it would make a first prediction.
+            warnings.simplefilter("ignore", UserWarning)
+            pyfunc.save_model(
+                str(place),
+                python_model=str(Path(__file__).with_name("served_model.py")),
+                artifacts={"checkpoint": str(given)},
+                # Given, so that MLflow does not load the model to find them out.
+                pip_requirements=[f"{name}=={version}" for name, version in _requirements(record)],
+                signature=ModelSignature(params=ParamSchema([ParamSpec("max_new_tokens", "long", 20)])),
+                metadata={"point": record["point"]["id"], "record_digest": record["record_digest"]},
+            )
     return True
 
 
@@ -102,21 +108,31 @@ def register(client: MlflowClient, run_id: str, name: str, record: dict[str, Any
     """
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory(prefix="blast-mlflow-") as gathered:
-        if not save_model(Path(gathered) / MODEL, record, folder, copy=True):
-            raise BlastError(
-                f"{record['point']['id']}: there is no checkpoint in {folder.work(record['point']['id'])}, so there is "
-                "no model to register; run the point here first."
-            )
-        client.log_artifacts(run_id, gathered)
+    checkpoint, artifact = checkpoint_of(record, folder), MODEL
+    if checkpoint is None:
+        raise BlastError(
+            f"{record['point']['id']}: there is no checkpoint in {folder.work(record['point']['id'])}, so there is no "
+            "model to register; run the point here first."
+        )
+    if not _is_copied(checkpoint):
+        # Beside `model`, which only names the checkpoint.
+        artifact = f"registered_{MODEL}"
+        with tempfile.TemporaryDirectory(prefix="blast-mlflow-") as gathered:
+            save_model(Path(gathered) / artifact, record, folder, copy=True)
+            client.log_artifacts(run_id, gathered)
     try:
         client.create_registered_model(name, description=f"Block-sparse models of the grid {record['point']['grid']}.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
+    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
     made = client.create_model_version(name, source, run_id, tags={"point_id": record["point"]["id"]})
     return str(made.version)
+
+
+def _is_copied(checkpoint: Path) -> bool:
+    """Whether a checkpoint is so small that each run has a copy."""
+    return weights_file(checkpoint).stat().st_size <= _largest()
 
 
 def _largest() -> float:

@@ -16,9 +16,9 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.rows import record_rows, write_rows
 from blast.experiment.run.step_file import read_lines
 from blast.experiment.tracking import names
-from blast.experiment.tracking.live_run import LIVE, known_steps, log_parameters
+from blast.experiment.tracking.live_run import LIVE, known_steps, parameters_of
 from blast.experiment.tracking.model_artifact import MODEL, save_model
-from blast.experiment.tracking.streamed_metrics import samples
+from blast.experiment.tracking.streamed_metrics import begin_of, samples
 from blast.files import write_json
 from blast.untrusted import member
 
@@ -75,7 +75,6 @@ def complete_run(
 
     result, run_id = record["result"], run.info.run_id
     finished = _milliseconds(record["run"].get("finished")) or run.info.start_time
-    log_parameters(client, run_id, record["point"])
     steps = itertools.chain(names.curves(result), names.times(record["run"]))
     known = known_steps(client, run)
     metrics = [Metric(key, value, finished, step) for key, step, value in steps if step not in known.get(key, ())]
@@ -85,7 +84,6 @@ def complete_run(
         metrics += [Metric(key, value, finished, 0) for key, value in columns.items()]
     if not known:
         metrics += told_samples(folder, record)
-    log_metrics(client, run_id, metrics)
     _log_dataset(client, run_id, result.get("dataset"))
     with tempfile.TemporaryDirectory(prefix="blast-mlflow-") as gathered:
         faults = _gather_artifacts(Path(gathered), file, record, folder)
@@ -93,8 +91,14 @@ def complete_run(
         client.log_artifacts(run_id, gathered)
     note = {"mlflow.note.content": names.note(record, run.info.experiment_id, run_id, parent, there)}
     # A streamed run knows nothing yet of the record.
-    more = names.tags(record) if LIVE in run.data.tags else {}
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in (more | note).items()])
+    tags = note | (names.tags(record) if LIVE in run.data.tags else {})
+    # Each request costs as much as many numbers.
+    params = parameters_of(record["point"])
+    first, metrics = metrics[: _BATCH - 100], metrics[_BATCH - 100 :]
+    client.log_batch(run_id, first, params[:100], [RunTag(key, value) for key, value in tags.items()])
+    for start in range(100, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    log_metrics(client, run_id, metrics)
     client.set_terminated(run_id, "FINISHED" if record["status"] == "ok" else "FAILED", finished)
     return faults
 
@@ -103,7 +107,7 @@ def told_samples(folder: GridFolder, record: dict[str, Any]) -> list[Metric]:
     """The system metrics of a training that nobody streamed, from what it told; none if that is of other settings."""
     with suppress(OSError):
         lines, _ = read_lines(folder.told(record["point"]["id"]))
-        if lines and (lines[0].get("begin") or {}).get("digest") == record["point_digest"]:
+        if lines and begin_of(lines[0]).get("digest") == record["point_digest"]:
             return samples(lines)
     return []
 

@@ -10,6 +10,7 @@ model.unwrap_python_model().model                              # the torch modul
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mlflow.pyfunc import PythonModel
 
 # In place of the weights of a large model: where its checkpoint is.
 REFERENCE = "checkpoint.json"
+# There is no schema of the input: texts, token ids and images are all welcome.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class SavedModel(PythonModel):
@@ -45,7 +48,8 @@ class SavedModel(PythonModel):
 
             self.words = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # Without annotations, which MLflow would take for a schema of the input.
+    def predict(self, context, model_input, params=None):
         """Continues texts, gives the logits of the token that comes next, or classifies images or texts.
 
         Args:

@@ -20,7 +20,7 @@ def samples(lines: Iterable[dict[str, Any]]) -> list[Metric]:
 
     begin, found = 0.0, []
     for line in lines:
-        begin = float((line.get("begin") or {}).get("time") or begin)
+        begin = (_moment(begin_of(line)) or 1000 * begin) / 1000
         for name, value in _numbers(line.get("system")):
             moment = _moment(line)
             if moment:
@@ -54,6 +54,12 @@ def steps(lines: Iterable[dict[str, Any]], last: dict[str, int], total: int | No
                 last[name] = step
                 found.append(Metric(name, value, moment, step))
     return found
+
+
+def begin_of(line: dict[str, Any]) -> dict[str, Any]:
+    """What a training told first; empty for another line."""
+    begin = line.get("begin")
+    return begin if isinstance(begin, dict) else {}
 
 
 def _moment(line: dict[str, Any]) -> int | None:
