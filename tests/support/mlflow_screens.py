@@ -14,6 +14,8 @@ from pathlib import Path
 from mlflow_pages import browser, fetch, open_page, serving
 from PIL import Image
 
+from blast.experiment.tracking.links import WORKFLOW
+
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 
 
@@ -36,11 +38,16 @@ def main(results: str, grid: str, point: str) -> None:
                 shot.convert("RGB").quantize(64).save(file, optimize=True)
             print(f"{file}: {file.stat().st_size >> 10} KiB")
 
+        page.set_viewport_size({"width": 1760, "height": 640})
         open_page(page, address, point)
         save("mlflow_table")
-        open_page(page, f"{place}/runs/{run_of(point)}/model-metrics", "curves/train_loss")
+        page.set_viewport_size({"width": 1400, "height": 640})
+        open_page(page, f"{place}/runs/{run_of(point)}/model-metrics?{WORKFLOW}", "curves (")
+        page.get_by_placeholder("Search metric charts").fill("loss|sparsity_achieved")
         save("mlflow_curve")
-        open_page(page, f"{place}/runs/{run_of(f'grid {grid}')}", "points_done")
+        page.set_viewport_size({"width": 1400, "height": 900})
+        open_page(page, f"{place}/runs/{run_of(f'grid {grid}')}?{WORKFLOW}", "points_done")
+        page.get_by_text("Show more").first.click()
         save("mlflow_grid")
 
 

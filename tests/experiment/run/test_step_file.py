@@ -132,3 +132,14 @@ def test_a_reader_that_fails_is_told_once_and_the_others_go_on(
         wait_until(lambda: len(samples) > 2)
     assert samples[-1] == {"a": 1.0}
     assert capsys.readouterr().out.count("RuntimeError: no driver") == 1
+
+
+def test_each_gpu_that_the_process_sees_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"device_count": 2, "utilization": 50, "device_memory_used": 2_000_000_000, "power_draw": 300_000}
+    for name, answer in answers.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, answer=answer: answer)
+    found = system_metrics._gpus()
+    assert len(found) == 6
+    assert found["gpu_1_utilization_percentage"] == 50.0
+    assert found["gpu_0_memory_usage_megabytes"] == 2000.0
+    assert found["gpu_0_power_usage_watts"] == 300.0

@@ -86,7 +86,7 @@ def test_the_description_of_a_run_leads_to_its_record_its_log_and_the_figures(ml
         f"[record](get-artifact?path=record.json&run_uuid={run.info.run_id})",
         f"[log](get-artifact?path=log.txt&run_uuid={run.info.run_id})",
         f"[masks](get-artifact?path=masks/over_time.png&run_uuid={run.info.run_id})",
-        f"(#/experiments/{run.info.experiment_id}/runs/{parent.info.run_id}/artifacts)",
+        f"(#/experiments/{run.info.experiment_id}/runs/{parent.info.run_id}/artifacts?workflowType=machine_learning)",
         "`results/tiny/records/p1.json`",
         "`python -m blast job x.json`",
     ):

@@ -1,20 +1,15 @@
-"""What the files of a grid show as done, besides the records of points: data, requests, imports.
+"""What the files of a grid show as done, besides the records of points: data and requests.
 
 All is compared by content: results that were copied, with other times, are as done as before.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.fingerprint import language_fingerprint
 from blast.experiment.records.language import read_made
 from blast.files import json_digest
-
-Record = dict[str, Any]
-DATABASE = "sqlite:///"
 
 
 def is_prepared(dataset: str, plan: Plan, folder: GridFolder) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import urllib.parse
 
+# Without it, MLflow 3 opens its pages for language-model traces.
+WORKFLOW = "workflowType=machine_learning"
+
 
 def artifact_link(text: str, run: str, path: str) -> str:
     """A link, in Markdown, that opens a file of a run."""
@@ -12,4 +15,5 @@ def artifact_link(text: str, run: str, path: str) -> str:
 
 def run_link(text: str, experiment: str, run: str, tab: str = "") -> str:
     """A link, in Markdown, that opens the page of a run, or one of its tabs such as `artifacts`."""
-    return f"[{text}](#/experiments/{experiment}/runs/{run}{'/' + tab if tab else ''})"
+    place = f"#/experiments/{experiment}/runs/{run}{'/' + tab if tab else ''}"
+    return f"[{text}]({place}?{WORKFLOW})"

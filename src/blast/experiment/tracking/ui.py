@@ -14,6 +14,7 @@ from pathlib import Path
 from blast.errors import BlastError
 from blast.experiment.command_end import ended
 from blast.experiment.tracking.importer import import_grid
+from blast.experiment.tracking.links import WORKFLOW
 from blast.experiment.tracking.store import database_file, open_client, tracking_uri
 from blast.experiment.tracking.store_errors import shown
 from blast.experiment.tracking.view import VIEW
@@ -35,7 +36,7 @@ def server_command(artifacts: Path, port: int) -> list[str]:
 
 def page(server: str, experiment_id: str) -> str:
     """Address of the run table of an experiment. The plain address opens MLflow's pages for language-model traces."""
-    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    query = f"viewStateShareKey={VIEW}&{WORKFLOW}"
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 

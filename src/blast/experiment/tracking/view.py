@@ -18,12 +18,12 @@ DESCRIPTION = "of the BLaST suite: one run for each point."
 # By stage, the columns in order, with their widths in pixels: the whole name fits.
 _COLUMNS = {
     "train": {
-        "params.`architecture`": 120,
-        "params.`dataset`": 110,
-        "params.`method`": 90,
-        "params.`sparsity`": 90,
-        "params.`block`": 75,
-        "params.`seed`": 65,
+        "params.`architecture`": 115,
+        "params.`dataset`": 95,
+        "params.`method`": 85,
+        "params.`sparsity`": 80,
+        "params.`block`": 70,
+        "params.`seed`": 60,
         "metrics.`quality/bits_per_byte`": 180,
         "metrics.`quality/top1`": 115,
         "metrics.`sparsity/achieved`": 150,
@@ -34,8 +34,8 @@ _COLUMNS = {
     "benchmark": {
         "params.`benchmark.suite`": 140,
         "params.`architecture`": 120,
-        "params.`sparsity`": 90,
-        "params.`block`": 75,
+        "params.`sparsity`": 80,
+        "params.`block`": 70,
         "metrics.`ours_ms`": 95,
         "metrics.`dense_ms`": 95,
         "metrics.`speed_up`": 95,
@@ -46,7 +46,7 @@ _COLUMNS = {
     },
 }
 # The columns that every run has.
-_FIRST = {"attributes.`Run Name`": 330, "attributes.`Created`": 150}
+_FIRST = {"attributes.`Run Name`": 380, "attributes.`Created`": 130}
 
 
 def view_of(stage: str) -> str:
