@@ -52,8 +52,8 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 
 @pytest.mark.parametrize(("name", "parser"), verbs().items())
-def test_the_help_of_a_verb_is_one_sentence_and_an_example_that_parses(name, parser):
-    sentence, empty, example = parser.description.split("\n")
+def test_the_help_of_a_verb_begins_with_a_sentence_and_ends_with_an_example_that_parses(name, parser):
+    sentence, empty, *_, example = parser.description.split("\n")
     assert sentence.endswith(".")
     assert not empty
     words = shlex.split(example.removeprefix("Example: blast ").split(" > ")[0])
