@@ -29,7 +29,7 @@ T = TypeVar("T")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONGEST_NUMBER = 40
 LONGEST_SHOWN = 80
-SCALARS = (str, int, float, bool)
+SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass(frozen=True)
@@ -283,8 +283,10 @@ def updated(defaults: T, given: Mapping[str, Any] | None, place: Place) -> T:
 
 def plain(value: Any) -> Any:
     """Settings as JSON or YAML can hold them: mappings, lists and scalars."""
-    if value is None or type(value) in SCALARS:
+    if type(value) in SCALARS:
         return value
+    if type(value) is dict:
+        return {key: entry if type(entry) in SCALARS else plain(entry) for key, entry in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = ((name, getattr(value, name), left_out) for name, left_out in _shown_fields(type(value)))
         return {name: plain(entry) for name, entry, left_out in fields if entry not in left_out}

@@ -113,7 +113,8 @@ class Bars:
         took = time.monotonic() - self._started
         left = f"about {duration(took / done * (total - done))} left" if 0 < done < total else duration(took)
         self._set("points", done, total, left)
-        self._set("jobs", *look.jobs, "")
+        if look.jobs:
+            self._set("jobs", *look.jobs, "")
         shown = dict(list(look.running.items())[:MOST])
         for name in self._tasks.keys() - shown.keys() - {"points", "jobs"}:
             self._bars.remove_task(self._tasks.pop(name))  # type: ignore[arg-type]

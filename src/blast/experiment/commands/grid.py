@@ -119,8 +119,8 @@ def verify(options: argparse.Namespace) -> int:
         if fault:
             wrong += 1
             print(f"WRONG {kind} {file}: {fault}")
-    found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing"
-    print(f"{options.grid}: read {found}; {wrong or 'nothing'} {'is' if wrong < 2 else 'are'} wrong")
+    found = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "nothing there"
+    print(f"{options.grid}: {wrong or 'nothing'} {'is' if wrong < 2 else 'are'} wrong ({found})")
     return 1 if wrong else 0
 
 

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         command = _command(used, targets, more, options)
         if options.dry_run:
             return subprocess.run(command, env=_environment(), check=False).returncode
-        return _watched(command, folder, plain=options.plain)
+        return _watched(command, folder, whole=targets == ["all"], plain=options.plain)
 
 
 def _words(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
@@ -103,12 +103,12 @@ def _environment() -> dict[str, str]:
     return {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1", **os.environ}
 
 
-def _watched(command: Sequence[str], folder: GridFolder, plain: bool) -> int:
+def _watched(command: Sequence[str], folder: GridFolder, whole: bool, plain: bool) -> int:
     """Runs Snakemake and shows how far it is; returns its exit code."""
     from blast.experiment.commands.display import display_of
     from blast.experiment.todo.watch import Watch
 
-    watch = Watch(folder, time.time())
+    watch = Watch(folder, time.time(), whole)
     # In a group of its own, so that Ctrl-C reaches it once, by way of this process, whatever started it.
     process = subprocess.Popen(
         command,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from blast.errors import BlastError
 from blast.evaluation.requests import SEPARATE_TEST
 from blast.experiment.plan.point_parts import check_parts
-from blast.files import json_digest
+from blast.files import canonical_json, json_digest, text_digest
 from blast.settings import Count, Later, Pattern, Seed, Sparsity, plain, read
 from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
 
@@ -96,7 +96,12 @@ class Point:
     @cached_property
     def digest(self) -> str:
         """Digest of all settings; the name of the grid is not one of them."""
-        return json_digest(self.settings)
+        return text_digest(self.text)
+
+    @cached_property
+    def text(self) -> str:
+        """All settings but the name of the grid, as the JSON text that digests are taken of."""
+        return canonical_json(self.settings)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.point_parts import check_parts
 from blast.experiment.records.record_schema import check_language, check_record
-from blast.files import json_digest, write_json
+from blast.files import canonical_json, json_digest, text_digest, write_json
 from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
 
 FORMAT = 1
@@ -24,7 +24,10 @@ LARGEST = 64 * MIB
 
 def record_digest(point: Point, result: dict[str, Any], status: str, cause: str | None = None) -> str:
     """Digest of the point and of what it measured; time and machine are not part of it."""
-    return json_digest({"point": point.settings, "status": status, "cause": cause, "result": result})
+    # As `json_digest` takes it of a mapping with these keys; the text of the point is made once.
+    parts = {"cause": canonical_json(cause), "point": point.text, "result": canonical_json(result)}
+    parts["status"] = canonical_json(status)
+    return text_digest("{" + ",".join(f'"{key}":{text}' for key, text in parts.items()) + "}")
 
 
 def make_record(

@@ -231,9 +231,9 @@ class _Job:
             log=os.path.relpath(child.log, self.folder.root),
         )
         write_record(self.folder, record)
-        note_code(self.folder, point)
         self.folder.retry(point.id).unlink(missing_ok=True)
         (self.folder.work(point.id) / PROGRESS).unlink(missing_ok=True)
+        note_code(self.folder, point)
         good = record["status"] == "ok"
         if good:
             for name in (TRAINING_STATE, TRAINED):

@@ -51,6 +51,7 @@ class Records:
 
     sources: Counter[str] = field(default_factory=Counter)
     _by_likeness: dict[tuple, list[tuple[float, float]]] = field(default_factory=dict)
+    _medians: dict[tuple, tuple[float, float]] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Adds a record; one of a failed point says nothing."""
@@ -58,6 +59,7 @@ class Records:
         # Of a training that other code or other settings evaluated again, `wall_s` is that of the evaluation.
         if record["status"] != "ok" or "trained" in record["run"]:
             return
+        self._medians.clear()
         self.sources[point["grid"]] += 1
         work = _work(point)
         for level, key in enumerate(_likenesses(point, bool(record["run"].get("gpu")))):
@@ -66,10 +68,14 @@ class Records:
 
     def like(self, point: Mapping[str, Any], gpu: bool) -> tuple[float, float] | None:
         """Seconds and bytes of a point, from those that are most like it; None if none is."""
-        for level, key in enumerate(_likenesses(point, gpu)):
-            if found := self._by_likeness.get((level, key)):
-                seconds, sizes = zip(*found, strict=True)
-                return median(seconds) * _work(point), median(sizes)
+        for level in enumerate(_likenesses(point, gpu)):
+            if found := self._by_likeness.get(level):
+                # Of thousands, the median is not taken again for each point.
+                if level not in self._medians:
+                    seconds, sizes = zip(*found, strict=True)
+                    self._medians[level] = median(seconds), median(sizes)
+                per_work, disk = self._medians[level]
+                return per_work * _work(point), disk
         return None
 
 

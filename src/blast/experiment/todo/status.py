@@ -103,7 +103,10 @@ def _of_point(left: PointLeft, folder: GridFolder) -> tuple[Stand, Progress | No
         return Stand.DONE, None
     if (folder.work(point.id) / PROGRESS).is_file():
         progress = progress_of(folder, point.id)
-        return (Stand.RUNNING if is_held(folder, point.id) else Stand.STOPPED), progress
+        if is_held(folder, point.id):
+            return Stand.RUNNING, progress
+        if state.found is None and not folder.failed(point.id).is_file():
+            return Stand.STOPPED, progress
     if state.found is None:
         damaged = "damaged" in state.reason or folder.damaged(point.id).is_file()
         if damaged:

@@ -16,12 +16,12 @@ class Look:
     """How far a run is.
 
     Attributes:
-        jobs: Jobs that are done, and all that are planned but pictures and tables.
+        jobs: Jobs that are done, and all that are planned but pictures and tables; None if only a part of them runs.
         points: Points that are done, and all that this run runs.
         running: The progress of each point that runs.
     """
 
-    jobs: tuple[int, int]
+    jobs: tuple[int, int] | None
     points: tuple[int, int]
     running: dict[str, Progress]
 
@@ -33,10 +33,12 @@ class Watch:
     Args:
         folder: Folder of the grid.
         started: When the run began, seconds since 1970.
+        whole: Whether all jobs run, rather than those of some targets.
     """
 
     folder: GridFolder
     started: float
+    whole: bool = True
     _todo: Todo | None = None
     _left: set[str] = field(default_factory=set)
 
@@ -57,7 +59,8 @@ class Watch:
             now = _written(self.folder.work(name) / PROGRESS) >= self.started
             if now and (progress := progress_of(self.folder, name)):
                 running[name] = progress
-        return Look((self._stamps(todo.run), _planned(todo)), (points - len(self._left), points), running)
+        jobs = (self._stamps(todo.run), _planned(todo)) if self.whole else None
+        return Look(jobs, (points - len(self._left), points), running)
 
     def _read(self) -> Todo | None:
         if _written(self.folder.todo) < self.started:
