@@ -87,7 +87,7 @@ def test_seeds_of_a_configuration_are_tested_together(tmp_path, capsys):
     for file in tmp_path.rglob("items.npz"):
         file.unlink()
     out = compare(capsys, tmp_path / "a", tmp_path / "b")
-    assert "(paired t-test over seeds, n = 3)" in out
+    assert "(paired t-test over seeds, n = 3; 95 %: +" in out
 
 
 def test_points_that_only_one_grid_has_are_counted(tmp_path, capsys):

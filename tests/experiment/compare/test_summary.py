@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import fake_records as fake
 import pytest
 
 from blast.experiment.cli import main
 from blast.experiment.compare.worth import worth
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
 from blast.experiment.records.export import export_grid
+from blast.experiment.records.record import make_record, write_record
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_what_was_not_measured_says_so(tmp_path, capsys):
     out = summary(capsys, grid, "--recorded", tmp_path / "recorded")
     assert "8 not run" in out
     line = next(line for line in out.splitlines() if line.split()[:2] == ["blast", "70"])
-    assert line.split("  ")[-2:] == ["not measured", "for memory"] or line.endswith("not measured  for memory")
+    assert re.split(r"\s{2,}", line)[-2:] == ["not measured", "for memory"]
 
 
 def test_a_recorded_machine_is_summarised(tmp_path, capsys):
@@ -72,6 +76,29 @@ def test_a_recorded_machine_is_summarised(tmp_path, capsys):
     out = summary(capsys, fake.HARDWARE, "--recorded", tmp_path / "recorded")
     assert f"Summary of {fake.HARDWARE}: 48 points done" in out
     assert "1.53x fewer" in out
+
+
+def test_a_small_dense_model_and_a_variant_are_told_apart_and_get_no_times_of_blocks(tmp_path, capsys):
+    grid = GridFolder(fake.write_grid(tmp_path / "default"))
+    plan = json.loads(grid.plan.read_text())
+    record, _ = fake.make_training_record(fake.make_point("vit-nano", "digits", "blast", 0.95, 0))
+    for name, change in (
+        (
+            "vit-nano.digits.small_dense.s95.seed0",
+            {"method": "small_dense", "block": None, "sparsify": None, "ffn": 32},
+        ),
+        ("vit-nano.digits.blast.s95.b16.seed0.wd0", {}),
+    ):
+        point = Point.from_dict(record["point"] | {"id": name} | change)
+        result = {key: value for key, value in record["result"].items() if key not in ("artifacts", "sparsity")}
+        write_record(grid, make_record(point, status="ok", result=result, run=fake.run_part()))
+        plan.append(point.to_dict())
+    grid.plan.write_text(json.dumps(plan))
+    lines = summary(capsys, grid.root, "--recorded", tmp_path / "recorded", "--all").splitlines()
+    small = next(line for line in lines if line.split()[:1] == ["small_dense"])
+    assert re.split(r"\s{2,}", small)[-2] == "not measured"
+    assert any(line.split()[5:7] == ["16x16", "wd0"] for line in lines)
+    assert any(line.split()[:6] == ["vit-nano", "digits", "small_dense", "95", "%", "–"] for line in lines)
 
 
 def test_a_grid_that_is_not_there_gets_the_nearest_name(tmp_path, capsys):

@@ -12,6 +12,10 @@ from blast.experiment.columns import columns, counted
 from blast.experiment.compare.worth import RULE, Spread, Summary
 
 NOT_MEASURED = "not measured"
+HEADER = (
+    "model", "data", "method", "sparsity", "block", "variant", "metric", "loss", "noise", "seeds", "bytes", "reading",
+    "worth it",
+)  # fmt: skip
 # Lines of the last table, without --all.
 MOST = 30
 
@@ -48,28 +52,17 @@ def page(found: Summary, everything: bool = False) -> Iterator[str]:
         return
     yield ""
     yield "Each configuration:"
-    header = [
-        "model",
-        "data",
-        "method",
-        "sparsity",
-        "block",
-        "metric",
-        "loss",
-        "noise",
-        "seeds",
-        "bytes",
-        "reading",
-        "worth it",
-    ]
-    rows = [header]
     shown = found.configurations if everything else found.configurations[:MOST]
+    rows = [[*HEADER]]
     for one in shown:
         rows.append([
-            one.model, one.dataset, one.method, f"{100 * one.sparsity:g} %", one.block, one.metric, _percent(one.loss),
-            _percent(one.noise).lstrip("+"), str(one.seeds), _times(one.bytes_saved), _times(one.reading), one.worth,
+            one.model, one.dataset, one.method, f"{100 * one.sparsity:g} %", one.block, one.variant, one.metric,
+            _percent(one.loss), _percent(one.noise).lstrip("+"), str(one.seeds), _times(one.bytes_saved),
+            _times(one.reading), one.worth,
         ])  # fmt: skip
-    yield from columns(rows, right=[3, 6, 7, 8])
+    if not any(one.variant for one in shown):
+        rows = [[cell for place, cell in enumerate(row) if HEADER[place] != "variant"] for row in rows]
+    yield from columns(rows, right=[rows[0].index(name) for name in ("sparsity", "loss", "noise", "seeds")])
     if len(shown) < len(found.configurations):
         yield f"  … and {len(found.configurations) - len(shown)} more; --all shows them"
     yield "  reading: speed while lm-eval's requests are scored, over that of dense; bytes: dense over ours"

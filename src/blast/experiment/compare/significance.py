@@ -50,7 +50,8 @@ class Test:
         if self.p is None:
             return self.why
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        return f"{p} ({self.name}, n = {self.n:,})"
+        between = "" if math.isnan(self.low) else f"; 95 %: {self.low:+.3g} to {self.high:+.3g}"
+        return f"{p} ({self.name}, n = {self.n:,}{between})"
 
 
 def over_items(

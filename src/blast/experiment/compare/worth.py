@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from blast.experiment.analysis.ratio import ratios
 from blast.experiment.records.rows import SCORING_RATE
 from blast.experiment.records.table import load_table
 
+NO_BLOCK = "–"
 # A gain of less is not worth another format of the weights.
 LEAST_GAIN = 1.05
 RULE = (
@@ -25,7 +27,7 @@ RULE = (
     f"timed cases of a machine. `for memory`: the loss is under the limit, and only the bytes are at least "
     f"{LEAST_GAIN:g} times fewer. `no`: the loss without noise is over the limit, or nothing is gained. "
     "`undecided`: the limit lies within the noise. Noise: the spread over seeds, or with one seed two standard errors. "
-    "Over several models the majority decides."
+    "Over several models and variants the majority decides."
 )
 
 
@@ -44,6 +46,8 @@ class Configuration:
     """One pruned configuration against its dense model. NaN stands for what was not measured.
 
     Attributes:
+        block: Its block, or `–` for a model without block-sparse matrices; such a one has no times.
+        variant: What its id has besides model, data, method, sparsity and block; levers and trials have something.
         loss: Loss of its main metric relative to dense, in percent; positive is worse.
         noise: Its noise, see `RULE`.
         bytes_saved: Bytes of dense weights over its own.
@@ -57,6 +61,7 @@ class Configuration:
     method: str
     sparsity: float
     block: str
+    variant: str
     metric: str
     seeds: int
     loss: float
@@ -169,14 +174,21 @@ def _configurations(own: pd.DataFrame, times: pd.DataFrame, machines: Sequence[s
         saved = dense_bytes.get(dense, math.nan) / dense_bytes.get(place, math.nan)
         reading = dense_rates.get(place, math.nan) / dense_rates.get(dense, math.nan)
         noise = row.noise if not math.isnan(row.noise) else 2 * row.relative_error
-        gains = [spread.middle for machine in machines if (spread := _at(times, machine, row.sparsity))]
+        block = row.block if isinstance(row.block, str) else NO_BLOCK
+        timed = machines if block != NO_BLOCK else ()
+        gains = [spread.middle for machine in timed if (spread := _at(times, machine, row.sparsity))]
         found.append(
             Configuration(
-                row.grid, row.model, row.dataset, row.method, row.sparsity, row.block or "–", row.metric, row.seeds,
+                row.grid, row.model, row.dataset, row.method, row.sparsity, block, _variant(row), row.metric, row.seeds,
                 row.relative, noise, saved, reading, worth(row.relative, noise, saved, gains),
             )
         )  # fmt: skip
     return found
+
+
+def _variant(row: Any) -> str:
+    parts = row.config.removeprefix(f"{row.model}.{row.dataset}.").split(".")
+    return ".".join(part for part in parts if part != row.method and not re.fullmatch(r"s\d+(p\d+)?|b\d+(x\d+)?", part))
 
 
 def _means(table: pd.DataFrame, metric: str) -> dict[tuple[Any, ...], float]:
@@ -221,7 +233,8 @@ def _by_sparsity(
     found = []
     for method, sparsity in keys:
         group = [each for each in configurations if (each.method, each.sparsity) == (method, sparsity)]
-        spreads = {machine: _at(times, machine, sparsity) for machine in machines}
+        sparse = not group or any(each.block != NO_BLOCK for each in group)
+        spreads = {machine: _at(times, machine, sparsity) if sparse else None for machine in machines}
         gains = [spread.middle for spread in spreads.values() if spread]
         verdicts = [worth(each.loss, each.noise, each.bytes_saved, gains) for each in group]
         found.append(

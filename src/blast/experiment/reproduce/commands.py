@@ -8,6 +8,8 @@ from pathlib import Path
 from blast.experiment.plan.options import AddVerb, recorded_option
 from blast.experiment.plan.paths import GridFolder, in_checkout
 
+CALCULATED = " (calculated from sizes, so it is neither met nor not met)"
+
 
 def repeat(options: argparse.Namespace) -> int:
     """Runs the point of a record again, and says whether the results are equal or by how much they differ.
@@ -67,7 +69,7 @@ def reproduce(options: argparse.Namespace) -> int:
     if not tried.measured_here:
         print(f"verdict:   not run here (needs {need.hardware}); by the records: {tried.verdict}")
         return 1
-    print(f"verdict:   {tried.verdict}")
+    print(f"verdict:   {tried.verdict}{CALCULATED if tried.verdict == 'projected' else ''}")
     return 1 if tried.verdict in ("not met", NOT_RUN) else 0
 
 
