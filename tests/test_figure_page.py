@@ -16,6 +16,7 @@ for place in (ROOT, ROOT / "workflow" / "scripts"):
 import figure_page  # noqa: E402
 
 import paper_figures  # noqa: E402
+from blast.experiment.records.table import load_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "figures.md"
 PICTURES = sorted((ROOT / "docs" / "images").glob("*.png"))
@@ -64,3 +65,21 @@ def test_the_command_of_a_figure_is_planned():
 @pytest.mark.parametrize("name", paper_figures.figures())
 def test_a_figure_has_a_caption(name):
     assert (ROOT / "workflow" / "report" / f"{name}.rst").read_text().strip()
+
+
+@pytest.mark.parametrize("name", paper_figures.tables())
+def test_every_column_of_a_printed_table_is_explained(name):
+    """In docs/tables.md, in the lines of its table or in those that all tables share."""
+    table = load_table(ROOT / "no results", ROOT / "results" / "recorded")
+    module = paper_figures.load(name)
+    frame = module.rows(paper_figures.rows_of(module, table))
+    shown = module.printed(frame) if hasattr(module, "printed") else frame
+    common, *sections = (ROOT / "docs" / "tables.md").read_text().split("\n## ")
+    (part,) = [section for section in sections if f"| `{name}` |" in section]
+    lines = part[part.index(f"| `{name}` |") :].splitlines()
+    end = next((number for number, line in enumerate(lines[1:], 1) if not line.startswith("| |")), len(lines))
+    named = [line.split("|")[2] for line in lines[:end]]
+    named += [line.split("|")[1] for line in common.splitlines() if line.startswith("| ")]
+    # "80 %: seeds" is the column "seeds" at one sparsity.
+    columns = [column.rpartition(": ")[2] for column in shown.columns]
+    assert [column for column in columns if not any(column in text for text in named)] == []

@@ -17,7 +17,7 @@ from blast.experiment.command_end import ended  # noqa: E402
 from blast.experiment.report.views import Picture, shown_views  # noqa: E402
 from blast.files import write_atomically  # noqa: E402
 
-WIDTH, COLOURS = 640, 48
+WIDTH, COLOURS = 640, 96
 # From a run of the default grid: nothing recorded has masks over time.
 BY_HAND = ("block_masks",)
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
@@ -56,7 +56,9 @@ def draw_pictures(images: Path) -> None:
         image = Image.open(drawn).convert("RGB")
         width = min(WIDTH, image.width)
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-        image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+        # The other methods of Pillow give a line of a rare colour that of its neighbours.
+        image = image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        image.save(small, format="PNG", optimize=True)
         write_atomically(images / f"{name}.png", small.getvalue())
 
 
