@@ -67,12 +67,16 @@ def test_a_figure_has_a_caption(name):
     assert (ROOT / "workflow" / "report" / f"{name}.rst").read_text().strip()
 
 
+@pytest.fixture(scope="module")
+def recorded():
+    return load_table(ROOT / "no results", ROOT / "results" / "recorded")
+
+
 @pytest.mark.parametrize("name", paper_figures.tables())
-def test_every_column_of_a_printed_table_is_explained(name):
+def test_every_column_of_a_printed_table_is_explained(name, recorded):
     """In docs/tables.md, in the lines of its table or in those that all tables share."""
-    table = load_table(ROOT / "no results", ROOT / "results" / "recorded")
     module = paper_figures.load(name)
-    frame = module.rows(paper_figures.rows_of(module, table))
+    frame = module.rows(paper_figures.rows_of(module, recorded))
     shown = module.printed(frame) if hasattr(module, "printed") else frame
     common, *sections = (ROOT / "docs" / "tables.md").read_text().split("\n## ")
     (part,) = [section for section in sections if f"| `{name}` |" in section]
