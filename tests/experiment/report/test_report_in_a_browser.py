@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from report_case import LONG, mixed_grid, reported
 
 from blast.experiment.plan.paths import CHECKOUT
@@ -39,6 +40,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, file: Path, width: int, height: int) -> tuple[Any, list[str]]:
     """The page in a window of that size, without a network, and what went wrong."""
     context = browser.new_context(viewport={"width": width, "height": height}, offline=True, is_mobile=width < 500)
+    context.set_default_timeout(1000 * PATIENCE)
     page, wrong = context.new_page(), []
     page.on("requestfailed", lambda request: wrong.append(request.url))
     page.on("console", lambda message: wrong.append(message.text))
