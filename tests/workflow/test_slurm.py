@@ -109,6 +109,8 @@ def results(folder: Path) -> dict[str, dict]:
     return found
 
 
+# Twenty jobs, each of which starts Snakemake twice, and then the grid once more.
+@pytest.mark.timeout(4 * PATIENCE)
 def test_the_smoke_grid_on_slurm_has_the_records_of_an_undisturbed_run(tmp_path, slurm):
     place = Place(tmp_path / "place")
     place.write(smoke("slurm"))
@@ -121,7 +123,7 @@ def test_the_smoke_grid_on_slurm_has_the_records_of_an_undisturbed_run(tmp_path,
         wait_until_held(running, tmp_path / "llama-nano.pystdlib.blast.s90.b16.seed0")
         limited = number_of(slurm, "llama-nano")
         slurm.ask("scontrol", "update", f"JobId={limited}", "TimeLimit=1")
-        said, _ = running.communicate(timeout=PATIENCE)
+        said, _ = running.communicate(timeout=2 * PATIENCE)
     assert running.returncode == 0, said
     assert "(CANCELLED)" in said
     assert f"Slurm ended its job {limited} (TIMEOUT)" in said
@@ -243,7 +245,7 @@ def test_a_machine_without_slurm_is_one_sentence(tmp_path, slurm, reads):
 def test_the_other_commands_of_the_docs_run_as_they_are(tmp_path, slurm):
     place = Place(tmp_path / "place")
     section = PAGE.partition("## Slurm")[2].partition("## Kubernetes")[0]
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).splitlines()
+    lines = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).splitlines()
     assert [line.split()[0] for line in lines] == ["export", "snakemake", "snakemake", "blast"]
     # The other tests run the third one.
     script = "\n".join(["set -e", *(line for line in lines if " profiles/slurm all " not in line)])
