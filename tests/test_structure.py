@@ -59,6 +59,7 @@ LIBRARY = [
 ]
 EXPERIMENT = [
     "command_end",
+    "columns",
     "plan",
     "records",
     "run",
@@ -68,10 +69,15 @@ EXPERIMENT = [
     "gpu_tables",
     "tracking",
     "todo",
+    "report",
     "own_model",
     "listing",
     "environment",
     "rerun",
+    "cluster_faults",
+    "compare",
+    "share",
+    "reproduce",
     "snakemake_hooks",
     "commands",
     "cli",

@@ -52,12 +52,13 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 
 @pytest.mark.parametrize(("name", "parser"), verbs().items())
-def test_the_help_of_a_verb_is_one_sentence_and_examples_that_parse(name, parser):
-    sentence, empty, *more = parser.description.split("\n")
+def test_the_help_of_a_verb_is_a_sentence_and_examples_that_parse(name, parser):
+    sentence, empty, *lines = parser.description.split("\n")
     assert sentence.endswith(".")
     assert not empty
-    examples = [line for line in more if line.startswith("Example: blast ")]
-    assert examples == more[-len(examples) :]
+    examples = [line for line in lines if line.startswith("Example: ")]
+    assert examples
+    assert lines[-len(examples) :] == examples
     for example in examples:
         words = shlex.split(example.removeprefix("Example: blast ").split(" > ")[0])
         assert " ".join(words).startswith(name)

@@ -13,8 +13,9 @@ from blast.experiment.plan.point import Point
 from blast.experiment.records.fingerprint import fingerprint, language_fingerprint, training_fingerprint
 from blast.experiment.records.language import language_digest
 from blast.experiment.records.record import make_record, write_record
-from blast.experiment.todo.files import Imports, requests_key
+from blast.experiment.todo.files import requests_key
 from blast.experiment.todo.views import find_views, note_drawn, view_keys
+from blast.experiment.tracking.imports import Imports
 from blast.files import write_atomically, write_json
 
 STORE = "http://127.0.0.1:9"

@@ -14,7 +14,7 @@ from mlflow_grid import GRID, write_point
 
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.tracking.importer import import_grid
-from blast.experiment.tracking.store import make_quiet, open_client
+from blast.experiment.tracking.store import make_quiet
 
 # A fork has what its parent has imported: that of MLflow takes seconds.
 _FORK = multiprocessing.get_context("fork")
@@ -69,10 +69,3 @@ def import_at_once(
     for importer in importers:
         importer.join(600)
     return [importer.exitcode for importer in importers]
-
-
-def all_runs(uri: str) -> list[Any]:
-    """All runs of the grid that are not deleted."""
-    client = open_client(uri)
-    experiment = client.get_experiment_by_name(GRID)
-    return list(client.search_runs([experiment.experiment_id], max_results=50_000))

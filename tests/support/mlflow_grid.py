@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.record import make_record
+from blast.experiment.tracking.experiments import GRID_RUN
 from blast.experiment.tracking.store import open_client, tracking_uri
 from blast.files import write_json
 
@@ -95,11 +96,26 @@ def write_language(folder: GridFolder, record: dict[str, Any], accuracy: float =
     write_json(folder.language(name), language | {"metrics": [entry], "versions": {}})
 
 
-def runs_of(folder: GridFolder) -> list[Any]:
-    """All runs of the experiment of a grid, oldest import first."""
-    client = open_client(tracking_uri(folder.root.parent))
-    experiment = client.get_experiment_by_name(GRID)
-    return list(reversed(client.search_runs([experiment.experiment_id], order_by=["attributes.created DESC"])))
+def all_runs(uri: str, experiment: str = GRID) -> list[Any]:
+    """All runs of the points of a grid that are not deleted, oldest import first; the run of the grid is none."""
+    return [run for run in _runs(uri, experiment) if GRID_RUN not in run.data.tags]
+
+
+def grid_runs(uri: str, experiment: str = GRID) -> list[Any]:
+    """The runs of the grid itself; there should be one."""
+    return [run for run in _runs(uri, experiment) if GRID_RUN in run.data.tags]
+
+
+def _runs(uri: str, experiment: str) -> list[Any]:
+    client = open_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], order_by=["attributes.created DESC"], max_results=50_000)
+    return list(reversed(runs))
+
+
+def runs_of(folder: GridFolder, experiment: str = GRID) -> list[Any]:
+    """All runs of the points of a grid in the database beside its folder."""
+    return all_runs(tracking_uri(folder.root.parent), experiment)
 
 
 def artifacts(run: Any) -> Path:

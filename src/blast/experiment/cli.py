@@ -19,9 +19,14 @@ from typing import NoReturn
 from blast.errors import unknown_name
 from blast.experiment.command_end import ended
 from blast.experiment.commands import about, grid, machines, run, stages
+from blast.experiment.compare import commands as compare
 from blast.experiment.gpu_tables import commands as gpu_tables
 from blast.experiment.own_model import commands as own_model
 from blast.experiment.plan.options import AddVerb
+from blast.experiment.report import commands as report
+from blast.experiment.reproduce import commands as reproduce
+from blast.experiment.share import commands as share
+from blast.experiment.tracking import commands as tracking
 
 Verb = Callable[[argparse.Namespace], int]
 
@@ -29,9 +34,10 @@ Verb = Callable[[argparse.Namespace], int]
 GROUPS = {
     "Prune a language model of yours": [own_model],
     "Plan, run and watch a grid of experiments": [run, grid],
+    "Compare, summarise, share and reproduce results": [compare, report, share, reproduce],
     "Work on several machines": [machines],
     "Measure kernels on a GPU": [gpu_tables],
-    "Run one stage by hand, as jobs of the workflow do": [stages],
+    "Run one stage by hand, as jobs of the workflow do": [stages, tracking],
     "Look things up": [about],
 }
 DESCRIPTION = (

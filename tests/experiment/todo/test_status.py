@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import finished_grid as finished
@@ -93,9 +95,11 @@ def test_a_point_that_runs_tells_its_step_its_loss_and_one_that_was_killed_is_st
     folder = GridFolder(place / "results" / "made")
     for name in (DENSE, PRUNED):
         folder.record(name).unlink()
-        progress = ProgressFile(folder.work(name) / PROGRESS)
-        progress.phase(TRAINING)
-        write_atomically(folder.live(name), '{"begin": {"steps": 20}}\n{"time": 1, "step": 5, "loss": 1.25}\n')
+        ProgressFile(folder.work(name) / PROGRESS).phase(TRAINING)
+        folder.live(name).parent.mkdir(parents=True, exist_ok=True)
+        begin = {"begin": {"steps": 20, "time": time.time()}}
+        lines = [begin, {"time": time.time(), "step": 5, "loss": 1.25}]
+        folder.live(name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with points_held(folder, [DENSE]):
         found = status(place)
         assert (found.stands[DENSE], found.stands[PRUNED]) == (Stand.RUNNING, Stand.STOPPED)

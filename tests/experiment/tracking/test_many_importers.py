@@ -12,12 +12,13 @@ from typing import Any
 import faults
 import postgresql_server
 import pytest
-from many_importers import all_runs, import_at_once, machines
-from mlflow_grid import GRID, write_language, write_point
+from many_importers import import_at_once, machines
+from mlflow_grid import GRID, all_runs, grid_runs, write_language, write_point
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.tracking import run as run_module
+from blast.experiment.tracking.experiments import GridExperiment
 from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.one_run import DROPPED, IMPORT, KEPT, make_current, one_run
 from blast.experiment.tracking.store import open_client, tracking_uri
@@ -42,8 +43,11 @@ def new_store(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def check_complete(uri: str, records: int) -> None:
-    """Each record has one complete current run with everything in it once."""
+    """Each record has one complete current run with everything in it once, nested in the one run of the grid."""
     runs = all_runs(uri)
+    (parent,) = grid_runs(uri)
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
     assert Counter(run.info.run_name for run in runs) == {f"p{number:03}": 1 for number in range(records)}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.tags["superseded"] for run in runs} == {"false"}
@@ -344,8 +348,6 @@ def _loss(run: Any) -> float:
 
 def _experiment(folder: GridFolder) -> tuple[Any, str]:
     """A client, and the id of the experiment of the grid."""
-    from blast.experiment.tracking.importer import _experiment as made
-
     uri = client_uri(folder)
     client = open_client(uri)
-    return client, made(client, GRID, uri, folder.root.parent)
+    return client, GridExperiment(client, uri, folder.root.parent, GRID, "train").id

@@ -43,3 +43,22 @@ def test_shared_and_skewed_masks_are_part_of_the_name():
         "latency_ms/ours tied bfloat16 tokens16",
         "latency_ms/ours tied skewed masks bfloat16 tokens16",
     ]
+
+
+def test_a_benchmark_has_columns_with_its_latency_and_its_speed_up() -> None:
+    latency = {"metric": "latency", "unit": "ms", "task": None, "dtype": "float32"}
+    entries = [
+        latency | {"provider": "ours", "tokens": 16, "value": 2.0},
+        latency | {"provider": "ours", "tokens": 16, "tied": True, "value": 1.0},
+        latency | {"provider": "dense_eager", "tokens": 16, "value": 6.0},
+        latency | {"provider": "dense_compiled", "tokens": 16, "value": 5.0},
+        latency | {"provider": "stk", "tokens": 16, "value": 0.1},
+        latency | {"provider": "ours", "tokens": 128, "value": 3.0},
+        latency | {"provider": "dense_eager", "tokens": 128, "value": 12.0},
+        latency | {"provider": "ours", "tokens": 1, "value": None},
+        {"metric": "bytes", "unit": "bytes", "provider": "ours", "tokens": 1, "value": 5.0},
+    ]
+    found = names.headlines(entries)
+    assert found == {"ours_ms": 2.0, "dense_ms": 5.0, "speed_up": 2.5, "speed_up_most": 4.0, "at_tokens": 16.0}
+    assert names.headlines(entries[:1]) == {"ours_ms": 2.0}
+    assert names.headlines([]) == {}

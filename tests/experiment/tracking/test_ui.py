@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import shutil
-import signal
 import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +14,7 @@ import numpy as np
 import postgresql_server
 import pytest
 from many_importers import import_at_once, machines
+from mlflow_pages import CHROMIUM, FLAGS, fetch, points, serving
 from patience import PATIENCE
 from safetensors.numpy import save_file
 
@@ -32,12 +25,6 @@ from blast.experiment.records.record import make_record
 from blast.experiment.tracking import ui
 from blast.experiment.tracking.importer import import_grid
 from blast.files import write_json
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1600,1000 --virtual-time-budget=30000"
-)
 
 
 def write_point(folder: GridFolder) -> None:
@@ -51,41 +38,6 @@ def write_point(folder: GridFolder) -> None:
         "artifacts": {"masks": {"path": "masks.safetensors", "digest": "sha256:0"}},
     }
     write_json(folder.record(point.id), make_record(point, status="ok", result=result, run={"command": "blast job"}))
-
-
-@contextlib.contextmanager
-def serving(root: Path, **environment: str) -> Iterator[str]:
-    """Address that `make ui` prints in a folder, with the server behind it; its output goes into `root/log`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-m", "blast.experiment.tracking.ui", "--port", str(port)]
-    with (root / "log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=root,
-            env=inherited | environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-    try:
-        address = process.stdout.readline().strip().removeprefix("tiny: ")
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fetch(address.split("/#/")[0] + "/health")
-                break
-            except OSError:
-                assert process.poll() is None, (root / "log").read_text()
-                assert time.monotonic() < deadline, (root / "log").read_text()
-                time.sleep(0.3)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +56,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert {entry.name for entry in root.iterdir()} == {"results", "log"}
 
 
-def fetch(address: str, body: Any = None) -> bytes:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
-        return answer.read()
-
-
 @pytest.mark.slow
 def test_the_server_hands_out_runs_and_their_pictures(server: str) -> None:
     base, experiment = server.split("/#/")[0], re.search(r"experiments/(\d+)", server)[1]
     found = fetch(base + "/ajax-api/2.0/mlflow/runs/search", {"experiment_ids": [experiment]})
-    (run,) = json.loads(found)["runs"]
+    (run,) = points(json.loads(found)["runs"])
     assert run["info"]["run_name"] == "seen.in.a.browser"
     assert {entry["key"]: entry["value"] for entry in run["data"]["metrics"]}["quality/bits_per_byte"] == 2.125
     picture = fetch(f"{base}/get-artifact?path=masks/last.png&run_uuid={run['info']['run_id']}")
@@ -130,9 +75,8 @@ def test_a_server_takes_the_same_records_as_a_database(server: str, tmp_path: Pa
     assert import_grid(folder.root, uri=base).added == ["seen.in.a.browser"]
     assert import_grid(folder.root, uri=base).unchanged == ["seen.in.a.browser"]
     found = json.loads(fetch(base + "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=sent"))
-    (run,) = json.loads(
-        fetch(base + "/ajax-api/2.0/mlflow/runs/search", {"experiment_ids": [found["experiment"]["experiment_id"]]})
-    )["runs"]
+    query = {"experiment_ids": [found["experiment"]["experiment_id"]]}
+    (run,) = points(json.loads(fetch(base + "/ajax-api/2.0/mlflow/runs/search", query))["runs"])
     assert fetch(f"{base}/get-artifact?path=masks/last.png&run_uuid={run['info']['run_id']}").startswith(b"\x89PNG")
 
 
@@ -142,7 +86,7 @@ def test_importers_that_write_to_a_server_at_once_double_no_run(server: str, tmp
     assert import_at_once(machines(tmp_path, 3, 8, "shared"), base) == [0] * 3
     found = json.loads(fetch(base + "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=shared"))
     query = {"experiment_ids": [found["experiment"]["experiment_id"]]}
-    runs = json.loads(fetch(base + "/ajax-api/2.0/mlflow/runs/search", query))["runs"]
+    runs = points(json.loads(fetch(base + "/ajax-api/2.0/mlflow/runs/search", query))["runs"])
     assert sorted(run["info"]["run_name"] for run in runs) == [f"p{number:03}" for number in range(8)]
     assert {run["info"]["status"] for run in runs} == {"FINISHED"}
 
@@ -158,7 +102,7 @@ def test_runs_in_a_postgresql_are_shown_and_the_password_is_not(tmp_path: Path) 
         with serving(tmp_path, MLFLOW_TRACKING_URI=store) as page:
             base, experiment = page.split("/#/")[0], re.search(r"experiments/(\d+)", page)[1]
             found = fetch(base + "/ajax-api/2.0/mlflow/runs/search", {"experiment_ids": [experiment]})
-            (run,) = json.loads(found)["runs"]
+            (run,) = points(json.loads(found)["runs"])
             picture = fetch(f"{base}/get-artifact?path=masks/last.png&run_uuid={run['info']['run_id']}")
             assert picture.startswith(b"\x89PNG")
             commands = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True, check=True).stdout
@@ -188,7 +132,11 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
             ui.prepare(tmp_path, port)
 
 
-def test_runs_on_a_server_are_not_served_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
-    with pytest.raises(BlastError, match=r"runs are at MLFLOW_TRACKING_URI=http://mlflow\.example:5000"):
-        ui.prepare(tmp_path, 5000)
+@pytest.mark.slow
+def test_runs_on_a_server_are_opened_there(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = server.split("/#/")[0]
+    write_point(GridFolder(tmp_path / "results" / "there"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", base)
+    lines = ui.prepare(tmp_path / "results", 0)
+    (line,) = [line for line in lines if line.startswith("there: ")]
+    assert re.fullmatch(rf"there: {base}/#/experiments/\d+/runs\?viewStateShareKey=blast&workflowType=.*", line)

@@ -29,19 +29,22 @@ def job(options: argparse.Namespace) -> int:
         points, total = [Point.read(Path(file)) for file in options.points], options.total
     folder = GridFolder(options.out)
     log = options.log or folder.log(f"job-{os.getpid()}")
-    failures = run_points(points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs)
+    failures = run_points(
+        points, folder, log, total=total, own_gpus=options.own_gpus, jobs=options.jobs, attempt=options.attempt
+    )
     return 1 if failures and options.strict else 0
 
 
 def import_records(options: argparse.Namespace) -> int:
-    """Copies the records of another machine into a grid, after checking their digests.
+    """Copies the records of another machine into a grid, from a folder or a bundle, after checking their digests.
 
     Example: blast import away --grid-dir results/default
     """
-    from blast.experiment.records.import_records import import_records, of_other_code, without_masks
+    from blast.experiment.records.import_records import of_other_code, without_masks
+    from blast.experiment.share.unpack import import_from
 
     folder = GridFolder(options.grid_dir)
-    done = import_records(options.folder, folder, options.replace)
+    done = import_from(options.folder, folder, options.replace, options.digest)
     imported = done.ids
     print(f"{len(imported)} records imported from {options.folder}")
     if done.known:
@@ -98,11 +101,15 @@ def add_verbs(verb: AddVerb) -> None:
         help="let each point hold a GPU alone also with --jobs 1, and let benchmarks run side by side",
     )
     made.add_argument("--strict", action="store_true", help="exit with code 1 if a point failed")
+    made.add_argument("--attempt", type=count, default=1, metavar="N", help="N-th attempt: fail if none comes further")
     made = verb("import", import_records)
-    made.add_argument("folder", type=Path, help="folder with the records of another machine")
+    made.add_argument("folder", type=Path, help="folder with the records of another machine, or a bundle")
     made.add_argument("--grid-dir", **grid_option())
     made.add_argument(
         "--replace", action="store_true", help="take another record of the same point too; the old one is kept aside"
+    )
+    made.add_argument(
+        "--digest", metavar="HEX", help="begin of the digest that `blast export` printed; others are refused"
     )
     made = verb("records export", export)
     made.add_argument("--grid-dir", **grid_option())

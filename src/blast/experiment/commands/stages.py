@@ -78,31 +78,6 @@ def agreement(options: argparse.Namespace) -> int:
     return 0 if found["passed"] else 1
 
 
-def mlflow(options: argparse.Namespace) -> int:
-    """Imports the records of points into MLflow.
-
-    Example: blast mlflow gpt2-nano.pystdlib.dense.seed0 --grid-dir results/default
-    """
-    from blast.experiment.records.record import read_record
-    from blast.experiment.run.verdict import NOT_IMPORTED
-    from blast.experiment.todo.files import Imports, tracking_store
-    from blast.experiment.tracking.stage import import_into_mlflow
-    from blast.files import write_atomically
-
-    folder = GridFolder(options.grid_dir)
-    if not any(folder.record(name).is_file() for name in options.ids):
-        raise BlastError(f"{folder.record(options.ids[0])}: this record does not exist; check the id and --grid-dir.")
-    message = import_into_mlflow(folder, options.ids)
-    if not message.startswith(NOT_IMPORTED):
-        files = [folder.record(name) for name in options.ids]
-        Imports(folder, tracking_store()).add([read_record(file) for file in files if file.is_file()])
-    if options.out:
-        write_atomically(options.out, message + "\n")
-    failed = message.startswith(NOT_IMPORTED)
-    print(message, file=sys.stderr if failed else sys.stdout)
-    return 1 if failed and not options.out else 0
-
-
 def verdict(options: argparse.Namespace) -> int:
     """Lists the points that failed and moves their records aside, so that the next run repeats them.
 
@@ -164,12 +139,6 @@ def add_verbs(verb: AddVerb) -> None:
     made.add_argument("id", metavar="ID", type=point_id, help="id of a point with scores")
     made.add_argument("--items", type=count, help="compare the first ITEMS items of each task (default: all)")
     made.add_argument("--grid-dir", **grid_option())
-    made = verb("mlflow", mlflow)
-    made.add_argument("ids", **ids_option())
-    made.add_argument("--grid-dir", **grid_option())
-    made.add_argument(
-        "--out", type=Path, help="file for the printed line, which `blast verdict` reads: with it, the exit code is 0"
-    )
     made = verb("verdict", verdict)
     made.add_argument("--grid-dir", **grid_option())
     made.add_argument("--out", type=Path, required=True, help="file to write if no point failed")

@@ -25,7 +25,7 @@ KERNELS = "blast_kernels"
 SPEED = frozenset({"heuristics", "tables", "tuned"})
 RUN = "blast.experiment.run"
 # They tell of a training while it runs, and decide no number.
-TELLING = frozenset({f"{RUN}.step_file", f"{RUN}.system_metrics", f"{RUN}.progress_file"})
+TELLING = frozenset({f"{RUN}.step_file", f"{RUN}.system_metrics"})
 # Everything behind this function looks at a model that is trained and saved.
 EVALUATION = Name(f"{RUN}.train", "evaluate_saved")
 

@@ -1,7 +1,8 @@
-"""How far a point is while it runs: what it does now, and the last steps of its training.
+"""How far a point is while it runs: its phase, in `points/<id>/progress.jsonl`, and the steps of `run.step_file`.
 
-`points/<id>/progress.jsonl` has a line for each thing that begins, `{"time": 1764444000.1, "phase": "training"}`; it
-goes away when the record of the point is there. The steps are in the file of `run.step_file`.
+    {"time": 1764444000.1, "phase": "training"}
+
+`time` is in seconds since 1970. A run that resumes writes on in the same file. It goes away when the record is there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TRAINING = "training"
 
 
 class ProgressFile:
-    """Writes what a point does; a full disk stops no training.
+    """Writes the phases of a point; a full disk stops no training.
 
     Args:
         file: Its file.
@@ -62,12 +63,13 @@ class Progress:
     left: float | None = None
 
 
-def _lines(file: Path, whole: bool = True) -> Iterator[dict[str, Any]]:
-    """The mappings in the lines at the end of a file, or in its first line; none if there is no such file."""
+def entries(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file that can be read: the first, and those at its end; none if there is no such file."""
     try:
         with file.open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL) if whole else 0)
-            lines = stream.read(TAIL).splitlines()
+            lines = [stream.readline(TAIL)]
+            stream.seek(max(stream.tell(), os.fstat(stream.fileno()).st_size - TAIL))
+            lines += stream.read().splitlines()
     except OSError:
         return
     for line in lines if whole else lines[:1]:
@@ -86,12 +88,22 @@ def progress_of(folder: GridFolder, point: str) -> Progress | None:
         folder: Folder of its grid.
         point: Its id.
     """
-    phases = [entry["phase"] for entry in _lines(folder.work(point) / PROGRESS) if isinstance(entry.get("phase"), str)]
+    phases = [each for each in entries(folder.work(point) / PROGRESS) if isinstance(each.get("phase"), str)]
+    phases = [each for each in phases if _number(each.get("time"))]
     if not phases:
         return None
-    if phases[-1] != TRAINING:
-        return Progress(phases[-1])
-    stepped = [entry for entry in _lines(folder.live(point)) if _is_step(entry)]
+    phase, wrote, trains = phases[-1]["phase"], phases[-1]["time"], any(each["phase"] == TRAINING for each in phases)
+    steps, stepped = 0, []
+    for file in (folder.live(point), folder.told(point)) if trains else ():
+        lines = list(entries(file))
+        begin = lines[0].get("begin") if lines else None
+        # A file of an earlier training says nothing of this one.
+        if isinstance(begin, dict) and _number(begin.get("time")) and begin["time"] >= phases[0]["time"] - 1:
+            steps = begin["steps"] if isinstance(begin.get("steps"), int) else 0
+            stepped = [each for each in lines if isinstance(each.get("step"), int) and _number(each.get("time"))]
+            break
+    wrote = max([wrote, *(each["time"] for each in stepped[-1:])])
+    age = max(0.0, (time.time() if now is None else now) - wrote)
     if not stepped:
         return Progress(TRAINING)
     begin = next((entry.get("begin") for entry in _lines(folder.live(point), whole=False)), None)
@@ -99,10 +111,10 @@ def progress_of(folder: GridFolder, point: str) -> Progress | None:
     steps = total if type(total) is int else 0
     first, final = stepped[-LOOK_BACK:][0], stepped[-1]
     done, seconds = final["step"] - first["step"], final["time"] - first["time"]
-    left = max(0, steps - final["step"]) * seconds / done if done > 0 and steps else None
-    loss = final.get("loss")
-    return Progress(TRAINING, final["step"], steps, loss if isinstance(loss, int | float) else None, left)
+    left = (steps - final["step"]) * seconds / done if done > 0 else None
+    loss = final.get("loss") if _number(final.get("loss")) else None
+    return Progress(phase, final["step"], steps, loss, left, age)
 
 
-def _is_step(entry: dict[str, Any]) -> bool:
-    return type(entry.get("step")) is int and isinstance(entry.get("time"), int | float)
+def _number(value: object) -> bool:
+    return isinstance(value, int | float)

@@ -37,6 +37,7 @@ from blast.experiment.run.initial_model import start_model, weights_of
 from blast.experiment.run.measure import BATCH, held_out_parts, measure
 from blast.experiment.run.progress_file import TRAINING, ProgressFile
 from blast.experiment.run.step_file import tell_steps
+from blast.experiment.run.stopping import POINT_STOP
 from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
@@ -262,7 +263,8 @@ def train_model(
 
     if is_first_rank():
         run.progress.phase(TRAINING)
-    with settings.algorithms(device), tell_steps(point, run.folder, is_first_rank()) as watch:
+    telling = tell_steps(point, run.folder, is_first_rank())
+    with settings.algorithms(device), POINT_STOP.after_training(), telling as watch:
         history = train(
             model,
             settings,
@@ -277,6 +279,7 @@ def train_model(
             say=print if is_first_rank() else lambda line: None,
             guessing=run.guessing,
             watch=watch,
+            stop=lambda: POINT_STOP.asked,
         )
     model = unwrapped(model)
     release_blocks(model)

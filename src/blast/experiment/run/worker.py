@@ -24,6 +24,7 @@ from blast.experiment.records.fingerprint import entry_of, fingerprint
 from blast.experiment.records.provenance import hardware
 from blast.experiment.run.evaluate import evaluate_again
 from blast.experiment.run.progress_file import ProgressFile
+from blast.experiment.run.stopping import POINT_STOP
 from blast.files import write_json
 from blast.training.launch import rank_and_world_size
 
@@ -129,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("points", type=Path, nargs="+")
     parsed = parser.parse_args(arguments)
     _end_with_parent()
+    POINT_STOP.listen()
     folder = GridFolder(parsed.grid_dir)
     for file in parsed.points:
         point = Point.read(file)
@@ -141,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The job makes a record of it, which the next point may read, and deletes it.
         while file.exists():
             time.sleep(0.01)
+        POINT_STOP.end()
     return 0
 
 

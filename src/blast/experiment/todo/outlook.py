@@ -12,10 +12,10 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.resources import jobs_at_once
 from blast.experiment.run.progress import duration
 from blast.experiment.todo.cost import GUESS, Cost, Records, estimate, in_bytes, in_hours, other_records
-from blast.experiment.todo.files import tracking_store
 from blast.experiment.todo.todo import Todo, find_left, find_todo
 from blast.experiment.todo.views import View
 from blast.experiment.todo.why import Kind, Why, reasons
+from blast.experiment.tracking.imports import tracking_store
 
 # Points that are named of those that run for one reason, and reasons that are told of one kind.
 NAMED, TOLD = 4, 8

@@ -16,10 +16,10 @@ from blast.experiment.run.locks import is_held
 from blast.experiment.run.progress import duration
 from blast.experiment.run.progress_file import progress_of
 from blast.experiment.todo.cost import in_bytes
-from blast.experiment.todo.files import Imports, tracking_store
 from blast.experiment.todo.status import describe_progress
 from blast.experiment.todo.todo import PointLeft
 from blast.experiment.todo.why import flat, why_of
+from blast.experiment.tracking.imports import Imports, tracking_store
 
 # Settings at these values say nothing.
 EMPTY: tuple[Any, ...] = (None, {}, [])

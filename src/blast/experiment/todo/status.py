@@ -17,9 +17,10 @@ from blast.experiment.records.record import retry_reason
 from blast.experiment.run.locks import is_held
 from blast.experiment.run.progress import duration
 from blast.experiment.run.progress_file import Progress, progress_of
-from blast.experiment.todo.files import has_requests, is_prepared, tracking_store
+from blast.experiment.todo.files import has_requests, is_prepared
 from blast.experiment.todo.todo import PointLeft, find_left
 from blast.experiment.todo.views import suite_of
+from blast.experiment.tracking.imports import tracking_store
 
 # Points that are named of each state.
 NAMED = 10

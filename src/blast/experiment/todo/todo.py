@@ -21,8 +21,9 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.language import has_language_metrics
 from blast.experiment.records.state import Left, State, state_of
-from blast.experiment.todo.files import Imports, has_requests, is_prepared
+from blast.experiment.todo.files import has_requests, is_prepared
 from blast.experiment.todo.views import View, outdated_views
+from blast.experiment.tracking.imports import Imports
 from blast.files import write_json
 
 # Points of a job that only computes metrics or only imports: starting its process takes three seconds, a point .1 s.

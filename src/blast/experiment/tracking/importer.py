@@ -4,9 +4,10 @@
 
 Any number of importers may run at once, on any machines: the module `one_run` says why nothing is lost or doubled.
 
-Each grid is an experiment, and each record is a run. The tag `record_digest` identifies the record of a run. The
-metrics of lm-eval come later and are added to the same run; the tag `language_digest` identifies them. The run of the
-record on disk is the current run of its point. All other runs of the point have `superseded = true`.
+Each grid is an experiment, with a second one for its benchmarks. Each record is a run, nested in the run of its grid.
+The tag `record_digest` identifies the record of a run. The metrics of lm-eval come later and are added to the same run;
+the tag `language_digest` identifies them. The run of the record on disk is the current run of its point. All other runs
+of the point have `superseded = true`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +24,14 @@ from blast.errors import BlastError
 from blast.experiment.command_end import ended
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.record import read_record
+from blast.experiment.tracking.experiments import Experiments, GridExperiment
+from blast.experiment.tracking.grid_run import complete_grid_run
+from blast.experiment.tracking.live_run import adopt
+from blast.experiment.tracking.names import NESTED
 from blast.experiment.tracking.one_run import COMPLETE, make_current, one_run
 from blast.experiment.tracking.run import add_language, complete_run, make_run
-from blast.experiment.tracking.store import artifact_location, open_client, tracking_uri
+from blast.experiment.tracking.store import open_client, tracking_uri
 from blast.experiment.tracking.store_errors import shown, store_errors
-from blast.experiment.tracking.view import experiment_tags
 from blast.files import json_digest, read_json
 
 if TYPE_CHECKING:
@@ -66,7 +69,11 @@ class ImportSummary:
 
 
 def import_records(
-    record_files: Iterable[Path], language_files: Iterable[Path], points_dir: Path, uri: str | None = None
+    record_files: Iterable[Path],
+    language_files: Iterable[Path],
+    points_dir: Path,
+    uri: str | None = None,
+    whole: bool = False,
 ) -> ImportSummary:
     """Imports records into MLflow. Complete runs stay as they are.
 
@@ -75,6 +82,7 @@ def import_records(
         language_files: Files `<id>.json` with the metrics of lm-eval; missing ones are ignored.
         points_dir: `results/<grid>/points`, with the masks and logs of the points.
         uri: Address of the store (default: `MLFLOW_TRACKING_URI`, else `results/mlflow/mlflow.db`).
+        whole: Whether these are all records of the grid, so that its own run gets its figures, tables and verdict too.
 
     Raises:
         BlastError: if the store cannot be reached or used. The records are unchanged, and finished imports stay.
@@ -86,14 +94,11 @@ def import_records(
     languages = {Path(file).stem: Path(file) for file in language_files}
     client = open_client(uri)
     with store_errors(uri):
-        experiments: dict[str, str] = {}
+        experiments = Experiments(client, uri, results)
         left = []
         for file, record in records:
-            grid = record["point"]["grid"]
-            if grid not in experiments:
-                experiments[grid] = _experiment(client, grid, uri, results)
             language = _language_metrics(languages.get(record["point"]["id"]), record, summary)
-            given = (client, experiments[grid], file, record, language, folder, summary)
+            given = (client, experiments.of(record["point"]), file, record, language, folder, summary)
             if not _import_one(*given):
                 left.append(given)
         # Another importer makes these, or it was killed while it did.
@@ -101,6 +106,9 @@ def import_records(
             time.sleep(_GRACE)
         for given in left:
             _import_one(*given, of_others=True)
+        if whole:
+            for experiment in experiments.used():
+                complete_grid_run(client, experiment, folder)
     return summary
 
 
@@ -124,40 +132,9 @@ def _language_metrics(file: Path | None, record: dict[str, Any], summary: Import
     return language if language.get("record_digest") == record["record_digest"] else None
 
 
-def _experiment(client: MlflowClient, name: str, uri: str, results: Path) -> str:
-    """Id of the experiment of a grid; the experiment is created if it is missing."""
-    from mlflow.exceptions import MlflowException
-
-    location = artifact_location(uri, results, name)
-    known = client.get_experiment_by_name(name)
-    if known is None:
-        if location:
-            # Before anyone can see the experiment: importers elsewhere look for its folder.
-            _local_folder(location).mkdir(parents=True, exist_ok=True)
-        try:
-            return client.create_experiment(name, artifact_location=location, tags=experiment_tags(name))
-        except MlflowException:
-            known = client.get_experiment_by_name(name)  # another machine created it first
-            if known is None:
-                raise
-    place = known.artifact_location
-    if location and place.startswith("file:") and place != location and not _local_folder(place).is_dir():
-        raise BlastError(
-            f"{_local_folder(place)}: the database {shown(uri)} keeps the files of '{name}' in this folder, which this "
-            "machine does not have; mount it here, or import through an MLflow server (MLFLOW_TRACKING_URI=http://…)."
-        )
-    if known.lifecycle_stage == "deleted":
-        client.restore_experiment(known.experiment_id)
-    return known.experiment_id
-
-
-def _local_folder(address: str) -> Path:
-    return Path(urllib.parse.unquote(urllib.parse.urlsplit(address).path))
-
-
 def _import_one(
     client: MlflowClient,
-    experiment: str,
+    experiment: GridExperiment,
     file: Path,
     record: dict[str, Any],
     language: dict[str, Any] | None,
@@ -167,16 +144,23 @@ def _import_one(
     of_others: bool = False,
 ) -> bool:
     """Imports one record; False if another importer has begun its run, and `of_others` does not say to complete it."""
-    name = record["point"]["id"]
-    made = []
-    run = one_run(
-        client, experiment, name, record["record_digest"], lambda: made.append(make_run(client, experiment, record))
-    )
+    name, parent = record["point"]["id"], experiment.parent.info.run_id
+    mine: list[str] = []
+
+    def make() -> None:
+        experiment.leave_earlier(name)
+        mine.append(adopt(client, experiment.id, record) or make_run(client, experiment.id, record, parent).info.run_id)
+
+    run = one_run(client, experiment.id, name, record["record_digest"], make)
     run_id, complete = run.info.run_id, run.info.status in COMPLETE
-    if not complete and not of_others and run_id not in [mine.info.run_id for mine in made]:
+    if not complete and not of_others and run_id not in mine:
         return False
+    if run.data.tags.get("mlflow.parentRunId") != parent:
+        # An earlier version made this run.
+        for key, value in {"mlflow.parentRunId": parent, **NESTED}.items():
+            client.set_tag(run_id, key, value)
     if not complete:
-        summary.faults += complete_run(client, run, file, record, folder)
+        summary.faults += complete_run(client, run, file, record, folder, parent)
         summary.added.append(name)
     key = json_digest({part: language.get(part) for part in ("status", "cause", "metrics")}) if language else None
     amended = key is not None and run.data.tags.get("language_digest") != key
@@ -184,7 +168,7 @@ def _import_one(
         add_language(client, run_id, language, key)
     if complete:
         (summary.amended if amended else summary.unchanged).append(name)
-    if make_current(client, experiment, name, run_id):
+    if make_current(client, experiment.id, name, run_id):
         summary.superseded.append(name)
     return True
 
@@ -195,10 +179,11 @@ def import_grid(grid_dir: Path, ids: Iterable[str] = (), uri: str | None = None)
     Raises:
         BlastError: as `import_records`.
     """
-    folder = GridFolder(Path(grid_dir))
-    ids = list(ids) or sorted(file.stem for file in (folder.root / "records").glob("*.json"))
+    folder, ids = GridFolder(Path(grid_dir)), list(ids)
+    whole = not ids
+    ids = ids or sorted(file.stem for file in (folder.root / "records").glob("*.json"))
     records, languages = [folder.record(name) for name in ids], [folder.language(name) for name in ids]
-    return import_records(records, languages, folder.root / "points", uri)
+    return import_records(records, languages, folder.root / "points", uri, whole)
 
 
 def main(arguments: list[str] | None = None) -> int:

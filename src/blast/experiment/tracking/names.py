@@ -7,14 +7,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from blast.experiment.tracking.links import artifact_link, run_link
+
 # Keys of a point that are no settings.
 _NOT_PARAMETERS = frozenset({"id", "grid", "format"})
+# MLflow's table opens with the parents of these runs unfolded, and with all others folded.
+NESTED = {"mlflow.runType": "evaluation"}
 _PARAMETER_LENGTH = 6000
 _TAG_LENGTH = 8000
 _QUALIFIERS = ("dtype", "tokens", "batch")
 
 
-def _legal(name: str) -> str:
+def legal(name: str) -> str:
     """A name that MLflow accepts: word characters, `_`, `-`, `.`, spaces, and `/` between parts."""
     parts = (re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/"))
     return "/".join(part for part in parts if part.strip(". "))[:250]
@@ -39,7 +43,7 @@ def parameters(point: dict[str, Any]) -> dict[str, str]:
             elif key == "block" and isinstance(value, list | tuple):
                 flat[name] = "x".join(map(str, value))
             elif value is not None and value != []:
-                flat[_legal(name)] = as_text(value)[:_PARAMETER_LENGTH]
+                flat[legal(name)] = as_text(value)[:_PARAMETER_LENGTH]
 
     add("", {key: value for key, value in point.items() if key not in _NOT_PARAMETERS})
     return flat
@@ -53,15 +57,15 @@ def metric_name(entry: dict[str, Any]) -> str:
     """
     metric, unit = str(entry["metric"]), entry.get("unit")
     if entry.get("task"):
-        return _legal(f"{entry['task']}/{metric}")
+        return legal(f"{entry['task']}/{metric}")
     if entry.get("provider"):
         words = [str(entry["provider"])]
         words += ["tied"] if entry.get("tied") else []
         mask = (entry.get("setting") or {}).get("mask")
         words += [f"{mask} masks"] if mask not in (None, "uniform") else []
         words += [f"{key if key != 'dtype' else ''}{entry[key]}" for key in _QUALIFIERS if entry.get(key) is not None]
-        return _legal(f"{metric}_{unit}/{' '.join(words)}" if unit else f"{metric}/{' '.join(words)}")
-    return _legal(f"memory/{metric}" if unit == "bytes" else f"quality/{metric}")
+        return legal(f"{metric}_{unit}/{' '.join(words)}" if unit else f"{metric}/{' '.join(words)}")
+    return legal(f"memory/{metric}" if unit == "bytes" else f"quality/{metric}")
 
 
 def metrics(entries: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -87,9 +91,35 @@ def metrics(entries: Iterable[dict[str, Any]]) -> dict[str, float]:
         elif spread == "q20-80":
             values |= {f"{name}_q20": low, f"{name}_q80": high}
         else:
-            ends = f"{name}_{_legal(spread or 'spread')}"
+            ends = f"{name}_{legal(spread or 'spread')}"
             values |= {f"{ends}_low": low, f"{ends}_high": high}
     return values
+
+
+def headlines(entries: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The columns of a benchmark: our time, that of the faster dense one, and how many times as fast ours is.
+
+    Times are those of the fewest tokens (`at_tokens`). `speed_up_most` is the best of all numbers of tokens. Our time
+    is that with uniform masks of its own for each matrix, if there are several.
+    """
+    ours: dict[int, float] = {}
+    dense: dict[int, float] = {}
+    for entry in entries:
+        timed = entry.get("metric") in ("latency", "step_time") and entry.get("unit") == "ms"
+        if not timed or entry.get("value") is None or entry.get("task"):
+            continue
+        tokens, value = int(entry.get("tokens") or 0), float(entry["value"])
+        if entry.get("provider") == "ours":
+            ours.setdefault(tokens, value)
+        elif str(entry.get("provider")).startswith("dense"):
+            dense[tokens] = min(value, dense.get(tokens, value))
+    both = sorted(ours.keys() & dense.keys())
+    if not both:
+        return {"ours_ms": ours[min(ours)]} if ours else {}
+    fewest = both[0]
+    found = {"ours_ms": ours[fewest], "dense_ms": dense[fewest], "speed_up": dense[fewest] / ours[fewest]}
+    found["speed_up_most"] = max(dense[tokens] / ours[tokens] for tokens in both)
+    return found | ({"at_tokens": float(fewest)} if fewest else {})
 
 
 def final_metrics(result: dict[str, Any]) -> dict[str, float]:
@@ -97,7 +127,7 @@ def final_metrics(result: dict[str, Any]) -> dict[str, float]:
     values = metrics(result.get("metrics", ()))
     sparsity, sizes = result.get("sparsity") or {}, result.get("parameters") or {}
     more = {f"sparsity/{key}": sparsity.get(key) for key in ("target", "achieved")}
-    more |= {_legal(f"parameters/{key}"): value for key, value in sizes.items()}
+    more |= {legal(f"parameters/{key}"): value for key, value in sizes.items()}
     return values | {name: float(value) for name, value in more.items() if value is not None}
 
 
@@ -106,7 +136,7 @@ def curves(result: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
     for name, curve in (result.get("curves") or {}).items():
         for step, value in zip(curve["step"], curve["value"], strict=True):
             if value is not None:
-                yield _legal(f"curves/{name}"), int(step), float(value)
+                yield legal(f"curves/{name}"), int(step), float(value)
 
 
 def times(run: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
@@ -116,22 +146,60 @@ def times(run: dict[str, Any]) -> Iterable[tuple[str, int, float]]:
         yield "curves/training_time", int(step), float(value)
 
 
+def point_tags(point: dict[str, Any], digest: str) -> dict[str, Any]:
+    """Tags of a run that its point alone decides."""
+    return {key: point.get(key) for key in ("architecture", "dataset", "method", "stage")} | {
+        "point_id": point["id"],
+        "point_digest": digest,
+        "mlflow.source.type": "LOCAL",
+        **NESTED,
+    }
+
+
 def tags(record: dict[str, Any]) -> dict[str, str]:
     """Tags of the run of a record: its identity, its origin and its status."""
     point, run = record["point"], record["run"]
-    found = {key: point.get(key) for key in ("architecture", "dataset", "method", "stage")}
+    found = point_tags(point, record["point_digest"])
     found |= {key: run.get(key) for key in ("commit", "dirty", "hardware", "host", "fingerprint")}
     found |= {
-        "point_id": point["id"],
-        "point_digest": record["point_digest"],
         "record_digest": record["record_digest"],
         "status": record["status"],
         "cause": record.get("cause"),
+        "log": record.get("log"),
         # Until it is complete.
         "superseded": True,
-        "mlflow.source.type": "LOCAL",
         "mlflow.source.name": run.get("command"),
         "mlflow.source.git.commit": run.get("commit"),
-        "mlflow.note.content": f"Failed: {record['cause']}" if record.get("cause") else None,
     }
+    return texts(found)
+
+
+def texts(found: dict[str, Any]) -> dict[str, str]:
+    """Tags as MLflow takes them; None is left out."""
     return {key: as_text(value)[:_TAG_LENGTH] for key, value in found.items() if value is not None}
+
+
+def note(record: dict[str, Any], experiment: str, run: str, parent: str | None, files: Iterable[str]) -> str:
+    """The description of a run, in Markdown: what it is, and links to its record, its log and the figures.
+
+    Args:
+        record: The record.
+        experiment: Id of the experiment.
+        run: Id of the run.
+        parent: Id of the run of its grid.
+        files: The files that the run has, relative to its artifacts.
+    """
+    point, there = record["point"], set(files)
+    sparse = f", {point['method']} at {100 * point['sparsity']:g} %" if point.get("sparsity") else ""
+    where = f" on {point['dataset']}" if point.get("dataset") else ""
+    parts = [f"Failed: {record['cause']}", ""] if record.get("cause") else []
+    parts += [f"{point['architecture']}{where}{sparse}, seed {point.get('seed')}", ""]
+    shown = {"record.json": "record", "point.json": "settings", "log.txt": "log", "rows.csv": "rows",
+             "masks/over_time.png": "masks", "model/MLmodel": "model"}  # fmt: skip
+    links = [artifact_link(text, run, name) for name, text in shown.items() if name in there]
+    if parent:
+        links += [run_link("figures and tables of the grid", experiment, parent, "artifacts")]
+    parts += [" · ".join(links), "", f"Record: `results/{point['grid']}/records/{point['id']}.json`"]
+    if record["run"].get("command"):
+        parts += ["", f"Again: `{record['run']['command']}`"]
+    return "\n".join(parts)[:5000]

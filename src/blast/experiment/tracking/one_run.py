@@ -16,7 +16,7 @@ candidate is empty and stays empty; it is deleted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from blast.errors import BlastError
@@ -30,34 +30,55 @@ COMPLETE = ("FINISHED", "FAILED")
 _ROUNDS = 50
 
 
+def chosen(client: MlflowClient, candidates: Callable[[], list[Run]], make: Callable[[], object], what: str) -> Run:
+    """The one run of several candidates, the same one for all importers; it may have to be completed.
+
+    Args:
+        client: Client of the store.
+        candidates: Lists the candidates that were not dropped.
+        make: Makes one if there is none.
+        what: What the run is of, for the error.
+
+    Raises:
+        BlastError: if other importers come in between again and again.
+    """
+    for _ in range(_ROUNDS):
+        found = candidates()
+        if not found:
+            make()
+            continue
+        first = min(found, key=_rank)
+        # All others are decided about, before the first is.
+        others = [_decide(client, run, DROPPED) for run in found if run is not first]
+        if KEPT not in others and _decide(client, first, KEPT) == KEPT:
+            return first
+    raise BlastError(f"{what}: too many imports of this record run at once; import again when they are done.")
+
+
 def one_run(client: MlflowClient, experiment: str, point: str, record_digest: str, make: Callable[[], object]) -> Run:
-    """The run of a record, the same one for all importers; it may have to be completed.
+    """The run of a record: that of its training, if one was streamed, else one that `make` makes.
 
     Args:
         client: Client of the store.
         experiment: Id of the experiment.
         point: Id of the point.
         record_digest: Digest of the record.
-        make: Makes a run with the tags `point_id` and `record_digest`.
+        make: Makes a run with the tags `point_id` and `record_digest`, or gives a streamed one that tag.
 
     Raises:
-        BlastError: if other importers come in between again and again.
+        BlastError: as `chosen`.
     """
-    for _ in range(_ROUNDS):
-        candidates = [
-            run
-            for run in runs_of_point(client, experiment, point)
-            if run.data.tags.get("record_digest") == record_digest
-        ]
-        if not candidates:
-            make()
-            continue
-        first = min(candidates, key=_rank)
-        # All others are decided about, before the first is.
-        others = [_decide(client, run, DROPPED) for run in candidates if run is not first]
-        if KEPT not in others and _decide(client, first, KEPT) == KEPT:
-            return first
-    raise BlastError(f"{point}: too many imports of this record run at once; import again when they are done.")
+
+    def candidates() -> list[Run]:
+        runs = runs_of_point(client, experiment, point)
+        return [run for run in runs if run.data.tags.get("record_digest") == record_digest]
+
+    return chosen(client, candidates, make, point)
+
+
+def undropped(runs: Iterable[Run]) -> list[Run]:
+    """Runs without those that were dropped."""
+    return [run for run in runs if run.data.params.get(IMPORT) != DROPPED]
 
 
 def runs_of_point(client: MlflowClient, experiment: str, point: str) -> list[Run]:
@@ -67,7 +88,7 @@ def runs_of_point(client: MlflowClient, experiment: str, point: str) -> list[Run
         page = client.search_runs([experiment], filter_string=f"tags.point_id = '{point}'", page_token=token)
         found += page
         token = page.token or ""
-    return [run for run in found if run.data.params.get(IMPORT) != DROPPED]
+    return undropped(found)
 
 
 def make_current(client: MlflowClient, experiment: str, point: str, run_id: str) -> bool:

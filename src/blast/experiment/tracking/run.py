@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records.rows import record_rows, write_rows
+from blast.experiment.run.step_file import read_lines
 from blast.experiment.tracking import names
+from blast.experiment.tracking.live_run import LIVE, known_steps, parameters_of
+from blast.experiment.tracking.model_artifact import MODEL, save_model
+from blast.experiment.tracking.streamed_metrics import begin_of, samples
 from blast.files import write_json
 from blast.untrusted import member
 
@@ -34,47 +38,78 @@ def _milliseconds(time_text: str | float | None) -> int | None:
     return int(moment.timestamp() * 1000)
 
 
-def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+def log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
     for first in range(0, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
 
 
-def make_run(client: MlflowClient, experiment: str, record: dict[str, Any]) -> Run:
+def make_run(client: MlflowClient, experiment: str, record: dict[str, Any], parent: str | None = None) -> Run:
     """Makes the empty run of a record. It has the status RUNNING and counts as superseded until it is complete."""
     started = _milliseconds(record["run"].get("started")) or int(time.time() * 1000)
-    return client.create_run(experiment, start_time=started, tags=names.tags(record), run_name=record["point"]["id"])
+    tags = names.tags(record) | ({"mlflow.parentRunId": parent} if parent else {})
+    return client.create_run(experiment, start_time=started, tags=tags, run_name=record["point"]["id"])
 
 
-def complete_run(client: MlflowClient, run: Run, file: Path, record: dict[str, Any], folder: GridFolder) -> list[str]:
+def complete_run(
+    client: MlflowClient,
+    run: Run,
+    file: Path,
+    record: dict[str, Any],
+    folder: GridFolder,
+    parent: str | None = None,
+) -> list[str]:
     """Writes everything into a run. Done twice, or by two processes at once, it makes the same run.
 
     Args:
         client: Client of the store.
-        run: The run of the record, empty or partly written.
+        run: The run of the record: empty, partly written, or streamed while the point trained.
         file: File of the record.
         record: The record.
         folder: Folder of the grid, which holds the log and the masks.
+        parent: Id of the run of the grid.
 
     Returns:
         One sentence for each damaged artifact.
     """
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric, RunTag
 
     result, run_id = record["result"], run.info.run_id
     finished = _milliseconds(record["run"].get("finished")) or run.info.start_time
-    params = [Param(key, value) for key, value in names.parameters(record["point"]).items()]
-    for first in range(0, len(params), 100):
-        client.log_batch(run_id, params=params[first : first + 100])
-    curves = itertools.chain(names.curves(result), names.times(record["run"]))
-    steps = [Metric(key, value, finished, step) for key, step, value in curves]
-    ends = [Metric(key, value, finished, 0) for key, value in names.final_metrics(result).items()]
-    _log_metrics(client, run_id, steps + ends)
+    steps = itertools.chain(names.curves(result), names.times(record["run"]))
+    known = known_steps(client, run)
+    metrics = [Metric(key, value, finished, step) for key, step, value in steps if step not in known.get(key, ())]
+    metrics += [Metric(key, value, finished, 0) for key, value in names.final_metrics(result).items()]
+    if record["point"]["stage"] == "benchmark":
+        columns = names.headlines(result.get("metrics", ()))
+        metrics += [Metric(key, value, finished, 0) for key, value in columns.items()]
+    if not known:
+        metrics += told_samples(folder, record)
     _log_dataset(client, run_id, result.get("dataset"))
     with tempfile.TemporaryDirectory(prefix="blast-mlflow-") as gathered:
         faults = _gather_artifacts(Path(gathered), file, record, folder)
+        there = [path.relative_to(gathered).as_posix() for path in Path(gathered).rglob("*") if path.is_file()]
         client.log_artifacts(run_id, gathered)
+    note = {"mlflow.note.content": names.note(record, run.info.experiment_id, run_id, parent, there)}
+    # A streamed run knows nothing yet of the record.
+    tags = note | (names.tags(record) if LIVE in run.data.tags else {})
+    # Each request costs as much as many numbers.
+    params = parameters_of(record["point"])
+    first, metrics = metrics[: _BATCH - 100], metrics[_BATCH - 100 :]
+    client.log_batch(run_id, first, params[:100], [RunTag(key, value) for key, value in tags.items()])
+    for start in range(100, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    log_metrics(client, run_id, metrics)
     client.set_terminated(run_id, "FINISHED" if record["status"] == "ok" else "FAILED", finished)
     return faults
+
+
+def told_samples(folder: GridFolder, record: dict[str, Any]) -> list[Metric]:
+    """The system metrics of a training that nobody streamed, from what it told; none if that is of other settings."""
+    with suppress(OSError):
+        lines, _ = read_lines(folder.told(record["point"]["id"]))
+        if lines and begin_of(lines[0]).get("digest") == record["point_digest"]:
+            return samples(lines)
+    return []
 
 
 def _log_dataset(client: MlflowClient, run_id: str, dataset: dict[str, Any] | None) -> None:
@@ -96,6 +131,12 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
         shutil.copyfile(member(folder.root, record.get("log")), place / "log.txt")  # the UI shows no .log files
     if record["point"]["stage"] == "benchmark":
         write_rows(place / "rows.csv", record_rows(record))
+    # A checkpoint or masks of elsewhere may be damaged: the other artifacts are written all the same.
+    faults = []
+    try:
+        save_model(place / MODEL, record, folder)
+    except BlastError as error:
+        faults.append(str(error))
     masks = (record["result"].get("artifacts") or {}).get("masks")
     if masks:
         from blast.experiment.tracking.mask_images import draw_masks
@@ -105,8 +146,8 @@ def _gather_artifacts(place: Path, file: Path, record: dict[str, Any], folder: G
             if masks_file.is_file():
                 draw_masks(masks_file, place / "masks")
         except BlastError as error:
-            return [str(error)]
-    return []
+            faults.append(str(error))
+    return faults
 
 
 def add_language(client: MlflowClient, run_id: str, language: dict[str, Any], key: str) -> None:
@@ -125,7 +166,7 @@ def add_language(client: MlflowClient, run_id: str, language: dict[str, Any], ke
         elif run.data.metrics[name] != value:
             last = max(entry.timestamp for entry in client.get_metric_history(run_id, name))
             new.append(Metric(name, value, last + 1, 0))
-    _log_metrics(client, run_id, new)
+    log_metrics(client, run_id, new)
     client.log_dict(run_id, language, "language.json")
     found = {"language_status": language.get("status"), "language_cause": language.get("cause"), "language_digest": key}
     tags = [RunTag(name, names.as_text(value)) for name, value in found.items() if value is not None]

@@ -14,6 +14,7 @@ from pathlib import Path
 from blast.errors import BlastError
 from blast.experiment.command_end import ended
 from blast.experiment.tracking.importer import import_grid
+from blast.experiment.tracking.links import WORKFLOW
 from blast.experiment.tracking.store import database_file, open_client, tracking_uri
 from blast.experiment.tracking.store_errors import shown
 from blast.experiment.tracking.view import VIEW
@@ -33,10 +34,15 @@ def server_command(artifacts: Path, port: int) -> list[str]:
     ]
 
 
-def page(port: int, experiment_id: str) -> str:
+def page(server: str, experiment_id: str) -> str:
     """Address of the run table of an experiment. The plain address opens MLflow's pages for language-model traces."""
-    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
-    return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?{query}"
+    query = f"viewStateShareKey={VIEW}&{WORKFLOW}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def is_server(uri: str) -> bool:
+    """Whether an address of a store is that of an MLflow server, which has pages of its own."""
+    return uri.startswith(("http://", "https://"))
 
 
 def _check_port(port: int) -> None:
@@ -49,26 +55,25 @@ def _check_port(port: int) -> None:
 
 
 def prepare(results: Path, port: int) -> list[str]:
-    """Imports all grids under `results` and returns one line for each experiment.
+    """Imports all grids under `results` and returns one line for each experiment, with the address of its runs.
+
+    Where `MLFLOW_TRACKING_URI` names a server, these are pages of that server.
 
     Raises:
-        BlastError: if there is no such folder, the port is taken, the database cannot be used, or
-            `MLFLOW_TRACKING_URI` names a server.
+        BlastError: if there is no such folder, the port is taken, or the store cannot be used.
     """
     if not Path(results).is_dir():
         raise BlastError(f"{results}: this folder of results does not exist; name another one with --results.")
     uri = tracking_uri(results)
-    if uri.startswith(("http://", "https://")):
-        raise BlastError(
-            f"the runs are at MLFLOW_TRACKING_URI={shown(uri)}; open that address, or unset it for the local runs."
-        )
-    _check_port(port)
+    if not is_server(uri):
+        _check_port(port)
     for records in sorted(Path(results).glob("*/records")):
         summary = import_grid(records.parent)
         for fault in summary.faults:
             print(fault, file=sys.stderr)
     found = open_client(uri).search_experiments()
-    return [f"{experiment.name}: {page(port, experiment.experiment_id)}" for experiment in found]
+    server = shown(uri) if is_server(uri) else f"http://127.0.0.1:{port}"
+    return [f"{experiment.name}: {page(server, experiment.experiment_id)}" for experiment in found]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,8 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(given: argparse.Namespace) -> int:
     lines = prepare(given.results, given.port)
     print("\n".join(lines) or "No records yet. Runs appear as points finish.")
-    print("Runs are under 'Model training' (top left; the browser remembers it). Ctrl-C stops the server.", flush=True)
     uri = tracking_uri(given.results)
+    if is_server(uri):
+        return 0
+    print("Runs are under 'Model training' (top left; the browser remembers it). Ctrl-C stops the server.", flush=True)
     database = database_file(uri)
     os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri

@@ -8,40 +8,69 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 VIEW = "blast"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # End of the description of each experiment of the suite.
 DESCRIPTION = "of the BLaST suite: one run for each point."
 
-# Columns in order, with their widths in pixels.
+# By stage, the columns in order, with their widths in pixels: the whole name fits.
 _COLUMNS = {
-    "params.`architecture`": 105,
-    "params.`dataset`": 110,
-    "params.`method`": 85,
-    "params.`sparsity`": 80,
-    "metrics.`quality/bits_per_byte`": 165,
-    "metrics.`quality/top1`": 105,
-    "metrics.`sparsity/achieved`": 135,
-    "metrics.`memory/weights_bytes`": 165,
-    "params.`block`": 65,
-    "params.`seed`": 55,
-    "tags.`cause`": 160,
-    "tags.`hardware`": 160,
+    "train": {
+        "params.`architecture`": 115,
+        "params.`dataset`": 95,
+        "params.`method`": 85,
+        "params.`sparsity`": 80,
+        "params.`block`": 70,
+        "params.`seed`": 60,
+        "metrics.`quality/bits_per_byte`": 180,
+        "metrics.`quality/top1`": 115,
+        "metrics.`sparsity/achieved`": 150,
+        "metrics.`memory/weights_bytes`": 190,
+        "tags.`cause`": 160,
+        "tags.`hardware`": 160,
+    },
+    "benchmark": {
+        "params.`benchmark.suite`": 140,
+        "params.`architecture`": 120,
+        "params.`sparsity`": 80,
+        "params.`block`": 70,
+        "metrics.`ours_ms`": 95,
+        "metrics.`dense_ms`": 95,
+        "metrics.`speed_up`": 95,
+        "metrics.`speed_up_most`": 125,
+        "metrics.`at_tokens`": 100,
+        "tags.`cause`": 160,
+        "tags.`hardware`": 160,
+    },
 }
+# The columns that every run has.
+_FIRST = {"attributes.`Run Name`": 380, "attributes.`Created`": 130}
 
 
-def experiment_tags(grid: str) -> dict[str, str]:
-    """Tags of the experiment of a grid: its kind, a description, and the view `Points`."""
-    state = {
+def view_of(stage: str) -> str:
+    """The view `Points`, as MLflow stores it.
+
+    Args:
+        stage: Of the points, `train` or `benchmark`.
+    """
+    columns = _COLUMNS["benchmark" if stage == "benchmark" else "train"]
+    state: dict[str, Any] = {
         "searchFilter": "tags.superseded = 'false'",
-        "selectedColumns": list(_COLUMNS),
-        "columnOrder": list(_COLUMNS),
-        "columnWidths": _COLUMNS,
+        "selectedColumns": list(columns),
+        "columnOrder": [*_FIRST, *columns],
+        "columnWidths": {**_FIRST, **columns},
     }
     now = int(time.time() * 1000)
-    view = {"name": "Points", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+    return json.dumps({"name": "Points", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+
+
+def experiment_tags(grid: str, stage: str = "train") -> dict[str, str]:
+    """Tags of an experiment of a grid: its kind, a description, and the view `Points`."""
+    what = f"Benchmarks of the grid '{grid}'" if stage == "benchmark" else f"Grid '{grid}'"
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": f"Grid '{grid}' {DESCRIPTION}",
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+        "mlflow.note.content": f"{what} {DESCRIPTION}",
+        VIEW_TAG: view_of(stage),
     }
