@@ -1,4 +1,4 @@
-"""How far a point is while it runs: what it writes, and what a reader says."""
+"""The progress of a point while it runs: what it writes, and how far a reader says it is."""
 
 from __future__ import annotations
 

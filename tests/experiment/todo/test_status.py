@@ -18,7 +18,6 @@ from blast.experiment.records.record import make_record, write_record
 from blast.experiment.run.locks import points_held
 from blast.experiment.run.progress_file import TRAINING, ProgressFile
 from blast.experiment.todo.status import Stand, describe, status_of
-from blast.files import write_atomically
 
 DENSE, PRUNED = "vit-nano.digits.dense.seed0", "vit-nano.digits.blast.s90.b16.seed0"
 TEXT = "gpt2-nano.pystdlib.dense.seed0"

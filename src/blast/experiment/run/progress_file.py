@@ -51,16 +51,18 @@ class Progress:
     Attributes:
         phase: What it does now, such as `training`.
         step: Steps that are finished; 0 before the first.
-        steps: Steps in all; 0 where that is not known.
+        steps: Steps in all; 0 where there are none.
         loss: Its last training loss; None before the first step.
         left: Seconds that its training takes still, at the speed of the last steps; None if that is not known.
+        age: Seconds since it wrote the last time.
     """
 
     phase: str
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    left: float | None = None
+    step: int
+    steps: int
+    loss: float | None
+    left: float | None
+    age: float
 
 
 def entries(file: Path) -> Iterator[dict[str, Any]]:
@@ -72,7 +74,7 @@ def entries(file: Path) -> Iterator[dict[str, Any]]:
             lines += stream.read().splitlines()
     except OSError:
         return
-    for line in lines if whole else lines[:1]:
+    for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
@@ -81,12 +83,13 @@ def entries(file: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def progress_of(folder: GridFolder, point: str) -> Progress | None:
-    """How far a point is that runs or was killed; None where nothing tells.
+def progress_of(folder: GridFolder, point: str, now: float | None = None) -> Progress | None:
+    """How far a point is that runs; None where nothing tells.
 
     Args:
         folder: Folder of its grid.
         point: Its id.
+        now: Seconds since 1970; None for the clock.
     """
     phases = [each for each in entries(folder.work(point) / PROGRESS) if isinstance(each.get("phase"), str)]
     phases = [each for each in phases if _number(each.get("time"))]
@@ -105,10 +108,7 @@ def progress_of(folder: GridFolder, point: str) -> Progress | None:
     wrote = max([wrote, *(each["time"] for each in stepped[-1:])])
     age = max(0.0, (time.time() if now is None else now) - wrote)
     if not stepped:
-        return Progress(TRAINING)
-    begin = next((entry.get("begin") for entry in _lines(folder.live(point), whole=False)), None)
-    total = begin.get("steps") if isinstance(begin, dict) else None
-    steps = total if type(total) is int else 0
+        return Progress(phase, 0, 0, None, None, age)
     first, final = stepped[-LOOK_BACK:][0], stepped[-1]
     done, seconds = final["step"] - first["step"], final["time"] - first["time"]
     left = (steps - final["step"]) * seconds / done if done > 0 else None
