@@ -51,7 +51,7 @@ def train(
     say: Callable[[str], Any] = print,
     remedy: str = REMEDY,
     guessing: float | None = None,
-    watch: Callable[[int, float, dict[str, float]], Any] | None = None,
+    watch: Callable[[int, dict[str, float]], Any] | None = None,
 ) -> History:
     """Trains a model in place.
 
@@ -69,8 +69,8 @@ def train(
         say: Prints a line of progress, every few seconds.
         remedy: What the error of a run that diverges tells the user to do.
         guessing: Loss of guessing among all tokens or classes, nats, for the divergence check; None if unknown.
-        watch: Is told a step, its loss, and by name the values that curves have there; of each step with such values,
-            and of one every few seconds.
+        watch: Is told the number of steps that are done and what was measured at the last one: `loss`, and what the
+            curves got. Called at each point of a curve and every few seconds.
 
     Returns:
         The history of the run.
@@ -94,7 +94,7 @@ def train(
     optimization_step = OptimizationStep(model, optimizer, loss_of, settings.clip, sparsifier, settings.cuda_graphs)
     stopwatch = Stopwatch(history)
     interval = SaveInterval(settings.checkpoint_seconds, state_bytes(model))
-    printed = watched = time.monotonic()
+    printed = time.monotonic()
     model.train()
     for step in range(first, settings.steps):
         with stopwatch.of_step(sparsifier is not None and sparsifier.update_due):
@@ -122,10 +122,12 @@ def train(
                 state.save(step + 1, model, optimizer, sparsifier, history)
             divergence.state_saved(step + 1)
         now = time.monotonic()
-        if watch and ((values := history.at(step)) or now - watched >= 5):
-            watch(step, value, values)
-            watched = now
-        if now - printed >= 5 or last:
+        told = now - printed >= 5 or last
+        if watch is not None:
+            noted = {name: curve["value"][-1] for name, curve in history.curves.items() if curve["step"][-1] == step}
+            if noted or told:
+                watch(step + 1, {"loss": value, **noted})
+        if told:
             say(f"step {step + 1} of {settings.steps}, loss {value:.4f}")
             printed = now
     curve = history.curves.get("validation_loss", {"step": [], "value": []})

@@ -16,6 +16,7 @@ from blast.experiment.records.record import make_record, write_record
 from blast.experiment.run.locks import points_held
 from blast.experiment.run.progress_file import TRAINING, ProgressFile
 from blast.experiment.todo.status import Stand, describe, status_of
+from blast.files import write_atomically
 
 DENSE, PRUNED = "vit-nano.digits.dense.seed0", "vit-nano.digits.blast.s90.b16.seed0"
 TEXT = "gpt2-nano.pystdlib.dense.seed0"
@@ -94,7 +95,7 @@ def test_a_point_that_runs_tells_its_step_its_loss_and_one_that_was_killed_is_st
         folder.record(name).unlink()
         progress = ProgressFile(folder.work(name) / PROGRESS)
         progress.phase(TRAINING)
-        progress.step(20, 4, 1.25, {})
+        write_atomically(folder.live(name), '{"begin": {"steps": 20}}\n{"time": 1, "step": 5, "loss": 1.25}\n')
     with points_held(folder, [DENSE]):
         found = status(place)
         assert (found.stands[DENSE], found.stands[PRUNED]) == (Stand.RUNNING, Stand.STOPPED)

@@ -13,7 +13,6 @@ from blast.experiment.plan.options import (
     config_option,
     grid_of,
     ids_option,
-    plan_of,
     point_id,
     recorded_option,
 )
@@ -27,13 +26,13 @@ def check(options: argparse.Namespace) -> int:
     """
     from blast.experiment.language.tasks_of_lm_eval import task_text
 
-    plan = plan_of(options.config)
+    file, _, plan, grid = grid_of(options.config, options.set, options.grid_dir)
     for dataset in plan.datasets:
         for task in plan.tasks(dataset):
             task_text(task)
     stages = {stage: sum(point.stage == stage for point in plan.points.values()) for stage in ("train", "benchmark")}
     print(
-        f"{options.config}: valid; {stages['train']} training points on {len(plan.datasets)} datasets and "
+        f"{file}: valid; {stages['train']} training points on {len(plan.datasets)} datasets and "
         f"{stages['benchmark']} benchmark points in {len(plan.jobs)} jobs."
     )
     if options.list:
@@ -42,8 +41,7 @@ def check(options: argparse.Namespace) -> int:
     if options.cost:
         from blast.experiment.language.cost import describe_cost
 
-        folder = options.grid_dir or Path("results", next(iter(plan.points.values())).grid)
-        for line in describe_cost(plan, GridFolder(folder), options.recorded):
+        for line in describe_cost(plan, grid, options.recorded):
             print(line)
     return 0
 
@@ -132,12 +130,12 @@ def rerun(options: argparse.Namespace) -> int:
     from blast.experiment.rerun import check_digest, with_needs
     from blast.experiment.rerun import rerun as run_again
 
-    plan = plan_of(options.config)
+    file, _, plan, _ = grid_of(options.config, options.set)
     points = with_needs(plan, options.ids)
     if options.digest:
         if len(options.ids) > 1:
             raise BlastError("--digest is the digest of one point; give one id, or leave it out.")
-        check_digest(points[-1], options.digest, options.config)
+        check_digest(points[-1], options.digest, file)
     folder = GridFolder(options.out or Path("results") / "again" / points[0].grid)
     failures = run_again(plan, options.ids, folder)
     print(f"{len(points) - failures} of {len(points)} points are done; records in {folder.root / 'records'}")
@@ -151,7 +149,7 @@ def add_verbs(verb: AddVerb) -> None:
         verb: Adds one verb.
     """
     made = verb("check", check)
-    made.add_argument("config", **config_option(), nargs="?")
+    add_config(made)
     made.add_argument("--list", action="store_true", help="also print the id of each point")
     made.add_argument("--cost", action="store_true", help="also print what the evaluation costs, in tokens and minutes")
     made.add_argument("--grid-dir", type=Path, help="folder of the grid, for --cost (default: results/<name>)")
@@ -178,5 +176,6 @@ def add_verbs(verb: AddVerb) -> None:
     made = verb("rerun", rerun)
     made.add_argument("ids", **ids_option())
     made.add_argument("--config", **config_option())
+    add_config(made, argument=False)
     made.add_argument("--digest", metavar="HEX", help="begin of the digest of the settings; others are refused")
     made.add_argument("--out", type=Path, help="folder for records and checkpoints (default: results/again/<grid>)")

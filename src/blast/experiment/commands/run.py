@@ -53,7 +53,7 @@ def _words(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
     rest, more = list(words), []
     start = next((place for place, word in enumerate(rest) if word.startswith("-")), len(rest))
     rest, more = rest[:start], rest[start:]
-    configs = [word for word in rest if word.endswith((".yaml", ".yml")) or Path(word).is_file()]
+    configs = [word for word in rest if word.endswith((".yaml", ".yml"))]
     if len(configs) > 1:
         raise BlastError(f"'{configs[0]}' and '{configs[1]}' are both config files; give one, as one run is one grid.")
     targets = [word for word in rest if word not in configs]
@@ -120,9 +120,11 @@ def _watched(command: Sequence[str], folder: GridFolder, whole: bool, plain: boo
     )
     with display_of(process.stdout, plain) as display, _stopped_with(process, display.say):
         while process.poll() is None:
+            began = time.monotonic()
             if (look := watch.look()) is not None:
                 display.show(look)
-            time.sleep(PAUSE)
+            # Looking at a large grid takes a small share of the time.
+            time.sleep(max(PAUSE, 20 * (time.monotonic() - began)))
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

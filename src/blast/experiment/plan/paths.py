@@ -50,6 +50,14 @@ class GridFolder:
         """The folder of everything else of a point: checkpoint, scores, masks, training state."""
         return self.root / "points" / point
 
+    def live(self, point: str) -> Path:
+        """What a training tells while it runs: steps, losses and system metrics, one JSON value a line."""
+        return self.root / "live" / f"{point}.jsonl"
+
+    def told(self, point: str) -> Path:
+        """The same of a training that came to its end; `live` is moved here."""
+        return self.work(point) / "told.jsonl"
+
     def fetched(self, dataset: str) -> Path:
         """Facts of a downloaded dataset, or the error of its download."""
         return self.root / "data" / f"{dataset}.fetched.json"

@@ -24,6 +24,8 @@ KERNELS = "blast_kernels"
 # ImportError`, the Triton kernels, without which everything runs) and modules and packages of these names.
 SPEED = frozenset({"heuristics", "tables", "tuned"})
 RUN = "blast.experiment.run"
+# They tell of a training while it runs, and decide no number.
+TELLING = frozenset({f"{RUN}.step_file", f"{RUN}.system_metrics", f"{RUN}.progress_file"})
 # Everything behind this function looks at a model that is trained and saved.
 EVALUATION = Name(f"{RUN}.train", "evaluate_saved")
 
@@ -44,6 +46,8 @@ def _trains(name: Name, optional: bool) -> bool:
 
 def _decides_numbers(name: Name, optional: bool) -> bool:
     """Whether a definition counts for a training point, see `SPEED`."""
+    if name.module in TELLING:
+        return False
     package, *parts = name.module.split(".")
     return package != KERNELS or not (optional or SPEED & set(parts))
 
@@ -83,7 +87,7 @@ class Fingerprints:
             # It starts from the checkpoint of its dense parent.
             entries.append(Name(f"{RUN}.train", "run_dense_point"))
         if point.stage == "benchmark":
-            return self.code.reached(entries, self._found_by_name(point))
+            return self.code.reached(entries, self._found_by_name(point), lambda name, _: name.module not in TELLING)
         return self.code.reached(entries, self._found_by_name(point), counts)
 
     def of_language(self, tasks: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
 from blast.experiment.run.measure import BATCH, held_out_parts, measure
 from blast.experiment.run.progress_file import TRAINING, ProgressFile
+from blast.experiment.run.step_file import tell_steps
 from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
@@ -261,7 +262,7 @@ def train_model(
 
     if is_first_rank():
         run.progress.phase(TRAINING)
-    with settings.algorithms(device):
+    with settings.algorithms(device), tell_steps(point, run.folder, is_first_rank()) as watch:
         history = train(
             model,
             settings,
@@ -275,7 +276,7 @@ def train_model(
             key=" ".join((point.digest, data.digest, code)),
             say=print if is_first_rank() else lambda line: None,
             guessing=run.guessing,
-            watch=partial(run.progress.step, settings.steps) if is_first_rank() else None,
+            watch=watch,
         )
     model = unwrapped(model)
     release_blocks(model)
