@@ -87,7 +87,7 @@ def test_a_small_dense_model_and_a_variant_are_told_apart_and_get_no_times_of_bl
             "vit-nano.digits.small_dense.s95.seed0",
             {"method": "small_dense", "block": None, "sparsify": None, "ffn": 32},
         ),
-        ("vit-nano.digits.blast.s95.b16.seed0.wd0", {}),
+        ("vit-nano.digits.blast.s95.b16.seed0.wd0", {"training": record["point"]["training"] | {"weight_decay": 0.0}}),
     ):
         point = Point.from_dict(record["point"] | {"id": name} | change)
         result = {key: value for key, value in record["result"].items() if key not in ("artifacts", "sparsity")}
