@@ -27,8 +27,8 @@ rule download:
     priority: 10
     resources:
         slots=1,
+    # What cannot be fetched fails only the points that need it; each of them says why.
     shell:
-        # What cannot be fetched fails only the points that need it; each of them says why.
         "{BLAST:q} fetch {FOLDER.config:q} > {log:q} 2>&1 || true"
 
 
