@@ -55,13 +55,18 @@ test-oldest:
 # goes on where it was stopped, and writes the survivors to .cache/mutation/report.md.
 MUTANTS ?= 300
 SEED ?= 1
-mutate: env .cache/mutation/env/.done
+mutate: env .cache/mutation/env/.done .cache/mutation/executed/.done
 	nice -n 19 .cache/mutation/env/bin/python tests/mutation/mutants.py --count $(MUTANTS) --seed $(SEED) > .cache/mutation/mutants.json
 	$(VENV)/bin/python tests/mutation/mutate.py .cache/mutation/mutants.json --workplace .cache/mutation
 
 .cache/mutation/env/.done:
 	"$(PYTHON)" -m venv .cache/mutation/env
 	.cache/mutation/env/bin/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	@touch $@
+
+# Which test files run which lines; remove the folder to record it anew. A test that fails here is no obstacle.
+.cache/mutation/executed/.done: $(VENV)/.done
+	-$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" -p executed --executed $(@D)
 	@touch $@
 
 lint: env
@@ -90,8 +95,10 @@ faults: env
 ui: env
 	$(RUN) blast.experiment.tracking.ui --port $(PORT)
 
+# One page to send to others, and Snakemake's own report of the rules that made it.
 report: env
-	$(RUN) snakemake all --configfile "$(CONFIG)" --report results/report.zip --quiet progress
+	$(RUN) blast report "$(CONFIG)"
+	$(RUN) snakemake all --configfile "$(CONFIG)" --report results/snakemake_report.zip --quiet progress
 
 clean:
 	rm -rf .snakemake .pytest_cache .hypothesis .ruff_cache

@@ -6,12 +6,14 @@ holds the jobs that are left, by the contents of the files there are. Snakemake 
 """
 
 import json
+import math
 import os
 import re
 import sys
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.experiment.cluster_faults import check_slurm
 from blast.experiment.command_end import guard_output
 from blast.experiment.plan.config import used_config
 from blast.experiment.plan.grid import expand
@@ -82,14 +84,58 @@ def run_for(files):
 PYTHON = [sys.executable, "-P"]
 BLAST = [*PYTHON, "-m", "blast"]
 
+# A job of a cluster never downloads: what it needs was fetched where the workflow was started.
+if workflow.remote_exec:
+    os.environ["BLAST_OFFLINE"] = "1"
+
+
+def on_cluster():
+    """Whether jobs run on other machines than this process, or this is such a job. Known once the rules are read."""
+    # A dry run has an executor of its own; the profiles of clusters say `jobs`.
+    dry_run_of_one = workflow.dryrun and workflow.resource_settings.nodes is not None
+    return workflow.remote_exec or workflow.non_local_exec or dry_run_of_one
+
+
+def on_slurm():
+    """Whether Slurm gets the jobs."""
+    return workflow.executor_plugin is not None and workflow.executor_plugin.name == "slurm"
+
+
 # Each job takes a slot. There are as many as the processors and memory of this machine allow, even with more --cores.
+# Jobs of a cluster take none: its nodes are others. They ask for this memory, in MB.
 SLOTS = jobs_at_once(CONFIG)
+MEMORY = math.ceil(1000 * CONFIG.memory_gb)
 workflow.global_resources["slots"] = SLOTS
-# Where there are several GPUs, a training takes one per process; `--resources gpus=4` limits them to four GPUs.
+
+
+resource_scopes:
+    slots="local",
+
+
+# Where there are several GPUs, a training takes one per process; `--resources gpus=4` limits them to four GPUs, also
+# to four of a cluster, which are asked for only then.
 GPUS_GIVEN = "gpus" in workflow.global_resources
 if not GPUS_GIVEN:
     workflow.global_resources["gpus"] = len(visible_gpus())
 GPUS = workflow.global_resources["gpus"].value
+
+
+# These need the network, the store of MLflow, or seconds: on a cluster, the machine where the workflow was started runs
+# them. Its nodes prepare data, train, time and compute metrics.
+localrules:
+    all,
+    points,
+    kernels,
+    used_config,
+    download,
+    fetch,
+    mlflow,
+    view_keys,
+    figure,
+    table,
+    figures,
+    tables,
+    verdict,
 
 
 # What ends the process that streams points into MLflow.
@@ -138,6 +184,8 @@ logger.addHandler(
 
 onstart:
     try:
+        if on_slurm():
+            check_slurm(job.resources for job in workflow.dag.needrun_jobs())
         hold_grid(FOLDER)
         begin_run(TODO, FOLDER)
     except BlastError as error:

@@ -59,6 +59,7 @@ LIBRARY = [
 ]
 EXPERIMENT = [
     "command_end",
+    "columns",
     "plan",
     "records",
     "run",
@@ -68,10 +69,17 @@ EXPERIMENT = [
     "gpu_tables",
     "tracking",
     "todo",
+    "report",
     "own_model",
     "listing",
+    "environment",
     "rerun",
+    "cluster_faults",
+    "compare",
+    "share",
+    "reproduce",
     "snakemake_hooks",
+    "commands",
     "cli",
 ]
 OPERATORS = ["common", "tables", "cpu", "linear", "mlp_inference", "mlp_training", "register"]

@@ -73,6 +73,6 @@ def test_the_wheel_holds_every_file_of_both_packages(wheel):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = set()
     for package, folder in (("blast", ROOT / "src" / "blast"), ("blast_kernels", ROOT / "kernels")):
-        for pattern in ("*.py", "*.yaml", "*.json", "*.cpp", "*.h", "py.typed"):
+        for pattern in ("*.py", "*.yaml", "*.json", "*.cpp", "*.h", "*.html", "*.css", "py.typed"):
             wanted |= {f"{package}/{file.relative_to(folder).as_posix()}" for file in folder.rglob(pattern)}
     assert held == wanted

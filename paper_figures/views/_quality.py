@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import textwrap
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,41 +23,81 @@ LIMIT = 2.25
 COLUMNS = 3
 # Distance between methods of one sparsity, in units of `style.sparsity_place`.
 STEP = 0.085
-TAUGHT_LINE, SMALL_LINE = (0, (1.2, 1.2)), (0, (4, 1.5))
+TAUGHT_LINE, SMALL_LINE, BLOCK_LINE = (0, (1.2, 1.2)), (0, (4, 1.5)), (0, (6, 1, 1, 1))
+# No method has these markers. A block that is not listed is drawn as a star.
+BLOCK_MARKERS = {"8x8": "p", "16x16": "<", "32x32": "d", "64x64": "8", "128x128": ">"}
 # Models of one panel, or of several if there are several tasks.
 PLACE = ["grid", "model", "dataset", "start"]
 # Letters of a line beside the vertical axis.
 LETTERS = 26
 
 
-def _series(rows: pd.DataFrame) -> list[tuple[tuple[str, bool, bool], pd.DataFrame]]:
-    """The lines of a panel: a method, whether it was taught, and whether it has a given width."""
+class Series(NamedTuple):
+    """What the models of one line have in common.
+
+    Attributes:
+        method: Their method.
+        taught: Whether they learned from a dense model.
+        wide: Whether they are dense models of a given width.
+        block: Their block, such as `16x16`; empty for the block that most models of the panel have, or none.
+    """
+
+    method: str
+    taught: bool = False
+    wide: bool = False
+    block: str = ""
+
+
+def _series(rows: pd.DataFrame) -> list[tuple[Series, pd.DataFrame]]:
+    """The lines of a panel, those of other blocks than most after the others of their method."""
     pruned = rows[rows["method"] != "dense"]
-    order = list(style.METHODS)
+    # The block of most models; of several, the one of most seeds, then the first by name.
+    blocks = pruned.groupby("block")["seeds"].agg(["size", "sum"]).sort_values(["size", "sum"], kind="stable")
+    usual = blocks.index[-1] if len(blocks) else None
     keys = [
-        (row.method, isinstance(row.teacher, str), row.method == SMALL_DENSE and not has_equal_weights(row))
+        Series(
+            row.method,
+            isinstance(row.teacher, str),
+            row.method == SMALL_DENSE and not has_equal_weights(row),
+            row.block if isinstance(row.block, str) and row.block != usual else "",
+        )
         for row in pruned.itertuples(index=False)
     ]
     lines = {key: pruned[[other == key for other in keys]].sort_values("sparsity") for key in set(keys)}
-    return sorted(lines.items(), key=lambda line: (order.index(line[0][0]) if line[0][0] in order else 99, line[0]))
+    return sorted(lines.items(), key=lambda line: _order(line[0]))
 
 
-def _look(key: tuple[str, bool, bool]) -> dict[str, Any]:
-    method, taught, wide = key
-    colour = style.method_colour(method)
-    look = {"color": colour, "marker": style.METHODS.get(method, style.Mark("", "X")).marker, "linewidth": 1.1,
-            "markerfacecolor": "white" if taught or wide else colour, "markeredgewidth": 0.9}  # fmt: skip
+def _order(key: Series) -> tuple[int, str, list[int], bool, bool]:
+    known = list(style.METHODS)
+    place = known.index(key.method) if key.method in known else len(known)
+    return place, key.method, [int(side) for side in re.findall(r"\d+", key.block)], key.taught, key.wide
+
+
+def _look(key: Series) -> dict[str, Any]:
+    colour, hollow = style.method_colour(key.method), key.taught or key.wide
+    mark = style.METHODS.get(key.method, style.Mark("", "X"))
+    look = {"color": colour, "marker": BLOCK_MARKERS.get(key.block, "*") if key.block else mark.marker,
+            "linewidth": 1.1, "markerfacecolor": "white" if hollow else colour, "markeredgewidth": 0.9}  # fmt: skip
     # Widths that were given are no series: two models of one sparsity may be among them.
     return look | {
-        "linestyle": "none" if wide else TAUGHT_LINE if taught else SMALL_LINE if method == SMALL_DENSE else "-"
+        "linestyle": "none"
+        if key.wide
+        else TAUGHT_LINE
+        if key.taught
+        else SMALL_LINE
+        if key.method == SMALL_DENSE
+        else BLOCK_LINE
+        if key.block
+        else "-"
     }
 
 
-def _label(key: tuple[str, bool, bool]) -> str:
-    method, taught, wide = key
-    if method == SMALL_DENSE:
-        return style.method_label(method) + (", given width" if wide else ", equal weights")
-    return style.method_label(method) + ", taught" * taught
+def _label(key: Series) -> str:
+    label = style.method_label(key.method)
+    if key.method == SMALL_DENSE:
+        label += ", given width" if key.wide else ", equal weights"
+    sides = dict.fromkeys(key.block.split("x"))
+    return label + ", taught" * key.taught + (f", block {' × '.join(sides)}" if key.block else "")
 
 
 def _limits(rows: pd.DataFrame, factor: float) -> tuple[float, float]:
@@ -131,6 +174,13 @@ def _name_scale(axes: Axes, first: Any, factor: float, limits: tuple[float, floa
     axes.set_ylabel(textwrap.fill(label, LETTERS))
 
 
+def _shifts(keys: Sequence[Series]) -> dict[Series, float]:
+    """How far each line stands from its sparsity. Blocks of one method have scores that are close: they need more."""
+    places = list(itertools.accumulate(STEP * (1.5 if key.block else 1) for key in keys))
+    middle = (places[0] + places[-1]) / 2 if places else 0.0
+    return {key: place - middle for key, place in zip(keys, places, strict=True)}
+
+
 def _panel(axes: Axes, rows: pd.DataFrame, lost: pd.DataFrame, errors: bool) -> None:
     first = rows.iloc[0]
     factor = style.in_percent(first["metric"])
@@ -139,12 +189,12 @@ def _panel(axes: Axes, rows: pd.DataFrame, lost: pd.DataFrame, errors: bool) -> 
         _dense_line(axes, dense, factor, errors)
     series = _series(rows)
     methods = [key for key, _ in series]
-    methods += [(method, False, False) for method in sorted(set(lost["method"]) - {key[0] for key in methods})]
-    shifts = {key: STEP * (number - (len(methods) - 1) / 2) for number, key in enumerate(methods)}
+    methods += [Series(method) for method in sorted(set(lost["method"]) - {key.method for key in methods})]
+    shifts = _shifts(methods)
     for key, line in series:
         _draw_series(axes, line, _look(key), shifts[key], factor, limits, errors)
     for (method, taught, sparsity), absent in lost.groupby(["method", lost["teacher"].notna(), "sparsity"]):
-        shift = shifts.get((method, taught, False), 0.0)
+        shift = shifts.get(Series(method, taught), 0.0)
         if sparsity:
             marker = style.METHODS.get(method, style.Mark("", "X")).marker
             style.mark_missing(axes, style.sparsity_place(sparsity) + shift, absent["status"].iloc[0], marker)
@@ -175,9 +225,7 @@ def _keys(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
 
 
 def _legend(figure: Figure, scores: pd.DataFrame, panels: list[pd.DataFrame], errors: bool) -> None:
-    order = list(style.METHODS)
-    keys = sorted({key for rows in panels for key, _ in _series(rows)}, key=_label)
-    keys.sort(key=lambda key: (order.index(key[0]) if key[0] in order else 99, key))
+    keys = sorted({key for rows in panels for key, _ in _series(rows)}, key=_order)
     entries = [style.handle("best dense", linestyle=(0, (4, 2)), color=style.INK, linewidth=0.9)]
     if scores["teacher"].notna().any():
         entries.append(style.handle("dense, taught", linestyle=TAUGHT_LINE, color=style.INK, linewidth=0.9))

@@ -277,6 +277,8 @@ def not_run(title: str, text: str = "not run", width: float = COLUMN) -> Figure:
     axes = figure.subplots()
     axes.set_title(title)
     empty_panel(axes, text)
+    # The report shows no picture of an empty panel.
+    figure.set_label(text)
     return figure
 
 

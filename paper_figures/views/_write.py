@@ -24,9 +24,13 @@ RERUN = "rerun"
 
 
 def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
-    """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi). Each is renamed when complete."""
+    """Writes `name.pdf` (vector, TrueType fonts) and `name.png` (200 dpi). Each is renamed when complete.
+
+    A figure with a label, such as "not run", has nothing to show; the PNG file has the label as its description.
+    """
     written = []
-    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+    about = {"Description": figure.get_label()} if figure.get_label() else {}
+    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None, **about}}
     with mpl.rc_context({"pdf.fonttype": 42, "savefig.dpi": DPI}):
         for kind in ("pdf", "png"):
             file = Path(out_dir, f"{name}.{kind}")
@@ -39,7 +43,11 @@ def save_figure(figure: Figure, out_dir: Path, name: str) -> list[Path]:
 
 
 def _cells(frame: pd.DataFrame) -> list[list[str]]:
-    return [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
+    # A cell is one line: a record may hold any text.
+    return [
+        ["" if pd.isna(value) else " ".join(str(value).splitlines()) for value in row]
+        for row in frame.itertuples(index=False)
+    ]
 
 
 def markdown(frame: pd.DataFrame) -> str:

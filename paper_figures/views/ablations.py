@@ -13,6 +13,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._write import RERUN
 
 TITLE = "Single levers"
+CATEGORY = "Quality"
 SUITES = ("train",)
 PLACE = ("grid", "hardware", "model", "dataset", "start", "trained", "block")
 EFFECT = ("held_out", "low", "high", "training", "seeds", "seeds_without", "status")

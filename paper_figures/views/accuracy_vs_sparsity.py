@@ -10,6 +10,7 @@ from blast.experiment.analysis.trials import chosen_trials
 from paper_figures.views._quality import by_sparsity
 
 TITLE = "Accuracy against sparsity"
+CATEGORY = "Quality"
 SUITES = ("train",)
 
 

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from paper_figures.views import _style as style
 
 TITLE = "Block masks over time"
+CATEGORY = "Masks"
 SUITES = ("train",)
 MOMENTS = 6
 # Inches: left margin, gap between masks, above and below a row, above and below all rows.

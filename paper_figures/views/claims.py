@@ -9,6 +9,7 @@ from blast.experiment.analysis.evidence import evidence
 from blast.experiment.analysis.paper_values import read_paper_values
 
 TITLE = "Claims of the paper"
+CATEGORY = "Claims"
 # A local grid counts if it is the whole grid of one of these.
 READS = ("config/*.yaml",)
 COLUMNS = ("claim", "paper", "known_from", "paper_setting", "ours", "our_setting", "verdict")

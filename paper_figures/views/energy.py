@@ -10,6 +10,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._kernels import block_label
 
 TITLE = "Energy of a token"
+CATEGORY = "Inference"
 SUITES = ("inference",)
 
 

@@ -12,6 +12,7 @@ from paper_figures.views import _memory as of_suite
 from paper_figures.views import _style as style
 
 TITLE = "GPUs and cost of inference"
+CATEGORY = "Inference"
 SUITES = ("memory",)
 PER_MEMORY = tuple(f"{what}_{memory}" for memory in gpu_cost.MEMORIES for what in ("gpus", "dollars"))
 COLUMNS = (

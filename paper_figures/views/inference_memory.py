@@ -14,6 +14,7 @@ from paper_figures.views import _memory as of_suite
 from paper_figures.views import _style as style
 
 TITLE = "Memory of inference"
+CATEGORY = "Inference"
 SUITES = ("memory",)
 USES = {
     "dense": ("embeddings, attention", "#0072B2"),

@@ -11,6 +11,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._kernels import block_label
 
 TITLE = "Speed-up of inference"
+CATEGORY = "Inference"
 SUITES = ("inference",)
 # The paper: Llama-3.2-1B on one GPU.
 PAPER = 1.6

@@ -13,6 +13,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Block-sparse kernels compared"
+CATEGORY = "Kernels"
 SUITES = ("kernels",)
 MARKS = {
     "ours": ("ours", "o", "#D55E00"),

@@ -10,6 +10,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Roofline of the block-sparse MLP kernels"
+CATEGORY = "Kernels"
 SUITES = ("kernels",)
 COLUMNS = 4
 BOUNDS = {"memory": "o", "L2": "s", "arithmetic": "^", "launches": "X"}

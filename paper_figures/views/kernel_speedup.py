@@ -14,6 +14,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Speed-up of the block-sparse MLP kernels"
+CATEGORY = "Kernels"
 SUITES = ("kernels",)
 # Logarithmic scale: blue is faster than dense, red slower, the middle is 1.
 COLOURS = mpl.colormaps["RdYlBu"]

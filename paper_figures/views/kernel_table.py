@@ -13,6 +13,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Kernel benchmarks"
+CATEGORY = "Kernels"
 SUITES = ("kernels",)
 COLUMNS = (
     "grid", "hardware", "model", "block", "sparsity", "tokens", "tied", "mask", "dtype", "provider", "variant", "seed",

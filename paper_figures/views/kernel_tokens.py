@@ -12,6 +12,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Time of the block-sparse MLP kernels by token count"
+CATEGORY = "Kernels"
 SUITES = ("kernels",)
 COLUMNS = 3
 # Two runs of one config differ by up to 2 %.

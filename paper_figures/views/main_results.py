@@ -20,6 +20,7 @@ from paper_figures.views._labels import model_name, small_dense_name
 from paper_figures.views._write import RERUN
 
 TITLE = "Main results"
+CATEGORY = "Quality"
 SUITES = ("train",)
 # From the comparison item by item, by grid, machine, configuration, measure and set.
 Paired = dict[tuple, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +19,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._titles import start_and_grid
 
 TITLE = "Live blocks by layer"
+CATEGORY = "Masks"
 SUITES = ("train",)
 COLUMNS = 3
 LOOKS = (
@@ -24,6 +27,8 @@ LOOKS = (
     ("#E69F00", "v", "-"), ("#56B4E9", "P", "-"), ("#6b6b6b", "X", "-"),
 )  # fmt: skip
 BARS = "#dddddd"
+# Runs that are alike in these have panels of the same title; they say which block they have.
+LIKE = ["grid", "model", "dataset", "start", "method", "sparsity"]
 
 
 def _chosen(table: pd.DataFrame) -> pd.DataFrame:
@@ -36,11 +41,14 @@ def _chosen(table: pd.DataFrame) -> pd.DataFrame:
     done = done[pd.Series(here, index=done.index, dtype=bool)]
     done = done.assign(length=[len(variant_of(point)) for point in done["point"]], longest=-done["trained"].fillna(0))
     done = done.sort_values(["length", "longest", "seed", "point"], kind="stable")
-    keys = ["grid", "model", "dataset", "start", "method", "sparsity", "block"]
-    return done.drop_duplicates(keys).sort_values(keys, kind="stable")
+    # Blocks by size, not by name.
+    done = done.assign(area=[math.prod(map(int, str(block).split("x"))) for block in done["block"]])
+    return done.drop_duplicates([*LIKE, "block"]).sort_values([*LIKE, "area", "block"], kind="stable")
 
 
-def _panel(axes: Axes, point: pd.Series, layers: list[LiveBlocks], names: list[str], grids: int) -> None:
+def _panel(
+    axes: Axes, point: pd.Series, layers: list[LiveBlocks], names: list[str], grids: int, with_block: bool
+) -> None:
     places = [entry.layer for entry in layers]
     hidden = [100 * entry.hidden / entry.hidden_total for entry in layers]
     axes.bar(places, hidden, width=0.8, color=BARS, zorder=1)
@@ -52,7 +60,8 @@ def _panel(axes: Axes, point: pd.Series, layers: list[LiveBlocks], names: list[s
     axes.axhline(100 * (1 - point["sparsity"]), color=style.INK, linewidth=0.6, linestyle=":", zorder=2)
     axes.set_ylim(0, min(112.0, 1.25 * max([*hidden, *(100 * max(entry.shares.values()) for entry in layers)])))
     axes.set_xticks(places[:: -(-len(places) // 12)])
-    axes.set_xlabel(f"layer (of {layers[0].hidden_total} hidden blocks)")
+    block = f"blocks of {' × '.join(dict.fromkeys(point['block'].split('x')))}: " if with_block else ""
+    axes.set_xlabel(f"layer ({block}{layers[0].hidden_total} hidden blocks)")
     start, grid = start_and_grid(point, grids)
     heading = (
         f"{style.model_label(point['model'])}{start}, {style.dataset_label(point['dataset'])}\n"
@@ -79,7 +88,8 @@ def draw(table: pd.DataFrame) -> Figure:
     entries = []
     for axes, (point, layers) in zip(grid, found, strict=False):
         names = list(layers[0].shares)
-        _panel(axes, point, layers, names, chosen["grid"].nunique())
+        blocks = chosen[(chosen[LIKE] == point[LIKE]).all(axis=1)]["block"].nunique()
+        _panel(axes, point, layers, names, chosen["grid"].nunique(), blocks > 1)
         entries += [(number, name) for number, name in enumerate(names[: len(LOOKS)])]
     for axes in grid[::columns]:
         axes.set_ylabel("live blocks (%)")

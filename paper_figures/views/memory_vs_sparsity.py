@@ -14,6 +14,7 @@ from blast.experiment.records.table import one_machine
 from paper_figures.views import _style as style
 
 TITLE = "Memory against sparsity"
+CATEGORY = "Inference"
 SUITES = ("train",)
 PANELS = {"mlp_bytes": "MLP weights", "weights_bytes": "All weights", "checkpoint_bytes": "Checkpoint on disk"}
 

@@ -15,6 +15,7 @@ from blast.experiment.analysis.ratio import ratios
 from paper_figures.views import _style as style
 
 TITLE = "Speed of the sparse MLP"
+CATEGORY = "Kernels"
 SUITES = ("mlp",)
 COLUMNS = 4
 BLOCK_STYLES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))

@@ -18,6 +18,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._titles import start_and_grid
 
 TITLE = "Quality by measured time"
+CATEGORY = "Quality"
 # Where the labels of a method stand: those of two methods with near numbers do not cover each other.
 CORNERS: tuple[dict[str, Any], ...] = (
     {"xytext": (3, 3), "ha": "left", "va": "bottom"}, {"xytext": (-3, -3), "ha": "right", "va": "top"},

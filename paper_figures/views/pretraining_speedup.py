@@ -11,6 +11,7 @@ from paper_figures.views import _style as style
 from paper_figures.views import _training as training
 
 TITLE = "Speed-up of pretraining as a whole"
+CATEGORY = "Training"
 SUITES = ("training_step",)
 LINES = {"union": (0, (4, 2)), "swap": "-"}
 LEAST = 0.5

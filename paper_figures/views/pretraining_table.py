@@ -13,6 +13,7 @@ from paper_figures.views import _style as style
 from paper_figures.views import _training as training
 
 TITLE = "Pretraining"
+CATEGORY = "Training"
 SUITES = ("training_step",)
 COLUMNS = (
     "hardware", "model", "block", "tokens", "sparsity", "dense_ms", "masked_ms", "sparse_ms", "step_speed_up",

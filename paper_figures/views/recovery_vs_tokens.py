@@ -16,6 +16,7 @@ from blast.experiment.analysis.trials import chosen_trials
 from paper_figures.views import _style as style
 
 TITLE = "Recovery by tokens"
+CATEGORY = "Quality"
 SUITES = ("train",)
 LIMIT = 2.25
 COLUMNS = 3

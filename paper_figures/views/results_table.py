@@ -15,6 +15,7 @@ from paper_figures.views._labels import model_name
 from paper_figures.views._write import RERUN
 
 TITLE = "All results"
+CATEGORY = "Quality"
 SUITES = ("train",)
 COLUMNS = (
     "grid", "hardware", "architecture", "dataset", "start", "trained", "metric", "task", "unit", "method", "variant",

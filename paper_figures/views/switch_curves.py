@@ -12,6 +12,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._titles import start_and_grid
 
 TITLE = "Loss across the switch"
+CATEGORY = "Training"
 SUITES = ("train",)
 MASKED_COLOUR, SWITCHING_COLOUR = style.INK, "#D55E00"
 EARLY = 0.2

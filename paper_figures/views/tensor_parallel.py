@@ -13,6 +13,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Layers over several GPUs"
+CATEGORY = "Inference"
 SUITES = ("tensor_parallel",)
 SUITE = "tensor_parallel"
 DENSE, OURS = "dense_eager", "ours"

@@ -11,6 +11,7 @@ from paper_figures.views import _style as style
 from paper_figures.views import _training as training
 
 TITLE = "Where a training step goes"
+CATEGORY = "Training"
 SUITES = ("training_step",)
 PARTS = {
     "time_attention": ("attention", "#0072B2"),

@@ -13,6 +13,7 @@ from paper_figures.views import _runs as runs
 from paper_figures.views import _style as style
 
 TITLE = "Validation loss by training time"
+CATEGORY = "Training"
 SUITES = ("train",)
 # Share of the longest run that does not count for the loss axis: early losses would flatten the rest.
 EARLY = 0.35

@@ -17,6 +17,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._write import RERUN
 
 TITLE = "Time of whole runs, and to equal validation loss"
+CATEGORY = "Training"
 SUITES = ("train",)
 COLUMNS = (
     "hardware", "grid", "model", "dataset", "method", "execution", "sparsity", "block", "seed", "point", "variant",

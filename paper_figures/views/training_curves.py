@@ -14,6 +14,7 @@ from paper_figures.views import _style as style
 from paper_figures.views._titles import start_and_grid
 
 TITLE = "Training curves"
+CATEGORY = "Training"
 SUITES = ("train",)
 METHODS = ("dense", "blast")
 

@@ -11,6 +11,7 @@ from paper_figures.views import _style as style
 from paper_figures.views import _training as training
 
 TITLE = "Memory of a training step"
+CATEGORY = "Training"
 SUITES = ("training_step",)
 USES = {
     "parameter_bytes": ("parameters", "#0072B2"),

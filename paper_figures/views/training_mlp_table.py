@@ -13,6 +13,7 @@ from paper_figures.views import _kernels as kernels
 from paper_figures.views import _style as style
 
 TITLE = "Training of one MLP"
+CATEGORY = "Training"
 SUITES = ("training_mlp",)
 SUITE = "training_mlp"
 COLUMNS = (

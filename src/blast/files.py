@@ -13,14 +13,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blast.errors import BlastError
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
 CHUNK = 1 << 20
+LOCKS = "BLAST_LOCKS"
+# What the system says where a filesystem has no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -166,20 +166,62 @@ def read_json(file: Path, what: str, remedy: str, keys: Iterable[str] = ()) -> A
     return values
 
 
-def file_lock(file: Path) -> BaseFileLock:
+class FileLock:
     """A lock on a file, made if it is missing; the kernel releases it when its holder dies.
 
-    `with file_lock(file):` waits for it. `file_lock(file).acquire(blocking=False)` raises `TimeoutError` where another
-    process, or another lock of this one, holds it.
-    """
-    from filelock import FileLock  # 50 ms, and a plan of a grid takes no lock
+    `with lock:` waits for it. A filesystem may have no locks (Lustre without `-o flock`, NFS without a lock service):
+    it is refused, unless `BLAST_LOCKS=off` says to go on without.
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(file)
+    Args:
+        file: The file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import filelock  # 50 ms, and a plan of a grid takes no lock
+
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Not the lock that stands in for it: a file that a killed process leaves behind.
+            self._lock = filelock.FileLock(file, fallback_to_soft=False)
+        except TypeError:
+            self._lock = filelock.FileLock(file)
+
+    def acquire(self, blocking: bool = True) -> None:
+        """Takes the lock.
+
+        Args:
+            blocking: Whether to wait while another process, or another lock of this one, holds it.
+
+        Raises:
+            TimeoutError: if another holds it, without `blocking`.
+            BlastError: if the filesystem has no locks.
+        """
+        try:
+            self._lock.acquire(blocking=blocking)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            if os.environ.get(LOCKS) != "off":
+                raise BlastError(
+                    f"{self.file.parent}: this filesystem has no locks ({error}); mount it with them (Lustre: "
+                    f"`-o flock`, NFS: its lock service), or set {LOCKS}=off and start no grid twice at a time."
+                ) from error
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock of `path`, a file `<path>.lock` beside it; others wait."""
-    with file_lock(path.with_name(path.name + ".lock")):
+    with FileLock(path.with_name(path.name + ".lock")):
         yield

@@ -19,7 +19,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from blast.errors import BlastError, one_line, unknown_name
 
@@ -29,6 +29,7 @@ T = TypeVar("T")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONGEST_NUMBER = 40
 LONGEST_SHOWN = 80
+SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Bounds:
             return f"from {self.ge}{end}" if end else f"of at least {self.ge}"
         parts = {"above": self.gt, "at most": self.le, "below": self.lt}
         return " and ".join(f"{word} {bound}" for word, bound in parts.items() if bound is not None)
+
+
+ANY = Bounds()
 
 
 @dataclass(frozen=True)
@@ -167,18 +171,42 @@ def field_hints(settings: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(settings)}
 
 
+@cache
 def required(settings: type) -> list[str]:
-    """Fields of a settings class that have no default."""
+    """Fields of a settings class that have no default; not to be changed."""
     missing = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(settings) if f.default is missing and f.default_factory is missing]
 
 
 def split_hint(hint: Any) -> tuple[Any, dict[type, Any]]:
-    """An annotation without its marks, and the marks by class."""
-    if get_origin(hint) is not Annotated:
-        return hint, {}
-    bare, *marks = get_args(hint)
-    return bare, {type(mark): mark for mark in marks}
+    """An annotation without its marks, and the marks by class; not to be changed."""
+    found = _understood(hint)
+    return found.bare, found.marks
+
+
+class _Hint(NamedTuple):
+    """An annotation, understood: without its marks, its marks by class, and what kind of type it is."""
+
+    hint: Any
+    bare: Any
+    marks: dict[type, Any]
+    origin: Any
+    union: bool
+    settings: bool
+
+
+def _understood(hint: Any) -> _Hint:
+    # By its identity, as marks may be unhashable. It is kept, so that no other annotation gets its identity.
+    if (known := _UNDERSTOOD.get(id(hint))) is None:
+        bare, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        by_class = {type(mark): mark for mark in marks}
+        settings = isinstance(bare, type) and dataclasses.is_dataclass(bare)
+        known = _Hint(hint, bare, by_class, get_origin(bare), is_union(bare), settings)
+        _UNDERSTOOD[id(hint)] = known
+    return known
+
+
+_UNDERSTOOD: dict[int, _Hint] = {}
 
 
 def is_union(hint: Any) -> bool:
@@ -255,10 +283,13 @@ def updated(defaults: T, given: Mapping[str, Any] | None, place: Place) -> T:
 
 def plain(value: Any) -> Any:
     """Settings as JSON or YAML can hold them: mappings, lists and scalars."""
+    if type(value) in SCALARS:
+        return value
+    if type(value) is dict:
+        return {key: entry if type(entry) in SCALARS else plain(entry) for key, entry in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if _shows(value, field)
-        }
+        fields = ((name, getattr(value, name), left_out) for name, left_out in _shown_fields(type(value)))
+        return {name: plain(entry) for name, entry, left_out in fields if entry not in left_out}
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -266,11 +297,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _shows(settings: Any, field: dataclasses.Field[Any]) -> bool:
-    """Whether the plain form of settings holds a field: all, but a `Later` one at its default."""
-    kind: type = type(settings)
-    later = Later in split_hint(field_hints(kind)[field.name])[1]
-    return not later or getattr(settings, field.name) != field.default
+@cache
+def _shown_fields(settings: type) -> list[tuple[str, tuple[Any, ...]]]:
+    """The fields of a settings class, each with the values at which the plain form leaves it out (`Later`)."""
+    hints = field_hints(settings)
+    return [
+        (field.name, (field.default,) if Later in split_hint(hints[field.name])[1] else ())
+        for field in dataclasses.fields(settings)
+    ]
 
 
 def check(hint: Any, value: Any, place: Place) -> Any:
@@ -285,15 +319,14 @@ def check(hint: Any, value: Any, place: Place) -> Any:
     Raises:
         BlastError: one sentence with the place, the value and what to give.
     """
-    bare, marks = split_hint(hint)
-    value = _python_scalar(value)
-    if is_union(bare):
+    _, bare, marks, origin, union, settings = _understood(hint)
+    value = value if type(value) in SCALARS else _python_scalar(value)
+    if union:
         return _check_union(bare, value, place)
     if PartOf in marks:
         return read_part(marks[PartOf].settings, value, place, marks[PartOf].set_elsewhere)
-    if isinstance(bare, type) and dataclasses.is_dataclass(bare):
+    if settings:
         return value if isinstance(value, bare) else read(bare, value, place)
-    origin = get_origin(bare)
     if origin is Literal:
         return _check_choice(get_args(bare), value, place)
     if origin is dict:
@@ -302,7 +335,7 @@ def check(hint: Any, value: Any, place: Place) -> Any:
     if origin in (list, tuple):
         return _check_list(bare, marks, value, place)
     if bare in (int, float):
-        return _check_number(bare, marks.get(Bounds, Bounds()), value, place)
+        return _check_number(bare, marks.get(Bounds, ANY), value, place)
     if bare is bool and not isinstance(value, bool):
         raise place.fault(value, "true or false")
     if bare is str:

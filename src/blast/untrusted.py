@@ -14,6 +14,8 @@ from blast.errors import BlastError, one_line
 from blast.files import canonical_json
 
 MIB = 1 << 20
+# What is nested less deep can be written.
+MANY_BRACKETS = 200
 # Text and images shrink to a twentieth at most.
 LARGEST_RATIO = 200
 
@@ -110,7 +112,9 @@ def parse_json(content: bytes) -> Any:
         RecursionError: if it is nested too deep.
     """
     value = json.loads(content.decode("utf-8-sig"))
-    canonical_json(value).encode()
+    # Half a character can only come from an escape, and what is nested deep has many brackets. Writing takes long.
+    if b"\\u" in content or content.count(b"[") + content.count(b"{") > MANY_BRACKETS:
+        canonical_json(value).encode()
     return value
 
 

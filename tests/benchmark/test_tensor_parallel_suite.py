@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_kernels import GPU
 from fake_records import run_part
-from together_cases import breaks, ends, refuses
+from together_cases import breaks, ends, is_killed_while_it_tells, refuses
 
 from blast import architectures
 from blast.architectures.inference_memory import Sparse
@@ -253,3 +253,8 @@ def test_processes_are_started_and_their_errors_are_one_sentence():
         run_together(ends, 2, {}, 120.0)
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
         run_together(breaks, 2, {}, 120.0)
+
+
+def test_a_process_that_is_killed_while_it_tells_its_fault_hides_no_other(tmp_path):
+    with pytest.raises(BlastError, match=r"^the last process cannot do it\.$"):
+        run_together(is_killed_while_it_tells, 2, {"folder": str(tmp_path)}, 120.0)

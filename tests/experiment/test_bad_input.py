@@ -58,6 +58,8 @@ def said(words: str, capsys: pytest.CaptureFixture) -> tuple[int | str | None, s
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        ("chek", "unknown verb 'chek'; did you mean 'check'?"),
+        ("check --lst", "unknown option of `blast check` '--lst'; did you mean '--list'?"),
         ("check none.yaml", "none.yaml: cannot be read (No such file or directory); give the path of a config file."),
         ("check grid", "grid: cannot be read (Is a directory); give the path"),
         ("check bytes", "bytes: byte 128 is not UTF-8; save the file as UTF-8."),
@@ -134,8 +136,6 @@ def test_a_wrong_file_or_name_is_one_sentence_and_writes_nothing(files, capsys, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("chek", "invalid choice: 'chek' (choose from "),
-        ("check --lst", "unrecognized arguments: --lst"),
         ("check a.yaml b.yaml", "unrecognized arguments: b.yaml"),
         ("plan", "the following arguments are required: --out"),
         ("plan --out", "argument --out: expected one argument"),

@@ -12,8 +12,8 @@ import yaml
 
 from blast.experiment.cli import main
 from blast.experiment.data import prepare
-from blast.experiment.gpu_tables.commands import plan_of
 from blast.experiment.language import stage
+from blast.experiment.plan.options import plan_of
 from blast.experiment.plan.paths import CHECKOUT, GridFolder
 from blast.experiment.plan.rerun import config_of, rerun_command, rerun_of_grid
 from blast.experiment.records.record import read_record
@@ -28,6 +28,7 @@ TAUGHT = "gpt2-nano.pystdlib.blast.s50.b16.seed0.taught"
 def config(tmp_path, monkeypatch):
     monkeypatch.setattr(child, "worker_command", fake_worker.command)
     monkeypatch.setattr(job, "fingerprint", lambda point: "code")
+    monkeypatch.setattr(job, "note_code", lambda folder, point: None)
     block = {"sparsity": [0.5], "blocks": [16]}
     taught = {"methods": ["blast"], "variant": "taught", "distillation": {"teacher": "dense"}}
     values = {

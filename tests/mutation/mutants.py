@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -50,21 +51,30 @@ def sites(root: Path) -> dict[str, list[tuple[str, Place, str]]]:
 
 def mutants(root: Path, count: int, seed: str) -> Iterator[dict[str, str | int]]:
     """The mutants that are drawn, each with the whole text of its module and a diff."""
-    for name, place, _ in draw(sites(root), count, seed):
-        source = (root / name).read_text()
-        at_place = changes(source, name.startswith("paper_"))[place]
-        [(operator, occurrence)] = draw({name: at_place}, 1, seed)
+    found = sites(root)
+    everywhere = draw(found, sum(map(len, found.values())), seed)
+    applied = (mutant for name, place, _ in everywhere if (mutant := mutant_at(root, name, place, seed)) is not None)
+    return islice(applied, count)
+
+
+def mutant_at(root: Path, name: str, place: Place, seed: str) -> dict[str, str | int] | None:
+    """The mutant of one place, or None if cosmic-ray cannot write it (it fails at `except a.B`)."""
+    source = (root / name).read_text()
+    at_place = changes(source, name.startswith("paper_"))[place]
+    [(operator, occurrence)] = draw({name: at_place}, 1, seed)
+    try:
         text = mutate_code(source, get_operator(operator)(), occurrence)
-        diff = difflib.unified_diff(source.splitlines(), text.splitlines(), name, name, lineterm="", n=1)
-        identity = hashlib.sha256(f"{name}\n{source}\n{text}".encode()).hexdigest()[:16]
-        yield {
-            "id": identity,
-            "module": name,
-            "line": place.line,
-            "operator": operator.removeprefix("core/"),
-            "text": text,
-            "diff": "\n".join(list(diff)[2:]),
-        }
+    except AttributeError:
+        return None
+    diff = difflib.unified_diff(source.splitlines(), text.splitlines(), name, name, lineterm="", n=1)
+    return {
+        "id": hashlib.sha256(f"{name}\n{source}\n{text}".encode()).hexdigest()[:16],
+        "module": name,
+        "line": place.line,
+        "operator": operator.removeprefix("core/"),
+        "text": text,
+        "diff": "\n".join(list(diff)[2:]),
+    }
 
 
 def main() -> None:

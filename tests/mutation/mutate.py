@@ -1,4 +1,4 @@
-"""Runs each mutant against the tests that name its module, and reports those that no test noticed.
+"""Runs each mutant against the tests that run its line, and reports those that no test noticed.
 
 `make mutate` starts it. It runs in a copy of the repository, so that the checkout is never changed. What has run is
 kept: the command goes on where it was stopped, and runs a survivor again once one of its tests has changed.
@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from executed import Executed
 from forked import preload, run
 from named_tests import nearest_tests
 
@@ -71,6 +72,7 @@ class Mutants:
         self.mutants: list[dict[str, Any]] = json.loads(file.read_text())
         self.tree, self.scratch = workplace / "tree", workplace / "scratch"
         self.results_file, self.log = workplace / "results.jsonl", workplace / "tests.log"
+        self.executed = Executed(workplace / "executed")
         self.results: dict[str, dict[str, Any]] = {}
         if self.results_file.is_file():
             for line in self.results_file.read_text().splitlines():
@@ -81,7 +83,7 @@ class Mutants:
     def run(self) -> None:
         """Runs every mutant that has no result yet, and then survivors whose tests have changed."""
         for number, mutant in enumerate(sorted(self.mutants, key=lambda one: one["id"] in self.results), 1):
-            tests = nearest_tests(mutant["module"], self.tree)
+            tests = self.tests_of(mutant)
             digest = digest_of(tests, self.tree)
             known = self.results.get(mutant["id"])
             if known and (known["outcome"] == "killed" or self._as_before(known, digest)):
@@ -95,6 +97,18 @@ class Mutants:
                 stream.write(json.dumps(result) + "\n")
             place = f"{mutant['module']}:{mutant['line']}"
             print(f"{number}/{len(self.mutants)} {result['outcome']:8} {result['seconds']:6} s {place}", flush=True)
+
+    def tests_of(self, mutant: dict[str, Any]) -> list[str]:
+        """The test files for a mutant: those that name its module, then all others that run its line.
+
+        Of the former, those come last that do not run it in their own process.
+        """
+        module = mutant["module"]
+        running = self.executed.tests(module, mutant["line"], (self.tree / module).read_text())
+        running = [test for test in running if (self.tree / test).is_file()]
+        named = nearest_tests(module, self.tree)
+        first = [test for test in named if test in running]
+        return list(dict.fromkeys([*first, *running, *named]))
 
     def _as_before(self, known: dict[str, Any], tests: str) -> bool:
         """Whether a mutant that survived would meet the same tests again."""

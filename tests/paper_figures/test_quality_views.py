@@ -12,6 +12,8 @@ import pytest
 import paper_figures
 from blast.evaluation.item_scores import HELD_OUT, ItemScores, write_item_scores
 from blast.experiment.records.table import load_table
+from paper_figures.views import _style as style
+from paper_figures.views._quality import _label, _look, _series, _shifts
 
 SKIPPED = "gpt2.technical_text.random.s80.b64.seed0"
 
@@ -120,6 +122,22 @@ def test_the_figure_of_quality_draws_recipes_and_no_levers(study):
     assert round(recipe["value"], 6) in shown
     assert round(lever["value"], 6) not in shown
     assert "BLaST, taught" in words(drawn)
+
+
+def test_blocks_of_several_sizes_have_markers_of_their_own_which_do_not_cover_each_other():
+    blocks = ["64x64", "64x64", "64x64", "128x128", "16x16", "32x32"]
+    rows = pd.DataFrame({
+        "method": "gmp", "teacher": None, "block": blocks, "sparsity": [0.8, 0.9, *[0.95] * 4], "seeds": 1,
+    })  # fmt: skip
+    lines = _series(rows)
+    assert [_label(key).partition(", ")[2] for key, _ in lines] == ["", "block 16", "block 32", "block 128"]
+    assert [len(line) for _, line in lines] == [3, 1, 1, 1]
+    markers = [_look(key)["marker"] for key, _ in lines]
+    assert len(set(markers)) == 4
+    assert not set(markers[1:]) & {*style.MARKERS.values(), "*"}
+    shifts = [_shifts([key for key, _ in lines])[key] for key, _ in lines]
+    assert shifts[0] == pytest.approx(-shifts[-1])
+    assert min(after - before for before, after in itertools.pairwise(shifts)) > 0.12
 
 
 def test_each_lever_is_compared_with_the_recipe_without_it(study, results):

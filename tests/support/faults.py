@@ -18,6 +18,7 @@ PAGE = ROOT / "docs" / "faults.md"
 TOPICS = (
     "Disks, outputs and commands",
     "Signals and processes",
+    "Clusters",
     "What the verdict says",
     "What a run plans",
     "Files that are damaged or come from elsewhere",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import locale
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ from pathlib import Path
 # Settings of a user that change what is run or printed. `PYTHONPATH`, `PATH` and the proxies stay.
 REMOVED = (
     *("BLAST_", "CLICOLOR", "GIT_", "HF_", "LC_", "MLFLOW_", "MPL", "PYTEST_ADDOPTS", "SLURM_", "SNAKEMAKE_", "XDG_"),
-    *("COLUMNS", "FORCE_COLOR", "LANGUAGE", "LINES", "NO_COLOR", "PYTHONOPTIMIZE", "PYTHONWARNINGS"),
+    *("COLUMNS", "FORCE_COLOR", "LANGUAGE", "LINES", "NO_COLOR"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE", "PYTHONWARNINGS"),
     *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"),
 )
 UTF8 = "C.UTF-8"
@@ -47,6 +49,8 @@ def make_plain(home: Path) -> None:
             os.open(os.devnull, os.O_RDWR)
     for name in [name for name in os.environ if name.startswith(REMOVED)]:
         del os.environ[name]
+    # Each process that a test starts would compile the package anew.
+    sys.dont_write_bytecode = False
     home.mkdir(parents=True, exist_ok=True)
     os.environ.update(
         HOME=str(home),

@@ -11,7 +11,7 @@ from blast.training import loop
 from blast.training.settings import TrainingSettings
 
 
-def history_of(steps: int, evaluate_every: int, sparsify: bool = False):
+def history_of(steps: int, evaluate_every: int, sparsify: bool = False, watch=None):
     torch.manual_seed(0)
     settings = TrainingSettings.from_dict(
         {"steps": steps, "batch": 4, "learning_rate": 0.01, "evaluate_every": evaluate_every}
@@ -25,6 +25,7 @@ def history_of(steps: int, evaluate_every: int, sparsify: bool = False):
     history = loop.train(
         model, settings, batch_at=lambda step: (x, x), optimizer=optimizer, sparsifier=sparsifier, say=said.append,
         loss_of=lambda model, batch: model(batch[0]).square().mean(), evaluate=lambda model: 1.0,
+        watch=watch,
     )  # fmt: skip
     return history, said
 
@@ -43,6 +44,15 @@ def test_a_model_is_evaluated_every_so_many_steps_and_at_the_end():
     assert history_of(10, 4)[0].curves["validation_loss"]["step"] == [3, 7, 9]
     assert history_of(8, 4)[0].curves["validation_loss"]["step"] == [3, 7]
     assert history_of(3, 100)[0].curves["validation_loss"]["step"] == [2]
+
+
+def test_who_watches_is_told_each_value_of_a_curve_when_it_is_there(monkeypatch):
+    monkeypatch.setattr(loop, "CURVE_POINTS", 4)
+    told = []
+    history, _ = history_of(10, 4, watch=lambda step, loss, values: told.append((step, loss, values)))
+    for name, curve in history.curves.items():
+        assert [(s, v[name]) for s, _, v in told if name in v] == list(zip(curve["step"], curve["value"], strict=True))
+    assert all(values.get("train_loss", loss) == loss for _, loss, values in told)
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(15, [0, 2, 4, 6, 8, 10, 12, 14]), (3, [0, 1, 2])])

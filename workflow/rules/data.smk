@@ -16,6 +16,27 @@ def planned():
     return [stamp("plan", "plan")] if TODO.plan else []
 
 
+rule download:
+    """On a cluster, whose jobs never download: fetches all that the grid needs, weights and evaluation sets too."""
+    input:
+        planned(),
+    output:
+        touch(stamp("fetch", "all")),
+    log:
+        FOLDER.log("download"),
+    priority: 10
+    resources:
+        slots=1,
+    shell:
+        # What cannot be fetched fails only the points that need it; each of them says why.
+        "{BLAST:q} fetch {FOLDER.config:q} > {log:q} 2>&1 || true"
+
+
+def downloaded():
+    """The stamp of all downloads, if the jobs cannot download for themselves."""
+    return [stamp("fetch", "all")] if on_cluster() else []
+
+
 rule fetch:
     """Downloads the raw files of a dataset into the cache."""
     output:
@@ -34,11 +55,13 @@ rule prepare:
     """Tokenises or unpacks a dataset in the cache, which other grids share."""
     input:
         stamp("fetch", "{dataset}"),
+        lambda wildcards: downloaded(),
     output:
         touch(stamp("prepare", "{dataset}")),
     priority: 10
     resources:
         slots=1,
+        mem_mb=MEMORY,
     params:
         settings=lambda wildcards: json.dumps(PLAN.data_settings(wildcards.dataset)),
         fetched=lambda wildcards: FOLDER.fetched(wildcards.dataset),
@@ -56,6 +79,7 @@ rule requests:
     """Builds lm-eval's requests for a dataset as token ids; any machine can score them. The key says of what."""
     input:
         lambda wildcards: prepared([wildcards.dataset]),
+        lambda wildcards: downloaded(),
     output:
         touch(stamp("requests", "{dataset}")),
     log:
@@ -63,6 +87,7 @@ rule requests:
     priority: 10
     resources:
         slots=1,
+        mem_mb=MEMORY,
     params:
         tasks=lambda wildcards: PLAN.tasks(wildcards.dataset),
         options=lambda wildcards: PLAN.items(wildcards.dataset),

@@ -22,6 +22,7 @@ rule language:
     priority: 20
     resources:
         slots=1,
+        mem_mb=MEMORY,
     params:
         ids=lambda wildcards: list(job_of(wildcards, LANGUAGE).ids),
     shell:

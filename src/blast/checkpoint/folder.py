@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from blast.checkpoint.manifest import is_checkpoint, own_files
 from blast.errors import BlastError, check_argument
-from blast.files import file_lock
+from blast.files import FileLock
 
 # How often the new folder is moved into place where other processes save to the same place.
 ATTEMPTS = 100
@@ -88,7 +88,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         # Where no lock can be made, `_swap` tries again as often as others are faster.
         with suppress(OSError, NotImplementedError):
-            stack.enter_context(file_lock(Path(tempfile.gettempdir(), f"blast-saves-{user}", f"{name}.lock")))
+            stack.enter_context(FileLock(Path(tempfile.gettempdir(), f"blast-saves-{user}", f"{name}.lock")))
         yield
 
 

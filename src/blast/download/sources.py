@@ -32,6 +32,7 @@ ATTEMPTS = 3
 # A server that did not answer is not asked again for this long.
 SILENT_S = 60.0
 CHUNK = 1 << 18
+OFFLINE = "BLAST_OFFLINE"
 SHORTEST_CHECKSUM = 8
 
 
@@ -269,8 +270,19 @@ def _append(address: str, part: Path, progress: Progress) -> None:
         raise OSError(f"{have} of {total} bytes")
 
 
+def check_online() -> None:
+    """Refuses to download where `BLAST_OFFLINE` says so, as in the jobs of a cluster.
+
+    Raises:
+        SourceError: if it does.
+    """
+    if os.environ.get(OFFLINE, "0") not in ("", "0"):
+        raise SourceError(f"{OFFLINE} is set, so nothing is downloaded; `blast fetch CONFIG` does it before")
+
+
 def open_address(request: urllib.request.Request) -> http.client.HTTPResponse:
     """Opens an address within `ANSWER_S` seconds, which include name resolution and all addresses of the host."""
+    check_online()
     server = urllib.parse.urlsplit(request.full_url).netloc
     if time.monotonic() < _silent_until.get(server, 0.0):
         raise SourceError("it gave no answer a moment ago")

@@ -11,9 +11,10 @@ from blast.benchmark.settings import SUITES
 from blast.errors import unknown_name
 from blast.experiment.language.tasks_of_lm_eval import task_names, task_text
 from blast.experiment.plan.paths import CHECKOUT
+from blast.experiment.todo.views import find_views
 from blast.sparsity.config import METHOD_DETAILS
 
-KINDS = ("architectures", "datasets", "methods", "tasks", "benchmarks", "figures")
+KINDS = ("architectures", "datasets", "methods", "tasks", "suites", "figures", "tables", "configs", "profiles")
 
 
 def catalogue(kind: str) -> dict[str, str]:
@@ -33,11 +34,17 @@ def catalogue(kind: str) -> dict[str, str]:
         return {"dense": "No pruning."} | {name: method.description for name, method in METHOD_DETAILS.items()}
     if kind == "tasks":
         return {name: _first_comment(task_text(name)) for name in task_names()}
-    if kind == "benchmarks":
+    if kind == "suites":
         return {name: _first_line(Path(benchmark.__file__).with_name(f"{name}.py")) for name in SUITES}
-    if kind == "figures":
-        views = sorted((CHECKOUT / "paper_figures" / "views").glob("[!_]*.py"))
-        return {file.stem: _first_line(file) for file in views}
+    if kind in ("figures", "tables"):
+        views = find_views(CHECKOUT / "paper_figures" / "views", Path())
+        return {view.name: _first_line(view.code) for view in views if view.is_figure == (kind == "figures")}
+    if kind == "configs":
+        files = sorted((CHECKOUT / "config").glob("*.yaml"))
+        return {file.stem: _first_sentence(_without_schema(file.read_text(encoding="utf-8"))) for file in files}
+    if kind == "profiles":
+        files = sorted((CHECKOUT / "profiles").glob("*/config*.yaml"))
+        return {file.parent.name: _first_sentence(file.read_text(encoding="utf-8")) for file in files}
     raise unknown_name("kind of name", kind, KINDS)
 
 
@@ -49,6 +56,15 @@ def _architecture(name: str) -> str:
 
 def _first_line(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def _without_schema(text: str) -> str:
+    """A config without the line that tells editors its schema."""
+    return text.partition("\n")[2] if text.startswith("# yaml-language-server") else text
+
+
+def _first_sentence(text: str) -> str:
+    return _first_comment(text).partition(". ")[0].removesuffix(".") + "."
 
 
 def _first_comment(text: str) -> str:

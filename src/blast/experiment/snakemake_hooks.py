@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blast.errors import BlastError, unknown_name
+from blast.experiment.cluster_faults import fault_of_job
 from blast.experiment.command_end import system_sentence
 
 # What was printed already.
@@ -64,6 +65,11 @@ class UnknownTargetMessage(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
+        if sentence := fault_of_job(record):
+            # Each attempt may be refused for the same reason.
+            if sentence not in _SAID:
+                _say(sentence)
+            return
         found = re.search(r"No rule to produce (.+) \(if ", said)
         if found:
             _say(unknown_name("target", found[1], self.known))
@@ -86,4 +92,4 @@ def _why_snakemake_stops(said: str) -> str | None:
     if not lines[0].startswith("Traceback"):
         text = " ".join(lines)
         return f"Snakemake stops: {text if len(text) <= 400 else text[:397] + '…'}"
-    return f"Snakemake stops: {lines[-1]} (`--quiet none` shows more)."
+    return f"Snakemake stops: {lines[-1]} (`--quiet host` shows more)."

@@ -39,6 +39,11 @@ class History:
         curve["step"].append(step)
         curve["value"].append(value)
 
+    def at(self, step: int) -> dict[str, float]:
+        """The values of the curves that have one at a step, the last step that was added."""
+        last = ((name, curve) for name, curve in self.curves.items() if curve["step"][-1:] == [step])
+        return {name: curve["value"][-1] for name, curve in last}
+
 
 class Stopwatch:
     """Adds up the wall time of steps, also over a resume.

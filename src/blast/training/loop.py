@@ -25,6 +25,10 @@ CURVE_POINTS = 60
 Batch = tuple[Tensor, Tensor]
 
 
+class TrainingStopped(Exception):  # noqa: N818
+    """A training ended before its last step because it was told to; its state is saved."""
+
+
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW with weight decay on matrices, not on vectors (biases, norms); fused on a GPU."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -52,6 +56,7 @@ def train(
     remedy: str = REMEDY,
     guessing: float | None = None,
     watch: Callable[[int, dict[str, float]], Any] | None = None,
+    stop: Callable[[], object] = lambda: False,
 ) -> History:
     """Trains a model in place.
 
@@ -71,6 +76,7 @@ def train(
         guessing: Loss of guessing among all tokens or classes, nats, for the divergence check; None if unknown.
         watch: Is told the number of steps that are done and what was measured at the last one: `loss`, and what the
             curves got. Called at each point of a curve and every few seconds.
+        stop: Asked after each step but the last: whether to save the state and to end.
 
     Returns:
         The history of the run.
@@ -78,6 +84,7 @@ def train(
     Raises:
         BlastError: if the loss or the gradient is not finite, if the loss rises and stays high (the message names the
             last good state), or if the state file is damaged.
+        TrainingStopped: if `stop` said so.
     """
     history = History()
     state = TrainingState(state_file, key) if state_file else None
@@ -116,17 +123,20 @@ def train(
             history.add("validation_loss", step, evaluate(model))
             model.train()
             stopwatch.note(step)
-        wanted = is_first_rank() and divergence.healthy and interval.due
+        stopping = not last and is_first_rank() and bool(stop())
+        wanted = is_first_rank() and divergence.healthy and (interval.due or stopping)
         if state and not last and broadcast(wanted, model):
             with interval.writing():
                 state.save(step + 1, model, optimizer, sparsifier, history)
             divergence.state_saved(step + 1)
+        if stopping:
+            kept = "saved" if wanted else "its last state is kept"
+            say(f"told to stop after step {step + 1} of {settings.steps}: {kept}")
+            raise TrainingStopped
         now = time.monotonic()
         told = now - printed >= 5 or last
-        if watch is not None:
-            noted = {name: curve["value"][-1] for name, curve in history.curves.items() if curve["step"][-1] == step}
-            if noted or told:
-                watch(step + 1, {"loss": value, **noted})
+        if watch is not None and ((noted := history.at(step)) or told):
+            watch(step + 1, {"loss": value, **noted})
         if told:
             say(f"step {step + 1} of {settings.steps}, loss {value:.4f}")
             printed = now

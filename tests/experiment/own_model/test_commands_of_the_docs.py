@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blast.experiment.cli import _parser
+from blast.experiment.cli import parser as blast_parser
 from blast.experiment.own_model.step_time import as_time
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,17 +28,17 @@ def test_the_readme_prunes_and_generates_and_the_page_shows_every_verb():
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_printed_command_parses(page, line):
-    options = _parser().parse_args(shlex.split(line)[1:])
+    options = blast_parser().parse_args(shlex.split(line)[1:])
     assert options.run.__module__ == "blast.experiment.own_model.commands"
 
 
 def test_the_readme_asks_for_at_most_ten_minutes():
     (line,) = [line for page, line in COMMANDS if page == "README.md" and line.startswith("blast prune ")]
-    assert _parser().parse_args(shlex.split(line)[1:]).minutes <= 10
+    assert blast_parser().parse_args(shlex.split(line)[1:]).minutes <= 10
 
 
 def test_the_page_names_the_defaults_of_the_command():
-    options = _parser().parse_args(["prune", "model", "--text", "text", "--out", "out"])
+    options = blast_parser().parse_args(["prune", "model", "--text", "text", "--out", "out"])
     page = (ROOT / "docs" / "prune.md").read_text()
     for option, value in (
         ("`--sparsity`", f"{options.sparsity:g}"),

@@ -60,3 +60,14 @@ def test_versions_name_python_and_what_is_installed():
     assert found["python"] == platform.python_version()
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert "no-such-package" not in found
+
+
+def test_a_git_that_does_not_answer_is_told_and_leaves_the_commit_out(checkout, monkeypatch, tmp_path, capsys):
+    slow = tmp_path / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(provenance, "GIT_S", 0.2)
+    assert provenance.commit() == (None, None)
+    assert "records hold no commit; set BLAST_COMMIT to name it" in capsys.readouterr().err

@@ -169,6 +169,7 @@ def machine(monkeypatch, tmp_path) -> GridFolder:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(child, "worker_command", fake_worker.command)
     monkeypatch.setattr(job, "fingerprint", lambda point: "code")
+    monkeypatch.setattr(job, "note_code", lambda folder, point: None)
     folder = GridFolder(tmp_path / "grid")
     folder.root.mkdir()
     return folder

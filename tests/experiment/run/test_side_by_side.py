@@ -217,9 +217,13 @@ def test_a_signal_stops_all_children_and_frees_their_gpus(machine, number):
         "from blast.experiment.cli import main\n"
         f"sys.exit(main(['job', *{files!r}, '--out', {str(machine.root)!r}]))\n"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(fake_worker.__file__).parent)])
+    folders = [str(Path(file).parent) for file in (__file__, fake_worker.__file__)]
+    path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     running = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     journal, deadline = machine.root / "journal.txt", time.monotonic() + PATIENCE
     while not (journal.is_file() and len(journal.read_text().splitlines()) == 2) and time.monotonic() < deadline:
@@ -227,9 +231,10 @@ def test_a_signal_stops_all_children_and_frees_their_gpus(machine, number):
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     assert len(children) == 2
     running.send_signal(number)
-    said = running.communicate(timeout=PATIENCE)[1].decode()
+    told, said = (text.decode() for text in running.communicate(timeout=PATIENCE))
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert said == ("blast: stopped; what is done is kept, and the same command goes on from there.\n" * (number == 2))
+    assert ("stopped by SIGTERM: 3 points left; " in told) == (number == signal.SIGTERM)
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline, "a child outlives its job"
         time.sleep(0.02)

@@ -17,9 +17,9 @@ from blast.experiment.plan.jobs import MOST_JOBS, make_jobs
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.records import state
 from blast.experiment.records.record import read_record
-from blast.experiment.todo import files
 from blast.experiment.todo.todo import Todo, begin_run, find_todo
 from blast.experiment.todo.views import find_views, view_keys
+from blast.experiment.tracking import imports
 from blast.files import write_atomically, write_json
 
 DENSE, PRUNED = "vit-nano.digits.dense.seed0", "vit-nano.digits.blast.s90.b16.seed0"
@@ -298,14 +298,14 @@ def test_another_store_gets_all_points_and_a_line_that_is_half_written_counts_as
     with place.folder.imports.open("a") as lines:
         lines.write('{"store": "http')
     records = [read_record(place.folder.record(name)) for name in plan.points]
-    assert all(files.Imports(place.folder, finished.STORE).has(record) for record in records)
-    assert not any(files.Imports(place.folder, "http://127.0.0.1:10").has(record) for record in records)
+    assert all(imports.Imports(place.folder, finished.STORE).has(record) for record in records)
+    assert not any(imports.Imports(place.folder, "http://127.0.0.1:10").has(record) for record in records)
     # The database of these imports was deleted.
     gone = f"sqlite:///{place.root}/mlflow.db"
-    files.Imports(place.folder, gone).add(records)
-    assert not files.Imports(place.folder, gone).has(records[0])
+    imports.Imports(place.folder, gone).add(records)
+    assert not imports.Imports(place.folder, gone).has(records[0])
     (place.root / "mlflow.db").touch()
-    assert files.Imports(place.folder, gone).has(records[0])
+    assert imports.Imports(place.folder, gone).has(records[0])
 
 
 def test_data_and_requests_are_made_again_for_other_settings(place):
@@ -358,6 +358,6 @@ def test_a_large_grid_has_a_thousand_jobs_at_most_and_each_point_once():
 
 def test_what_is_noted_of_a_store_holds_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/runs")
-    assert files.tracking_store() == "postgresql://me:***@host/runs"
+    assert imports.tracking_store() == "postgresql://me:***@host/runs"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert files.tracking_store() == "results/mlflow"
+    assert imports.tracking_store() == "results/mlflow"

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 from blast.errors import BlastError
+from blast.files import write_atomically
 from blast.tensor_parallel.processes import LostProcessError, Processes
 
 # What each process runs: with all processes, its device, and what was given to `run_together`.
@@ -83,8 +84,9 @@ def _work(rank: int, job: Job, size: int, given: dict[str, Any], seconds: float,
     except Exception:
         fault = "fault", traceback.format_exc()
     if fault is not None:
-        Path(folder, f"{rank}.{FAULT}").write_text(json.dumps(fault), encoding="utf-8")
+        # Whole or not at all: the first process that ends has the others killed, also while they write theirs.
+        write_atomically(Path(folder, f"{rank}.{FAULT}"), json.dumps(fault))
         os._exit(1)  # a group whose processes have gone cannot be destroyed
     if rank == 0:
-        Path(folder, FOUND).write_text(json.dumps(found), encoding="utf-8")
+        write_atomically(Path(folder, FOUND), json.dumps(found))
     dist.destroy_process_group()

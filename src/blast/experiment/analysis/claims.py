@@ -270,12 +270,15 @@ def _judge_gpus(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
 
 
 def _judge_loss(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
+    lacking = _not_run(f"needs {value.metric.replace('_', ' ')} of {value.model}")
+    if not ((table["metric"] == value.metric) & (table["model"] == value.model)).any():
+        return [lacking]
     summary = summarise(table, (value.metric,))
     fit = summary[(summary["model"] == value.model) & (summary["method"] == "blast") & summary["relative"].notna()]
     if value.sparsity is not None:
         fit = fit[(fit["sparsity"] - value.sparsity).abs() < SAME_SPARSITY]
     if fit.empty:
-        return [_not_run(f"needs {value.metric.replace('_', ' ')} of {value.model}")]
+        return [lacking]
     best = fit.loc[fit["relative"].idxmin()]
     noise = _noise(best)
     verdict = compare(best["relative"] - noise, best["relative"] + noise, value.value, at_least=False)

@@ -8,11 +8,12 @@ the time that a mask update adds.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from blast.experiment.analysis.ratio import on_gpu
@@ -90,15 +91,15 @@ class StepTimes(NamedTuple):
         """Whether steps were measured at two sparsities or more, as interpolation needs."""
         return len(self.sparse) > 1
 
-    def sparse_at(self, live: float) -> float:
-        """Time of a sparse step with this share of live blocks, by linear inter- and extrapolation."""
-        known = sorted((1 - sparsity, value) for sparsity, value in self.sparse.items())
+    def sparse_at(self, live: np.ndarray | float) -> np.ndarray:
+        """Times of sparse steps with these shares of live blocks, by linear inter- and extrapolation."""
+        shares, known = np.array(sorted((1 - sparsity, value) for sparsity, value in self.sparse.items())).T
         if len(known) == 1:
-            return known[0][1]
-        pairs = list(itertools.pairwise(known))
-        (x0, y0), (x1, y1) = next((pair for pair in pairs if live <= pair[1][0]), pairs[-1])
+            return np.full(np.shape(live), known[0])
+        low = np.clip(np.searchsorted(shares, live) - 1, 0, len(known) - 2)
         # Below the fewest measured blocks, assume no further gain.
-        return y0 + (y1 - y0) * max(0.0, live - x0) / (x1 - x0)
+        beyond = np.maximum(0.0, live - shares[low])
+        return known[low] + (known[low + 1] - known[low]) * beyond / (shares[low + 1] - shares[low])
 
 
 def step_times(rows: pd.DataFrame, columns: tuple[str, str] = ("value", "value")) -> StepTimes | None:
@@ -155,23 +156,28 @@ def whole_run(times: StepTimes, final: float, growth: str) -> WholeRun:
         growth: `swap`: 1 - s(t) of the blocks are live. `union`: up to twice that until the masks are trimmed; twice is
             assumed, the slowest case.
     """
-    config = SparsifyConfig(sparsity=final, block=(64, 64), steps=SAMPLES, hold=HOLD)
-    total = masked = added = 0.0
-    for step in range(SAMPLES):
-        live = 1 - target_sparsity(config, step)
-        growing = step < config.final_step
-        if growth == "union" and growing:
-            live = min(1.0, 2 * live)
-        sparse = times.sparse_at(live)
-        masked += times.masked <= sparse
-        step_ms, update_ms = times.masked, times.update
-        if sparse < times.masked:
-            # An update needs the dense gradient: at worst its step runs masked-dense.
-            worst = times.masked - sparse + times.update
-            step_ms, update_ms = sparse, worst if times.sparse_update is None else times.sparse_update
-        total += step_ms
-        added += update_ms / UPDATE_EVERY if growing else 0.0
+    live, growing = _schedule(final)
+    if growth == "union":
+        live = np.where(growing, np.minimum(1.0, 2 * live), live)
+    sparse = times.sparse_at(live)
+    faster = sparse < times.masked
+    step_ms = np.where(faster, sparse, times.masked)
+    # An update needs the dense gradient: at worst its step runs masked-dense.
+    worst = times.masked - sparse + times.update
+    of_sparse = worst if times.sparse_update is None else times.sparse_update
+    update_ms = np.where(faster, of_sparse, times.update)
+    total, added = float(step_ms.sum()), float(update_ms[growing].sum()) / UPDATE_EVERY
+    masked = int(np.sum(times.masked <= sparse))
     return WholeRun(SAMPLES * times.dense / (total + added), masked / SAMPLES, added / total)
+
+
+@cache
+def _schedule(final: float) -> tuple[np.ndarray, np.ndarray]:
+    """By step, the share of live blocks and whether masks still change."""
+    config = SparsifyConfig(sparsity=final, block=(64, 64), steps=SAMPLES, hold=HOLD)
+    steps = range(SAMPLES)
+    live = np.array([1 - target_sparsity(config, step) for step in steps])
+    return live, np.array([step < config.final_step for step in steps])
 
 
 def interval(rows: pd.DataFrame, final: float, growth: str) -> tuple[float, float]:

@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blast.errors import BlastError, unknown_name
-from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.options import AddVerb, grid_option, plan_of, recorded_option
+from blast.experiment.plan.paths import CHECKOUT, GridFolder, in_checkout
 
 if TYPE_CHECKING:
-    from blast.experiment.plan.grid import Plan
     from blast.experiment.records.rows import Record
-
-
-def plan_of(config: Path) -> Plan:
-    """The expanded grid of a config file."""
-    from blast.experiment.plan.config import read_config
-    from blast.experiment.plan.grid import expand
-
-    return expand(read_config(config), config)
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -113,3 +105,31 @@ def _benchmarks(grid_dir: Path, recorded: Path, suite: str) -> list[Record]:
     machines = {record["run"].get("hardware") for record in local if record["run"].get("gpu")}
     kept = recorded_benchmarks(recorded, suite) if machines else ()
     return local + [r for r in kept if r["point"]["id"] not in done and r["run"]["hardware"] in machines]
+
+
+def add_verbs(verb: AddVerb) -> None:
+    """Adds the GPU commands.
+
+    Args:
+        verb: Adds one verb.
+    """
+    tuned = {"type": Path, "default": CHECKOUT / "kernels" / "tuned", "help": "default: kernels/tuned of the checkout"}
+    for name, function in (("bench", bench), ("tune", tune)):
+        made = verb(name, function)
+        made.add_argument(
+            "--config", type=Path, default=in_checkout("config/h100.yaml"), help="default: config/h100.yaml"
+        )
+        made.add_argument("--only", default="*", metavar="PATTERN", help="ids to run, such as '*.s95.b128.*'")
+        made.add_argument("--out", type=Path, help="folder of the grid (default: results/<name>)")
+        if name == "tune":
+            made.add_argument("--tuned", **tuned)
+            made.set_defaults(suite="kernel_plans", plan=None)
+            continue
+        made.add_argument("suite", help="name of a suite in src/blast/benchmark, such as kernels")
+        made.add_argument("--plan", type=Path, help="write the points as files into this folder and run none")
+    for name, function in (("break-even", break_even), ("tuned-plans", write_plans)):
+        made = verb(name, function)
+        made.add_argument("--grid-dir", **grid_option())
+        made.add_argument("--tuned", **tuned)
+        if name == "break-even":
+            made.add_argument("--recorded", **recorded_option())

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-AddVerb = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
+from blast.experiment.plan.options import AddVerb
+
 MINUTES = 10.0
 
 

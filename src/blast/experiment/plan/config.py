@@ -251,7 +251,7 @@ for kind in ("int", "float"):
     StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", StrictLoader.construct_number)
 
 
-def _load(file: Path) -> Any:
+def load_values(file: Path) -> Any:
     """The values of a YAML file, not checked yet."""
     try:
         return yaml.load(file.read_bytes().decode("utf-8-sig"), StrictLoader)
@@ -288,7 +288,7 @@ def read_config(file: Path) -> Config:
     Raises:
         BlastError: one sentence with file, key and remedy.
     """
-    return parse(_load(Path(file)), Path(file))
+    return parse(load_values(Path(file)), Path(file))
 
 
 def used_config(files: Sequence[Path | str], overrides: Mapping[str, Any], root: Path) -> tuple[Config, Path]:
@@ -307,8 +307,8 @@ def used_config(files: Sequence[Path | str], overrides: Mapping[str, Any], root:
     """
     if not files:
         file = root / DEFAULT_FILE
-        values = _load(file)
+        values = load_values(file)
         return parse({**values, **overrides} if isinstance(values, Mapping) else values, file), file
     for file in files:
-        _load(Path(file))  # the workflow engine accepts a key given twice
+        load_values(Path(file))  # the workflow engine accepts a key given twice
     return parse(overrides, Path(files[0])), Path(files[0])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from blast.experiment.plan.block_checks import check_permutation, check_teacher
 from blast.experiment.plan.config import Benchmark, Config, GridBlock
 from blast.experiment.plan.jobs import Job, make_jobs
 from blast.experiment.plan.point import Point
+from blast.files import canonical_json
 from blast.settings import Place, plain
 from blast.sparsity.config import METHOD_DETAILS, METHODS, SparsifyConfig
 from blast.training.distillation import DENSE
@@ -141,8 +143,14 @@ def _sparsify(
     )
     # The preset of a method wins, because methods are compared; only a block with a variant may change it.
     values = {**tied, **config.sparsify, **METHODS[method], **block.sparsify}
-    values |= {"sparsity": sparsity, "block": list(shape), "steps": training["steps"], "seed": seed}
-    return SparsifyConfig.from_dict(values).to_dict()
+    values |= {"sparsity": sparsity, "block": list(shape), "steps": training["steps"]}
+    return _checked_sparsify(canonical_json(values)) | {"seed": seed}
+
+
+@cache
+def _checked_sparsify(values: str) -> dict:
+    """Pruning settings with their defaults; points that differ in their seed alone are checked once."""
+    return SparsifyConfig.from_dict(json.loads(values)).to_dict()
 
 
 def _evaluation(config: Config, block: GridBlock, dataset: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ CHECKOUT = Path(__file__).resolve().parents[4]
 ITEMS = "items.npz"
 # In the work folder of a point that is not finished: its training state.
 TRAINING_STATE = "training_state.pt"
+# There too: how far it is, see `run.progress_file`.
+PROGRESS = "progress.jsonl"
 # There too: the result of the child process, until the job has made a record of it.
 OUTCOME = "outcome.json"
 # There too: the record of a training whose evaluation is made again, until the new record is there.
@@ -105,6 +107,10 @@ class GridFolder:
         """A file that marks a point to run again although its record stays."""
         return self.root / "retry" / point
 
+    def code(self, fingerprint: str) -> Path:
+        """The digests of the modules that a fingerprint is made of, to say later which of them changed."""
+        return self.root / "code" / f"{fingerprint.removeprefix('sha256:')[:16]}.json"
+
     def log(self, job: str) -> Path:
         """The log of a job."""
         return self.root / "logs" / f"{job}.log"
@@ -128,6 +134,11 @@ class GridFolder:
     def config(self) -> Path:
         """The config with every default filled in."""
         return self.root / "config.yaml"
+
+    @property
+    def given(self) -> Path:
+        """The config that a run was given, where `--set` changed keys of the file."""
+        return self.root / "given.yaml"
 
     def view(self, name: str) -> Path:
         """What a picture or table of the grid was drawn from, and the digests of its files."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from blast.errors import BlastError
 from blast.evaluation.requests import SEPARATE_TEST
 from blast.experiment.plan.point_parts import check_parts
-from blast.files import json_digest
+from blast.files import canonical_json, json_digest, text_digest
 from blast.settings import Count, Later, Pattern, Seed, Sparsity, plain, read
 from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
 
@@ -76,6 +77,11 @@ class Point:
         values: dict[str, Any] = plain(self)
         return values
 
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The JSON form, made once; not to be changed."""
+        return self.to_dict()
+
     @property
     def processes(self) -> int:
         """Processes that train this point, each on its share of the batch; 1 where nothing is trained."""
@@ -87,12 +93,20 @@ class Point:
         """Ids of the points whose checkpoints this one reads."""
         return [other for other in (self.parent if self.start == "parent" else None, self.teacher) if other]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of all settings; the name of the grid is not one of them."""
-        values = self.to_dict()
-        del values["grid"]
-        return json_digest(values)
+        return text_digest(self.text)
+
+    @cached_property
+    def text(self) -> str:
+        """All settings but the name of the grid, as the JSON text that digests are taken of."""
+        return canonical_json(self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The JSON form without the name of the grid."""
+        return {key: value for key, value in self.values.items() if key != "grid"}
 
     @property
     def training_digest(self) -> str:
@@ -100,8 +114,7 @@ class Point:
 
         A separate test counts, as the curves are those of the other half of the held-out data.
         """
-        values = self.to_dict()
-        del values["grid"]
+        values = self.settings
         values["evaluation"] = {SEPARATE_TEST: True} if self.evaluation.get(SEPARATE_TEST) else {}
         return json_digest(values)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from blast.experiment.plan.config import Config
+if TYPE_CHECKING:
+    from blast.experiment.plan.config import Config
 
 
 def usable_cores() -> int:

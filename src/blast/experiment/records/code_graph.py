@@ -258,6 +258,24 @@ class CodeGraph:
                 waiting += [name for name in asked if name not in found]
         return found
 
+    def digests(self, names: Iterable[Name]) -> dict[str, str]:
+        """By module, or by path of a data file, a short digest of what some definitions take from it."""
+        texts: dict[str, set[bytes]] = {}
+        for name in names:
+            text = self.text(name)
+            if text.text:
+                texts.setdefault(name.module, set()).add(f"{name.name}\0{text.text}".encode())
+            for file in text.data:
+                texts[self._label(file)] = {file.read_bytes()}
+        return {
+            module: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in sorted(parts))).hexdigest()[:12]
+            for module, parts in sorted(texts.items())
+        }
+
+    def _label(self, file: Path) -> str:
+        roots = [(package, root) for package, root in self.roots.items() if file.is_relative_to(root)]
+        return next((f"{package}/{file.relative_to(root).as_posix()}" for package, root in roots), file.name)
+
     def digest(self, names: Iterable[Name], files: Iterable[Path] = ()) -> str:
         """Digest of definitions, of the data files that they name, and of more files."""
         texts = [(name, self.text(name)) for name in names]

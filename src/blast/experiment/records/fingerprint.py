@@ -71,6 +71,10 @@ class Fingerprints:
         """Digest of the code that decides the trained model of a point, and its curves; not of its evaluation."""
         return self.code.digest(self.reached(point, _trains))
 
+    def modules(self, point: Point) -> dict[str, str]:
+        """By module, a short digest of the code of it that decides the numbers of a point."""
+        return self.code.digests(self.reached(point))
+
     def reached(self, point: Point, counts: Counts = _decides_numbers) -> set[Name]:
         """The definitions that decide the numbers of a point.
 
@@ -135,6 +139,7 @@ def _installed() -> Fingerprints:
 
 
 _known: dict[tuple, str] = {}
+_modules: dict[tuple, dict[str, str]] = {}
 
 
 def _once(key: tuple, make: Callable[[], str]) -> str:
@@ -152,6 +157,14 @@ def _key(point: Point) -> tuple:
 def fingerprint(point: Point) -> str:
     """Digest of the code that decides the numbers of a point, as it is installed here."""
     return _once(_key(point), lambda: _installed().of_point(point))
+
+
+def module_digests(point: Point) -> dict[str, str]:
+    """By module, a short digest of the code of it that decides the numbers of a point, as it is installed here."""
+    key = _key(point)
+    if key not in _modules:
+        _modules[key] = _installed().modules(point)
+    return _modules[key]
 
 
 def training_fingerprint(point: Point) -> str:

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,8 @@ PACKAGES = (
     "mlflow",
     "snakemake",
 )
+# A checkout on a shared filesystem may be slow to look through.
+GIT_S = 60
 
 
 @cache
@@ -32,17 +35,25 @@ def commit() -> tuple[str | None, bool | None]:
     """Commit of the checkout, or `BLAST_COMMIT`; and whether there are uncommitted changes (None if not known)."""
     if given := os.environ.get("BLAST_COMMIT"):
         return given, None
-    root = Path(__file__).resolve().parents[4]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        answer, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    except subprocess.TimeoutExpired:
+        print(
+            f"git did not answer in {GIT_S} s, so records hold no commit; set BLAST_COMMIT to name it.",
+            file=sys.stderr,
+            flush=True,
         )
-        dirty = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
         return None, None
-    return answer.stdout.strip(), bool(dirty.stdout.strip())
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return answer.strip(), bool(dirty.strip())
+
+
+def _git(*command: str) -> str:
+    """What git prints about the checkout."""
+    root = Path(__file__).resolve().parents[4]
+    asked = ["git", "-C", str(root), *command]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=GIT_S, check=True).stdout
 
 
 @cache

@@ -14,7 +14,7 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.point_parts import check_parts
 from blast.experiment.records.record_schema import check_language, check_record
-from blast.files import json_digest, write_json
+from blast.files import canonical_json, json_digest, text_digest, write_json
 from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
 
 FORMAT = 1
@@ -24,9 +24,10 @@ LARGEST = 64 * MIB
 
 def record_digest(point: Point, result: dict[str, Any], status: str, cause: str | None = None) -> str:
     """Digest of the point and of what it measured; time and machine are not part of it."""
-    settings = point.to_dict()
-    del settings["grid"]
-    return json_digest({"point": settings, "status": status, "cause": cause, "result": result})
+    # As `json_digest` takes it of a mapping with these keys; the text of the point is made once.
+    parts = {"cause": canonical_json(cause), "point": point.text, "result": canonical_json(result)}
+    parts["status"] = canonical_json(status)
+    return text_digest("{" + ",".join(f'"{key}":{text}' for key, text in parts.items()) + "}")
 
 
 def make_record(
@@ -65,7 +66,7 @@ def retry_reason(record: dict[str, Any]) -> str | None:
     return record["result"].get("unfinished")
 
 
-def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
+def read_record(file: Path, named: str | None = None, planned: Point | None = None) -> dict[str, Any]:
     """Reads a record that may come from anywhere, and checks all of it.
 
     Its id is a file name and the name of the file, its parts have the types that their readers expect, and its digest
@@ -74,6 +75,8 @@ def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
     Args:
         file: The file.
         named: The id that it has to have; None for the name of the file.
+        planned: A point whose settings the record may have: where it does, they are not checked again, which takes most
+            of the time.
 
     Raises:
         BlastError: if it is missing, half-written, altered or of another format; one sentence with what to do.
@@ -86,8 +89,11 @@ def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
         )
     try:
         check_record(record)
-        point = Point.from_dict(record["point"])
-        check_parts(point.to_dict())
+        if planned is not None and record["point"] == planned.values:
+            point = planned
+        else:
+            point = Point.from_dict(record["point"])
+            check_parts(point.to_dict())
     except BlastError as error:
         problem = str(error).removesuffix(".")
         raise BlastError(f"{file}: this record is damaged ({problem}); {remedy}") from error
@@ -98,7 +104,7 @@ def read_record(file: Path, named: str | None = None) -> dict[str, Any]:
     if point.id != (Path(file).stem if named is None else named):
         raise BlastError(f"{file}: this is the record of '{point.id}', under another name; {remedy}")
     # With every key, also those that came after the record.
-    return record | {"point": point.to_dict()}
+    return record if point is planned else record | {"point": point.to_dict()}
 
 
 def read_language(file: Path) -> dict[str, Any]:

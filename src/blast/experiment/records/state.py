@@ -26,11 +26,19 @@ class Left(Enum):
 
 
 class State(NamedTuple):
-    """What is left to do for a point, why, and the record that shows it (None if it does not count)."""
+    """What is left to do for a point, and why.
+
+    Attributes:
+        left: What is left.
+        reason: Why, in short; empty if nothing is left.
+        record: The record that shows it; None if it does not count.
+        found: The record that is there, if it can be read, whether it counts or not.
+    """
 
     left: Left
     reason: str
     record: dict[str, Any] | None
+    found: dict[str, Any] | None = None
 
 
 def state_of(point: Point, folder: GridFolder) -> State:
@@ -48,29 +56,35 @@ def state_of(point: Point, folder: GridFolder) -> State:
     record = None
     if file.is_file():
         try:
-            record = read_record(file)
+            record = read_record(file, planned=point)
         except BlastError:
             return State(Left.ALL, "its record is damaged", None)
         # `record_digest` covers what was measured, without time and machine; older records have no other digest.
-        if record.get("run_digest", json_digest(record["run"])) != json_digest(record["run"]):
-            return State(Left.ALL, "its record was changed by hand", None)
+        if "run_digest" in record and record["run_digest"] != json_digest(record["run"]):
+            return State(Left.ALL, "its record was changed by hand", None, record)
         why = retry_reason(record)
+    found = record
     if why is not None:
         record = _trained_before(folder, point, record)
         if record is None:
-            return State(Left.ALL, why, None)
+            return State(Left.ALL, why, None, found)
     same_settings = record["point_digest"] == point.digest
     same_code = record["run"].get("fingerprint") == fingerprint(point)
     if same_settings and same_code and why is None:
-        return State(Left.NOTHING, "", record)
+        return State(Left.NOTHING, "", record, found)
     what = "its code" if same_settings else "its settings"
-    if point.stage != "train" or Point.from_dict(record["point"]).training_digest != point.training_digest:
-        return State(Left.ALL, f"{what} changed", None)
+    if point.stage != "train" or not (same_settings or _same_training(record, point)):
+        return State(Left.ALL, f"{what} changed", None, found)
     if not same_code and record["run"].get("training_fingerprint") != training_fingerprint(point):
-        return State(Left.ALL, "its code changed", None)
+        return State(Left.ALL, "its code changed", None, found)
     if not has_checkpoint(record, folder):
-        return State(Left.ALL, f"{what} of the evaluation changed, and its checkpoint is not here", None)
-    return State(Left.EVALUATION, why or f"{what} of the evaluation changed", record)
+        missing = f"{what} of the evaluation changed, and its checkpoint is not here"
+        return State(Left.ALL, missing, None, found)
+    return State(Left.EVALUATION, why or f"{what} of the evaluation changed", record, found or record)
+
+
+def _same_training(record: dict[str, Any], point: Point) -> bool:
+    return Point.from_dict(record["point"]).training_digest == point.training_digest
 
 
 def _trained_before(folder: GridFolder, point: Point, failed: dict[str, Any] | None) -> dict[str, Any] | None:

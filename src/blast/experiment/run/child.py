@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from blast.experiment.plan.paths import OUTCOME, GridFolder
+from blast.experiment.plan.paths import OUTCOME, PROGRESS, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records import provenance
 from blast.experiment.run.gpus import GpuHold
 from blast.experiment.run.launch import worker_command
+from blast.experiment.run.stopping import STOPPED_EARLY
 from blast.files import write_json
 
 
@@ -45,6 +46,8 @@ class Child:
             work = folder.work(point.id)
             write_json(work / "point.json", point.to_dict())
             (work / OUTCOME).unlink(missing_ok=True)
+            if not (work / TRAINING_STATE).exists():
+                (work / PROGRESS).unlink(missing_ok=True)
             files.append(str(work / "point.json"))
         self._good = False
         self._scratch = folder.work(points[0].id) / "torchrun"
@@ -97,6 +100,21 @@ class Child:
         (self.folder.work(point.id) / OUTCOME).unlink(missing_ok=True)
         self._begin()
 
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the process wrote the outcome of the first point that is left."""
+        return (self.folder.work(self.left[0].id) / OUTCOME).is_file()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process ended and left no outcome."""
+        return self._process.poll() is not None and not self.has_outcome
+
+    def stop(self) -> None:
+        """Tells the process to save the state of its training and to end."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
     def kill(self) -> None:
         """Stops the process if points are left; their training states are kept."""
         if self.left and self._process.poll() is None:
@@ -121,6 +139,8 @@ def _cause_of_death(returncode: int, processes: int) -> str:
             f"one of the {processes} training processes died (the log names it), often for lack of memory, and the "
             "others were ended; run again, with a smaller 'batch' if memory ran out: it resumes from its last state."
         )
+    if returncode == STOPPED_EARLY:
+        return "the process was told to stop (signal 15); run again: it resumes from its last state."
     if returncode == -signal.SIGKILL:
         return "the process was killed (signal 9), often for lack of memory; run fewer jobs at once or lower 'batch'."
     if returncode < 0:

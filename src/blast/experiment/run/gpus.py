@@ -10,12 +10,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from blast.files import file_lock
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from blast.files import FileLock
 
 
 def visible_gpus() -> list[str]:
@@ -24,8 +20,8 @@ def visible_gpus() -> list[str]:
     if named is not None:
         names: list[str] = []
         for name in map(str.strip, named.split(",")):
-            # As CUDA reads it: nothing counts from the first name on that is no device, such as -1.
-            if not name or name.startswith("-"):
+            # As CUDA reads it: nothing counts from the first name on that is no device: -1, or Slurm's NoDevFiles.
+            if not name or name.startswith("-") or name == "NoDevFiles":
                 break
             names.append(name)
         return names
@@ -52,8 +48,8 @@ class GpuHold:
     def __init__(self, names: Sequence[str], count: int) -> None:
         self.names = list(names)
         self.count = count if count <= len(self.names) else 0
-        self._held: dict[str, BaseFileLock] = {}
-        self._gathering: BaseFileLock | None = None
+        self._held: dict[str, FileLock] = {}
+        self._gathering: FileLock | None = None
 
     @property
     def missing(self) -> int:
@@ -62,13 +58,13 @@ class GpuHold:
 
     @property
     def held(self) -> list[str]:
-        """The GPUs that it holds."""
-        return list(self._held)
+        """The GPUs that it holds, in their order."""
+        return [name for name in self.names if name in self._held]
 
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables that show a child these GPUs alone; empty if it holds none."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self._held)} if self._held else {}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.held)} if self._held else {}
 
     def take(self) -> bool:
         """Takes the GPUs that are free, without waiting. Returns whether it has all that it needs."""
@@ -105,12 +101,14 @@ def gpus_in_use(names: Sequence[str]) -> int:
 
 
 def _lock_file(name: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}" / f"{name.replace('/', '_')}.lock"
+    # Slurm numbers the GPUs of each job from 0, and has given them to this job alone.
+    job = f"-slurm-{number}" if (number := os.environ.get("SLURM_JOB_ID", "")).isdecimal() else ""
+    return Path(tempfile.gettempdir()) / f"blast-gpus-{os.getuid()}{job}" / f"{name.replace('/', '_')}.lock"
 
 
-def _taken(file: Path) -> BaseFileLock | None:
+def _taken(file: Path) -> FileLock | None:
     """The lock on a file; None if another holds it."""
-    lock = file_lock(file)
+    lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except TimeoutError:

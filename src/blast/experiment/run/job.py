@@ -8,6 +8,7 @@ that is itself killed writes no record: the next run resumes it.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,24 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from blast.errors import BlastError
-from blast.experiment.plan.paths import TRAINED, TRAINING_STATE, GridFolder
+from blast.experiment.plan.paths import PROGRESS, TRAINED, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records import provenance
+from blast.experiment.records.code_notes import note_code
 from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
 from blast.experiment.records.put_aside import put_damaged_aside
 from blast.experiment.records.record import make_record, retry_reason, write_record
 from blast.experiment.records.state import Left, state_of
+from blast.experiment.run.attempts import no_progress
 from blast.experiment.run.child import Child
 from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.locks import points_held
 from blast.experiment.run.needs import needs_to_run_again
 from blast.experiment.run.progress import Progress
 from blast.experiment.run.schedule import Schedule, needs_first
+from blast.experiment.run.stopping import JobStop
 
 # Seconds between two looks at the children, and between two counts of what runs on the machine.
 PAUSE = 0.05
 COUNT = 2.0
+# Seconds that a child may take to save its training when it is told to stop.
+SAVING = 600.0
 
 
 def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
@@ -41,14 +47,10 @@ def finished(folder: GridFolder, point: Point) -> dict[str, Any] | None:
     return state.record if state.left is Left.NOTHING else None
 
 
-def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str, Any]:
+def _made_with(point: Point, folder: GridFolder) -> dict[str, Any]:
+    """What a point is run with: the code, the packages and the machine."""
     commit, dirty = provenance.commit()
-    # Only where it is so: the times of a point that ran beside others are not of record.
-    beside = {"side_by_side": child.at_once} if child.at_once > 1 else {}
     return {
-        "wall_s": round(child.seconds, 3),
-        "started": child.started,
-        "finished": provenance.now(),
         "commit": commit,
         "dirty": dirty,
         "fingerprint": fingerprint(point),
@@ -56,12 +58,27 @@ def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str,
         "lock": provenance.lock_digest(),
         "versions": provenance.versions(),
         "host": os.uname().nodename,
-        **outcome.get("hardware", {"hardware": None, "gpu": None, "driver": None}),
+        "hardware": None,
+        "gpu": None,
+        "driver": None,
+        "threads": point.threads,
+        "command": rerun_command(point, folder),
+    }
+
+
+def _run_block(child: Child, point: Point, outcome: dict[str, Any]) -> dict[str, Any]:
+    # Only where it is so: the times of a point that ran beside others are not of record.
+    beside = {"side_by_side": child.at_once} if child.at_once > 1 else {}
+    return {
+        "wall_s": round(child.seconds, 3),
+        "started": child.started,
+        "finished": provenance.now(),
+        **_made_with(point, child.folder),
+        **outcome.get("hardware", {}),
         **outcome.get("run", {}),
         **({"gpus_held": held} if (held := child.hold.environment.get("CUDA_VISIBLE_DEVICES")) else {}),
         **beside,
         "threads": child.points[0].threads,
-        "command": rerun_command(point, child.folder),
     }
 
 
@@ -72,6 +89,7 @@ def run_points(
     total: int | None = None,
     own_gpus: bool = False,
     jobs: int | None = None,
+    attempt: int = 1,
 ) -> int:
     """Runs points, side by side if there are several GPUs, and writes the record of each.
 
@@ -86,6 +104,7 @@ def run_points(
         own_gpus: Whether each point holds a GPU alone, if there are any, also where jobs run one after the other and
             for benchmarks. Points of several processes always hold theirs.
         jobs: Children at once; None for one a GPU, and 1 without GPUs.
+        attempt: How often this job was started by what runs it again until it is done; see `run.attempts`.
 
     Returns:
         How many of them failed or were not finished; those have a record too.
@@ -115,7 +134,13 @@ def run_points(
         waiting = needs_first([*(other for other, _ in mended), *waiting])
         for point in waiting:
             put_damaged_aside(folder, point.id)
-        return _Job(waiting, folder, log, progress, schedule, gpus).run()
+        job = _Job(waiting, folder, log, progress, schedule, gpus)
+        if sentence := no_progress(points, waiting, folder, attempt):
+            job.fail_first(sentence)
+        with job.stop.listening():
+            failures = job.run()
+    job.stop.end()
+    return failures
 
 
 class _Job:
@@ -143,6 +168,7 @@ class _Job:
         self.schedule, self.gpus = schedule, gpus
         self.children: list[Child] = []
         self.failures = 0
+        self.stop = JobStop()
         self.logs = schedule.jobs > 1 and len(waiting) > 1
         self._order = {point.id: place for place, point in enumerate(waiting)}
         # The next child, while it waits for GPUs that other jobs hold.
@@ -156,6 +182,9 @@ class _Job:
         self.log.write_text("")
         try:
             while self.waiting or self.children:
+                if self.stop.asked:
+                    self._end_early()
+                    break
                 while self._start_one():
                     pass
                 if not any(self._look_after(child) for child in self.children.copy()):
@@ -170,6 +199,39 @@ class _Job:
             if self._next:
                 self._next[1].release()
         return self.failures
+
+    def fail_first(self, cause: str) -> None:
+        """Writes a failed record of the first point instead of running it."""
+        point = self.waiting.pop(0)
+        now = provenance.now()
+        run = {"wall_s": 0.0, "started": now, "finished": now, **_made_with(point, self.folder)}
+        log = os.path.relpath(self.log, self.folder.root)
+        record = make_record(point, status="failed", cause=cause, result={}, run=run, log=log)
+        write_record(self.folder, record)
+        self.failures += 1
+        self.progress.tell(record)
+
+    def _end_early(self) -> None:
+        """Lets the children save and end; what one has just finished gets its record."""
+        deadline = time.monotonic() + SAVING
+        for child in self.children:
+            child.stop()
+        left = len(self.waiting) + sum(len(child.left) for child in self.children)
+        # Those that hang are killed at the end of `run`.
+        while self.children and time.monotonic() < deadline:
+            for child in self.children.copy():
+                if child.has_outcome:
+                    left -= self._look_after(child)
+                elif child.gone:
+                    self.children.remove(child)
+                    child.close()
+            time.sleep(PAUSE)
+        name = signal.Signals(self.stop.asked).name
+        print(
+            f"stopped by {name}: {left} {'point' if left == 1 else 'points'} left; their training states are saved, "
+            "and the same command goes on from there",
+            flush=True,
+        )
 
     def _start_one(self) -> bool:
         """Starts the next child if it can start now."""
@@ -231,6 +293,8 @@ class _Job:
         )
         write_record(self.folder, record)
         self.folder.retry(point.id).unlink(missing_ok=True)
+        (self.folder.work(point.id) / PROGRESS).unlink(missing_ok=True)
+        note_code(self.folder, point)
         good = record["status"] == "ok"
         if good:
             for name in (TRAINING_STATE, TRAINED):

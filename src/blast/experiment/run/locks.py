@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager, suppress
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
-from blast.files import file_lock
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from blast.files import FileLock
 
 # A lock that nothing refers to is released.
-_HELD: list[BaseFileLock] = []
+_HELD: list[FileLock] = []
 
 
 def hold_grid(folder: GridFolder) -> None:
@@ -25,17 +23,26 @@ def hold_grid(folder: GridFolder) -> None:
         BlastError: if another run holds it; names its process.
     """
     file = folder.root / ".lock"
-    lock = file_lock(file)
+    lock = FileLock(file)
     try:
-        lock.acquire(blocking=False)
+        _acquire_soon(lock)
     except TimeoutError as error:
         raise BlastError(
             f"{folder.root}: process {file.read_text().strip() or 'unknown'} is already running this grid; "
             "wait for it or stop it, then run again."
         ) from error
     # Written in place: a file of the same name that replaced it would be another lock.
-    file.write_text(str(os.getpid()))
+    file.write_text(f"{os.getpid()} of {os.uname().nodename}")
     _HELD.append(lock)
+
+
+def _acquire_soon(lock: FileLock) -> None:
+    """Takes a lock; whoever only asks whether it is held has it for a moment."""
+    for _ in range(10):
+        with suppress(TimeoutError):
+            return lock.acquire(blocking=False)
+        time.sleep(0.05)
+    return lock.acquire(blocking=False)
 
 
 @contextmanager
@@ -50,7 +57,7 @@ def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[Callable[
 
         def hold(names: Sequence[str]) -> None:
             for name in sorted({*names} - held):
-                lock = file_lock(folder.work(name) / ".lock")
+                lock = FileLock(folder.work(name) / ".lock")
                 try:
                     lock.acquire(blocking=False)
                 except TimeoutError:
@@ -61,3 +68,23 @@ def points_held(folder: GridFolder, points: Sequence[str]) -> Iterator[Callable[
 
         hold(points)
         yield hold
+
+
+def is_held(folder: GridFolder, point: str | None = None) -> bool:
+    """Whether a process runs a point now; without a point, whether one runs the grid.
+
+    Only looks: the lock is shared for a moment, and its file stays as it is.
+    """
+    try:
+        descriptor = os.open((folder.root if point is None else folder.work(point)) / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a filesystem without locks
+    finally:
+        os.close(descriptor)
+    return False

@@ -73,8 +73,8 @@ class Schedule:
         return self.jobs if self._alone(point) else min(point.processes, self.jobs)
 
     def gpus_of(self, point: Point) -> int:
-        """How many GPUs a point holds while it runs; 0 where it shares them."""
-        if self.jobs > 1 and self._alone(point):
+        """How many GPUs a point holds while it runs; 0 where it shares them. One that runs alone holds all of them."""
+        if self._alone(point):
             return self.gpus
         shared = self.jobs == 1 and not self.own_gpus and point.processes == 1
         return 0 if shared else point.processes
@@ -87,9 +87,12 @@ class Schedule:
             running: The points of each child that runs, those that are done left out.
         """
         if self.jobs == 1:
-            if running:
+            if running or not waiting:
                 return []
-            return list(takewhile(lambda point: point.processes == 1, waiting)) or list(waiting[:1])
+            # A child holds the same GPUs for all its points.
+            gpus = self.gpus_of(waiting[0])
+            alike = takewhile(lambda point: point.processes == 1 and self.gpus_of(point) == gpus, waiting)
+            return list(alike) or list(waiting[:1])
         undone = {point.id for part in (waiting, *running) for point in part}
         free = self.jobs - sum(self.places(part[0]) for part in running)
         for point in waiting:

@@ -31,11 +31,13 @@ from blast.evaluation.metric import metric
 from blast.evaluation.requests import SEPARATE_TEST, read_requests
 from blast.evaluation.scoring import read_tokens, score_requests
 from blast.evaluation.wrecked import unigram_loss
-from blast.experiment.plan.paths import ITEMS, TRAINING_STATE, GridFolder
+from blast.experiment.plan.paths import ITEMS, PROGRESS, TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.initial_model import start_model, weights_of
 from blast.experiment.run.measure import BATCH, held_out_parts, measure
+from blast.experiment.run.progress_file import TRAINING, ProgressFile
 from blast.experiment.run.step_file import tell_steps
+from blast.experiment.run.stopping import POINT_STOP
 from blast.files import file_digest, folder_digest, read_json, replacing
 from blast.model.memory import model_bytes
 from blast.model.module_replacement import unwrapped
@@ -85,12 +87,19 @@ class PointRun:
         run = cls(point, folder, _load_data(point, folder), device, started)
         run.check_requests()
         if is_first_rank():
-            run.say("data ready")
+            run.say("data ready", then="starting")
         return run
 
-    def say(self, what: str) -> None:
-        """Writes into the log what is done and how long it took."""
+    @cached_property
+    def progress(self) -> ProgressFile:
+        """Where it tells how far it is."""
+        return ProgressFile(self.folder.work(self.point.id) / PROGRESS)
+
+    def say(self, what: str, then: str | None = None) -> None:
+        """Writes into the log what is done and how long it took, and what it does then."""
         print(f"{what} after {time.monotonic() - self.started:.1f} s")
+        if then:
+            self.progress.phase(then)
 
     def check_requests(self) -> None:
         """Refuses lm-eval requests of another tokenizer or of other documents, before anything is trained."""
@@ -252,7 +261,10 @@ def train_model(
                 total += cross_entropy(logits_of(model, inputs), targets).item() * len(inputs)
         return total / len(held_out[0])
 
-    with settings.algorithms(device), tell_steps(point, run.folder, is_first_rank()) as watch:
+    if is_first_rank():
+        run.progress.phase(TRAINING)
+    telling = tell_steps(point, run.folder, is_first_rank())
+    with settings.algorithms(device), POINT_STOP.after_training(), telling as watch:
         history = train(
             model,
             settings,
@@ -267,6 +279,7 @@ def train_model(
             say=print if is_first_rank() else lambda line: None,
             guessing=run.guessing,
             watch=watch,
+            stop=lambda: POINT_STOP.asked,
         )
     model = unwrapped(model)
     release_blocks(model)
@@ -307,7 +320,7 @@ def _save_masks(file: Path, masks: dict[int, dict[str, Tensor]]) -> None:
 
 def save_model(run: PointRun, model: nn.Module) -> None:
     """Writes the checkpoint of a point, with the tokenizer of its data."""
-    run.say("trained")
+    run.say("trained", then="evaluating")
     tokenizer = getattr(run.data, "tokenizer_dir", None)
     save(model, run.folder.work(run.point.id) / "checkpoint", processing_class=tokenizer)
 

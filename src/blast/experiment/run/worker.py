@@ -17,12 +17,14 @@ import torch
 
 from blast.errors import BlastError
 from blast.experiment.command_end import system_sentence
-from blast.experiment.plan.paths import OUTCOME, GridFolder
+from blast.experiment.plan.paths import OUTCOME, PROGRESS, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.rerun import rerun_command
 from blast.experiment.records.fingerprint import entry_of, fingerprint
 from blast.experiment.records.provenance import hardware
 from blast.experiment.run.evaluate import evaluate_again
+from blast.experiment.run.progress_file import ProgressFile
+from blast.experiment.run.stopping import POINT_STOP
 from blast.files import write_json
 from blast.training.launch import rank_and_world_size
 
@@ -97,6 +99,7 @@ def outcome_of(point: Point, folder: GridFolder, gpus: int = 0) -> dict[str, Any
     """
     if rank_and_world_size()[0] == 0:
         print(f"== {point.id}\nagain with: {rerun_command(point, folder)}", flush=True)
+        ProgressFile(folder.work(point.id) / PROGRESS).phase("timing" if point.stage == "benchmark" else "loading data")
     try:
         _check_gpus(gpus)
         set_up_torch(point)
@@ -127,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("points", type=Path, nargs="+")
     parsed = parser.parse_args(arguments)
     _end_with_parent()
+    POINT_STOP.listen()
     folder = GridFolder(parsed.grid_dir)
     for file in parsed.points:
         point = Point.read(file)
@@ -139,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The job makes a record of it, which the next point may read, and deletes it.
         while file.exists():
             time.sleep(0.01)
+        POINT_STOP.end()
     return 0
 
 

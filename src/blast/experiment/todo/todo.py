@@ -20,7 +20,7 @@ from blast.experiment.plan.jobs import Job, job_name, make_jobs
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.language import has_language_metrics
-from blast.experiment.records.state import Left, state_of
+from blast.experiment.records.state import Left, State, state_of
 from blast.experiment.todo.files import has_requests, is_prepared
 from blast.experiment.todo.views import View, outdated_views
 from blast.experiment.tracking.imports import Imports
@@ -98,6 +98,7 @@ def find_todo(
     store: str,
     views: Iterable[View] = (),
     recorded: Path | None = None,
+    found: list[PointLeft] | None = None,
 ) -> Todo:
     """Finds what is left to do in a grid. Takes time in proportion to its points, and writes nothing.
 
@@ -108,9 +109,9 @@ def find_todo(
         store: Address of MLflow's store.
         views: Pictures and tables of the grid.
         recorded: `results/recorded`, which views read too.
+        found: What `find_left` found, if it was asked before.
     """
-    imports = Imports(folder, store)
-    found = [_Left.of(point, folder, imports) for point in plan.points.values()]
+    found = find_left(plan, folder, store) if found is None else found
     jobs = make_jobs(config, (left.point for left in found if left.runs))
     datasets = tuple(name for name in plan.datasets if not is_prepared(name, plan, folder))
     changed = [left.point for left in found if left.runs or left.metrics]
@@ -126,27 +127,40 @@ def find_todo(
         mlflow=tuple(_later(jobs, (left.point for left in found if left.imports), "mlflow")),
         views=outdated_views(views, plan, folder, recorded),
         later_views=tuple(view.name for view in views if view.shows_any(changed)),
-        why=dict(Counter(left.why for left in found if left.runs).most_common(REASONS)),
+        why=dict(Counter(left.state.reason for left in found if left.runs).most_common(REASONS)),
     )
 
 
-class _Left(NamedTuple):
+class PointLeft(NamedTuple):
     """What is left to do for a point: running it, the metrics of lm-eval, the import."""
 
     point: Point
+    state: State
     runs: bool
     metrics: bool
     imports: bool
-    why: str = ""
 
     @classmethod
-    def of(cls, point: Point, folder: GridFolder, imports: Imports) -> _Left:
+    def of(cls, point: Point, folder: GridFolder, imports: Imports) -> PointLeft:
+        """Looks at the files of a point."""
         state = state_of(point, folder)
         has_tasks = bool(point.evaluation.get("tasks"))
         if state.left is not Left.NOTHING or state.record is None:
-            return cls(point, True, has_tasks, True, state.reason)
+            return cls(point, state, True, has_tasks, True)
         metrics = has_tasks and not has_language_metrics(state.record, folder)
-        return cls(point, False, metrics, metrics or not imports.has(state.record))
+        return cls(point, state, False, metrics, metrics or not imports.has(state.record))
+
+
+def find_left(plan: Plan, folder: GridFolder, store: str) -> list[PointLeft]:
+    """What is left to do for each point of a plan; writes nothing.
+
+    Args:
+        plan: The points.
+        folder: Folder of the grid.
+        store: Address of MLflow's store.
+    """
+    imports = Imports(folder, store)
+    return [PointLeft.of(point, folder, imports) for point in plan.points.values()]
 
 
 def _later(jobs: Iterable[Job], points: Iterable[Point], stage: str) -> Iterator[Job]:

@@ -87,6 +87,15 @@ def _names(body: Iterable[ast.stmt], constant: str) -> tuple[str, ...] | None:
     return None
 
 
+def constant_of(body: Iterable[ast.stmt], name: str) -> str | None:
+    """The text that a view gives in a constant, such as `TITLE`; None if it has none."""
+    for node in body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=ast.Constant(value=str(text))) if target == name:
+                return text
+    return None
+
+
 def view_keys(
     views: Iterable[View], plan: Mapping[str, Point], folder: GridFolder, recorded: Path | None
 ) -> dict[str, str]:

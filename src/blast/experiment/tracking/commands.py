@@ -9,13 +9,11 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from blast.errors import BlastError
+from blast.experiment.plan.options import AddVerb, grid_option, point_id
 from blast.experiment.plan.paths import GridFolder
-
-AddVerb = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
 
 def mlflow(options: argparse.Namespace) -> int:
@@ -88,16 +86,15 @@ def _follow(folder: GridFolder) -> int:
     return 0
 
 
-def add_verbs(verb: AddVerb, point_id: Callable[[str], str]) -> None:
+def add_verbs(verb: AddVerb) -> None:
     """Adds the verb of this room.
 
     Args:
         verb: Adds a verb of a name and a function.
-        point_id: The type of an option that is the id of a point.
     """
     made = verb("mlflow", mlflow)
     made.add_argument("ids", nargs="*", metavar="ID", type=point_id, help="ids of points")
-    made.add_argument("--grid-dir", type=Path, required=True, help="folder of the grid, such as results/default")
+    made.add_argument("--grid-dir", **grid_option())
     made.add_argument("--follow", action="store_true", help="stream the points that train now, until Ctrl-C")
     made.add_argument("--register", metavar="NAME", help="register the model of the point under this name")
     made.add_argument(

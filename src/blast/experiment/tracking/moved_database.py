@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from blast.experiment.tracking.view import DESCRIPTION
-from blast.files import file_lock
+from blast.files import FileLock
 
 # End of the path of the default database.
 OWN_PLACE = ("mlflow", "mlflow.db")
@@ -65,7 +65,7 @@ def set_aside_if_damaged(database: Path) -> Path | None:
     if not _is_damaged(database):
         return None
     # Another process may have put it aside since, and made a new one.
-    with file_lock(database.with_name(f"{database.name}.lock")):
+    with FileLock(database.with_name(f"{database.name}.lock")):
         if not _is_damaged(database):
             return None
         names = (database.with_name(f"{database.name}.damaged-{number}") for number in itertools.count(1))

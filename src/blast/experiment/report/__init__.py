@@ -1,0 +1,1 @@
+"""The report of a grid: one HTML file to send to a colleague, which opens without a network."""

@@ -1,0 +1,1 @@
+"""A record measured again, and a claim of the paper tried here."""
