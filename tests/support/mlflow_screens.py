@@ -42,7 +42,7 @@ def main(results: str, grid: str, point: str) -> None:
         open_page(page, address, point)
         save("mlflow_table")
         page.set_viewport_size({"width": 1400, "height": 640})
-        open_page(page, f"{place}/runs/{run_of(point)}/model-metrics?{WORKFLOW}", "curves (")
+        open_page(page, f"{place}/runs/{run_of(point)}/model-metrics?{WORKFLOW}", "curves/train_loss")
         page.get_by_placeholder("Search metric charts").fill("loss|sparsity_achieved")
         save("mlflow_curve")
         page.set_viewport_size({"width": 1400, "height": 900})

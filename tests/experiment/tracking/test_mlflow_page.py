@@ -17,7 +17,7 @@ from language_case import trained_tokenizer
 from mlflow_grid import runs_of
 from mlflow_models import image_model, language_model, write_checkpoint
 
-from blast.experiment.cli import _parser
+from blast.experiment.cli import parser as blast_parser
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.tracking.importer import import_grid
 from blast.experiment.tracking.model_artifact import LARGEST_COPY
@@ -31,7 +31,7 @@ EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_printed_command_of_mlflow_parses(command: str) -> None:
-    options = _parser().parse_args(shlex.split(command)[1:])
+    options = blast_parser().parse_args(shlex.split(command)[1:])
     assert options.run.__module__ == "blast.experiment.tracking.commands"
 
 

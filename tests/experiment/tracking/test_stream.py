@@ -201,6 +201,23 @@ def test_lines_of_strangers_start_no_run(mlflow_folder: GridFolder) -> None:
     assert runs_of(mlflow_folder) == []
 
 
+def test_points_that_run_without_a_workflow_are_streamed_into_their_own_grid(mlflow_folder: GridFolder) -> None:
+    away = GridFolder(mlflow_folder.root.parent / "away")
+    point = planned(away)
+    streams = Streams(away, [])
+    with tell_steps(point, away) as watch:
+        watch(1, {"loss": 5.0})
+        streams.look()
+    record_of(away)
+    import_grid(away.root)
+    streams.close()
+    client = open_client(tracking_uri(away.root.parent))
+    assert [found.name for found in client.search_experiments()] == ["tiny"]
+    (parent,) = grid_runs(tracking_uri(away.root.parent))
+    assert parent.info.status == "FINISHED"
+    assert [run.info.status for run in runs_of(away)] == ["FINISHED"]
+
+
 @pytest.mark.fault(
     fault="MLflow cannot be reached while points train.",
     topic="MLflow",

@@ -82,7 +82,7 @@ def _follow(folder: GridFolder) -> int:
     signal.signal(signal.SIGTERM, lambda *_: end.set())
     print(f"streaming what trains in {folder.root}; Ctrl-C ends it", flush=True)
     signal.signal(signal.SIGINT, lambda *_: end.set())
-    follow(folder, ["train"], end.wait, lambda line: print(line, file=sys.stderr, flush=True))
+    follow(folder, [], end.wait, lambda line: print(line, file=sys.stderr, flush=True))
     return 0
 
 

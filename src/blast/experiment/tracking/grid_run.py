@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # What a picture and a table are shown as; the other files of a view are for papers.
 _KINDS = {".png": "figures", ".md": "tables", ".csv": "tables"}
 _MOST_CLAIMS = 40
+_CLAIM_COLUMNS = ("claim", "paper", "ours", "verdict", "our_setting")
 
 
 def complete_grid_run(client: MlflowClient, experiment: GridExperiment, folder: GridFolder) -> None:
@@ -98,22 +99,22 @@ def _note(experiment: GridExperiment, folder: GridFolder, files: dict[str, Path]
     run = experiment.parent.info.run_id
     parts = [f"**Grid `{experiment.grid}`**: {verdict[0] if verdict else 'the verdict comes at the end of the run.'}"]
     parts += [f"- {line}" for line in verdict[1:20]]
-    if claims := files.get("tables/claims.csv"):
-        parts += ["", *_claims(claims)]
     for kind in ("figures", "tables"):
         names = [name for name in files if name.startswith(f"{kind}/") and not name.endswith(".csv")]
         if names:
             links = " · ".join(artifact_link(Path(name).stem, run, name) for name in names)
             parts += ["", f"{kind.capitalize()}: {links}"]
     parts += ["", f"Folder: `{folder.root}`"]
+    if claims := files.get("tables/claims.csv"):
+        parts += ["", *_claims(claims)]
     return "\n".join(parts)[:5000]
 
 
 def _claims(file: Path) -> list[str]:
-    """The table of claims in Markdown, without columns that are empty."""
+    """The table of claims in Markdown: what the paper says and what was measured."""
     with file.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))[:_MOST_CLAIMS]
-    columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)][:6]
+    columns = [name for name in _CLAIM_COLUMNS if any(row.get(name) for row in rows)]
     if not columns:
         return []
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]

@@ -26,7 +26,7 @@ from blast.experiment.command_end import ended
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.step_file import read_lines
-from blast.experiment.tracking.experiments import GRID_RUN, Experiments
+from blast.experiment.tracking.experiments import GRID_RUN, Experiments, GridExperiment
 from blast.experiment.tracking.grid_run import complete_grid_run
 from blast.experiment.tracking.live_run import make_live_run, streamed
 from blast.experiment.tracking.run import log_metrics
@@ -58,22 +58,20 @@ class Streams:
 
     Args:
         folder: Folder of the grid.
-        stages: Stages of its points, each of which has an experiment.
+        stages: Stages of its points, if a workflow runs the whole grid; without any, the points say their grid.
         uri: Address of the store, as for an import.
     """
 
     def __init__(self, folder: GridFolder, stages: Iterable[str] = ("train",), uri: str | None = None) -> None:
-        self.folder, self.grid = folder, folder.root.absolute().name
-        results = folder.root.absolute().parent
+        self.folder, self.stages = folder, tuple(stages)
+        grid, results = folder.root.absolute().name, folder.root.absolute().parent
         self.uri = tracking_uri(results, uri)
         self.client: MlflowClient = open_client(self.uri)
         self.experiments = Experiments(self.client, self.uri, results)
+        self._attended: dict[str, GridExperiment] = {}
         with self._errors():
-            self.parents = [self.experiments.of({"grid": self.grid, "stage": stage}) for stage in stages]
-            for experiment in self.parents:
-                self.client.set_tag(experiment.parent.info.run_id, f"{GRID_RUN}_live", "true")
-                self.client.update_run(experiment.parent.info.run_id, status="RUNNING")
-            self._end_those_of_killed_streams()
+            for stage in self.stages:
+                self._attend(self.experiments.of({"grid": grid, "stage": stage}))
         self._streams: dict[str, _Stream] = {}
         self._begun: set[str] = set()
         self._since = time.time() - OLD
@@ -83,13 +81,20 @@ class Streams:
         with store_errors(self.uri):
             yield
 
-    def _end_those_of_killed_streams(self) -> None:
-        """Ends runs that a stream of this folder left when it was killed; a training that lives is found again."""
-        for experiment in self.parents:
-            query = f"attributes.status = 'RUNNING' AND tags.{FOLDER} = '{self._place}'"
-            for run in self.client.search_runs([experiment.id], filter_string=query):
-                if "record_digest" not in run.data.tags:
-                    self.client.set_terminated(run.info.run_id, "KILLED")
+    def _attend(self, experiment: GridExperiment) -> None:
+        """Marks the run of a grid as running.
+
+        Runs that a stream of this folder left when it was killed are ended; a training that lives is found again.
+        """
+        if experiment.name in self._attended:
+            return
+        self.client.set_tag(experiment.parent.info.run_id, f"{GRID_RUN}_live", "true")
+        self.client.update_run(experiment.parent.info.run_id, status="RUNNING")
+        query = f"attributes.status = 'RUNNING' AND tags.{FOLDER} = '{self._place}'"
+        for run in self.client.search_runs([experiment.id], filter_string=query):
+            if "record_digest" not in run.data.tags:
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        self._attended[experiment.name] = experiment
 
     @property
     def _place(self) -> str:
@@ -142,6 +147,7 @@ class Streams:
         if begin.get("digest") != digest:
             return None
         experiment = self.experiments.of(settings.to_dict())
+        self._attend(experiment)
         runs = streamed(self.client, experiment.id, point, digest, host)
         if runs:
             run_id = runs[0].info.run_id
@@ -162,11 +168,13 @@ class Streams:
                 run = self.client.get_run(run_id)
                 if run.info.status == "RUNNING" and "record_digest" not in run.data.tags:
                     self.client.set_terminated(run_id, "KILLED")
-            for experiment in self.parents:
+            # Without a workflow there is no verdict, and the run of the grid is as done as its points.
+            whole = not self.stages or self.folder.verdict.is_file()
+            failed = any((self.folder.root / "failed").glob("*.json"))
+            end = "FINISHED" if whole else "FAILED" if failed else "KILLED"
+            for experiment in self._attended.values():
                 run_id = experiment.parent.info.run_id
                 complete_grid_run(self.client, experiment, self.folder)
-                failed = any((self.folder.root / "failed").glob("*.json"))
-                end = "FINISHED" if self.folder.verdict.is_file() else "FAILED" if failed else "KILLED"
                 self.client.delete_tag(run_id, f"{GRID_RUN}_live")
                 self.client.set_terminated(run_id, end)
 
