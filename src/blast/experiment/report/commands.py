@@ -12,10 +12,9 @@ from blast.experiment.plan.paths import GridFolder
 def report(options: argparse.Namespace) -> int:
     """Writes the report of a grid: one HTML file with verdict, claims, figures, tables and origin, to send to others.
 
-    It reads records, figures and tables as they are, and runs nothing. The file opens without a network.
-
     Example: blast report config/config.yaml
     """
+    # Records, figures and tables are read as they are; nothing is run.
     from blast.experiment.plan.config import read_config
     from blast.experiment.report.page import write_report
 

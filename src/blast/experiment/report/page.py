@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -62,7 +61,7 @@ def render(folder: GridFolder, states: Sequence[PointState], views: Sequence[Pic
         not_listed=max(0, len(states) - LISTED),
         categories=[(name, list(group)) for name, group in groupby(drawn, key=lambda view: view.category)],
         empty=[view.title for view in views if isinstance(view, Picture) and view.empty],
-        not_drawn=[view.title for view in views if not (_is_drawn(view) or getattr(view, "empty", ""))],
+        not_drawn=[view.title for view in views if not (_is_drawn(view) or (isinstance(view, Picture) and view.empty))],
         datasets=datasets_of(folder, states),
         environments=environments_of(states),
         config=config_of(folder),
@@ -87,5 +86,4 @@ def _template() -> jinja2.Template:
         loader=files, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     made.tests["picture"] = lambda view: isinstance(view, Picture)
-    globals_: dict[str, Any] = {"css": (files.get_source(made, "style.css")[0])}
-    return made.get_template("page.html", globals=globals_)
+    return made.get_template("page.html", globals={"css": files.get_source(made, "style.css")[0]})

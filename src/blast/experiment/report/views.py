@@ -165,7 +165,9 @@ def as_html(caption: str) -> str:
 
 def read_table(text: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The sentences around a table in Markdown, the heads of its columns, and its rows. All of it is plain text."""
-    remarks, rows, in_table = [], [], False
+    remarks: list[str] = []
+    rows: list[list[str]] = []
+    in_table = False
     # Without any inline mark: the cells may come from a record of anywhere, and show as they are.
     for token in MarkdownIt("zero").enable("table").parse(text):
         match token.type:
