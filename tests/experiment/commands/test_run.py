@@ -21,6 +21,7 @@ from blast.experiment.plan.paths import PROGRESS, GridFolder
 from blast.experiment.run.progress_file import TRAINING, ProgressFile
 from blast.experiment.todo.todo import begin_run, find_todo
 from blast.experiment.todo.watch import Look, Watch
+from blast.files import write_atomically
 
 DENSE = "vit-nano.digits.dense.seed0"
 
@@ -91,7 +92,7 @@ def test_points_that_run_tell_their_steps_and_those_of_an_earlier_run_do_not_cou
     folder, watch = watched
     progress = ProgressFile(folder.work(DENSE) / PROGRESS)
     progress.phase(TRAINING)
-    progress.step(20, 4, 1.25, {})
+    write_atomically(folder.live(DENSE), '{"begin": {"steps": 20}}\n{"time": 1, "step": 5, "loss": 1.25}\n')
     assert watch.look().running[DENSE].step == 5
     os.utime(folder.work(DENSE) / PROGRESS, (1, 1))
     assert watch.look().running == {}
