@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "workflow" / "container" / "Containerfile"
+RECIPE = ROOT / "workflow" / "container" / "Dockerfile"
 # Those of the format, of which the recipe uses some.
 INSTRUCTIONS = {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "ENV", "VOLUME", "CMD"}
 
