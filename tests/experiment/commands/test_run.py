@@ -92,7 +92,7 @@ def test_points_that_run_tell_their_steps_and_those_of_an_earlier_run_do_not_cou
     folder, watch = watched
     progress = ProgressFile(folder.work(DENSE) / PROGRESS)
     progress.phase(TRAINING)
-    write_atomically(folder.live(DENSE), '{"begin": {"steps": 20}}\n{"time": 1, "step": 5, "loss": 1.25}\n')
+    write_atomically(folder.live(DENSE), '{"begin": {"steps": 20}}\n{"time": 4e9, "step": 5, "loss": 1.25}\n')
     assert watch.look().running[DENSE].step == 5
     os.utime(folder.work(DENSE) / PROGRESS, (1, 1))
     assert watch.look().running == {}
