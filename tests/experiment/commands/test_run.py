@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -92,7 +93,9 @@ def test_points_that_run_tell_their_steps_and_those_of_an_earlier_run_do_not_cou
     folder, watch = watched
     progress = ProgressFile(folder.work(DENSE) / PROGRESS)
     progress.phase(TRAINING)
-    write_atomically(folder.live(DENSE), '{"begin": {"steps": 20}}\n{"time": 1, "step": 5, "loss": 1.25}\n')
+    now = time.time()
+    lines = [{"begin": {"steps": 20, "time": now}}, {"time": now, "step": 5, "loss": 1.25}]
+    write_atomically(folder.live(DENSE), "".join(json.dumps(line) + "\n" for line in lines))
     assert watch.look().running[DENSE].step == 5
     os.utime(folder.work(DENSE) / PROGRESS, (1, 1))
     assert watch.look().running == {}
