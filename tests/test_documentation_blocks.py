@@ -76,7 +76,7 @@ def test_the_verbs_of_a_block_take_its_options(verb):
     given = [[word.strip('"') for word in words] for words in commands(verb)]
     assert given
     for words in given:
-        assert callable(cli._parser().parse_args(words).run)
+        assert callable(cli.parser().parse_args(words).run)
 
 
 def test_the_programs_of_your_own_model_run(tmp_path, monkeypatch, capsys):

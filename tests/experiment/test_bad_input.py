@@ -118,7 +118,10 @@ def said(words: str, capsys: pytest.CaptureFixture) -> tuple[int | str | None, s
         ("verdict --grid-dir none --out new", "none/plan.json: this plan does not exist; run the workflow again."),
         ("verdict --grid-dir grid --out new", "grid/plan.json: holds no list of points"),
         ("verdict --grid-dir short --out new", "short/plan.json: holds no list of points"),
-        ("import none --grid-dir new", "none: holds no records; give the folder that `blast job … --out` wrote to."),
+        (
+            "import none --grid-dir new",
+            "none: there is no such bundle or folder; give the file that `blast export` wrote.",
+        ),
         ("import grid --grid-dir new", "grid/records/x.json: this record is damaged or half-written"),
         ("records export --grid-dir none", "none: there are no records to export; run the grid first."),
         ("records export --grid-dir grid", "grid/records/x.json: this record is damaged"),

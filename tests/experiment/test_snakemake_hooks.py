@@ -70,7 +70,7 @@ OSError: [Errno 30] Read-only file system: 'results/tiny/logs'
             "a file of Snakemake, in .snakemake: cannot be written (No space left on device); free some space",
         ),
         ("WorkflowError:\nTarget rules may not contain wildcards.", "Snakemake stops: WorkflowError: Target rules may"),
-        ("Traceback (most recent call last):\n  File\nKeyError: 'a'", "Snakemake stops: KeyError: 'a' (`--quiet none`"),
+        ("Traceback (most recent call last):\n  File\nKeyError: 'a'", "Snakemake stops: KeyError: 'a' (`--quiet host`"),
         ("WorkflowError: " + "a" * 1000, "Snakemake stops: WorkflowError: aaa"),
         ("RuleException:\nCalledProcessError in file 'points.smk', line 88", None),
         ("WorkflowError:\nAt least one job did not complete successfully.", None),

@@ -115,7 +115,7 @@ def _running(command: list[str], log: Path, environment: dict[str, str]) -> Iter
     finally:
         daemon.send_signal(signal.SIGTERM)
         try:
-            daemon.wait(60)
+            daemon.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait(PATIENCE)

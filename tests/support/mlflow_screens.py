@@ -35,6 +35,8 @@ def main(results: str, grid: str, point: str) -> None:
             file = IMAGES / f"{name}.png"
             page.screenshot(path=file)
             with Image.open(file) as shot:
+                # No wider than a page.
+                shot.thumbnail((1400, 1400))
                 shot.convert("RGB").quantize(64).save(file, optimize=True)
             print(f"{file}: {file.stat().st_size >> 10} KiB")
 

@@ -61,7 +61,8 @@ def loss_of(monkeypatch, **columns):
         "relative": 7.0, "noise": math.nan, "relative_error": math.nan,
     }  # fmt: skip
     monkeypatch.setattr(claims, "summarise", lambda table, metrics: pd.DataFrame([line | columns]))
-    (finding,) = judge(value, pd.DataFrame())
+    table = pd.DataFrame([{"model": value.model, "metric": value.metric}])
+    (finding,) = judge(value, table)
     return finding
 
 
