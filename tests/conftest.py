@@ -12,6 +12,9 @@ from pathlib import Path
 import faults
 import hypothesis
 import pytest
+
+# Before anyone imports the distutils of Python 3.11: torch's compiler asks setuptools, which then refuses to be imported.
+import setuptools  # noqa: F401
 import surroundings
 import torch
 from patience import PATIENCE

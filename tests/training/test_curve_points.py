@@ -49,10 +49,10 @@ def test_a_model_is_evaluated_every_so_many_steps_and_at_the_end():
 def test_who_watches_is_told_each_value_of_a_curve_when_it_is_there(monkeypatch):
     monkeypatch.setattr(loop, "CURVE_POINTS", 4)
     told = []
-    history, _ = history_of(10, 4, watch=lambda step, loss, values: told.append((step, loss, values)))
+    history, _ = history_of(10, 4, watch=lambda done, values: told.append((done - 1, values)))
     for name, curve in history.curves.items():
-        assert [(s, v[name]) for s, _, v in told if name in v] == list(zip(curve["step"], curve["value"], strict=True))
-    assert all(values.get("train_loss", loss) == loss for _, loss, values in told)
+        assert [(s, v[name]) for s, v in told if name in v] == list(zip(curve["step"], curve["value"], strict=True))
+    assert all(values.get("train_loss", values["loss"]) == values["loss"] for _, values in told)
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(15, [0, 2, 4, 6, 8, 10, 12, 14]), (3, [0, 1, 2])])
