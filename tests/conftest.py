@@ -12,9 +12,7 @@ from pathlib import Path
 import faults
 import hypothesis
 import pytest
-
-# Before anyone imports the distutils of Python 3.11: torch's compiler asks setuptools, which then refuses to be imported.
-import setuptools  # noqa: F401
+import setuptools  # noqa: F401  before the distutils of Python 3.11, beside which torch's compiler cannot import it
 import surroundings
 import torch
 from patience import PATIENCE
