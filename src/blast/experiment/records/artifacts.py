@@ -10,7 +10,7 @@ from blast.checkpoint.manifest import is_checkpoint, read_manifest, weights_file
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.files import file_digest
-from blast.untrusted import member
+from blast.untrusted import NotPlainFileError, check_plain, member
 
 Record = Mapping[str, Any]
 
@@ -24,6 +24,22 @@ def artifact_files(folder: GridFolder, record: Record) -> Iterator[tuple[str, Pa
     for name, artifact in (record["result"].get("artifacts") or {}).items():
         place = member(folder.work(record["point"]["id"]), artifact["path"])
         yield name, weights_file(place) if place.is_dir() else place, artifact["digest"]
+
+
+def plain_files(place: Path, remedy: str) -> Iterator[Path]:
+    """The files of an artifact, which is one file or a folder.
+
+    Raises:
+        BlastError: if one is a link, or no ordinary file; ends with `remedy`.
+    """
+    for each in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if each.is_dir() and not each.is_symlink():
+            continue
+        try:
+            check_plain(each)
+        except NotPlainFileError as error:
+            raise BlastError(f"{each}: {error}; {remedy}") from error
+        yield each
 
 
 def artifact_fault(folder: GridFolder, record: Record, name: str) -> str | None:

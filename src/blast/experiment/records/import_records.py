@@ -13,12 +13,12 @@ from typing import Any
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.experiment.records.artifacts import artifact_files
+from blast.experiment.records.artifacts import artifact_files, plain_files
 from blast.experiment.records.fingerprint import fingerprint
 from blast.experiment.records.put_aside import put_damaged_aside
 from blast.experiment.records.record import read_record, write_record
 from blast.files import file_digest, replacing
-from blast.untrusted import NotPlainFileError, check_plain, member
+from blast.untrusted import member
 
 AGAIN = "copy the folder of the run again."
 
@@ -108,13 +108,7 @@ def _copies(source: GridFolder, record: dict[str, Any]) -> Iterator[tuple[Path, 
         if not (file.exists() or file.is_symlink()):
             continue
         place = work / record["result"]["artifacts"][name]["path"]
-        for each in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if each.is_dir() and not each.is_symlink():
-                continue
-            try:
-                check_plain(each)
-            except NotPlainFileError as error:
-                raise BlastError(f"{each}: {error}; {AGAIN}") from error
+        for each in plain_files(place, AGAIN):
             yield each, each.relative_to(work).as_posix()
 
 

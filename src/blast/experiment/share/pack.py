@@ -12,11 +12,10 @@ from typing import Any
 from blast.errors import BlastError, unknown_name
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.experiment.records.artifacts import artifact_files
+from blast.experiment.records.artifacts import artifact_files, plain_files
 from blast.experiment.records.record import read_language, read_record
 from blast.experiment.share.manifest import NAME, Content, Manifest
 from blast.files import file_digest, replacing
-from blast.untrusted import NotPlainFileError, check_plain
 
 CHECKPOINTS = ("none", "parents", "all")
 CHECKPOINT = "checkpoint"
@@ -85,13 +84,7 @@ def _files(folder: GridFolder, record: dict[str, Any], with_weights: bool) -> It
         if file_digest(file) != digest:
             raise BlastError(f"{file}: this file ({artifact}) is not the one its record names; {AGAIN}")
         place = folder.work(name) / record["result"]["artifacts"][artifact]["path"]
-        for each in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if each.is_dir() and not each.is_symlink():
-                continue
-            try:
-                check_plain(each)
-            except NotPlainFileError as error:
-                raise BlastError(f"{each}: {error}; {AGAIN}") from error
+        for each in plain_files(place, AGAIN):
             yield each.relative_to(folder.root).as_posix(), each
 
 
