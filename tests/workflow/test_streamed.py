@@ -18,7 +18,9 @@ def test_a_run_of_the_workflow_streams_its_points_and_completes_the_run_of_the_g
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     place = Place(tmp_path / "place")
     one = {"architectures": ["vit-nano"], "datasets": ["digits"], "blocks": [16], "sparsity": [0]}
-    place.write(grid("streamed", grid=[one]))
+    # Much longer than the process that streams takes to start.
+    long = {"steps": 2000, "batch": 16, "learning_rate": 1e-3, "evaluate_every": 500}
+    place.write(grid("streamed", grid=[one], training={"default": long}))
     done = place.run("all")
     assert done.returncode == 0, done.stdout + done.stderr
     uri = tracking_uri(place.folder / "results")

@@ -59,7 +59,7 @@ def test_a_read_only_part_of_the_results_is_one_sentence(place: Place, part: str
     fault="A file lies in the place of a folder of the results.",
     topic="Disks, outputs and commands",
     happens="The workflow exits with 1. It runs when the file is moved away.",
-    reads="blast: results/…: cannot be used (Not a directory); give another path, or move away what is there.",
+    reads="blast: results/…: cannot be used (File exists); give another path, or move away what is there.",
     lost="nothing",
 )
 def test_a_file_in_the_place_of_a_folder_of_the_results_is_one_sentence(place: Place, reads: faults.Reads) -> None:

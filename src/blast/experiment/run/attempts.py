@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
@@ -47,6 +48,17 @@ def _reached(points: Sequence[Point], folder: GridFolder) -> str:
     )
 
 
+def _file(first: Point, folder: GridFolder) -> Path:
+    return folder.work(first.id) / "attempt.json"
+
+
+def forget_attempts(points: Sequence[Point], folder: GridFolder) -> None:
+    """Removes the note of a job whose points are all done: nothing starts it again."""
+    for first in points[:1]:
+        with suppress(OSError):
+            _file(first, folder).unlink()
+
+
 def no_progress(points: Sequence[Point], waiting: Sequence[Point], folder: GridFolder, attempt: int) -> str | None:
     """Notes where an attempt begins; returns why it should not: the attempts before it came no further.
 
@@ -58,7 +70,7 @@ def no_progress(points: Sequence[Point], waiting: Sequence[Point], folder: GridF
     """
     if not waiting:
         return None
-    file = folder.work(points[0].id) / "attempt.json"
+    file = _file(points[0], folder)
     before, in_vain = _noted(file)
     reached = _reached(points, folder)
     # One that was sent back to the queue (by preemption) has the number of the attempt before.

@@ -25,7 +25,7 @@ from blast.experiment.records.fingerprint import fingerprint, training_fingerpri
 from blast.experiment.records.put_aside import put_damaged_aside
 from blast.experiment.records.record import make_record, retry_reason, write_record
 from blast.experiment.records.state import Left, state_of
-from blast.experiment.run.attempts import no_progress
+from blast.experiment.run.attempts import forget_attempts, no_progress
 from blast.experiment.run.child import Child
 from blast.experiment.run.gpus import GpuHold, gpus_in_use, visible_gpus
 from blast.experiment.run.locks import points_held
@@ -139,6 +139,8 @@ def run_points(
             job.fail_first(sentence)
         with job.stop.listening():
             failures = job.run()
+        if not failures:
+            forget_attempts(points, folder)
     job.stop.end()
     return failures
 
