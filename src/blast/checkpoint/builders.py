@@ -29,7 +29,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """
     kind = type(model)
     described: dict[str, Any] = {"library": kind.__module__.partition(".")[0], "class": kind.__name__, "base": None}
-    if _transformers_class(kind.__name__) is kind:
+    # Importing transformers takes seconds, and no class of it exists before that.
+    if described["library"] == "transformers" and _transformers_class(kind.__name__) is kind:
         described["base"] = _describe_transformers(model)
     elif kind.__name__ == "VisionTransformer" and kind.__module__.startswith("torchvision."):
         described["base"] = _describe_vision_transformer(model)

@@ -17,6 +17,7 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records import code_graph
 from blast.experiment.records import fingerprint as fingerprint_module
+from blast.experiment.records.code_cache import CodeCache
 from blast.experiment.records.code_graph import Module, Name
 from blast.experiment.records.fingerprint import SPEED, TELLING, Fingerprints, entry_of, fingerprint
 from blast.experiment.run.worker import run_point
@@ -360,9 +361,12 @@ def test_the_family_of_every_architecture_is_found_by_its_text(installed):
     assert len(installed.families("unknown")) > 3
 
 
-def test_every_point_of_the_config_has_its_fingerprint_and_no_file_is_read_twice(monkeypatch):
+def test_every_point_of_the_config_has_its_fingerprint_and_no_file_is_read_twice(monkeypatch, tmp_path):
     plan = expand(read_config(ROOT / "config" / "config.yaml"))
     monkeypatch.setattr(fingerprint_module, "_known", {})
+    monkeypatch.setenv("BLAST_CACHE", str(tmp_path))
+    cache = CodeCache(fingerprint_module._roots())
+    monkeypatch.setattr(fingerprint_module, "_cache", lambda: cache)
     fingerprint_module._installed.cache_clear()
     read = []
     monkeypatch.setattr(code_graph, "Module", lambda name, *a, **k: read.append(name) or Module(name, *a, **k))

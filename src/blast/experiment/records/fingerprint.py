@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from blast.experiment.plan.point import Point
+from blast.experiment.records.code_cache import CodeCache
 from blast.experiment.records.code_graph import CodeGraph, Counts, Module, Name
 
 KERNELS = "blast_kernels"
@@ -130,25 +132,35 @@ def _names(module: Module, architecture: str) -> bool:
 
 
 @cache
-def _installed() -> Fingerprints:
+def _roots() -> dict[str, Path]:
     roots = {"blast": Path(__file__).resolve().parents[2]}
     kernels = find_spec(KERNELS)
     if kernels and kernels.submodule_search_locations:
         roots[KERNELS] = Path(next(iter(kernels.submodule_search_locations)))
-    return Fingerprints(roots)
+    return roots
 
 
-_known: dict[tuple, str] = {}
-_modules: dict[tuple, dict[str, str]] = {}
+@cache
+def _installed() -> Fingerprints:
+    return Fingerprints(_roots())
 
 
-def _once(key: tuple, make: Callable[[], str]) -> str:
-    if key not in _known:
-        _known[key] = make()
-    return _known[key]
+@cache
+def _cache() -> CodeCache:
+    return CodeCache(_roots())
 
 
-def _key(point: Point) -> tuple:
+_known: dict[tuple[Any, ...], Any] = {}
+
+
+def _once(what: str, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What is found in the code as it was when this process looked first."""
+    if (what, *key) not in _known:
+        _known[what, *key] = _cache().get((what, *key), make)
+    return _known[what, *key]
+
+
+def _key(point: Point) -> tuple[Any, ...]:
     """Points with the same key have the same fingerprint."""
     suite = (point.benchmark or {}).get("suite")
     return entry_of(point), point.architecture, point.dataset, suite, point.data.get("tokenizer")
@@ -156,22 +168,19 @@ def _key(point: Point) -> tuple:
 
 def fingerprint(point: Point) -> str:
     """Digest of the code that decides the numbers of a point, as it is installed here."""
-    return _once(_key(point), lambda: _installed().of_point(point))
+    return str(_once("numbers", _key(point), lambda: _installed().of_point(point)))
 
 
 def module_digests(point: Point) -> dict[str, str]:
     """By module, a short digest of the code of it that decides the numbers of a point, as it is installed here."""
-    key = _key(point)
-    if key not in _modules:
-        _modules[key] = _installed().modules(point)
-    return _modules[key]
+    return dict(_once("modules", _key(point), lambda: _installed().modules(point)))
 
 
 def training_fingerprint(point: Point) -> str:
     """Digest of the code that decides the trained model of a point, as it is installed here."""
-    return _once(("training", *_key(point)), lambda: _installed().of_training(point))
+    return str(_once("training", _key(point), lambda: _installed().of_training(point)))
 
 
 def language_fingerprint(tasks: Sequence[str]) -> str:
     """Digest of what builds the requests of lm-eval tasks and makes metrics of their scores, as installed here."""
-    return _once(("language", *tasks), lambda: _installed().of_language(tasks))
+    return str(_once("language", tuple(tasks), lambda: _installed().of_language(tasks)))
