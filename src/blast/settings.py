@@ -285,6 +285,8 @@ def plain(value: Any) -> Any:
     if type(value) in SCALARS:
         return value
     if type(value) is dict:
+        if SCALARS.issuperset(map(type, value.values())):
+            return value.copy()
         return {key: entry if type(entry) in SCALARS else plain(entry) for key, entry in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = ((name, getattr(value, name), left_out) for name, left_out in _shown_fields(type(value)))

@@ -365,7 +365,7 @@ def test_every_point_of_the_config_has_its_fingerprint_and_no_file_is_read_twice
     plan = expand(read_config(ROOT / "config" / "config.yaml"))
     monkeypatch.setattr(fingerprint_module, "_known", {})
     monkeypatch.setenv("BLAST_CACHE", str(tmp_path))
-    cache = CodeCache(fingerprint_module._roots())
+    cache = CodeCache()
     monkeypatch.setattr(fingerprint_module, "_cache", lambda: cache)
     fingerprint_module._installed.cache_clear()
     read = []

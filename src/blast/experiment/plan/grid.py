@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -326,6 +328,19 @@ def _benchmark_points(config: Config, number: int, suite: Benchmark) -> Iterator
         )
 
 
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Keeps Python from looking for cycles: tens of thousands of points and records are made, and none is garbage."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+@without_garbage_collection()
 def expand(config: Config, file: Path | str = "config") -> Plan:
     """Makes all points of a config, each once, and their jobs.
 

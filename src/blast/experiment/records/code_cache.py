@@ -10,6 +10,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from blast.errors import BlastError
 from blast.files import canonical_json, json_digest, write_json
 from blast.untrusted import MIB, parse_json, read_bytes
 
-# Files that stay, the newest: each edit of the code begins one.
+KERNELS = "blast_kernels"
+# Files that stay, the newest of a kind: each edit of the code begins one.
 KEPT = 8
 
 
@@ -37,15 +40,56 @@ def source_digest(roots: Mapping[str, Path]) -> str:
     return state.hexdigest()
 
 
+@cache
+def installed_roots() -> dict[str, Path]:
+    """The folder of `blast`, and that of its kernels if they are installed."""
+    roots = {"blast": Path(__file__).resolve().parents[2]}
+    kernels = find_spec(KERNELS)
+    if kernels and kernels.submodule_search_locations:
+        roots[KERNELS] = Path(next(iter(kernels.submodule_search_locations)))
+    return roots
+
+
+@cache
+def installed_digest() -> str:
+    """Digest of every file of the packages that are installed here, as they were when this process looked first."""
+    return source_digest(installed_roots())
+
+
+def beside_code(ending: str, digest: str | None = None) -> Path | None:
+    """A file of the cache that belongs to one state of the code; None where there can be no cache.
+
+    Args:
+        ending: How its name ends.
+        digest: Digest of the code; None for what is installed here.
+    """
+    try:
+        return cache_root() / "code" / f"{(digest or installed_digest())[:32]}{ending}"
+    except BlastError:
+        return None
+
+
+def keep_newest(folder: Path, ending: str) -> None:
+    """Removes files of earlier states of the code, all but the newest few.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    others = sorted(folder.glob(f"*{ending}"), key=lambda other: other.stat().st_mtime)
+    for old in others[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
 class CodeCache:
     """What was found in the code of some packages, as they are now.
 
     Args:
-        roots: Folder of each package, by its import name.
+        roots: Folder of each package, by its import name; None for those that are installed here.
     """
 
-    def __init__(self, roots: Mapping[str, Path]) -> None:
-        self._digest = source_digest(roots)
+    def __init__(self, roots: Mapping[str, Path] | None = None) -> None:
+        self._digest = installed_digest() if roots is None else source_digest(roots)
+        self._file = beside_code(".json", self._digest)
         self._values: dict[str, Any] = self._read()
 
     def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -61,16 +105,9 @@ class CodeCache:
             self._write()
         return self._values[name]
 
-    def _file(self) -> Path | None:
-        try:
-            return cache_root() / "code" / f"{self._digest[:32]}.json"
-        except BlastError:
-            return None
-
     def _read(self) -> dict[str, Any]:
-        file = self._file()
         try:
-            found = parse_json(read_bytes(file, 16 * MIB)) if file else None
+            found = parse_json(read_bytes(self._file, 16 * MIB)) if self._file else None
             values: dict[str, Any] = found["values"]
             whole = found["digest"] == json_digest([self._digest, values])
         except (BlastError, OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -78,13 +115,10 @@ class CodeCache:
         return values if whole and isinstance(values, dict) else {}
 
     def _write(self) -> None:
-        file = self._file()
-        if file is None:
+        if self._file is None:
             return
         # Others may have found more in the meantime.
         self._values = {**self._read(), **self._values}
         with suppress(BlastError, OSError):
-            write_json(file, {"digest": json_digest([self._digest, self._values]), "values": self._values})
-            others = sorted(file.parent.glob("*.json"), key=lambda other: other.stat().st_mtime)
-            for old in others[:-KEPT]:
-                old.unlink(missing_ok=True)
+            write_json(self._file, {"digest": json_digest([self._digest, self._values]), "values": self._values})
+            keep_newest(self._file.parent, self._file.suffix)

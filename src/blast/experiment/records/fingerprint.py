@@ -12,15 +12,13 @@ import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from blast.experiment.plan.point import Point
-from blast.experiment.records.code_cache import CodeCache
+from blast.experiment.records.code_cache import KERNELS, CodeCache, installed_roots
 from blast.experiment.records.code_graph import CodeGraph, Counts, Module, Name
 
-KERNELS = "blast_kernels"
 # What a kernel computes is defined by its reference; how fast it does so changes no trained model. A training point
 # therefore leaves out the parts of `blast_kernels` that only decide speed: optional imports (`try: … except
 # ImportError`, the Triton kernels, without which everything runs) and modules and packages of these names.
@@ -132,22 +130,13 @@ def _names(module: Module, architecture: str) -> bool:
 
 
 @cache
-def _roots() -> dict[str, Path]:
-    roots = {"blast": Path(__file__).resolve().parents[2]}
-    kernels = find_spec(KERNELS)
-    if kernels and kernels.submodule_search_locations:
-        roots[KERNELS] = Path(next(iter(kernels.submodule_search_locations)))
-    return roots
-
-
-@cache
 def _installed() -> Fingerprints:
-    return Fingerprints(_roots())
+    return Fingerprints(installed_roots())
 
 
 @cache
 def _cache() -> CodeCache:
-    return CodeCache(_roots())
+    return CodeCache()
 
 
 _known: dict[tuple[Any, ...], Any] = {}

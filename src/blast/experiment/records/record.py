@@ -13,6 +13,7 @@ from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.plan.point_parts import check_parts
+from blast.experiment.records.checked import Checked
 from blast.experiment.records.record_schema import check_language, check_record
 from blast.files import canonical_json, json_digest, text_digest, write_json
 from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
@@ -66,7 +67,9 @@ def retry_reason(record: dict[str, Any]) -> str | None:
     return record["result"].get("unfinished")
 
 
-def read_record(file: Path, named: str | None = None, planned: Point | None = None) -> dict[str, Any]:
+def read_record(
+    file: Path, named: str | None = None, planned: Point | None = None, checked: Checked | None = None
+) -> dict[str, Any]:
     """Reads a record that may come from anywhere, and checks all of it.
 
     Its id is a file name and the name of the file, its parts have the types that their readers expect, and its digest
@@ -77,12 +80,17 @@ def read_record(file: Path, named: str | None = None, planned: Point | None = No
         named: The id that it has to have; None for the name of the file.
         planned: A point whose settings the record may have: where it does, they are not checked again, which takes most
             of the time.
+        checked: The bytes that were found good before; the record is added where it is.
 
     Raises:
         BlastError: if it is missing, half-written, altered or of another format; one sentence with what to do.
     """
     remedy = "delete it and run again: only this point is redone."
-    record = _read(file, "record", "run again: only this point is redone.", remedy)
+    content, record = _read(file, "record", "run again: only this point is redone.", remedy)
+    if checked is not None and planned is not None and content in checked and record["point"] == planned.values:
+        if planned.id != (Path(file).stem if named is None else named):
+            raise BlastError(f"{file}: this is the record of '{planned.id}', under another name; {remedy}")
+        return record
     if record.get("format", FORMAT) != FORMAT:
         raise BlastError(
             f"{file}: record format {str(record['format'])[:40]} is not the format {FORMAT} of this version; {remedy}"
@@ -103,6 +111,8 @@ def read_record(file: Path, named: str | None = None, planned: Point | None = No
         raise BlastError(f"{file}: the digest of its point is that of another point; {remedy}")
     if point.id != (Path(file).stem if named is None else named):
         raise BlastError(f"{file}: this is the record of '{point.id}', under another name; {remedy}")
+    if checked is not None:
+        checked.add(content)
     # With every key, also those that came after the record.
     return record if point is planned else record | {"point": point.to_dict()}
 
@@ -114,7 +124,7 @@ def read_language(file: Path) -> dict[str, Any]:
         BlastError: if the file is missing or damaged; one sentence with what to do.
     """
     again = "run again: only the metrics are computed again."
-    language = _read(file, "file of language metrics", again, f"delete it and {again}")
+    _, language = _read(file, "file of language metrics", again, f"delete it and {again}")
     try:
         check_language(language)
     except BlastError as error:
@@ -125,10 +135,11 @@ def read_language(file: Path) -> dict[str, Any]:
     return language
 
 
-def _read(file: Path, what: str, missing: str, remedy: str) -> dict[str, Any]:
-    """The mapping in a JSON file."""
+def _read(file: Path, what: str, missing: str, remedy: str) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a JSON file, and the mapping in it."""
     try:
-        values = parse_json(read_bytes(file, LARGEST))
+        content = read_bytes(file, LARGEST)
+        values = parse_json(content)
         if not isinstance(values, dict):
             raise ValueError("no mapping")
     except FileNotFoundError as error:
@@ -137,4 +148,4 @@ def _read(file: Path, what: str, missing: str, remedy: str) -> dict[str, Any]:
         raise BlastError(f"{file}: {error}; {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise BlastError(f"{file}: this {what} is damaged or half-written; {remedy}") from error
-    return values
+    return content, values

@@ -12,6 +12,7 @@ from blast.checkpoint.manifest import weights_file
 from blast.errors import BlastError
 from blast.experiment.plan.paths import TRAINED, GridFolder
 from blast.experiment.plan.point import Point
+from blast.experiment.records.checked import Checked
 from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
 from blast.experiment.records.record import read_record, retry_reason
 from blast.files import json_digest
@@ -41,7 +42,7 @@ class State(NamedTuple):
     found: dict[str, Any] | None = None
 
 
-def state_of(point: Point, folder: GridFolder) -> State:
+def state_of(point: Point, folder: GridFolder, checked: Checked | None = None) -> State:
     """What is left to do for a point.
 
     Its record has to be whole, and of these settings and this code. If only settings or code of the evaluation differ
@@ -51,12 +52,13 @@ def state_of(point: Point, folder: GridFolder) -> State:
     Args:
         point: As it is planned now.
         folder: Folder of its grid.
+        checked: Records that were found good before.
     """
     file, why = folder.record(point.id), "it has no record"
     record = None
     if file.is_file():
         try:
-            record = read_record(file, planned=point)
+            record = read_record(file, planned=point, checked=checked)
         except BlastError:
             return State(Left.ALL, "its record is damaged", None)
         # `record_digest` covers what was measured, without time and machine; older records have no other digest.

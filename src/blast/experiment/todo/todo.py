@@ -15,10 +15,11 @@ import yaml
 
 from blast.errors import BlastError
 from blast.experiment.plan.config import Config
-from blast.experiment.plan.grid import Plan
+from blast.experiment.plan.grid import Plan, without_garbage_collection
 from blast.experiment.plan.jobs import Job, job_name, make_jobs
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
+from blast.experiment.records.checked import Checked
 from blast.experiment.records.language import has_language_metrics
 from blast.experiment.records.state import Left, State, state_of
 from blast.experiment.todo.files import has_requests, is_prepared
@@ -141,9 +142,9 @@ class PointLeft(NamedTuple):
     imports: bool
 
     @classmethod
-    def of(cls, point: Point, folder: GridFolder, imports: Imports) -> PointLeft:
+    def of(cls, point: Point, folder: GridFolder, imports: Imports, checked: Checked | None = None) -> PointLeft:
         """Looks at the files of a point."""
-        state = state_of(point, folder)
+        state = state_of(point, folder, checked)
         has_tasks = bool(point.evaluation.get("tasks"))
         if state.left is not Left.NOTHING or state.record is None:
             return cls(point, state, True, has_tasks, True)
@@ -151,16 +152,19 @@ class PointLeft(NamedTuple):
         return cls(point, state, False, metrics, metrics or not imports.has(state.record))
 
 
+@without_garbage_collection()
 def find_left(plan: Plan, folder: GridFolder, store: str) -> list[PointLeft]:
-    """What is left to do for each point of a plan; writes nothing.
+    """What is left to do for each point of a plan; writes nothing but what it knows, in the cache.
 
     Args:
         plan: The points.
         folder: Folder of the grid.
         store: Address of MLflow's store.
     """
-    imports = Imports(folder, store)
-    return [PointLeft.of(point, folder, imports) for point in plan.points.values()]
+    imports, checked = Imports(folder, store), Checked()
+    found = [PointLeft.of(point, folder, imports, checked) for point in plan.points.values()]
+    checked.save()
+    return found
 
 
 def _later(jobs: Iterable[Job], points: Iterable[Point], stage: str) -> Iterator[Job]:

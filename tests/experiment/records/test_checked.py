@@ -1,0 +1,101 @@
+"""Records that were found good are not checked again, and what is not good is never taken for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from finished_grid import STORE, planned, values, write_point
+
+from blast.errors import BlastError
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records import record as record_module
+from blast.experiment.records.checked import Checked
+from blast.experiment.records.record import read_record
+from blast.experiment.todo.todo import find_left
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("BLAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "code"
+
+
+@pytest.fixture
+def grid(cache, tmp_path):
+    _, plan = planned(values("made"))
+    folder = GridFolder(tmp_path / "results" / "made")
+    for point in plan.points.values():
+        write_point(point, folder)
+    return plan, folder
+
+
+def test_the_second_look_checks_nothing_and_finds_the_same(grid, monkeypatch):
+    plan, folder = grid
+    first = find_left(plan, folder, STORE)
+    assert not any(left.runs for left in first)
+    monkeypatch.setattr(record_module, "check_record", lambda record: pytest.fail("it was checked before"))
+    assert find_left(plan, folder, STORE) == first
+
+
+def test_a_record_that_changed_by_one_digit_is_checked(grid):
+    plan, folder = grid
+    find_left(plan, folder, STORE)
+    changed = next(iter(plan.points))
+    file = folder.record(changed)
+    file.write_text(file.read_text().replace('"value": 0.5', '"value": 0.6'))
+    for _ in range(2):
+        assert [left.point.id for left in find_left(plan, folder, STORE) if left.runs] == [changed]
+
+
+def test_a_good_record_under_another_name_or_of_other_settings_is_refused(grid):
+    plan, folder = grid
+    one, other = list(plan.points.values())[:2]
+    checked = Checked()
+    assert read_record(folder.record(one.id), planned=one, checked=checked)["point"] == one.values
+    moved = folder.record(other.id)
+    moved.write_bytes(folder.record(one.id).read_bytes())
+    for point in (one, other):
+        with pytest.raises(BlastError, match="under another name"):
+            read_record(moved, planned=point, checked=checked)
+    # Not of these settings: read in full, and returned as what it is.
+    assert read_record(folder.record(one.id), planned=other, checked=checked)["point"] == one.values
+
+
+def test_a_damaged_note_counts_as_none(cache):
+    checked = Checked()
+    checked.add(b"good")
+    checked.save()
+    (file,) = cache.glob("*.checked")
+    assert b"good" in Checked()
+    assert b"bad" not in Checked()
+    whole = file.read_bytes()
+    for damaged in (whole[:-1], b"", whole[:-1] + bytes([whole[-1] ^ 1]), b"x" * 100):
+        file.write_bytes(damaged)
+        assert b"good" not in Checked()
+    file.write_bytes(whole)
+    # Two that are open at once lose nothing of each other, and what is known is not written again.
+    one, two = Checked(), Checked()
+    one.add(b"one")
+    two.add(b"two")
+    one.save()
+    two.save()
+    assert all(content in Checked() for content in (b"good", b"one", b"two"))
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(grid, tmp_path, monkeypatch):
+    plan, folder = grid
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BLAST_CACHE", str(tmp_path / "file"))
+    assert not any(left.runs for left in find_left(plan, folder, STORE))
+
+
+def test_what_is_damaged_is_never_noted(grid, cache):
+    plan, folder = grid
+    for name in plan.points:
+        record = json.loads(folder.record(name).read_text())
+        record["result"]["metrics"][0]["value"] = "many"
+        folder.record(name).write_text(json.dumps(record))
+    assert all(left.runs for left in find_left(plan, folder, STORE))
+    assert not list(cache.glob("*.checked"))
