@@ -206,8 +206,7 @@ def _why_not(value: PaperValue, found: pd.DataFrame) -> str:
 
 
 def _judge_ratio(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    found = ratios(table, value.metric)
-    found = found[found["suite"].isin(value.suite)] if value.suite else found
+    found = ratios(table[table["suite"].isin(value.suite)] if value.suite else table, value.metric)
     fit = _comparable(value, found)
     if fit.empty:
         if value.metric == "weights_bytes" and value.model in gpu_cost.MODELS and value.sparsity:

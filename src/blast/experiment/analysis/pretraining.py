@@ -171,13 +171,19 @@ def whole_run(times: StepTimes, final: float, growth: str) -> WholeRun:
     return WholeRun(SAMPLES * times.dense / (total + added), masked / SAMPLES, added / total)
 
 
-@cache
 def _schedule(final: float) -> tuple[np.ndarray, np.ndarray]:
     """By step, the share of live blocks and whether masks still change."""
-    config = SparsifyConfig(sparsity=final, block=(64, 64), steps=SAMPLES, hold=HOLD)
+    reached, growing = _reached()
+    return 1 - final * reached, growing
+
+
+@cache
+def _reached() -> tuple[np.ndarray, np.ndarray]:
+    """By step, the share of the final sparsity that is reached, the same for all, and whether masks still change."""
+    config = SparsifyConfig(sparsity=0.5, block=(64, 64), steps=SAMPLES, hold=HOLD)
     steps = range(SAMPLES)
-    live = np.array([1 - target_sparsity(config, step) for step in steps])
-    return live, np.array([step < config.final_step for step in steps])
+    reached = np.array([target_sparsity(config, step) / config.sparsity for step in steps])
+    return reached, np.array([step < config.final_step for step in steps])
 
 
 def interval(rows: pd.DataFrame, final: float, growth: str) -> tuple[float, float]:
