@@ -13,7 +13,7 @@ from blast.experiment.cli import main
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.record import make_record, write_record
-from blast.files import file_digest, write_json
+from blast.files import file_digest, json_digest, write_json
 
 DENSE = fake.make_point("vit-nano", "digits", "dense", 0.0, 0)
 # It starts from the checkpoint of the dense one.
@@ -56,12 +56,17 @@ def bring(bundle: Path, here: Path, *more: str) -> int:
     return main(["import", str(bundle), "--grid-dir", str(here), *more])
 
 
-def rewritten(bundle: Path, out: Path, change) -> Path:
-    """A bundle with other members: `change` gets the headers and contents, and the manifest as a mapping."""
+def rewritten(bundle: Path, out: Path, change, forged: bool = True) -> Path:
+    """A bundle with other members: `change` gets the headers and contents, and the manifest as a mapping.
+
+    If it is forged, the manifest gets the digest that fits it.
+    """
     with tarfile.open(bundle) as tar:
         members = [(member, tar.extractfile(member).read()) for member in tar]
     manifest = json.loads(members[0][1])
     members = change(members, manifest) or members
+    if forged:
+        manifest["digest"] = json_digest({key: value for key, value in manifest.items() if key != "digest"})
     text = json.dumps(manifest).encode()
     members[0][0].size = len(text)
     with tarfile.open(out, "w") as tar:

@@ -148,6 +148,20 @@ def test_a_content_that_was_changed_is_refused(tmp_path, capsys):
     assert "a content is not the one of its digest" in refused(bundle, tmp_path, capsys)
 
 
+def test_a_manifest_in_which_one_path_changed_is_refused(tmp_path, capsys):
+    bundle = export(make(tmp_path / "there"), tmp_path / "a.tar")
+
+    def change(members: list, manifest: dict[str, Any]) -> None:
+        path = next(path for path in manifest["files"] if path.endswith("masks.safetensors"))
+        manifest["files"][path + " "] = manifest["files"].pop(path)
+
+    odd = rewritten(bundle, tmp_path / "odd.tar", change, forged=False)
+    capsys.readouterr()
+    assert bring(odd, tmp_path / "here") == 2
+    assert "damaged or altered (its manifest is not the one of its digest)" in capsys.readouterr().err
+    assert not (tmp_path / "here").exists()
+
+
 def test_a_manifest_with_another_format_is_refused(tmp_path, capsys):
     bundle = export(make(tmp_path / "there"), tmp_path / "a.tar")
     odd = rewritten(bundle, tmp_path / "odd.tar", lambda members, manifest: manifest.update(format=9))

@@ -1,6 +1,6 @@
 """The list of what a bundle holds. A bundle is a plain tar: `manifest.json`, then each content once as `objects/<hex>`.
 
-A manifest names each file of the grid by its path, with the digest and the size of its content.
+A manifest names each file of the grid by its path, with the digest and the size of its content, and holds a digest of itself.
 """
 
 from __future__ import annotations
@@ -55,14 +55,17 @@ class Manifest:
     files: Mapping[str, Content]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values, with their digest."""
+        return self._values() | {"digest": self.digest}
+
+    def _values(self) -> dict[str, Any]:
         files = {path: {"digest": each.digest, "bytes": each.size} for path, each in sorted(self.files.items())}
         return {"kind": KIND, "format": FORMAT, "grid": self.grid, "points": list(self.points), "files": files}
 
     @property
     def digest(self) -> str:
         """It names everything in the bundle."""
-        return json_digest(self.to_dict())
+        return json_digest(self._values())
 
     @property
     def contents(self) -> dict[str, Content]:
@@ -100,7 +103,11 @@ class Manifest:
         for each in made.values():
             if sizes.setdefault(each.digest, each.size) != each.size:
                 raise BlastError("its manifest gives one content two sizes")
-        return cls(grid, tuple(points), made)
+        manifest = cls(grid, tuple(points), made)
+        # A path that changed would be a file that no record names, and left out in silence.
+        if values.get("digest") != manifest.digest:
+            raise BlastError("its manifest is not the one of its digest")
+        return manifest
 
 
 def _content(path: Any, entry: Any, points: set[str]) -> Content:
