@@ -9,7 +9,7 @@ CONFIG ?= config/config.yaml
 PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: all env smoke test test-slow test-gpu test-oldest mutate lint format lock schema faults ui report clean
+.PHONY: all env smoke test test-slow test-network test-gpu test-oldest mutate lint format lock schema faults ui report clean
 
 all: env
 	$(RUN) blast check "$(CONFIG)"
@@ -31,11 +31,16 @@ $(VENV)/.done: requirements.lock pyproject.toml
 smoke: env
 	$(RUN) snakemake --cores $(CORES) all --configfile config/smoke.yaml
 
+# Tests that any machine runs in minutes.
+FAST := not slow and not gpu and not browser and not network
 test: env
-	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser"
+	$(RUN) pytest -n 2 --dist loadfile -m "$(FAST)"
 
 test-slow: env
-	$(RUN) pytest -m "slow or browser"
+	$(RUN) pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu and not network"
+
+test-network: env
+	$(RUN) pytest -m network
 
 test-gpu: env
 	$(RUN) pytest -m gpu
@@ -47,7 +52,7 @@ test-oldest:
 	"$(PYTHON)" -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) hypothesis pytest pytest-timeout pytest-xdist "setuptools>=77" "numpy<2.4"
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/kernels tests/block_sparse tests/layers \
+	.venv-oldest/bin/python -m pytest -n 2 -m "$(FAST)" tests/kernels tests/block_sparse tests/layers \
 		tests/model tests/tensor_parallel tests/checkpoint tests/sparsity tests/training tests/generation tests/test_library_in_five_lines.py \
 		tests/evaluation/test_scoring.py tests/benchmark/providers/test_peers.py tests/benchmark/inputs/test_weights.py
 
@@ -66,7 +71,7 @@ mutate: env .cache/mutation/env/.done .cache/mutation/executed/.done
 
 # Which test files run which lines; remove the folder to record it anew. A test that fails here is no obstacle.
 .cache/mutation/executed/.done: $(VENV)/.done
-	-$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" -p executed --executed $(@D)
+	-$(RUN) pytest -n 2 --dist loadfile -m "$(FAST)" -p executed --executed $(@D)
 	@touch $@
 
 lint: env

@@ -65,6 +65,7 @@ def test_the_grid_of_all_recipes_is_planned(copy):
     assert "4 training points on 2 datasets and 1 benchmark point" in said
 
 
+@pytest.mark.slow
 def test_the_kernel_of_the_recipe_is_its_reference(copy):
     """Through Triton's interpreter, by the kernel itself: on a CPU the operator would take the reference."""
     code = """

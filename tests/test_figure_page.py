@@ -45,6 +45,7 @@ def test_the_pictures_of_the_docs_are_small_and_each_is_shown_on_a_page():
     assert sum(file.stat().st_size for file in PICTURES) < 2_000_000
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_of_what_is_recorded_and_not_of_what_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(paper_figures, "figures", lambda: ["inference_memory", "energy"])
     figure_page.draw_pictures(tmp_path)
@@ -72,6 +73,7 @@ def recorded():
     return load_table(ROOT / "no results", ROOT / "results" / "recorded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", paper_figures.tables())
 def test_every_column_of_a_printed_table_is_explained(name, recorded):
     """In docs/tables.md, in the lines of its table or in those that all tables share."""

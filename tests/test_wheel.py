@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 USE = """
 import sys

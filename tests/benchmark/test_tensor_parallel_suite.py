@@ -48,6 +48,7 @@ def of(entries, metric, **where):
     ]
 
 
+@pytest.mark.slow
 def test_each_number_of_processes_is_timed_dense_and_ours(entries):
     for metric in TIMES:
         for gpus in (1, 2):
@@ -59,6 +60,7 @@ def test_each_number_of_processes_is_timed_dense_and_ours(entries):
     assert not any(entry["setting"].get("projected") for entry in entries if entry["setting"]["gpus"] < 4)
 
 
+@pytest.mark.slow
 def test_one_all_reduce_is_timed_where_there_is_one(entries):
     assert {(entry["setting"]["gpus"], entry["tokens"]) for entry in of(entries, "all_reduce_latency")} == {
         (2, 1),
@@ -67,6 +69,7 @@ def test_one_all_reduce_is_timed_where_there_is_one(entries):
     assert of(entries, "all_reduce_latency", tokens=4)[0]["setting"]["bytes"] == 4 * 128 * 4
 
 
+@pytest.mark.slow
 def test_more_gpus_are_projected_from_a_part_and_two_all_reduces_and_say_so(entries):
     found = of(entries, "layer_latency", gpus=4)
     assert len(found) == 4
@@ -77,6 +80,7 @@ def test_more_gpus_are_projected_from_a_part_and_two_all_reduces_and_say_so(entr
         assert entry["low"] is None
 
 
+@pytest.mark.slow
 def test_bytes_of_ours_are_fewer_and_two_parts_hold_about_as_much(entries):
     for gpus in (1, 2):
         dense, ours = (of(entries, "weights_bytes", gpus=gpus, provider=name)[0] for name in ("dense_eager", "ours"))
@@ -87,12 +91,14 @@ def test_bytes_of_ours_are_fewer_and_two_parts_hold_about_as_much(entries):
     assert split["value"] - alone["value"] == 2 * 128 * 4 / 4
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_energy_says_that_it_is_not_available(entries):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert {entry["status"] for entry in of(entries, "energy")} == {"not run"}
 
 
+@pytest.mark.slow
 def test_speed_ups_compare_dense_and_ours_of_as_many_gpus(entries):
     point = Point(
         id="tensor_parallel-llama-nano.float32.s75.b16.seed0", grid="default", stage="benchmark",
@@ -246,6 +252,7 @@ def test_the_whole_model_is_projected_as_its_layers_and_the_head(monkeypatch):
     assert len(of(run.entries, "latency")) == 4
 
 
+@pytest.mark.slow
 def test_processes_are_started_and_their_errors_are_one_sentence():
     with pytest.raises(BlastError, match=r"^process 1 cannot do it; buy another\.$"):
         run_together(refuses, 2, {"remedy": "buy another"}, 120.0)
@@ -255,6 +262,7 @@ def test_processes_are_started_and_their_errors_are_one_sentence():
         run_together(breaks, 2, {}, 120.0)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_tells_its_fault_hides_no_other(tmp_path):
     with pytest.raises(BlastError, match=r"^the last process cannot do it\.$"):
         run_together(is_killed_while_it_tells, 2, {"folder": str(tmp_path)}, 120.0)

@@ -27,6 +27,7 @@ def test_a_machine_without_a_gpu_gives_an_error_of_one_sentence():
         training_step.measure("gpt2", 0.9, (64, 64), 0, SETTINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt2-tiny", "llama-tiny", "vit-tiny"])
 def test_dense_ours_and_masked_dense_are_timed_with_their_memory_and_parts(fake_gpu, architecture):
     metrics = measure(architecture)
@@ -110,6 +111,7 @@ def test_a_model_that_does_not_fit_has_one_entry_with_the_cause(fake_gpu, monkey
     assert "not even one step fits" in metrics[0]["setting"]["cause"]
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found_by_bisection(fake_gpu, monkeypatch):
     tried = []
 

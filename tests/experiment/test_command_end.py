@@ -63,6 +63,7 @@ def the_sentence(capsys: pytest.CaptureFixture[str]) -> str:
     return last
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="The disk is full, in a verb of `blast` that writes.",
     topic="Disks, outputs and commands",
@@ -153,6 +154,7 @@ def test_a_reader_that_stops_is_no_error(verb, unbuffered):
     assert (found.stdout, found.stderr) == ("0\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="The reader of the output stops, as in `blast job … | head`.",
     topic="Disks, outputs and commands",

@@ -158,6 +158,7 @@ def test_a_fused_model_generates_the_same_tokens(kind) -> None:
     assert torch.equal(tokens, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_fused_model_is_one_graph_for_the_compiler(kind) -> None:
     _, sparse, _ = pair(kind)

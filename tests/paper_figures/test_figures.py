@@ -181,6 +181,7 @@ def test_the_results_table_gives_the_reason_for_a_missing_number(table):
     assert "82.92 ± 0.38" in set(module.printed(frame)["value"])
 
 
+@pytest.mark.slow
 def test_the_figure_script_writes_the_same_bytes_twice(grid, tmp_path):
     written = []
     for place in ("first", "second"):

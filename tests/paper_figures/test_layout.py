@@ -81,6 +81,7 @@ def test_titles_of_timings_fit_and_differ(invented, name):
     assert_told_apart(drawn, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*paper_figures.figures()} - {*OF_KERNELS, *OF_STEPS}))
 def test_titles_of_a_local_grid_beside_recorded_ones_fit_and_differ(mixed, name):
     drawn = paper_figures.load(name).draw(mixed)
@@ -99,6 +100,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "write"), OTHERS)
 def test_titles_of_what_was_not_recorded_yet_fit_and_differ(tmp_path, name, write):
     write(tmp_path / "default")

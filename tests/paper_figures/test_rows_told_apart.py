@@ -56,6 +56,7 @@ def shown_rows(module, frame: pd.DataFrame) -> pd.DataFrame:
     return module.printed(frame) if hasattr(module, "printed") else frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", paper_figures.tables())
 def test_no_table_has_two_rows_that_nothing_tells_apart(table, name):
     module = paper_figures.load(name)
@@ -129,6 +130,7 @@ NOT_QUALITY = ("_bytes", "_time", "scoring_rate", "_loss", "sparsity", "sparse_e
 OTHER_PARTS = ("train_", "validation_")
 
 
+@pytest.mark.slow
 def test_every_score_of_the_records_is_in_the_results():
     """`acc_norm` was not; perplexity a byte is 2 to the power of bits a byte."""
     table = load_table(ROOT / "no results", RECORDED)

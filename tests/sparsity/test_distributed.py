@@ -16,6 +16,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [*WAYS, "wrapped"])
 def test_masks_and_weights_are_the_same_bits_in_every_process(ranks, way):
     first, second = (rank[way] for rank in ranks)

@@ -9,6 +9,8 @@ from tensor_parallel_cases import MODELS, NEW, RANKS, generated, prompt, work, w
 
 import blast
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -66,6 +66,7 @@ def test_a_grid_that_is_finished_or_was_copied_plans_nothing(done, tmp_path, mon
     assert planned(copy) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="The config was changed, and `snakemake -n` is asked.",
     topic="What a run plans",
@@ -84,6 +85,7 @@ def test_one_sparsity_more_plans_the_jobs_of_its_points(done):
     assert planned(done, "points") == {"used_config": 1, "point": 1, "points": 1, "total": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="A table or a picture was removed, or is of another grid.",
     topic="What a run plans",

@@ -28,6 +28,7 @@ def _dry_run(config: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["config/paper.yaml", "config/smollm2.yaml"])
 def test_the_whole_grid_is_planned_with_jobs_by_stage(config):
     plan = expand(read_config(ROOT / config))

@@ -149,6 +149,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(given, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_definitions_that_changed_between_two_commits_are_named(tmp_path, monkeypatch):
     """In a copy of the sources with a history of its own: an edit of the schedule, and one of a comment."""
     for path in code.PACKAGES.values():

@@ -71,7 +71,8 @@ PRUNE = "--text text.txt --out new --steps 8 --length 32"
         ("scan model --text text.txt --length 32 --block 48", "block 48 does not divide"),
         ("generate none hello", "unknown model, and no folder, 'none'"),
         ("generate bare hello", "bare holds no tokenizer.json"),
-        ("eval model --tasks scik", "unknown task 'scik'; did you mean 'sciq'?"),
+        # It reads the list of lm-eval's tasks.
+        pytest.param("eval model --tasks scik", "unknown task 'scik'; did you mean 'sciq'?", marks=pytest.mark.slow),
         ("eval model --tasks pystdlib_heldout", "asks about a dataset that a grid prepares; take one of: "),
     ],
 )

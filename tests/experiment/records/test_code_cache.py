@@ -93,6 +93,7 @@ def test_old_files_go(roots, tmp_path):
     assert newest in files(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_fingerprint_from_the_cache_is_the_one_that_is_computed(tmp_path):
     code = (
         "from blast.experiment.plan.point import Point\n"

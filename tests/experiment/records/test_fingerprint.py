@@ -240,12 +240,14 @@ def test_a_tuned_table_and_a_task_change_what_reads_them(tree, before):
     assert changed(tree, before) == found | {"language"}
 
 
+@pytest.mark.slow
 def test_a_source_in_cpp_changes_what_runs_on_a_cpu(tree, before):
     file = tree / "kernels" / "cpu" / "tiles.h"
     file.write_text(file.read_text() + "// edited\n")
     assert changed(tree, before) == TRAINED | {"mlp", "step", "kernels", "language"}
 
 
+@pytest.mark.slow
 def test_comments_docstrings_and_the_order_of_imports_change_nothing(tree, before):
     for file in [*(tree / "src").rglob("*.py"), *(tree / "kernels").rglob("*.py")]:
         lines = file.read_text().splitlines()
@@ -260,6 +262,7 @@ def test_comments_docstrings_and_the_order_of_imports_change_nothing(tree, befor
     assert changed(tree, before) == set()
 
 
+@pytest.mark.slow
 def test_moved_and_renamed_files_change_nothing(tree, before):
     moves = {
         "blast.training.step": "blast.training.parts.one_step",
@@ -304,6 +307,7 @@ def executed(point: Point, folder: GridFolder) -> set[Name]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "vit_blast", "mlp"])
 def test_everything_that_runs_is_in_the_fingerprint(tmp_path, name, installed):
     point = POINTS[name]

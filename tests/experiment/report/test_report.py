@@ -88,6 +88,7 @@ def test_data_and_origin_have_digests_versions_and_the_lock(page: str) -> None:
         assert each in words
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_report(tmp_path: Path) -> None:
     folder = mixed_grid(tmp_path / "default")
     assert reported(tmp_path, folder) == reported(tmp_path, folder)

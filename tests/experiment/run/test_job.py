@@ -99,6 +99,7 @@ def whole() -> Point:
     return point(training=TRAINING | {"checkpoint_seconds": 0.0})
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="A job is killed while it trains (`kill -9`).",
     topic="Signals and processes",

@@ -89,6 +89,7 @@ def test_ids_name_the_start_and_the_tokenizer(plan):
     assert starts["llama-3.2-1b.wikitext103@llama-3.2-1b.one_shot.s75.b16.seed0.pretrained"] == "parent"
 
 
+@pytest.mark.slow
 def test_every_point_runs_and_is_evaluated(plan, results):
     for point in plan.points.values():
         values = _values(results[point.id])

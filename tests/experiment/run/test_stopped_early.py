@@ -53,6 +53,7 @@ def told_to_stop(tmp_path: Path, one: Point, whom: str, number: int) -> tuple[in
     return job.returncode, said
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="The time limit of a job is over, or it is preempted or cancelled (SIGTERM or SIGUSR1).",
     topic="Clusters",
@@ -117,6 +118,7 @@ def test_attempts_that_come_further_may_be_many_and_two_in_turn_that_do_not_are_
         assert no_progress([one], [one], folder, attempt) is None
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="The time limit of a cluster's jobs is too short for one saved training state.",
     topic="Clusters",

@@ -71,6 +71,7 @@ def test_a_point_that_failed_before_its_run_was_killed_is_run_again(folder):
     assert state_of(point(), folder)[:3] == (Left.ALL, "the disk is full.", None)
 
 
+@pytest.mark.slow
 def test_the_next_run_redoes_it_and_then_nothing(folder):
     assert state_of(point(), folder).reason == SENTENCE
     main(["verdict", "--grid-dir", str(folder.root), "--out", str(folder.verdict)])

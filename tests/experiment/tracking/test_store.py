@@ -23,6 +23,7 @@ from blast.experiment.tracking.store import open_client, tracking_uri
 from blast.experiment.tracking.ui import prepare
 
 
+@pytest.mark.slow
 def test_two_processes_may_create_a_new_database_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = GridFolder(tmp_path / "results" / GRID)

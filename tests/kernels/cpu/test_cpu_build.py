@@ -102,6 +102,7 @@ def test_a_damaged_library_is_built_again_and_kept(monkeypatch, tmp_path, built,
     assert library.read_bytes() == built.read_bytes()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_edited_sources_are_built_again(monkeypatch, tmp_path):
     launch.kernels()
@@ -114,6 +115,7 @@ def test_edited_sources_are_built_again(monkeypatch, tmp_path):
     assert len(list((tmp_path / "cache" / "kernels").glob("*.so"))) == 2
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_processes_that_start_together_build_once(tmp_path):
     compiler, log = tmp_path / "slow-compiler", tmp_path / "log"

@@ -95,6 +95,7 @@ def test_equal_inputs_give_equal_bits_many_times(device):
     assert counters.tolist() == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump").exists(),
     reason="this Triton comes without cuobjdump",

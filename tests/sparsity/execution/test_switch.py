@@ -206,6 +206,7 @@ def test_the_dense_gradient_is_made_at_mask_updates_alone():
         steps(ours, step + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "fixed"), [({}, False), ({"schedule": "constant", "grow": "none"}, True)])
 def test_a_compiled_model_trains_the_same_and_is_not_compiled_at_every_mask_update(settings, fixed):
     masked = sparsify("llama-nano", execution="masked", **settings)
