@@ -1,9 +1,10 @@
 """Measures what a job costs beyond its bare work: `python workflow/scripts/job_overhead.py [--out job_overhead.csv]`.
 
-Each command runs with one point and with three. What the second and third cost is bare work; what the first one costs
-beyond that is overhead: the start of Python, imports of torch and transformers, the analysis of the code, the record.
-The processor time of a command and of all its children is counted, so other work on the machine adds little. The last
-rows are commands that do no work: `check`, `plan`, `status`, and a run of a grid that is finished.
+Each command runs with one point and with three, after it ran once: the code is analysed and the database is made once
+for all jobs. What the second and third point cost is bare work; what the first one costs beyond that is overhead: the
+start of Python, imports of torch and transformers, the record. The processor time of a command and of all its children
+is counted, so other work on the machine adds little. The last rows are commands that do no work: `check`, `plan`,
+`status`, and a run of a grid that is finished.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def config(kind: str) -> dict:
 def core_seconds(command: Sequence[str], folder: Path) -> float:
     """Processor time of a command and all its children."""
     environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": "", **os.environ}
+    # A machine that writes no bytecode would compile the library in every process.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with (folder / "log.txt").open("w+") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
         _, status, used = os.wait4(process.pid, 0)
@@ -72,32 +75,24 @@ def of_points(kind: str, folder: Path) -> list[dict]:
         write_json(folder / f"{point.id}.json", point.to_dict())
     _prepare(points[0], folder)
     rows = []
-    times = [
-        core_seconds([*BLAST, "job", *_files(part), "--out", f"grid{len(part)}"], folder) for part in _parts(points)
-    ]
-    rows.append({"command": f"job, {kind}", **parts(*times)})
-    verbs = ["mlflow", *(["language"] if points[0].evaluation.get("tasks") else [])]
-    for verb in reversed(verbs):
-        ids = [[point.id for point in part] for part in _parts(points)]
-        if verb == "mlflow":
-            # The first import makes the database, once for all grids.
-            core_seconds([*BLAST, verb, *ids[0], "--grid-dir", "grid1"], folder)
-        times = [core_seconds([*BLAST, verb, *part, "--grid-dir", f"grid{len(part)}"], folder) for part in ids]
-        rows.append({"command": f"{verb}, {kind}", **parts(*times)})
+    for verb in ("job", *(["language"] if points[0].evaluation.get("tasks") else []), "mlflow"):
+
+        def command(part: list[Point], grid: str, verb: str = verb) -> list[str]:
+            ids = [point.id for point in part]
+            if verb == "job":
+                return [*BLAST, verb, *(f"{name}.json" for name in ids), "--out", grid]
+            return [*BLAST, verb, *ids, "--grid-dir", grid]
+
+        # What is found once for all jobs: digests of the code, the database.
+        core_seconds(command(points[:1], "before"), folder)
+        one, three = (core_seconds(command(points[:count], f"grid{count}"), folder) for count in (1, 3))
+        rows.append({"command": f"{verb}, {kind}", **parts(one, three)})
     return rows
-
-
-def _parts(points: list[Point]) -> list[list[Point]]:
-    return [points[:1], points]
-
-
-def _files(points: list[Point]) -> list[str]:
-    return [f"{point.id}.json" for point in points]
 
 
 def _prepare(point: Point, folder: Path) -> None:
     """Data and requests, which the workflow makes once a grid."""
-    for grid in ("grid1", "grid3"):
+    for grid in ("before", "grid1", "grid3"):
         facts = folder / grid / "data" / f"{point.dataset}.json"
         core_seconds([*BLAST, "prepare", str(point.dataset), "--out", str(facts)], folder)
         if tasks := point.evaluation.get("tasks"):

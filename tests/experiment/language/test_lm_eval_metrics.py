@@ -66,7 +66,7 @@ def metrics_of(requests: Path, scores: Path) -> list[dict]:
 def _scores_of(reference: dict, built: SimpleNamespace) -> tuple[list[tuple], list[Score]]:
     from lm_eval.api.instance import Instance
 
-    from blast.experiment.language.models import key_of
+    from blast.experiment.language.stored_scores import key_of
 
     known = {r.key: s for r, s in zip(read_requests(built.requests), read_scores(built.scores).scores, strict=True)}
     theirs, ours = [], []

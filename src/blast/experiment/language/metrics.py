@@ -71,7 +71,7 @@ def build_requests(
     if separate_test_of is not None:
         documents = documents_of_test(documents, separate_test_of)
     tokenizer = _tokenizer(Path(tokenizer_dir))
-    from blast.experiment.language.models import RequestCollector
+    from blast.experiment.language.request_collector import RequestCollector
 
     collector = RequestCollector(tokenizer)
     try:
@@ -164,7 +164,7 @@ class LmEvalMetrics:
 
     def items(self, evaluated: Evaluated) -> dict[str, ItemScores]:
         """By task, the scores of its items."""
-        from blast.experiment.language.models import request_key
+        from blast.experiment.language.stored_scores import request_key
 
         tokens = {request.key: len(request.continuation) for request in self.requests}
         return {
@@ -175,7 +175,7 @@ class LmEvalMetrics:
     def _evaluate(self, scores: ScoreFile, limit: int | None) -> dict[str, Any]:
         from lm_eval.evaluator import evaluate
 
-        from blast.experiment.language.models import StoredScores
+        from blast.experiment.language.stored_scores import StoredScores
 
         # Each build advances the sampler of few-shot examples, so it is seeded again.
         for task in self._tasks.values():

@@ -1,6 +1,7 @@
 """The list of what a bundle holds. A bundle is a plain tar: `manifest.json`, then each content once as `objects/<hex>`.
 
-A manifest names each file of the grid by its path, with the digest and the size of its content, and holds a digest of itself.
+A manifest names each file of the grid by its path, with the digest and the size of its content, and holds a digest of
+itself.
 """
 
 from __future__ import annotations
