@@ -63,6 +63,12 @@ def test_a_good_record_under_another_name_or_of_other_settings_is_refused(grid):
     assert read_record(folder.record(one.id), planned=other, checked=checked)["point"] == one.values
 
 
+@pytest.mark.fault(
+    fault="The note of good records in the cache is damaged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="Each record is checked again.",
+    lost="seconds",
+)
 def test_a_damaged_note_counts_as_none(cache):
     checked = Checked()
     checked.add(b"good")

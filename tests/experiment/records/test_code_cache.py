@@ -60,6 +60,12 @@ def test_a_file_that_moved_is_a_change_and_bytecode_is_none(roots):
     assert source_digest(roots) != before
 
 
+@pytest.mark.fault(
+    fault="The digests of the code in the cache are damaged or forged.",
+    topic="Files that are damaged or come from elsewhere",
+    happens="They are computed again.",
+    lost="seconds",
+)
 def test_a_damaged_file_is_made_again_and_a_changed_value_is_not_believed(roots, tmp_path):
     CodeCache(roots).get(("key",), lambda: "true")
     (file,) = files(tmp_path)
