@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -77,9 +78,11 @@ def test_a_damaged_note_counts_as_none(cache):
     assert b"good" in Checked()
     assert b"bad" not in Checked()
     whole = file.read_bytes()
-    for damaged in (whole[:-1], b"", whole[:-1] + bytes([whole[-1] ^ 1]), b"x" * 100):
+    added = hashlib.sha256(b"bad").digest()[:16]
+    for damaged in (whole[:-1], b"", whole[:-1] + bytes([whole[-1] ^ 1]), b"x" * 100, whole + added):
         file.write_bytes(damaged)
         assert b"good" not in Checked()
+        assert b"bad" not in Checked()
     file.write_bytes(whole)
     # Two that are open at once lose nothing of each other, and what is known is not written again.
     one, two = Checked(), Checked()
