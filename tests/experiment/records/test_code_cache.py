@@ -51,6 +51,15 @@ def test_any_change_of_a_file_makes_all_of_it_anew(roots, file):
     assert CodeCache(roots).get(("key",), lambda: "new") == "new"
 
 
+def test_what_is_found_in_files_that_were_edited_in_the_meantime_is_not_kept(roots):
+    file = roots["package"] / "__init__.py"
+    early = CodeCache(roots)
+    file.write_text("a = 2\n")
+    assert early.get(("key",), lambda: "of the edited file") == "of the edited file"
+    file.write_text("a = 1\n")
+    assert CodeCache(roots).get(("key",), lambda: "as it was") == "as it was"
+
+
 def test_a_file_that_moved_is_a_change_and_bytecode_is_none(roots):
     before = source_digest(roots)
     (roots["package"] / "__pycache__").mkdir()

@@ -88,6 +88,7 @@ class CodeCache:
     """
 
     def __init__(self, roots: Mapping[str, Path] | None = None) -> None:
+        self._roots = installed_roots() if roots is None else roots
         self._digest = installed_digest() if roots is None else source_digest(roots)
         self._file = beside_code(".json", self._digest)
         self._values: dict[str, Any] = self._read()
@@ -115,7 +116,8 @@ class CodeCache:
         return values if whole and isinstance(values, dict) else {}
 
     def _write(self) -> None:
-        if self._file is None:
+        # Files that were edited while this process ran are those of another digest.
+        if self._file is None or source_digest(self._roots) != self._digest:
             return
         # Others may have found more in the meantime.
         self._values = {**self._read(), **self._values}
