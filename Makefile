@@ -37,7 +37,7 @@ test: env
 	$(RUN) pytest -n 2 --dist loadfile -m "$(FAST)"
 
 test-slow: env
-	$(RUN) pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu and not network"
+	$(RUN) pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu and not network" $(MORE)
 
 test-network: env
 	$(RUN) pytest -m network
