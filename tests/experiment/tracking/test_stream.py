@@ -79,6 +79,25 @@ def test_a_point_is_a_running_run_while_it_trains_and_its_record_completes_that_
     assert [each.info.status for each in runs_of(mlflow_folder)] == ["FINISHED"]
 
 
+def test_a_training_that_ended_between_two_looks_is_at_a_hundred_percent(mlflow_folder: GridFolder) -> None:
+    streams = Streams(mlflow_folder)
+    with tell_steps(planned(mlflow_folder), mlflow_folder) as watch:
+        watch(1, {"loss": 5.0, "train_loss": 5.0})
+        streams.look()
+        watch(2, {"loss": 2.5, "train_loss": 2.5})
+        watch(3, {"loss": 2.0, "train_loss": 2.0})
+    record_of(mlflow_folder)
+    streams.look()
+    (run,) = runs_of(mlflow_folder)
+    assert run.data.metrics["progress/percent"] == 100
+    # Its curves come from the record.
+    assert history(mlflow_folder, run, "curves/train_loss") == [(0, 5.0)]
+    import_grid(mlflow_folder.root)
+    (run,) = runs_of(mlflow_folder)
+    assert history(mlflow_folder, run, "curves/train_loss") == [(0, 5.0), (1, 2.5), (2, 5.0 / 3)]
+    assert run.data.metrics["progress/percent"] == 100
+
+
 def test_the_samples_of_the_system_are_where_mlflow_shows_them(
     mlflow_folder: GridFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

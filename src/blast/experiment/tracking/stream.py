@@ -131,11 +131,13 @@ class Streams:
             stream = self._streams[point] = found
         new, offset = read_lines(file, stream.offset)
         record = self.folder.record(point)
-        if record.exists() and record.stat().st_mtime >= file.stat().st_mtime:
-            new = []  # The import of the record sends the rest.
+        recorded = record.exists() and record.stat().st_mtime >= file.stat().st_mtime
         last = dict(stream.last)
         total = stream.begin.get("steps")
         found_metrics = steps(new, last, total if isinstance(total, int) else None)
+        if recorded:
+            # The import of the record sends the rest of the curves.
+            found_metrics = [metric for metric in found_metrics if metric.key.startswith("progress/")]
         found_metrics += samples([{"begin": stream.begin}, *new])
         log_metrics(self.client, stream.run, found_metrics)
         stream.offset, stream.last = offset, last
