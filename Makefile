@@ -55,6 +55,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pytest -n 2 -m "$(FAST)" tests/kernels tests/block_sparse tests/layers \
 		tests/model tests/tensor_parallel tests/checkpoint tests/sparsity tests/training tests/generation tests/test_library_in_five_lines.py \
 		tests/evaluation/test_scoring.py tests/benchmark/providers/test_peers.py tests/benchmark/inputs/test_weights.py
+	.venv-oldest/bin/python -m pytest -n 2 -m "slow and not gpu" tests/tensor_parallel tests/block_sparse tests/sparsity
 
 # Changes single operators of the library and of the analysis, and asks whether a test notices. It takes about an hour,
 # goes on where it was stopped, and writes the survivors to .cache/mutation/report.md.

@@ -56,7 +56,7 @@ if not TABLES or not FIGURES:
     raise refusal(f"{ROOT / 'paper_figures' / 'views'}: holds no figures or no tables; restore this folder from git.")
 PICTURES = [str(file) for name in FIGURES for file in VIEWS[name].files]
 PRINTED = [str(file) for name in TABLES for file in VIEWS[name].files]
-# Nothing is written while this file is read, and in a dry run nothing at all. Other processes of a run, as those of a
+# No result is written while this file is read, nor in a dry run; what was learnt of them is noted in the cache. Other processes of a run, as those of a
 # cluster, read which jobs it has: by then some are done.
 try:
     if workflow.is_main_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -46,14 +47,14 @@ def test_ctrl_c_stops_all_and_the_same_command_resumes(tmp_path: Path, reads: fa
 
     run = start()
     wait_until(lambda: any(results.glob("points/*/training_state.pt")), "the first saved state")
-    worker = {int(pid) for pid in _processes(str(results)) | _processes("results/held")}
-    assert worker
+    others = processes_in(place.folder) - {run.pid}
+    assert others
     os.killpg(run.pid, signal.SIGINT)
     said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 1, said
     reads(said)
     assert "Traceback" not in said
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in worker), "the end of all processes")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others), "the end of all processes")
     assert not (results / "records" / f"{POINT}.json").exists()
 
     run = start()
@@ -65,15 +66,11 @@ def test_ctrl_c_stops_all_and_the_same_command_resumes(tmp_path: Path, reads: fa
     assert int(resumed[1]) > 1
 
 
-def _processes(words: str) -> set[str]:
-    """The processes whose command line has some words."""
+def processes_in(folder: Path) -> set[int]:
+    """The processes that work in a folder."""
     found = set()
     for place in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            folder = os.readlink(place / "cwd")
-        except OSError:
-            continue
-        if words in command and place.name != str(os.getpid()) and "pytest" in folder:
-            found.add(place.name)
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(place / "cwd")) == folder:
+                found.add(int(place.name))
     return found

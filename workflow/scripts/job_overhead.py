@@ -76,18 +76,19 @@ def of_points(kind: str, folder: Path) -> list[dict]:
     _prepare(points[0], folder)
     rows = []
     for verb in ("job", *(["language"] if points[0].evaluation.get("tasks") else []), "mlflow"):
-
-        def command(part: list[Point], grid: str, verb: str = verb) -> list[str]:
-            ids = [point.id for point in part]
-            if verb == "job":
-                return [*BLAST, verb, *(f"{name}.json" for name in ids), "--out", grid]
-            return [*BLAST, verb, *ids, "--grid-dir", grid]
-
         # What is found once for all jobs: digests of the code, the database.
-        core_seconds(command(points[:1], "before"), folder)
-        one, three = (core_seconds(command(points[:count], f"grid{count}"), folder) for count in (1, 3))
+        core_seconds(_command(verb, points[:1], "before"), folder)
+        one, three = (core_seconds(_command(verb, points[:count], f"grid{count}"), folder) for count in (1, 3))
         rows.append({"command": f"{verb}, {kind}", **parts(one, three)})
     return rows
+
+
+def _command(verb: str, points: list[Point], grid: str) -> list[str]:
+    """The command that does a verb for some points of a grid."""
+    ids = [point.id for point in points]
+    if verb == "job":
+        return [*BLAST, verb, *(f"{name}.json" for name in ids), "--out", grid]
+    return [*BLAST, verb, *ids, "--grid-dir", grid]
 
 
 def _prepare(point: Point, folder: Path) -> None:

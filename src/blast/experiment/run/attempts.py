@@ -54,9 +54,9 @@ def _file(first: Point, folder: GridFolder) -> Path:
 
 def forget_attempts(points: Sequence[Point], folder: GridFolder) -> None:
     """Removes the note of a job whose points are all done: nothing starts it again."""
-    for first in points[:1]:
+    if points:
         with suppress(OSError):
-            _file(first, folder).unlink()
+            _file(points[0], folder).unlink()
 
 
 def no_progress(points: Sequence[Point], waiting: Sequence[Point], folder: GridFolder, attempt: int) -> str | None:
