@@ -17,6 +17,8 @@ import paper_figures
 from blast import architectures
 from blast.experiment.analysis.live_blocks import last_masks, live_by_layer
 from blast.experiment.cli import main
+from blast.experiment.plan.config import read_config
+from blast.experiment.plan.grid import expand
 from blast.experiment.records.table import load_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +28,7 @@ PAGES = [
     ROOT / "config" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+QUALITY = ROOT / "config" / "quality.yaml"
 RECORDED_MASKS = ROOT / "results" / "recorded" / "nvidia-h200" / "masks" / "quality"
 README = (ROOT / "README.md").read_text()
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
@@ -153,20 +156,27 @@ def test_the_real_run_of_the_docs_is_that_of_the_records():
             assert same(ratios[(*place, "pruned")], equal, 2)
 
 
-def test_the_quality_study_of_the_docs_is_that_of_the_records():
-    results = view("main_results")
-    results = results[(results["grid"] == "quality") & (results["architecture"] == "gpt2")]
-    lamp = results[results["variant"] == "whole-model-lamp"].set_index("sparsity")["value"]
-    results = results[results["variant"].isin(["", "taught"])]
-    section = RESULTS.partition("## The quality study so far")[2].partition("\n## ")[0]
-    lines = re.findall(
+STUDY = RESULTS.partition("## The quality study so far")[2].partition("\n## ")[0]
+
+
+def study_rows(section):
+    """The rows of the first table of a part of the quality study."""
+    return re.findall(
         r"^\| (\w[\w, ]*) \| (\d+) \| (\d) \| ([\d.]+) \| (\S*) ?\| (\w*) ?\|$", section, flags=re.MULTILINE
     )
-    assert len(lines) == len(results) == 16
-    masks = last_masks(RECORDED_MASKS / "gpt2.technical_text.gmp.s95.b64.seed0.lr9e-4.safetensors")
-    width = 64 * statistics.mean(layer.hidden for layer in live_by_layer(masks, 48))
-    words = " ".join(section.split())
-    assert f"{width:.0f} hidden units a layer" in words
+
+
+@pytest.mark.parametrize(
+    ("architecture", "section"),
+    [("gpt2", STUDY.partition("\n### ")[0]), ("smollm2-135m", STUDY.partition("### A model of Llama's kind")[2])],
+    ids=["GPT-2", "Llama's kind"],
+)
+def test_the_quality_study_of_the_docs_is_that_of_the_records(architecture, section):
+    results = view("main_results")
+    results = results[(results["grid"] == "quality") & (results["architecture"] == architecture)]
+    results = results[results["variant"].isin(["", "taught"])]
+    lines = study_rows(section)
+    assert len(lines) == len(results) > 0
     for model, percent, seeds, value, lost, verdict in lines:
         method, _, more = model.replace(",", " ").partition(" ")
         found = results[(results["method"] == method) & (results["sparsity"] == int(percent) / 100)]
@@ -180,34 +190,61 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records():
         assert (seeds, value) == (str(row["seeds"]), f"{row['value']:.3f}")
         if lost:
             assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
-        if model == "gmp, taught":
-            assert f"and {row['above_taught_dense_percent']:.1f} % above dense with the same teacher" in words
+
+
+def test_what_the_docs_say_beside_the_tables_of_the_quality_study_is_in_the_records():
+    words = " ".join(STUDY.split())
+    results = view("main_results")
+    results = results[(results["grid"] == "quality") & (results["architecture"] == "gpt2")]
+    masks = last_masks(RECORDED_MASKS / "gpt2.technical_text.gmp.s95.b64.seed0.lr9e-4.safetensors")
+    width = 64 * statistics.mean(layer.hidden for layer in live_by_layer(masks, 48))
+    assert f"{width:.0f} hidden units a layer" in words
+    (taught,) = results.loc[
+        (results["variant"] == "taught") & (results["method"] == "gmp"), "above_taught_dense_percent"
+    ]
+    assert f"and {taught:.1f} % above dense with the same teacher" in words
+    lamp = results[results["variant"] == "whole-model-lamp"].set_index("sparsity")["value"]
+    assert f"{lamp[0.8]:.3f} bits a byte at 80 % and {lamp[0.95]:.3f} at 95 %" in words
+    (warm,) = results.loc[results["variant"] == "warm", "relative_loss_percent"]
+    assert f"the best `blast` at 95 %: {warm:+.1f} %, one seed" in words
+    blast = results[(results["method"] == "blast") & (results["sparsity"] == 0.95)]
+    assert blast["relative_loss_percent"].min() == warm
     table = recorded_table()
     bits = table[(table["grid"] == "quality") & (table["metric"] == "bits_per_byte")].set_index("point")["value"]
+    known = f"{len(bits)} of {len(expand(read_config(QUALITY)).points)} points have run"
+    assert known in words
+    assert known.replace("of", "of its") in (ROOT / "config" / "README.md").read_text()
     apart = {}
     for percent in (95, 80):
         once = f"gpt2.technical_text.gmp.s{percent}.b64.seed0"
         apart[percent] = f"{100 * abs(bits[once + '.lr9e-4'] / bits[once] - 1):.1f}".lstrip("0")
     assert f"are {apart[95]} % apart at 95 %, and {apart[80]} % at 80 %" in words
-    assert f"{lamp[0.8]:.3f} bits a byte at 80 % and {lamp[0.95]:.3f} at 95 %" in words
-    blocks = results[(results["method"] == "gmp") & (results["sparsity"] == 0.95) & results["teacher"].isna()]
+    blocks = results[results["variant"].isin([""]) & (results["method"] == "gmp") & (results["sparsity"] == 0.95)]
     # Each seed against dense of the same seed: the sizes have not the same seeds.
     lost = blocks["relative_loss_percent"]
     assert sorted(blocks["block"]) == ["128x128", "16x16", "32x32", "64x64"]
     assert f"16 to 128 lose {lost.min():.1f} to {lost.max():.1f} % at 95 %" in words
-    ablations = view("ablations")
-    ablations = ablations.assign(lever=ablations["lever"].str.removesuffix(" (OWL)"))
-    changes = ablations[ablations["base"] == "gmp"].set_index("lever")[["held_out_s80", "held_out_s95"]]
-    growth = changes.loc["growth"].abs()
-    assert changes.loc["growth", "held_out_s80"] < 0 < changes.loc["growth", "held_out_s95"]
-    said = f"{growth['held_out_s80']:.1f} % better at 80 % and {growth['held_out_s95']:.1f} % worse at 95 %"
-    assert said.replace("0.", ".") in words
-    changes = changes.drop("growth").dropna(how="all")
-    levers = re.findall(r"^\| ([a-z][a-z ×^-]+) \| ([+-][\d.]+)? ?\| ([+-][\d.]+) \|$", section, flags=re.MULTILINE)
-    assert {lever for lever, *_ in levers} == set(changes.index)
-    for lever, *found in levers:
-        expected = ["" if pd.isna(change) else f"{change:+.1f}" for change in changes.loc[lever]]
-        assert found == expected, lever
+
+
+def test_the_levers_of_the_docs_are_those_of_the_records():
+    found = view("ablations")
+    found = found[found["model"] == "gpt2"]
+    found = found.assign(lever=found["lever"].str.removesuffix(" (OWL)"))
+    first, _, second = STUDY.partition("Of growth itself")
+    words = " ".join(STUDY.split())
+    for base, section in (("gmp", first), ("blast", second)):
+        changes = found[found["base"] == base].set_index("lever")[["held_out_s80", "held_out_s95"]].dropna(how="all")
+        if base == "gmp":
+            growth = changes.loc["growth"].abs()
+            assert changes.loc["growth", "held_out_s80"] < 0 < changes.loc["growth", "held_out_s95"]
+            said = f"{growth['held_out_s80']:.1f} % better at 80 % and {growth['held_out_s95']:.1f} % worse at 95 %"
+            assert said.replace("0.", ".") in words
+            changes = changes.drop("growth")
+        rows = re.findall(r"^\| ([a-z][a-z ×^-]+) \| ([+-][\d.]+)? ?\| ([+-][\d.]+) \|$", section, flags=re.MULTILINE)
+        assert {lever for lever, *_ in rows} == set(changes.index)
+        for lever, *shown in rows:
+            expected = ["" if pd.isna(change) else f"{change:+.1f}" for change in changes.loc[lever]]
+            assert shown == expected, lever
 
 
 def test_what_the_docs_say_of_the_vit_is_what_the_records_say():

@@ -26,6 +26,7 @@ LEVERS = {
     "grow": "growth",
     "grow_decay": "growth decays",
     "grow_score": "blocks that grow",
+    "regrown_state": "state of blocks that grow again",
     "dense_start": "dense start",
     "keep_score": "blocks that stay",
     "layer_spread": "sparsity spread over layers (OWL)",
@@ -36,7 +37,7 @@ LEVERS = {
 # Settings that come along with a lever and are no levers of their own then.
 COME_ALONG = {
     "learning_rate_schedule": ("decay", "hold", "final_learning_rate"),
-    "grow": ("grow_decay", "grow_share", "grow_score", "swap_share", "swap_decay"),
+    "grow": ("grow_decay", "grow_share", "grow_score", "regrown_state", "swap_share", "swap_decay"),
     "teacher": ("distillation.weight", "distillation.temperature", "distillation.hidden_weight"),
 }
 # Scores on the data that a model was trained on.
@@ -101,7 +102,8 @@ def levers(table: pd.DataFrame) -> list[Lever]:
     """The levers that points tried, by place and name, then those of `LEVERS` that none tried.
 
     Two recipes show a lever if they differ in it alone, apart from their learning rates, of which each has its best.
-    If several pairs show it, the one counts whose recipe shows most levers.
+    If several pairs show it, the one counts whose recipe shows most levers, and of its pairs the one in which least
+    else comes along.
 
     Args:
         table: As `blast.experiment.records.table.load_table` makes it.
@@ -163,34 +165,35 @@ def _training_change(on: dict[str, float], off: dict[str, float], higher: bool) 
     return math.nan
 
 
-def _difference(first: dict[str, Any], second: dict[str, Any]) -> str | None:
-    """The one lever in which two recipes differ; None if they differ in more."""
-    keys = {key for key in {*first, *second} if first.get(key) != second.get(key)}
+def _difference(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, int] | None:
+    """The one lever in which two recipes differ, and how many settings came along; None if they differ in more."""
+    differing = {key for key in {*first, *second} if first.get(key) != second.get(key)}
+    keys = set(differing)
     for lever, others in COME_ALONG.items():
         if lever in keys:
             keys -= set(others)
-    return keys.pop() if len(keys) == 1 else None
+    return (keys.pop(), len(differing) - 1) if len(keys) == 1 else None
 
 
 def _levers_of(group: pd.DataFrame) -> list[Lever]:
     choices = {row.node: dict(row.choices) for row in group.itertuples(index=False)}
     nodes = sorted(choices, key=lambda node: (len(node), node))
     pairs = [
-        (key, one, other)
+        (*difference, one, other)
         for place, one in enumerate(nodes)
         for other in nodes[place + 1 :]
-        if (key := _difference(choices[one], choices[other])) is not None
+        if (difference := _difference(choices[one], choices[other])) is not None
     ]
-    degree = Counter(node for _, *pair in pairs for node in pair)
+    degree = Counter(node for _, _, *pair in pairs for node in pair)
     best: dict[tuple, tuple] = {}
-    for key, *pair in pairs:
+    for key, along, *pair in pairs:
         hub, other = sorted(pair, key=lambda node: (-degree[node], nodes.index(node)))
         changed = [node for node in (hub, other) if key in choices[node]]
         # With the lever is what differs from the default; of two values that do, the one that is tried on the recipe.
         on = changed[0] if len(changed) == 1 else other
         off = hub if on == other else other
         name = key, str(choices[on].get(key))
-        rank = -degree[hub], nodes.index(hub)
+        rank = -degree[hub], nodes.index(hub), along
         if name not in best or rank < best[name][0]:
             best[name] = rank, hub, on, off
     place = {name: group[name].iloc[0] for name in (*STUDY, "block")}
