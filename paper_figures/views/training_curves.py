@@ -16,12 +16,19 @@ from paper_figures.views._titles import start_and_grid
 TITLE = "Training curves"
 CATEGORY = "Training"
 SUITES = ("train",)
-METHODS = ("dense", "blast")
+# Of the pruned models of a panel, those of the first of these methods that ran are drawn.
+METHODS = ("blast", "gmp")
 
 
 def _curve(rows: pd.DataFrame, metric: str) -> tuple[list[int], list[float]]:
     curve = rows[rows["metric"] == metric].sort_values("step")
     return curve["step"].astype(int).tolist(), curve["value"].tolist()
+
+
+def _one_method(rows: pd.DataFrame) -> pd.DataFrame:
+    """Dense, and the pruned models of one method."""
+    chosen = next((method for method in METHODS if (rows["method"] == method).any()), None)
+    return rows[rows["method"].isin(["dense", chosen])]
 
 
 def _panel(loss: Axes, share: Axes, rows: pd.DataFrame) -> None:
@@ -58,15 +65,15 @@ def _panel(loss: Axes, share: Axes, rows: pd.DataFrame) -> None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws seed 0 of the dense and BLaST recipes of each model and dataset."""
-    table = table[(table["suite"] == "train") & table["method"].isin(METHODS)]
+    """Draws seed 0 of dense and of one pruned recipe of each model and dataset: BLaST's, or else that of `gmp`."""
+    table = table[(table["suite"] == "train") & table["method"].isin(["dense", *METHODS])]
     table = chosen_trials(without_execution_variants(table))
     curves = table[(table["status"] == "ok") & table["step"].notna()]
     recipes = recipe_points(table)
     keys = zip(curves["grid"], curves["hardware"], curves["point"], strict=True)
     curves = curves[pd.Series([key in recipes for key in keys], index=curves.index, dtype=bool)]
     curves = one_machine(curves[curves["seed"] == curves["seed"].min()])
-    panels = [rows for _, rows in curves.groupby(["grid", "model", "dataset"], sort=True)]
+    panels = [_one_method(rows) for _, rows in curves.groupby(["grid", "model", "dataset"], sort=True)]
     panels = [rows for rows in panels if (rows["metric"] == "validation_loss").any()]
     if not panels:
         return style.not_run(TITLE, style.why_empty(table))
@@ -86,7 +93,9 @@ def draw(table: pd.DataFrame) -> Figure:
         first = rows.iloc[0]
         _panel(loss, share, rows)
         _, name = start_and_grid(first, curves["grid"].nunique())
-        loss.set_title(f"{style.model_label(first['model'])}\n{style.dataset_label(first['dataset'])}{name}")
+        # The other method than that of most panels is named.
+        other = ", GMP" if (rows["method"] == METHODS[1]).any() else ""
+        loss.set_title(f"{style.model_label(first['model'])}{other}\n{style.dataset_label(first['dataset'])}{name}")
         if place % columns == 0:
             share.set_ylabel("sparsity (%)")
         unit = rows.loc[rows["metric"] == "validation_loss", "unit"].iloc[0] or "nats"
