@@ -9,7 +9,7 @@ CONFIG ?= config/config.yaml
 PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: all env smoke test test-slow test-network test-gpu test-oldest mutate lint format lock schema faults ui report clean
+.PHONY: all env clusters smoke test test-slow test-network test-gpu test-oldest mutate lint format lock schema faults ui report clean
 
 all: env
 	$(RUN) blast check "$(CONFIG)"
@@ -30,6 +30,15 @@ $(VENV)/.done: requirements.lock pyproject.toml
 
 smoke: env
 	$(RUN) snakemake --cores $(CORES) all --configfile config/smoke.yaml
+
+# What the profiles of Slurm and Kubernetes need besides. Snakemake imports it at each start (2 core-seconds), so it is
+# installed on request only.
+clusters: $(VENV)/.clusters
+
+$(VENV)/.clusters: requirements-clusters.lock $(VENV)/.done
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-clusters.lock
+	$(VENV)/bin/python -m pip check
+	@touch $@
 
 # Tests that any machine runs in minutes.
 FAST := not slow and not gpu and not browser and not network
@@ -86,9 +95,11 @@ format: env
 	$(RUN) ruff format .
 	$(RUN) snakefmt --line-length 120 Snakefile workflow
 
+UV := .cache/uv/bin/uv --native-tls pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --quiet
 lock:
 	"$(PYTHON)" -m venv .cache/uv && .cache/uv/bin/python -m pip install --quiet uv
-	.cache/uv/bin/uv --native-tls pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --quiet pyproject.toml -o requirements.lock
+	$(UV) --extra experiment --extra postgresql --extra dev pyproject.toml -o requirements.lock
+	"$(PYTHON)" -c 'import tomllib; e = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*e["slurm"], *e["kubernetes"], sep="\n")' | $(UV) - -c requirements.lock -o requirements-clusters.lock
 
 schema: env
 	$(RUN) blast schema > config/schema.json

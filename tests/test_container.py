@@ -26,14 +26,15 @@ def test_the_recipe_has_only_instructions_of_the_format_and_begins_with_an_image
 
 
 def test_the_recipe_copies_what_is_there_and_says_that_it_was_not_built():
-    copied = [arguments.split()[0] for name, arguments in instructions() if name == "COPY"]
-    assert copied == ["requirements.lock", "."]
+    copied = [path for name, arguments in instructions() if name == "COPY" for path in arguments.split()[:-1]]
+    assert copied == ["requirements.lock", "requirements-clusters.lock", "."]
     assert all((ROOT / path).exists() for path in copied)
     assert "Not built" in RECIPE.read_text()
 
 
-def test_the_recipe_installs_the_lock_file_with_its_hashes_and_the_python_of_the_project():
+def test_the_recipe_installs_the_lock_files_with_their_hashes_and_the_python_of_the_project():
     text = RECIPE.read_text()
-    assert "--require-hashes -r requirements.lock" in text
+    for lock in ("requirements.lock", "requirements-clusters.lock"):
+        assert f"--require-hashes -r {lock}" in text
+        assert "--hash=sha256:" in (ROOT / lock).read_text()
     assert "python:3.11" in text
-    assert "--hash=sha256:" in (ROOT / "requirements.lock").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -193,8 +194,16 @@ def test_planning_a_grid_does_not_load_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE, cwd=ROOT)
 
 
-def test_the_lock_file_names_no_registry():
-    assert "://" not in (ROOT / "requirements.lock").read_text()
+def test_the_lock_files_name_no_registry_and_agree():
+    texts = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-clusters.lock")]
+    assert not any("://" in text for text in texts)
+    usual, clusters = (set(re.findall(r"^([\w.-]+==\S+)", text, flags=re.MULTILINE)) for text in texts)
+    names = {pin.partition("==")[0] for pin in usual}
+    more = {pin.partition("==")[0] for pin in clusters - usual}
+    assert not more & names
+    # Snakemake imports every plugin at each start.
+    assert not any(name.startswith("snakemake-executor-plugin") for name in names)
+    assert {"snakemake-executor-plugin-slurm", "snakemake-executor-plugin-kubernetes"} <= more
 
 
 def test_no_two_test_files_have_one_name():

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from patience import PATIENCE, wait_until
@@ -65,7 +66,9 @@ PartitionName=urgent Nodes=ALL MaxTime=1-0 PriorityTier=9 PreemptMode=OFF State=
 def missing() -> str | None:
     """Why there can be no Slurm on this machine; None if there can."""
     lacking = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
-    return f"{', '.join(lacking)} not found; Debian: {PACKAGES}" if lacking else None
+    if lacking:
+        return f"{', '.join(lacking)} not found; Debian: {PACKAGES}"
+    return None if find_spec("snakemake_executor_plugin_slurm") else "no plugin of Snakemake: make clusters"
 
 
 class Slurm:

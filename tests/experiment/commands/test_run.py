@@ -16,6 +16,7 @@ import yaml
 from patience import PATIENCE
 
 from blast.errors import BlastError
+from blast.experiment.cli import main
 from blast.experiment.commands import run
 from blast.experiment.commands.display import Lines
 from blast.experiment.plan.paths import PROGRESS, GridFolder
@@ -52,6 +53,23 @@ def test_a_profile_is_named_by_its_folder_and_an_unknown_one_is_refused(tmp_path
     assert run._profile(str(tmp_path)) == tmp_path
     with pytest.raises(BlastError, match=r"unknown profile 'defalt'; did you mean 'default'\?"):
         run._profile("defalt")
+
+
+@pytest.mark.fault(
+    fault="A run is started with the profile of a cluster, and Snakemake's plugin for it is not installed.",
+    topic="Clusters",
+    happens="`blast run` does not start.",
+    reads="Snakemake's plugin for 'slurm' is not installed; run 'make clusters'.",
+    lost="nothing",
+)
+def test_a_profile_whose_plugin_is_missing_names_the_command_that_installs_it(tmp_path, monkeypatch, capsys, reads):
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    assert main(["run", "config/smoke.yaml", "--profile", "slurm", "--dry-run"]) != 0
+    said = capsys.readouterr().err
+    reads(said)
+    assert said.count("\n") == 1
+    (tmp_path / "config.yaml").write_text("executor: local\n")
+    run._check_plugin(tmp_path)
 
 
 def test_a_run_with_other_keys_writes_its_config_into_the_grid_and_a_dry_run_nowhere(tmp_path):
@@ -121,6 +139,7 @@ def test_a_plain_output_has_a_line_for_each_point_that_runs_now_and_then(watched
 # In place of Snakemake: a process with a child, which both end at Ctrl-C as Snakemake and a job do.
 STAND_IN = """
 import signal, subprocess, sys, time
+from blast.experiment.cli import main
 from blast.experiment.commands import run
 from blast.experiment.plan.paths import GridFolder
 from pathlib import Path

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,8 @@ from blast.files import write_atomically
 
 # Seconds between two looks at the files of a run.
 PAUSE = 0.5
+# Executors whose plugins `make clusters` installs.
+CLUSTERS = ("slurm", "kubernetes")
 # What stops a run: Ctrl-C, `kill`, a terminal that closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -82,7 +85,8 @@ def _command(config: Path, targets: Sequence[str], more: Sequence[str], options:
     command = [sys.executable, "-P", "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile"), *targets]
     command += ["--configfile", str(config)]
     if options.profile:
-        command += ["--profile", str(_profile(options.profile))]
+        _check_plugin(profile := _profile(options.profile))
+        command += ["--profile", str(profile)]
     if options.cores or not options.profile:
         command += ["--cores", str(options.cores or usable_cores())]
     return [*command, *(["--dry-run"] if options.dry_run else []), *more]
@@ -97,6 +101,17 @@ def _profile(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     raise unknown_name("profile", name, known)
+
+
+def _check_plugin(profile: Path) -> None:
+    """Refuses a profile whose jobs need a plugin that is not installed; Snakemake would print all of its options."""
+    import yaml
+
+    for file in sorted(profile.glob("config*.yaml")):
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        executor = given.get("executor") if isinstance(given, dict) else None
+        if executor in CLUSTERS and find_spec(f"snakemake_executor_plugin_{executor}") is None:
+            raise BlastError(f"{file}: Snakemake's plugin for '{executor}' is not installed; run 'make clusters'.")
 
 
 def _environment() -> dict[str, str]:
