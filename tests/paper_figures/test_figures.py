@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -99,15 +100,22 @@ def memory(tmp_path_factory):
     return load_table(folder, folder / "recorded")
 
 
+@pytest.fixture(scope="module")
+def drawn_from_kernels(kernels):
+    """Draws a figure of all rows of the suite `kernels`, each of them once; the tests only read them."""
+    return cache(lambda name: paper_figures.load(name).draw(kernels))
+
+
 @pytest.mark.parametrize("name", paper_figures.figures())
 def test_a_figure_names_its_machine_and_draws_from_records(
-    table, kernels, steps, runs, study, inference, memory, name
+    table, kernels, steps, runs, study, inference, memory, drawn_from_kernels, name
 ):  # fmt: skip
     given = {"kernel": kernels, "inference_memory": memory}
     given |= dict.fromkeys(OF_STEPS, steps) | dict.fromkeys(OF_RUNS, runs)
     given |= dict.fromkeys(OF_STUDIES, study) | dict.fromkeys(OF_INFERENCE, inference)
     drawn_from = given.get(name, given.get(name.partition("_")[0], table))
-    text = words(paper_figures.load(name).draw(drawn_from))
+    draw = drawn_from_kernels if drawn_from is kernels else lambda name: paper_figures.load(name).draw(drawn_from)
+    text = words(draw(name))
     assert ("CPU (imaginary)" if drawn_from is table else "imaginary GPU") in text
     grid = "study" if drawn_from is runs else "quality" if drawn_from is study else "default"
     assert f"grid {grid}" in text
@@ -220,8 +228,8 @@ def test_an_unknown_figure_is_one_sentence_with_the_nearest_name(capsys):
         paper_figures.load("claim")
 
 
-def test_the_heat_map_shows_ours_alone_and_shared_masks_in_their_own_column(kernels):
-    drawn = paper_figures.load("kernel_speedup").draw(kernels)
+def test_the_heat_map_shows_ours_alone_and_shared_masks_in_their_own_column(drawn_from_kernels):
+    drawn = drawn_from_kernels("kernel_speedup")
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in drawn.axes]
     assert [title for title in titles if title] == [
         "128", "128, shared", "128 × 64", "64 × 128", "64", "32 × 128", "32",
@@ -253,14 +261,14 @@ def test_views_of_the_kernels_show_one_gpu(tmp_path):
     assert set(frame["hardware"]) == {fake_kernels.GPU}
 
 
-def test_the_peers_figure_says_which_peer_did_not_run_and_why(kernels):
-    text = words(paper_figures.load("kernel_peers").draw(kernels)).replace("\n", " ")
+def test_the_peers_figure_says_which_peer_did_not_run_and_why(drawn_from_kernels):
+    text = words(drawn_from_kernels("kernel_peers")).replace("\n", " ")
     assert "blksprs not run in 4 cases: the package blksprs is not installed." in text
     assert "Llama 3.1 8B, 95 %, block 128, 2048 tokens" in text
 
 
-def test_the_peers_figure_gives_ours_over_the_fastest_peer_case_by_case(kernels):
-    text = words(paper_figures.load("kernel_peers").draw(kernels))
+def test_the_peers_figure_gives_ours_over_the_fastest_peer_case_by_case(kernels, drawn_from_kernels):
+    text = words(drawn_from_kernels("kernel_peers"))
     frame = paper_figures.load("kernel_table").rows(kernels)
     timed = frame[(frame["sparsity"] == 0.95) & (frame["model"] == "llama-3.1-8b") & (frame["tokens"] == 16)]
     fastest = timed[timed["provider"].isin(["stk", "torch_bsr"])]["us"].min()
@@ -268,10 +276,10 @@ def test_the_peers_figure_gives_ours_over_the_fastest_peer_case_by_case(kernels)
     assert f"{fastest / ours['us'].iloc[0]:.2f}×" in text
 
 
-def test_transposed_blocks_of_the_down_projection_are_marked(kernels):
+def test_transposed_blocks_of_the_down_projection_are_marked(kernels, drawn_from_kernels):
     blocks = set(paper_figures.load("kernel_table").rows(kernels).query("model == 'gpt2-xl'")["block"])
     assert blocks == {"64x64", "32x32", "128x64/64x128"}
-    drawn = paper_figures.load("kernel_speedup").draw(kernels)
+    drawn = drawn_from_kernels("kernel_speedup")
     assert "128 × 64" in {axes.get_title(loc="center") for axes in drawn.axes}
     assert "*" in words(drawn).split("\n")
 
@@ -289,7 +297,7 @@ def test_the_kernel_table_gives_the_bound_and_separate_rows_for_skipped_dead_blo
     assert "memory, 72 %" in set(shown["bound"])
 
 
-def test_fp8_weights_have_separate_rows_with_their_error_and_enter_no_figure(kernels):
+def test_fp8_weights_have_separate_rows_with_their_error_and_enter_no_figure(kernels, drawn_from_kernels):
     module = paper_figures.load("kernel_table")
     frame = module.rows(kernels)
     rounded = frame["provider"] == "ours_fp8"
@@ -301,7 +309,7 @@ def test_fp8_weights_have_separate_rows_with_their_error_and_enter_no_figure(ker
     assert set(shown.loc[~rounded, "weights off"]) == {""}
     assert "32.00×" in set(shown.loc[rounded, "speed-up"])
     for name in ("kernel_speedup", "kernel_peers", "kernel_roofline"):
-        drawn = paper_figures.load(name).draw(kernels)
+        drawn = drawn_from_kernels(name)
         assert "32" not in [text.get_text() for axes in drawn.axes for text in axes.texts]
         assert "fp8" not in words(drawn)
 

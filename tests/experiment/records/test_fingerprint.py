@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,14 +69,12 @@ PRUNED = {"blast", "one_shot", "vit_blast"}
 TASKS = ["pystdlib_heldout"]
 
 
-def fingerprints(root: Path) -> dict[str, str]:
-    code = Fingerprints({"blast": root / "src" / "blast", "blast_kernels": root / "kernels"})
+def code_of(root: Path) -> Fingerprints:
+    return Fingerprints({"blast": root / "src" / "blast", "blast_kernels": root / "kernels"})
+
+
+def fingerprints(code: Fingerprints) -> dict[str, str]:
     return {name: code.of_point(point) for name, point in POINTS.items()} | {"language": code.of_language(TASKS)}
-
-
-@pytest.fixture(scope="module")
-def before() -> dict[str, str]:
-    return fingerprints(ROOT)
 
 
 def copy_of_the_code(folder: Path) -> Path:
@@ -91,7 +91,11 @@ def tree(tmp_path) -> Path:
 
 
 def changed(tree: Path, before: dict[str, str]) -> set[str]:
-    return {name for name, value in fingerprints(tree).items() if value != before[name]}
+    return different(code_of(tree), before)
+
+
+def different(code: Fingerprints, before: dict[str, str]) -> set[str]:
+    return {name for name, value in fingerprints(code).items() if value != before[name]}
 
 
 def edit(file: Path, function: str | None = None) -> None:
@@ -136,16 +140,24 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> tuple[Path, Fingerprints]:
-    """A copy of the code for one edit after the other, and what was analysed of it before."""
+    """A copy of the code for one edit after the other, and what was analysed of it before: all of it takes seconds."""
     root = copy_of_the_code(tmp_path_factory.mktemp("shared"))
-    code = Fingerprints({"blast": root / "src" / "blast", "blast_kernels": root / "kernels"})
-    for point in POINTS.values():
-        code.of_point(point)
-    return root, code
+    return root, code_of(root)
 
 
-def changed_by_edit(shared: tuple[Path, Fingerprints], before: dict[str, str], file: str, function: str | None) -> set:
-    """The points whose fingerprints an edit changes; only the edited file is analysed again, and then put back."""
+@pytest.fixture(scope="module")
+def installed(shared) -> Fingerprints:
+    return shared[1]
+
+
+@pytest.fixture(scope="module")
+def before(installed) -> dict[str, str]:
+    return fingerprints(installed)
+
+
+@contextmanager
+def edited(shared: tuple[Path, Fingerprints], file: str, function: str | None = None) -> Iterator[None]:
+    """Edits a file of the shared copy; it alone is analysed again. All is put back at the end."""
     root, code = shared
     graph, old = code.code, (root / file).read_text()
     edit(root / file, function)
@@ -153,10 +165,17 @@ def changed_by_edit(shared: tuple[Path, Fingerprints], before: dict[str, str], f
     module = next(name for name, found in graph._modules.items() if found and found.file == root / file)
     graph._modules.pop(module)
     graph._texts = {name: text for name, text in graph._texts.items() if name.module != module}
-    found = {name for name, point in POINTS.items() if code.of_point(point) != before[name]}
-    (root / file).write_text(old)
-    graph._modules, graph._texts = kept
-    return found
+    try:
+        yield
+    finally:
+        (root / file).write_text(old)
+        graph._modules, graph._texts = kept
+
+
+def changed_by_edit(shared: tuple[Path, Fingerprints], before: dict[str, str], file: str, function: str | None) -> set:
+    """The points whose fingerprints an edit changes."""
+    with edited(shared, file, function):
+        return {name for name, point in POINTS.items() if shared[1].of_point(point) != before[name]}
 
 
 @pytest.mark.parametrize("file", EDITS)
@@ -191,14 +210,9 @@ def test_an_edit_of_any_module_that_a_point_uses_changes_its_fingerprint(shared,
             assert found == {name for name, names in reached.items() if Name(module, first) in names}, (module, first)
 
 
-@pytest.fixture(scope="module")
-def installed() -> Fingerprints:
-    return Fingerprints({"blast": ROOT / "src" / "blast", "blast_kernels": ROOT / "kernels"})
-
-
-def test_an_edit_of_lm_evals_half_changes_its_stage_alone(tree, before):
-    edit(tree / "src/blast/experiment/language/metrics.py")
-    assert changed(tree, before) == {"language"}
+def test_an_edit_of_lm_evals_half_changes_its_stage_alone(shared, before):
+    with edited(shared, "src/blast/experiment/language/metrics.py"):
+        assert different(shared[1], before) == {"language"}
 
 
 @pytest.mark.parametrize(
@@ -211,33 +225,32 @@ def test_an_edit_of_lm_evals_half_changes_its_stage_alone(tree, before):
         ("src/blast/sparsity/schedule.py", None, {"blast", "vit_blast"}),
     ],
 )
-def test_an_edit_of_the_evaluation_leaves_the_trained_model(shared, file, function, found):
-    root, code = shared
+def test_an_edit_of_the_evaluation_leaves_the_trained_model(shared, before, file, function, found):
+    _, code = shared
     points = {name: POINTS[name] for name in TRAINED}
-    before, whole = ({name: of(point) for name, point in points.items()} for of in (code.of_training, code.of_point))
-    graph, old = code.code, (root / file).read_text()
-    kept = dict(graph._modules), dict(graph._texts)
-    edit(root / file, function)
-    module = "blast." + file.removeprefix("src/blast/").removesuffix(".py").replace("/", ".")
+    training = {name: code.of_training(point) for name, point in points.items()}
+    with edited(shared, file, function):
+        assert {name for name, point in points.items() if code.of_training(point) != training[name]} == found
+        assert {name for name, point in points.items() if code.of_point(point) != before[name]} >= (found or {"dense"})
+
+
+def test_a_tuned_table_and_a_task_change_what_reads_them(shared, before):
+    root, code = shared
+    tasks = root / "src" / "blast" / "experiment" / "language" / "tasks"
+    files = [next((root / "kernels" / "tuned").glob("*.json")), tasks / "piqa.yaml", tasks / f"{TASKS[0]}.yaml"]
+    old = {file: file.read_text() for file in files}
     try:
-        graph._modules.pop(module, None)
-        graph._texts = {name: text for name, text in graph._texts.items() if name.module != module}
-        assert {name for name, point in points.items() if code.of_training(point) != before[name]} == found
-        assert {name for name, point in points.items() if code.of_point(point) != whole[name]} >= (found or {"dense"})
+        for file in files[:2]:
+            file.write_text(old[file] + "\n")
+        found = different(code, before)
+        assert "kernels" in found
+        assert not found & (TRAINED | {"language"})
+        files[2].write_text("# edited\n")
+        assert different(code, before) == found | {"language"}
     finally:
-        (root / file).write_text(old)
-        graph._modules, graph._texts = kept
-
-
-def test_a_tuned_table_and_a_task_change_what_reads_them(tree, before):
-    tasks = tree / "src" / "blast" / "experiment" / "language" / "tasks"
-    for file in (next((tree / "kernels" / "tuned").glob("*.json")), tasks / "piqa.yaml"):
-        file.write_text(file.read_text() + "\n")
-    found = changed(tree, before)
-    assert "kernels" in found
-    assert not found & (TRAINED | {"language"})
-    (tasks / f"{TASKS[0]}.yaml").write_text("# edited\n")
-    assert changed(tree, before) == found | {"language"}
+        for file, text in old.items():
+            file.write_text(text)
+    assert different(code, before) == set()
 
 
 @pytest.mark.slow

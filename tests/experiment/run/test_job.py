@@ -12,14 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_worker
 import pytest
 import torch
 from patience import PATIENCE, wait_until
 
+from blast.evaluation.item_scores import read_item_scores
 from blast.experiment.cli import main
 from blast.experiment.plan.paths import TRAINING_STATE, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.record import read_record
+from blast.experiment.run import child as child_module
 from blast.experiment.run.job import run_points
 from blast.experiment.run.worker import outcome_of
 from blast.files import write_json
@@ -107,7 +110,9 @@ def whole() -> Point:
     reads="resuming at step …",
     lost="the steps since the last saved state, which are done again",
 )
-def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(done, tmp_path, reads):
+def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(tmp_path, reads):
+    undisturbed = GridFolder(tmp_path / "undisturbed")
+    assert run_points([whole()], undisturbed, tmp_path / "undisturbed.log") == 0
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "sitecustomize.py").write_text(KILLS_ITS_JOB)
     path = os.pathsep.join([str(tmp_path / "code"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -121,7 +126,7 @@ def test_a_run_killed_while_training_resumes_to_the_same_result_bit_for_bit(done
     log = (folder.root / "log").read_text()
     assert "resuming at step" in log
     reads(log)
-    one, two = (read_record(each.record(point().id)) for each in (done[0], folder))
+    one, two = (read_record(each.record(point().id)) for each in (undisturbed, folder))
     assert one["status"] == "ok"
     assert one["result"] == two["result"]
     assert one["record_digest"] == two["record_digest"]
@@ -177,13 +182,17 @@ def test_the_child_of_a_killed_job_ends(tmp_path):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[GridFolder, int, list[str]]:
-    """One job: a point that fails, a long one, one of each method, a sparse and a dense one; with its failures and its
-    progress lines."""
+    """One job: a point that fails, one of each method, a sparse and a dense one, and one with a damaged training state;
+    with its failures and its progress lines."""
     folder = GridFolder(tmp_path_factory.mktemp("job"))
     hot = point(id="hot", training=TRAINING | {"learning_rate": 1e30, "steps": 20}, sparsify=SPARSIFY | {"steps": 20})
     one, said = short("blast"), io.StringIO()
     sparse = point(id="sparse", training=one.training, sparsify=one.sparsify | {"execution": "sparse"})
-    points = [hot, whole(), *map(short, METHODS_TRAINED), sparse, short()]
+    damaged = point(id="damaged", training=one.training, sparsify=one.sparsify)
+    state = folder.work(damaged.id) / TRAINING_STATE
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"half")
+    points = [hot, *map(short, METHODS_TRAINED), sparse, damaged, short()]
     with contextlib.redirect_stdout(said):
         failures = run_points(points, folder, folder.root / "log", total=len(points))
     return folder, failures, said.getvalue().splitlines()
@@ -250,7 +259,8 @@ def test_a_finished_point_is_not_run_again(done, capsys):
     assert not Path(folder.root / "log2").read_text()
 
 
-def test_a_point_with_other_settings_is_run_again(done, tmp_path):
+def test_a_point_with_other_settings_is_run_again(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(child_module, "worker_command", fake_worker.command)
     folder = GridFolder(tmp_path)
     shutil.copytree(done[0].root / "records", tmp_path / "records")
     other = dense(training=TRAINING | {"steps": 6})
@@ -299,16 +309,19 @@ def test_a_child_that_is_killed_is_a_failed_record_that_names_the_likely_cause(t
     reads="…: this training state is damaged or half-written; starting anew.",
     lost="the steps so far, which are done again",
 )
-def test_a_damaged_training_state_is_not_used_and_the_log_says_so(done, tmp_path, reads):
-    folder, one = GridFolder(tmp_path), short("blast")
-    state = folder.work(one.id) / TRAINING_STATE
-    state.parent.mkdir(parents=True)
-    state.write_bytes(b"half")
-    run_points([one], folder, tmp_path / "log")
-    log = (tmp_path / "log").read_text()
+def test_a_damaged_training_state_is_not_used_and_the_log_says_so(done, reads):
+    folder = done[0]
+    log = (folder.root / "log").read_text()
+    state = folder.work("damaged") / TRAINING_STATE
     assert f"{state}: this training state is damaged or half-written; starting anew." in log
     reads(log)
-    assert read_record(folder.record(one.id))["result"] == read_record(done[0].record(one.id))["result"]
+    ours, theirs = (read_record(folder.record(name))["result"] for name in ("damaged", "blast"))
+    # The file of the items names its point, so its digest is another one.
+    for result, name in ((ours, "damaged"), (theirs, "blast")):
+        items, _ = read_item_scores(folder.work(name) / result["artifacts"].pop("items")["path"])
+        result["items"] = {task: (one.nats.tolist(), one.digest) for task, one in items.items()}
+        result["right"] = {task: [v.tolist() for v in one.correct.values()] for task, one in items.items()}
+    assert ours == theirs
 
 
 def test_sparse_and_masked_execution_give_the_same_result_except_for_rounding(done):
