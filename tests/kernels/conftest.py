@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import quick_interpreter  # noqa: F401
 import torch
 
 

@@ -96,18 +96,18 @@ def test_bias_and_activation_of_a_plain_front(tokens, activation, device):
     ],
 )
 def test_configs_differ_in_speed_alone(config, gate, device):
-    gate_up = gate_up_of(gate, masks_of("uniform", 3, 4), 128, 128, torch.float16, device)
+    gate_up = gate_up_of(gate, masks_of("skewed_rows", 2, 3), 128, 128, torch.float16, device)
     # One whole tile of tokens and a part of another.
     check(gate_up, config.tile + 3, gate, device, config=config)
 
 
 @pytest.mark.parametrize("before", [KernelConfig("stream", 16, 64, 128, 3, 4), KernelConfig("tiles", 64, 64, 64, 3, 4)])
 def test_the_kernel_in_front_clears_the_counters_of_a_split_product(before, device):
-    gate_up = gate_up_of("none", masks_of("skewed_rows", 3, 4), 128, 128, torch.float16, device)
+    gate_up = gate_up_of("none", masks_of("skewed_rows", 2, 3), 128, 128, torch.float16, device)
     split = KernelConfig("tiles", 64, 64, 64, 3, 4, split=2)
-    x = torch.randn(70, 512).to(device, torch.float16)
-    counters = torch.full((counters_needed(split, 70, 3, 128),), 99, dtype=torch.int32, device=device)
-    y = torch.empty(70, 384, dtype=torch.float16, device=device)
+    x = torch.randn(70, 384).to(device, torch.float16)
+    counters = torch.full((counters_needed(split, 70, 2, 128),), 99, dtype=torch.int32, device=device)
+    y = torch.empty(70, 256, dtype=torch.float16, device=device)
     for config, chain in ((before, Chain(clears=counters)), (split, Chain(counters=counters))):
         y.fill_(float("nan"))
         product(x, gate_up.values, gate_up.row_list, None, y, "none", "none", config, chain=chain)
@@ -141,11 +141,11 @@ def test_rows_without_a_record_are_left_alone(device):
 
 
 def test_the_same_call_gives_the_same_bits(device):
-    gate_up = gate_up_of("untied", masks_of("skewed_rows", 3, 5), 64, 64, torch.float16, device)
-    x = torch.randn(150, 320).to(device, torch.float16)
+    gate_up = gate_up_of("untied", masks_of("skewed_rows", 2, 3), 64, 64, torch.float16, device)
+    x = torch.randn(150, 192).to(device, torch.float16)
     outputs = []
     for _ in range(2):
-        y = torch.empty(150, 192, dtype=torch.float16, device=device)
+        y = torch.empty(150, 128, dtype=torch.float16, device=device)
         product(x, gate_up.values, gate_up.row_list, None, y, "silu", "untied", up=gate_up.up)
         outputs.append(y)
     assert torch.equal(*outputs)

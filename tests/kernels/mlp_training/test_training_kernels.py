@@ -14,6 +14,14 @@ BOUNDS = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
 PATTERNS = [("uniform", "uniform"), ("empty_rows", "uniform"), ("uniform", "empty_columns"), ("one_block", "full")]
 GATES = [("untied", "silu"), ("tied", "gelu_tanh"), ("none", "gelu")]
 SHAPES = [(32, 32, 32), (16, 32, 64)]
+FEW_BLOCKS = (3, 2, 2)
+# Each pair of a gate, a shape and a dtype is among those that are quick.
+HALF = [
+    pytest.param(*gate, shape, dtype, marks=() if (g + s + d) % 2 else pytest.mark.slow)
+    for g, gate in enumerate(GATES)
+    for s, shape in enumerate(SHAPES)
+    for d, dtype in enumerate((torch.float16, torch.bfloat16))
+]
 
 
 def both(name: str, *arguments, config=None):
@@ -61,19 +69,18 @@ def test_kernels_agree_with_their_references_for_every_pattern(gate, activation,
     run_all(mlp, gate, activation, 45, device, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("blocks", SHAPES, ids=str)
-@pytest.mark.parametrize(("gate", "activation"), GATES)
+@pytest.mark.parametrize(("gate", "activation", "blocks", "dtype"), HALF)
 def test_kernels_agree_with_their_references_in_half_precision(gate, activation, blocks, dtype, device):
-    mlp = mlp_of(gate, ("uniform", "uniform"), *blocks, dtype=dtype, device=device)
+    mlp = mlp_of(gate, ("uniform", "uniform"), *blocks, dtype=dtype, device=device, grid=FEW_BLOCKS)
     run_all(mlp, gate, activation, 70, device, dtype)
 
 
 @pytest.mark.parametrize("weights_first", [False, True])
 @pytest.mark.parametrize(("gate", "activation"), GATES)
 def test_slices_and_weights_first_do_not_change_the_results(gate, activation, weights_first, device):
-    mlp = mlp_of(gate, ("uniform", "uniform"), 64, 64, 64, torch.float16, device)
-    run_all(mlp, gate, activation, 150, device, torch.float16, TileConfig(64, 32, 32, 2, 4, weights_first, 2))
+    mlp = mlp_of(gate, ("uniform", "uniform"), 64, 64, 64, torch.float16, device, FEW_BLOCKS)
+    # Three tiles of tokens, the last of which is cut, in groups of two.
+    run_all(mlp, gate, activation, 130, device, torch.float16, TileConfig(64, 32, 32, 2, 4, weights_first, 2))
 
 
 @pytest.mark.parametrize("members", [1, 2, 4])
