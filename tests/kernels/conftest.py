@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import quick_interpreter  # noqa: F401
 import torch
 
 
