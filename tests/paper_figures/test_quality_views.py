@@ -267,6 +267,17 @@ def test_training_curves_are_those_of_recipes(study):
     assert shown.isdisjoint({last[f"{blast}.taught"], last[f"{blast}.dense-start"], last[f"{blast}.lr6e-4"]})
 
 
+def test_training_curves_without_blast_are_those_of_gmp(study):
+    draw = paper_figures.load("training_curves").draw
+    trained = study[study["method"].isin(["dense", "blast"])]
+    usual = draw(trained)
+    pruned = draw(trained.assign(method=trained["method"].replace("blast", "gmp")))
+    titles = [[t for axes in figure.axes if (t := axes.get_title(loc="left"))] for figure in (usual, pruned)]
+    assert titles[0]
+    assert titles[1] == [title.replace("\n", ", GMP\n", 1) for title in titles[0]]
+    assert [len(axes.lines) for axes in usual.axes] == [len(axes.lines) for axes in pruned.axes]
+
+
 def test_the_figure_of_masks_counts_hidden_blocks(study):
     drawn = paper_figures.load("mask_by_layer").draw(study)
     titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.get_visible()]
