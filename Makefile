@@ -31,8 +31,8 @@ $(VENV)/.done: requirements.lock pyproject.toml
 smoke: env
 	$(RUN) snakemake --cores $(CORES) all --configfile config/smoke.yaml
 
-# What the profiles of Slurm and Kubernetes need besides. Snakemake imports it at each start (2 core-seconds), so it is
-# installed on request only.
+# Snakemake's plugins for the profiles of Slurm and Kubernetes. Snakemake imports them at each start (1.6 core-seconds), so
+# they are installed on request only.
 clusters: $(VENV)/.clusters
 
 $(VENV)/.clusters: requirements-clusters.lock $(VENV)/.done

@@ -93,7 +93,7 @@ def draw(table: pd.DataFrame) -> Figure:
         first = rows.iloc[0]
         _panel(loss, share, rows)
         _, name = start_and_grid(first, curves["grid"].nunique())
-        # The other method than that of most panels is named.
+        # Panels of another method than BLaST name it.
         other = ", GMP" if (rows["method"] == METHODS[1]).any() else ""
         loss.set_title(f"{style.model_label(first['model'])}{other}\n{style.dataset_label(first['dataset'])}{name}")
         if place % columns == 0:
