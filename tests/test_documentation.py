@@ -168,13 +168,13 @@ def study_rows(section):
 
 @pytest.mark.parametrize(
     ("architecture", "section"),
-    [("gpt2", STUDY.partition("\n### ")[0]), ("smollm2-135m", STUDY.partition("### A model of Llama's kind")[2])],
-    ids=["GPT-2", "Llama's kind"],
+    list(zip(("gpt2", "smollm2-135m", "gpt2-medium"), STUDY.split("\n### "), strict=True)),
+    ids=["GPT-2", "Llama's kind", "GPT-2 medium"],
 )
 def test_the_quality_study_of_the_docs_is_that_of_the_records(architecture, section):
     results = view("main_results")
     results = results[(results["grid"] == "quality") & (results["architecture"] == architecture)]
-    results = results[results["variant"].isin(["", "taught"])]
+    results = results[results["variant"].isin(["", "taught"]) | results["variant"].str.startswith("steps")]
     lines = study_rows(section)
     assert len(lines) == len(results) > 0
     for model, percent, seeds, value, lost, verdict in lines:
@@ -184,6 +184,8 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records(architecture, sect
         if method == "gmp":
             side = more.split()[-1] if "blocks of" in more else "64"
             found = found[found["block"] == f"{side}x{side}"]
+            steps = more.removesuffix(" steps").strip()
+            found = found[found["variant"].isin([f"steps{steps}"] if "steps" in more else ["", "taught"])]
         if more.isdigit():
             found = found[found["ffn"] == int(more)]
         (row,) = found.to_dict("records")
@@ -205,10 +207,6 @@ def test_what_the_docs_say_beside_the_tables_of_the_quality_study_is_in_the_reco
     assert f"and {taught:.1f} % above dense with the same teacher" in words
     lamp = results[results["variant"] == "whole-model-lamp"].set_index("sparsity")["value"]
     assert f"{lamp[0.8]:.3f} bits a byte at 80 % and {lamp[0.95]:.3f} at 95 %" in words
-    (warm,) = results.loc[results["variant"] == "warm", "relative_loss_percent"]
-    assert f"the best `blast` at 95 %: {warm:+.1f} %, one seed" in words
-    blast = results[(results["method"] == "blast") & (results["sparsity"] == 0.95)]
-    assert blast["relative_loss_percent"].min() == warm
     table = recorded_table()
     bits = table[(table["grid"] == "quality") & (table["metric"] == "bits_per_byte")].set_index("point")["value"]
     known = f"{len(bits)} of {len(expand(read_config(QUALITY)).points)} points have run"
@@ -224,6 +222,23 @@ def test_what_the_docs_say_beside_the_tables_of_the_quality_study_is_in_the_reco
     lost = blocks["relative_loss_percent"]
     assert sorted(blocks["block"]) == ["128x128", "16x16", "32x32", "64x64"]
     assert f"16 to 128 lose {lost.min():.1f} to {lost.max():.1f} % at 95 %" in words
+
+
+def test_the_times_of_gpt2_medium_in_the_docs_are_those_of_the_records():
+    words = " ".join(STUDY.split())
+    times = view("time_to_loss_table")
+    times = times[(times["model"] == "gpt2-medium") & (times["grid"] == "quality")].set_index(["point", "end_of"])
+    point = "gpt2-medium.technical_text.gmp.s{}.b64.seed0"
+    at_80, at_95 = (times.loc[(point.format(percent), "steps")] for percent in (80, 95))
+    dense = at_80["dense_s"]
+    assert f"take {dense:.0f} s dense, {at_80['pruned_s']:.0f} s at 80 % and {at_95['pruned_s']:.0f} s at 95 %" in words
+    assert f"{at_80['ratio']:.2f} and {at_95['ratio']:.2f} times faster" in words
+    sooner = times.loc[(point.format(95) + ".steps2000", "dense")]
+    assert f"reached {sooner['ratio']:.2f} times sooner" in words
+    assert f"after {sooner['pruned_s']:.0f} s. That run" in words
+    assert f"compiling, {sooner['ratio_without_compiling']:.2f} times sooner" in words
+    ended = times.loc[(point.format(95) + ".steps2000", "pruned"), "pruned_s"]
+    assert f"ends after {ended:.0f} s" in words
 
 
 def test_the_levers_of_the_docs_are_those_of_the_records():

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from blast import datasets
+from blast.experiment.records.data_versions import split_version
 from blast.sparsity.config import METHOD_DETAILS
 from paper_figures.views._titles import DPI, fit_titles
 
@@ -134,8 +135,14 @@ def method_colour(method: str) -> str:
 
 
 def dataset_label(dataset: Any) -> str:
-    """`Fashion-MNIST` for `fashion_mnist`, without the name of a tokenizer; empty for none."""
-    return "" if dataset is None or pd.isna(dataset) else datasets.label(datasets.base_name(str(dataset)))
+    """`Fashion-MNIST` for `fashion_mnist`, without the name of a tokenizer; empty for none.
+
+    One of several versions is named too: `technical English, data 1c77784e`.
+    """
+    if dataset is None or pd.isna(dataset):
+        return ""
+    name, version = split_version(str(dataset))
+    return datasets.label(datasets.base_name(name)) + (f", data {version}" if version else "")
 
 
 def metric_label(metric: str, task: Any = None) -> str:

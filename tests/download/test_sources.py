@@ -14,7 +14,7 @@ import pytest
 from blast.datasets import imagenet
 from blast.datasets._text.hub_text import HubText
 from blast.download import hub, sources
-from blast.download.registries import DebianPackage, NpmPackage
+from blast.download.registries import DebianPackage, NpmPackage, unpack_debian
 from blast.download.sources import RemoteFile, UrlSource, fetch_files
 from blast.errors import BlastError
 
@@ -239,11 +239,30 @@ def test_a_debian_package_is_unpacked_without_root(tmp_path, monkeypatch):
     programs.mkdir()
     packed = tmp_path / "data.bin.gz"
     packed.write_bytes(gzip.compress(CONTENT))
-    _program(programs, "apt-get", 'for last; do :; done\ntouch "${last}_1_all.deb"\n')
+    _program(programs, "apt-get", 'for last; do :; done\ntouch "${last%/bookworm}_1_all.deb"\n')
     _program(programs, "dpkg-deb", f'mkdir -p "$3/usr/share/set"\ncp {packed} "$3/usr/share/set/"\n')
     monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
     fetch_files("set", [WANTED], [DebianPackage("set", "/usr/share/set", ".gz")], target)
     assert [path.name for path in target.iterdir()] == ["data.bin"]
+
+
+@pytest.mark.parametrize(("known", "package"), [("bookworm", "set_1_all.deb"), ("another", "set_2_all.deb")])
+def test_a_debian_package_is_that_of_the_release_without_updates(known, package, tmp_path, monkeypatch):
+    """And the newest one where the package lists do not know the release."""
+    programs, work = tmp_path / "bin", tmp_path / "work"
+    programs.mkdir()
+    work.mkdir()
+    script = f"""for last; do :; done
+        case "$last" in
+            set) touch set_2_all.deb ;;
+            set/{known}) touch set_1_all.deb ;;
+            *) echo "E: Release 'bookworm' for 'set' was not found" >&2; exit 100 ;;
+        esac
+        """
+    _program(programs, "apt-get", script)
+    _program(programs, "dpkg-deb", 'mkdir "$3"\n')
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    assert unpack_debian("set", work) == (work / "unpacked", package)
 
 
 def test_the_error_of_a_package_client_is_the_reason(tmp_path, monkeypatch):

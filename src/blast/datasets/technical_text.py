@@ -1,7 +1,8 @@
 """Technical English: a dictionary, the documentation of Linux and of Python, and a long book, as Debian packages them.
 
-About a hundred megabytes of prose and reference that any Debian machine can get, model hub or not. Security updates
-change some of the packages, so the digest is recorded and not fixed; its perplexity is not that of WikiText.
+About a hundred megabytes of prose and reference that any Debian machine can get, model hub or not. The packages are
+those of one release of Debian. Where only others can be had, the text differs a little: the digest is recorded, and
+results on other texts are not compared. Its perplexity is not that of WikiText.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from blast.download.sources import ANSWER_S, Progress, RemoteFile, SourceError, 
 from blast.untrusted import copy_bounded, is_inner_path
 
 WHOLE_S = 600
+# Its own packages, without security updates: those change every month, and a text that changes is another text.
+RELEASE = "bookworm"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
     """Downloads a Debian package and unpacks it, without root and without installing anything.
 
     Args:
-        package: Its name; the version is the one that the machine's package lists have.
+        package: Its name. The version is that of `RELEASE`; where the machine's package lists lack that release, it is
+            the newest one they have.
         work: An empty folder.
 
     Returns:
@@ -66,6 +69,7 @@ def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
         SourceError: if a program is missing or cannot get the package.
     """
     options = ["-q"]
+    wanted = f"{package}/{RELEASE}"
     for option in (
         "Acquire::Retries=0",
         f"Acquire::http::Timeout={ANSWER_S:g}",
@@ -74,7 +78,7 @@ def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
     ):
         options += ["-o", option]
     try:
-        _run(["apt-get", *options, "download", package], work)
+        _download(wanted, options, work)
     except SourceError as fault:
         if "Unable to locate" not in str(fault):
             raise
@@ -83,10 +87,20 @@ def unpack_debian(package: str, work: Path) -> tuple[Path, str]:
         for option in (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work}"):
             options += ["-o", option]
         _run(["apt-get", *options, "update"], work)
-        _run(["apt-get", *options, "download", package], work)
+        _download(wanted, options, work)
     archive = _only(work, "*.deb")
     _run(["dpkg-deb", "-x", str(archive), "unpacked"], work)
     return work / "unpacked", archive.name
+
+
+def _download(wanted: str, options: Sequence[str], work: Path) -> None:
+    """Downloads a package of a release, or the newest one if the package lists do not know that release."""
+    try:
+        _run(["apt-get", *options, "download", wanted], work)
+    except SourceError as fault:
+        if "Release" not in str(fault):
+            raise
+        _run(["apt-get", *options, "download", wanted.partition("/")[0]], work)
 
 
 @dataclass(frozen=True)

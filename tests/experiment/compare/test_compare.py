@@ -22,7 +22,7 @@ from blast.files import file_digest
 POINT = fake.make_point("vit-nano", "digits", "blast", 0.8, 0)
 
 
-def write(folder: Path, nats, seed: int = 0, steps: int = 900, **run) -> Path:
+def write(folder: Path, nats, seed: int = 0, steps: int = 900, data: str | None = None, **run) -> Path:
     """A record with the scores of its items, in a grid of its own."""
     grid = GridFolder(folder)
     point = fake.make_point("gpt2-nano", "pystdlib", "blast", 0.8, seed)
@@ -33,6 +33,8 @@ def write(folder: Path, nats, seed: int = 0, steps: int = 900, **run) -> Path:
     metrics = [{"metric": "bits_per_byte", "value": nats.sum() / np.log(2) / 10 / len(nats), "unit": "bits/byte"},
                {"metric": "weights_bytes", "value": 1000, "unit": "bytes"}]  # fmt: skip
     result = {"metrics": metrics, "artifacts": {"items": {"path": "items.npz", "digest": file_digest(items)}}}
+    if data:
+        result["dataset"] = {"name": "pystdlib", "digest": data}
     write_record(grid, make_record(point, status="ok", result=result, run=fake.run_part() | run))
     return grid.record(point.id)
 
@@ -59,6 +61,12 @@ def test_two_runs_differ_in_a_key_and_in_their_items(tmp_path, capsys):
     assert bits["n"] == 64
     assert weights["test"] == "equal"
     assert weights["p"] is None
+
+
+def test_two_runs_on_two_versions_of_a_dataset_say_so(tmp_path, capsys):
+    first, second = (write(tmp_path / name, [1.0] * 40, data=f"sha256:{name * 64}") for name in "ab")
+    assert "dataset_digest  aaaaaaaaaaaa  bbbbbbbbbbbb  1 of 1" in compare(capsys, first, second)
+    assert "dataset_digest" not in compare(capsys, first, first)
 
 
 def test_without_items_and_with_one_seed_there_is_too_little_to_test(tmp_path, capsys):

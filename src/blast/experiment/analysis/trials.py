@@ -12,7 +12,7 @@ import pandas as pd
 CHOOSE_BY = ("validation_bits_per_byte", "validation_top1", "validation_final_loss")
 CURVE = "validation_loss"
 HIGHER = frozenset({"validation_top1"})
-GROUP = ("grid", "hardware", "same_but_rate")
+GROUP = ("grid", "hardware", "dataset", "same_but_rate")
 # What else is asked of a point. Rows of all columns, of which there are fifty, take ten times as long to go through.
 OF_A_POINT = ("point", "learning_rate", "seed", "status", "config")
 

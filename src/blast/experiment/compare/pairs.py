@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blast.experiment.compare.sides import Entry, Side, flat
+from blast.experiment.records.data_versions import DIGEST
 from blast.files import canonical_json
 
 # Points of other settings are alike if they agree in these.
@@ -113,7 +114,8 @@ def _rows_settings(entry: Entry) -> Mapping[str, Any]:
     if not entry.whole or not entry.rows:
         return entry.settings
     row = entry.rows[0]
-    return {name: row[name] for name in ("model", "dataset", "method", "sparsity", "block", "tied", "dtype", "seed")}
+    named = {name: row[name] for name in ("model", "dataset", "method", "sparsity", "block", "tied", "dtype", "seed")}
+    return named | {DIGEST: entry.settings[DIGEST]}
 
 
 def runs_that_differ(pairs: Iterable[Pair], keys: Iterable[str]) -> list[Difference]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from blast.errors import BlastError, unknown_name
 from blast.experiment.plan.paths import CHECKOUT, GridFolder
+from blast.experiment.records.data_versions import DIGEST, short_digest
 from blast.experiment.records.item_scores import item_scores_of, recorded_item_scores
 from blast.experiment.records.record import read_language, read_record
 from blast.experiment.records.rows import Row, read_rows, read_setting, record_rows
@@ -147,6 +148,8 @@ def flat(values: Any, place: str = "") -> dict[str, Any]:
 def _entry(record: dict[str, Any], language: dict[str, Any] | None, folder: GridFolder) -> Entry:
     point = record["point"]
     settings = {key: value for key, value in point.items() if key not in ("id", "grid", "parent", "teacher")}
+    # The name of a dataset says not all of it: its source may have changed.
+    settings[DIGEST] = short_digest(((record["result"] or {}).get("dataset") or {}).get("digest"))
     return Entry(
         grid=point["grid"],
         id=point["id"],

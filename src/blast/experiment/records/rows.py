@@ -13,6 +13,7 @@ from typing import Any
 
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records.data_versions import short_digest
 from blast.experiment.records.point_facts import execution_facts, training_facts
 from blast.experiment.records.record import read_language, read_record
 from blast.files import canonical_json, json_digest, write_atomically
@@ -28,7 +29,7 @@ BOOLEANS = frozenset({"tied"})
 # Training settings that are shown in `setting`; the digest of the point covers the others.
 SHOWN_TRAINING = ("steps", "batch", "length", "learning_rate")
 # Keys of `setting` that rows of a curve have.
-CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution", "side_by_side")
+CURVE_SETTING = ("grid", "point", "parent", "execution", "same_but_execution", "side_by_side", "dataset_digest")
 # Left out of `describe_run`: values that differ between points of one process, or that name a person's machine.
 RUN_LEFT_OUT = frozenset(
     {
@@ -85,7 +86,7 @@ def _setting(record: Record) -> dict[str, Any]:
     parameters = (record.get("result") or {}).get("parameters") or {}
     setting |= {"parameters": parameters.get("total"), "prunable": parameters.get("prunable") or None}
     classes = dataset.get("num_classes") or (dataset.get("counts") or {}).get("classes")
-    setting["classes"] = classes
+    setting |= {"classes": classes, "dataset_digest": short_digest(dataset.get("digest"))}
     if record["run"].get("gpu"):
         setting["gpu"] = record["run"]["gpu"]
     if record["run"].get("side_by_side", 1) > 1:

@@ -14,6 +14,7 @@ import pandas as pd
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point, read_plan
+from blast.experiment.records.data_versions import with_versions
 from blast.experiment.records.item_scores import item_scores_of, recorded_item_scores
 from blast.experiment.records.point_facts import execution_facts, training_facts
 from blast.experiment.records.record import read_language, read_record
@@ -55,6 +56,7 @@ FROM_SETTING = (
     "parameters",
     "prunable",
     "side_by_side",
+    "dataset_digest",
 )
 NUMBERS_FROM_SETTING = frozenset({
     "chance", "classes", "gpus", "learning_rate", "trained", "ffn", "parameters", "prunable", "side_by_side",
@@ -181,9 +183,10 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
     Returns:
         Long-form rows as `as_table` returns them. For the same grid, point and hardware, local rows replace recorded
         ones. A failed point is a row with status "failed". A planned point without a record is a row with status
-        "not run". `attrs["masks"]` maps a local point to its file of masks. `attrs["items"]` maps grid, hardware and
-        id of a point to the files with the scores of its items; `attrs["last_masks"]` to a file with its last masks,
-        local or recorded. `attrs["folders"]` has the two folders, `grid` and `recorded`.
+        "not run". Datasets of several versions in a grid are named as `data_versions` says. `attrs["masks"]` maps a
+        local point to its file of masks. `attrs["items"]` maps grid, hardware and id of a point to the files with the
+        scores of its items; `attrs["last_masks"]` to a file with its last masks, local or recorded. `attrs["folders"]`
+        has the two folders, `grid` and `recorded`.
 
     Raises:
         BlastError: if a record or a recorded file is damaged.
@@ -213,7 +216,7 @@ def load_table(grid_dir: Path, recorded_dir: Path) -> pd.DataFrame:
         if (grid, point, hardware) not in local:
             items[grid, hardware, point] = [file]
     rows += [_not_run(point) for point in planned_points(grid_dir).values() if point.id not in done]
-    table = as_table(rows)
+    table = with_versions(as_table(rows))
     folders = {"grid": Path(grid_dir), "recorded": Path(recorded_dir)}
     files = {"masks": masks, "items": items, "last_masks": last_masks, "folders": folders}
     table.attrs.update({name: FileMap(found) for name, found in files.items()})
