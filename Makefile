@@ -9,7 +9,7 @@ CONFIG ?= config/config.yaml
 PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: all env clusters smoke test test-slow test-network test-gpu test-oldest mutate lint format lock schema faults ui report clean
+.PHONY: all env clusters smoke test test-thorough test-slow test-network test-gpu test-oldest thorough mutate lint format lock schema faults ui report clean
 
 all: env
 	$(RUN) blast check "$(CONFIG)"
@@ -40,13 +40,20 @@ $(VENV)/.clusters: requirements-clusters.lock $(VENV)/.done
 	$(VENV)/bin/python -m pip check
 	@touch $@
 
-# Tests that any machine runs in minutes.
+# Tests that any machine runs in minutes. Those that take longer than most of them are thorough: see tests/support/thorough.py.
 FAST := not slow and not gpu and not browser and not network
 test: env
-	$(RUN) pytest -n 2 --dist loadfile -m "$(FAST)"
+	$(RUN) pytest -n 2 --dist loadfile -m "$(FAST) and not thorough"
+
+test-thorough: env
+	$(RUN) pytest -n 2 --dist loadfile -m "$(FAST) and thorough"
 
 test-slow: env
 	$(RUN) pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu and not network" $(MORE)
+
+# Which tests are thorough, by the times of a run on this machine.
+thorough: env
+	$(RUN) pytest -n 2 --dist loadfile -m "$(FAST)" -p thorough --find-thorough
 
 test-network: env
 	$(RUN) pytest -m network

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import setuptools  # noqa: F401  before the distutils of Python 3.11, beside which torch's compiler cannot import it
 import surroundings
+import thorough
 import torch
 from patience import PATIENCE
 
@@ -34,8 +35,10 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked `gpu` where there is none."""
+    """Marks the thorough tests before `-m` chooses, and skips those marked `gpu` where there is none."""
+    thorough.mark(items)
     if ON_GPU:
         return
     reason = "needs a CUDA device, and torch.cuda.is_available() is false here"
