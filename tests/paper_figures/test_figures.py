@@ -165,6 +165,8 @@ def test_each_panel_of_timings_is_of_one_machine(tmp_path):
     drawn = paper_figures.load("mlp_speedup").draw(load_table(tmp_path, tmp_path / "recorded"))
     titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.get_visible()]
     assert len(titles) == 2
+    # One below the other.
+    assert [axes.get_ylabel() for axes in drawn.axes] == ["speed-up over dense"] * 2
     assert sum("CPU (imaginary)" in title for title in titles) == 1
     assert "CPU timings say nothing about a GPU." in words(drawn).replace("\n", " ")
 
