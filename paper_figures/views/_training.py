@@ -30,7 +30,7 @@ def lost_points(table: pd.DataFrame, shown: int = 4) -> str:
     rows = missing(table[(table["suite"] == SUITE) & table["provider"].isna()])
     parts = []
     for status, lost in rows.groupby("status", sort=True):
-        names = [f"{style.model_label(row.model)} {100 * row.sparsity:g} %" for row in lost.itertuples(index=False)]
+        names = [f"{style.model_label(row.model)} {100 * row.sparsity:g} %" for row in lost.itertuples()]
         more = f" and {len(names) - shown} more" if len(names) > shown else ""
         parts.append(f"{str(status).capitalize()}: {', '.join(names[:shown])}{more}.")
     return " ".join(parts)

@@ -34,7 +34,7 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
     latency = found[found["metric"] == "latency"]
     dense = {
         (row.point, row.tokens, row.provider): row.value
-        for row in latency[latency["status"] == "ok"].itertuples(index=False)
+        for row in latency.itertuples(index=False)
         if row.provider in DENSE
     }
     bounds = {

@@ -46,6 +46,12 @@ def test_the_energy_names_the_idle_power(timed):
     text = words(figure)
     assert "Idle, the GPU takes 75 W" in " ".join(text.split())
     assert "1.90×" in text
+    sequences = len(fake.SEQUENCES)
+    for axes in figure.axes:
+        # The factor stands at the end of our line.
+        ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in axes.lines if line.get_linestyle() == "-"]
+        assert sorted(note.xy for note in axes.texts) == sorted(ends)
+        assert len(ends) == sequences
 
 
 @pytest.mark.parametrize("name", ["inference_speedup", "energy"])

@@ -88,6 +88,15 @@ def test_the_windows_of_the_held_out_text_give_the_verdict_where_they_were_kept(
     assert unpaired["verdict"] == "outside"
 
 
+def test_a_difference_has_a_sign_and_a_share_has_none(results):
+    shown = paper_figures.load("main_results").printed(results)
+    signed = ("relative loss", "relative perplexity", "above taught dense", "above small dense")
+    for column in (*signed, "MLP weights gone", "all weights gone"):
+        numbers = [text.split()[0] for text in shown[column] if text.strip()]
+        assert numbers
+        assert all(number[0] in "+-" for number in numbers) if column in signed else not any("+" in n for n in numbers)
+
+
 def test_a_point_that_was_not_run_has_a_row_that_says_so(results):
     assert one(results, method="random", sparsity=0.8, architecture="gpt2")["note"] == "seed 0 not run"
 
@@ -287,6 +296,13 @@ def test_the_figure_of_masks_counts_hidden_blocks(study):
     assert all(0 < int(height) <= 48 for height in heights)
 
 
+def test_the_masks_of_a_single_model_are_a_figure_too(study):
+    one_model = study[(study["method"] == "dense") | (study["sparsity"] == 0.95)]
+    one_model.attrs = study.attrs
+    (axes,) = paper_figures.load("mask_by_layer").draw(one_model).axes
+    assert axes.get_title(loc="left") == "GPT-2, technical English\nBLaST 95 %"
+
+
 def test_the_figure_of_recovery_says_what_two_and_a_quarter_percent_would_take(study):
     drawn = paper_figures.load("recovery_vs_tokens").draw(study)
     text = words(drawn).replace("\n", " ")
@@ -303,6 +319,14 @@ def test_the_pareto_figure_draws_small_dense_models_and_measured_times(study):
     # Of dense, of blast at .95, and of a small dense model at .95.
     assert {100.0, 71.5, 52.5} <= times
     assert {"ffn 160", "ffn 448", "95"} <= {text.get_text() for text in panel.texts}
+    assert "was not timed" not in words(drawn)
+
+
+def test_the_pareto_figure_counts_the_models_whose_training_was_not_timed(study):
+    images = study[study["model"] == "vit-s-4"]
+    blast = (images["metric"] == "training_time") & (images["method"] == "blast")
+    text = words(paper_figures.load("pareto").draw(images[~blast])).replace("\n", " ")
+    assert "The training of 2 models was not timed." in text
 
 
 def test_without_a_time_of_a_token_its_panel_says_not_run(study):

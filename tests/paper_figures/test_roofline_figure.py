@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_kernels import make_point, make_record_of
+from fake_kernels import TOKENS, make_point, make_record_of
 
 import paper_figures
 from blast.experiment.records.export import export
@@ -17,6 +17,11 @@ def test_it_is_the_block_with_most_timings_else_the_largest(tmp_path, sparsities
     export([make_record_of(point) for point in points], tmp_path)
     figure = paper_figures.load("kernel_roofline").draw(load_table(tmp_path / "none", tmp_path))
     assert f"block {drawn}" in [title.split("\n")[-1] for title in _titles(figure)]
+    (panel,) = figure.axes
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+    marks = [line.get_xydata()[0] for line in panel.lines if len(line.get_xdata()) == 1]
+    assert len(marks) == len(sparsities if drawn == "64" else (0.95,)) * len(TOKENS)
+    assert all(left < x < right and bottom < y < top for x, y in marks), "a mark lies outside the picture"
 
 
 def _titles(figure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fake_records as fake
+import fake_runs
 import fake_study
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_curves_are_scaled_to_the_last_four_fifths_of_the_steps(single):
         assert (low, high) == pytest.approx((late.min() - margin, late.max() + margin))
         seen += values.max() > high
     assert seen, "no curve begins above the scale, so that this test shows nothing"
+
+
+def test_losses_by_time_are_scaled_to_what_comes_after_a_third_of_the_longest_run(tmp_path):
+    table = load_table(fake_runs.write_runs(tmp_path / "study"), tmp_path / "none")
+    (axes,) = paper_figures.load("time_to_loss").draw(table[table["model"] == "gpt2"]).axes
+    curves = [line for line in axes.lines if len(line.get_xdata()) == fake_runs.STEPS // fake_runs.EVERY]
+    times, losses = (np.concatenate([line.get_data()[part] for line in curves]) for part in (0, 1))
+    late = losses[times >= 0.35 * times.max()]
+    margin = 0.06 * (late.max() - late.min())
+    assert axes.get_ylim() == pytest.approx((late.min() - margin, late.max() + margin))
+    assert losses.max() > axes.get_ylim()[1]
 
 
 def test_the_spread_of_seeds_is_that_of_several_seeds(single, several):

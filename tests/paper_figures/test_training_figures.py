@@ -192,5 +192,5 @@ def test_the_table_of_mlps_gives_the_speed_up_over_compiled_dense_and_over_stk(t
     ours = frame[frame["status"] == "ok"]
     assert ours[["sparsity", "speed_up", "over_stk", "live_hidden"]].to_numpy().tolist() == [[0.9, 4.0, 1.5, 0.55]]
     shown = module.printed(frame)
-    assert {"4.00×", "1.50×", "55 %"} <= set(shown[shown["note"] == ""].iloc[0])
+    assert {"4.00×", "1.50×", "55 %", "uniform"} <= set(shown[shown["note"] == ""].iloc[0])
     assert "not run: some are dead" in set(shown["note"])

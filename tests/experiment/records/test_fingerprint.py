@@ -21,7 +21,14 @@ from blast.experiment.records import code_graph
 from blast.experiment.records import fingerprint as fingerprint_module
 from blast.experiment.records.code_cache import CodeCache
 from blast.experiment.records.code_graph import Module, Name
-from blast.experiment.records.fingerprint import SPEED, TELLING, Fingerprints, entry_of, fingerprint
+from blast.experiment.records.fingerprint import (
+    SPEED,
+    TELLING,
+    Fingerprints,
+    entry_of,
+    fingerprint,
+    training_fingerprint,
+)
 from blast.experiment.run.worker import run_point
 from blast.sparsity.config import SparsifyConfig
 from blast.training.settings import TrainingSettings
@@ -396,6 +403,29 @@ def test_every_point_of_the_config_has_its_fingerprint_and_no_file_is_read_twice
     for point in plan.points.values():
         module, _, function = entry_of(point).partition(":")
         assert function in (ROOT / "src" / (module.replace(".", "/") + ".py")).read_text()
+
+
+def test_the_kept_digests_are_read_once_in_a_process(monkeypatch):
+    """A large grid asks for them at every point, and the file may have megabytes."""
+    monkeypatch.setattr(fingerprint_module, "_known", {})
+    opened = []
+
+    class Kept:
+        def __init__(self) -> None:
+            opened.append(self)
+
+        def get(self, key, make):
+            return f"digest of the {key[0]}"
+
+    monkeypatch.setattr(fingerprint_module, "CodeCache", Kept)
+    fingerprint_module._cache.cache_clear()
+    try:
+        for point in POINTS.values():
+            assert fingerprint(point) == "digest of the numbers"
+            assert training_fingerprint(point) == "digest of the training"
+    finally:
+        fingerprint_module._cache.cache_clear()
+    assert len(opened) == 1
 
 
 def test_an_entry_that_does_not_exist_is_no_silent_gap(installed):

@@ -62,6 +62,19 @@ def test_versions_name_python_and_what_is_installed():
     assert "no-such-package" not in found
 
 
+@pytest.mark.parametrize(("driver", "said"), [("555.42", "echo 555.42; echo 555.42"), (None, "exit 9"), (None, "true")])
+def test_a_gpu_is_named_with_its_driver_where_it_is_known(monkeypatch, tmp_path, driver, said):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 (SXM)")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{said}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert provenance.hardware() == {"hardware": "nvidia-h200-sxm", "gpu": "NVIDIA H200 (SXM)", "driver": driver}
+
+
 def test_a_git_that_does_not_answer_is_told_and_leaves_the_commit_out(checkout, monkeypatch, tmp_path, capsys):
     slow = tmp_path / "bin" / "git"
     slow.parent.mkdir()

@@ -41,7 +41,7 @@ def test_a_metric_becomes_one_row_with_its_interval_and_its_place():
         source[key] for key in ("value", "low", "high", "n")
     )
     assert (row["model"], row["method"], row["sparsity"], row["block"]) == ("gpt2-nano", "blast", 0.95, "16x16")
-    assert row["hardware"] == fake.HARDWARE
+    assert (row["hardware"], row["date"]) == (fake.HARDWARE, record["run"]["started"].partition("T")[0])
     assert json.loads(row["setting"])["parent"] == "gpt2-nano.pystdlib.dense.seed0"
 
 

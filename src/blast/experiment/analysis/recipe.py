@@ -132,7 +132,7 @@ def _model_share(row: Any, summary: pd.DataFrame) -> float:
     if row.method == "dense":
         return 0.0
     dense = summary[(summary["grid"] == row.grid) & (summary["config"] == row.dense_config)]
-    total = dense["parameters"].iloc[0] if len(dense) else math.nan
+    total = dense["parameters"].max()
     if not math.isnan(total) and not math.isnan(row.prunable):
         return row.achieved_sparsity * row.prunable / total
     ratio = weight_ratio(row.model, row.achieved_sparsity)

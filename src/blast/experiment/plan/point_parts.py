@@ -23,22 +23,22 @@ TaskName = Annotated[
 class EvaluationOfPoint:
     """How one point is evaluated: `blast.experiment.plan.config.Evaluation` with the tasks of its dataset alone."""
 
-    tasks: tuple[TaskName, ...] = ()
-    batch: Count | None = None
-    limit: Count | None = None
-    items: Count | None = None
-    separate_test: bool = False
-    train: Count | None = None
+    tasks: tuple[TaskName, ...]
+    batch: Count | None
+    limit: Count | None
+    items: Count | None
+    separate_test: bool
+    train: Count | None
 
 
 @dataclass(frozen=True)
 class SuiteOfPoint:
     """The settings of a benchmark that every suite has; the suite checks its own."""
 
-    suite: Annotated[str, NotEmpty()] = ""
-    dtype: Name | None = None
-    tokens: tuple[Count, ...] = ()
-    repeats: Count = 1
+    suite: Annotated[str, NotEmpty()]
+    dtype: Name | None
+    tokens: tuple[Count, ...]
+    repeats: Count
 
 
 PARTS = {
