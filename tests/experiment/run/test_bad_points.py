@@ -129,6 +129,11 @@ CASES = {
     "fell back to dense": (PRUNED, sparsity(achieved=0.0), "it reached a sparsity of 0.0 % instead of 95 %"),
     "sparsity unknown": (PRUNED, sparsity(achieved=None), "does not say which sparsity it reached"),
     "the dense model again": (PRUNED, same_loss, "to the last digit, so nothing was pruned"),
+    "other data": (
+        PRUNED,
+        lambda result: result["dataset"].update(digest=f"sha256:{'e' * 64}"),
+        "are not those of its dense model 'gpt2-nano.pystdlib.dense.seed0' (d), so the two are not compared; remove ",
+    ),
     "no time of ours": (
         TIMED,
         ours_failed,
@@ -237,6 +242,16 @@ FAULTS = {
         topic="What the verdict says",
         happens="The point is done and bad.",
         reads="BAD point …: its loss is that of its dense model '…' to the last digit, so nothing was pruned.",
+        lost="nothing",
+    ),
+    "other data": pytest.mark.fault(
+        fault="The source of a dataset changed between a model and its dense model.",
+        topic="What the verdict says",
+        happens="The point is done and bad. No view compares the two.",
+        reads=(
+            "BAD point …: its data (…, …) are not those of its dense model '…' (…), so the two are not compared; "
+            "remove … and run again."
+        ),
         lost="nothing",
     ),
     "no time of ours": pytest.mark.fault(

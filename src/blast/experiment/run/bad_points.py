@@ -15,6 +15,7 @@ from typing import Any
 from blast.errors import BlastError
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
+from blast.experiment.records.data_versions import short_digest
 from blast.experiment.records.record import read_record
 from blast.experiment.run.wrecked_points import UNIGRAM, vocabulary_of, wrecked_point
 from blast.files import read_json
@@ -69,6 +70,17 @@ class Case:
         """The first of these metrics on the held-out data that there is."""
         own = {entry["metric"]: entry for entry in self.result.get("metrics", ()) if not entry.get("task")}
         return next((own[name] for name in names if name in own), None)
+
+    @cached_property
+    def dense(self) -> Case | None:
+        """The dense point that it is compared with, if that ran well and its record can be read."""
+        if (name := self.point.get("parent")) is None:
+            return None
+        try:
+            record = read_record(self.folder.record(name))
+        except BlastError:
+            return None
+        return Case(record, self.folder) if record["status"] == "ok" else None
 
     @property
     def loss(self) -> float | None:
@@ -214,17 +226,25 @@ def _sparsity(case: Case) -> Iterator[str]:
 
 def _same_as_dense(case: Case) -> Iterator[str]:
     """A pruned model with the very numbers of its dense model: nothing was pruned."""
-    parent = case.point.get("parent")
-    if case.point.get("sparsify") is None or parent is None:
-        return
-    try:
-        other = Case(read_record(case.folder.record(parent)), case.folder)
-    except BlastError:
+    if case.point.get("sparsify") is None or case.dense is None:
         return
     # An accuracy over few items is often the same.
-    ours, dense = case.own("loss"), other.own("loss") if other.record["status"] == "ok" else None
+    ours, dense = case.own("loss"), case.dense.own("loss")
     if ours and dense and ours["value"] == dense["value"]:
+        parent = case.point["parent"]
         yield f"its loss is that of its dense model '{parent}' to the last digit, so nothing was pruned."
+
+
+def _other_data(case: Case) -> Iterator[str]:
+    """A model whose dense model was trained on another version of the data, so that no view compares the two."""
+    ours, theirs = ((each.result.get("dataset") or {}).get("digest") if each else None for each in (case, case.dense))
+    if case.dense and ours and theirs and ours != theirs:
+        older = min(case, case.dense, key=lambda each: each.record["run"].get("started") or "")
+        yield (
+            f"its data ({case.point['dataset']}, {short_digest(ours)}) are not those of its dense model "
+            f"'{case.point['parent']}' ({short_digest(theirs)}), so the two are not compared; remove "
+            f"{case.folder.record(older.point['id'])} and run again."
+        )
 
 
 def _tasks(case: Case) -> Iterator[str]:
@@ -272,4 +292,4 @@ def _benchmark(case: Case) -> Iterator[str]:
         yield f"ours has no number in {len(lost)} of {len(ours)} cases ({_label(lost[0])}: {cause})"
 
 
-CHECKS = (_numbers, _training, _guessing, _sparsity, _same_as_dense, _tasks, _benchmark)
+CHECKS = (_numbers, _training, _guessing, _sparsity, _same_as_dense, _other_data, _tasks, _benchmark)
