@@ -18,8 +18,10 @@ from blast_kernels.mlp_inference.launch import pairs
 from blast_kernels.mlp_inference.persistent import persistent
 from blast_kernels.mlp_inference.stream import stream
 from blast_kernels.mlp_inference.tiles import tiles
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -40,11 +42,8 @@ INDICES = {
 }
 
 
-def compile_one(
-    kernel, constants: dict, warps: int, capability: int, registers: int | None, tile_types: dict, source_of=ASTSource,
-    stages: int | None = None,
-) -> dict:  # fmt: skip
-    """Compiles one specialisation and reads registers, local memory and wgmma off it."""
+def source_with(kernel, constants: dict, tile_types: dict, source_of=ASTSource) -> ASTSource:
+    """One specialisation: constants, the types of its arguments, and widths and addresses that are aligned."""
     names = kernel.arg_names
     signature = {}
     for name in names:
@@ -57,12 +56,20 @@ def compile_one(
             signature[name] = next((kind for names_of, kind in kinds if name in names_of), "i32")
     widths = ("width", "in_features", "out_features", "hidden_features", "down_width")
     aligned = [n for n in names if signature[n].startswith("*") or n in widths]
-    source = source_of(
+    return source_of(
         kernel,
         signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
+
+
+def compile_one(
+    kernel, constants: dict, warps: int, capability: int, registers: int | None, tile_types: dict, source_of=ASTSource,
+    stages: int | None = None,
+) -> dict:  # fmt: skip
+    """Compiles one specialisation and reads registers, local memory and wgmma off it."""
+    source = source_with(kernel, constants, tile_types, source_of)
     options = {"num_warps": warps} | ({} if registers is None else {"maxnreg": registers})
     options |= {} if stages is None else {"num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -138,8 +145,8 @@ def compile_config(
     return compile_one(tiles, constants, config.warps, capability, config.registers, tile_types)
 
 
-def compile_persistent(config: KernelConfig, block: int, gate: str, activation: str) -> dict:
-    """Compiles the kernel that is written in Gluon, for Hopper alone."""
+def persistent_case(config: KernelConfig, block: int, gate: str, activation: str, up_first: bool) -> tuple[dict, dict]:
+    """Constants and descriptors of the kernel that is written in Gluon."""
     stored = config.slice if gate == "untied" else min(64, config.slice)
     weights = _weight_box(config, gate == "tied")
     boxes = {"x": (128, config.k), "w": weights, "up": weights, "y": (128, stored)}
@@ -157,10 +164,28 @@ def compile_persistent(config: KernelConfig, block: int, gate: str, activation: 
         "ACTIVATION": activation,
         "HAS_BIAS": gate == "none",
         "HAS_PLACES": False,
-        "UP_FIRST": False,
+        "UP_FIRST": up_first,
         "STAGES": config.stages,
     }
+    return constants, tile_types
+
+
+def compile_persistent(config: KernelConfig, block: int, gate: str, activation: str) -> dict:
+    """Compiles the kernel that is written in Gluon, for Hopper alone."""
+    constants, tile_types = persistent_case(config, block, gate, activation, False)
     return compile_one(persistent, constants, config.warps, 90, 168, tile_types, GluonASTSource)
+
+
+def persistent_ir(config: KernelConfig, block: int, gate: str, activation: str, up_first: bool) -> str:
+    """The same kernel for Hopper, checked by Triton, but not compiled: that works beside the interpreter too."""
+    source = source_with(persistent, *persistent_case(config, block, gate, activation, up_first), GluonASTSource)
+    target = GPUTarget("cuda", 90, 32)
+    backend, context = make_backend(target), ir.context()
+    options = backend.parse_options({"num_warps": config.warps})
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(options), backend.get_module_map()
+    return str(source.make_ir(target, options, *functions, context))
 
 
 def _weight_box(config: KernelConfig, paired: bool) -> list[int]:

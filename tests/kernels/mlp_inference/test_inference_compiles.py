@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import triton
 from blast_kernels.mlp_inference.heuristics import SHARED_MEMORY, KernelConfig, shared_memory
+from inference_compile_report import persistent_ir
 
 SCRIPT = Path(__file__).resolve().parents[2] / "support" / "inference_compile_report.py"
 
@@ -42,3 +44,19 @@ def test_plans_compile_without_spills_in_loops_and_with_wgmma():
                 assert report["shared"] == reckoned, report
         if report["config"] and KernelConfig(*report["config"]).kernel != "stream":
             assert report["wgmma"], report
+
+
+@pytest.mark.parametrize(
+    ("gate", "block", "slice_", "activation", "up_first"),
+    [("none", 128, 128, "gelu", False), ("untied", 64, 64, "gelu_tanh", False), ("tied", 128, 64, "silu", False),
+     ("tied", 64, 64, "silu", True)],
+)  # fmt: skip
+def test_the_persistent_kernel_is_a_valid_program(gate, block, slice_, activation, up_first):
+    """It has no interpreter, so this is all that can be asked of it quickly without a GPU."""
+    config = KernelConfig("persistent", 256, slice_, 64, 3, 4, False, 4)
+    # In a process of its own, because Triton's bindings complain at the end of one that has made a program so.
+    with get_context("fork").Pool(1) as apart:
+        program = apart.apply(persistent_ir, (config, block, gate, activation, up_first))
+    # One warp fetches, two groups of warps multiply.
+    assert program.count("ttg.warp_specialize") == 1
+    assert program.count("ttng.warp_group_dot ") == 2
