@@ -18,50 +18,12 @@ from blast_kernels.mlp_inference.launch import pairs
 from blast_kernels.mlp_inference.persistent import persistent
 from blast_kernels.mlp_inference.stream import stream
 from blast_kernels.mlp_inference.tiles import tiles
-from triton._C.libtriton import ir
+from persistent_program import persistent_case, source_with, weight_box
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.compiler.compiler import make_backend
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-POINTERS = {"x", "values", "up_values", "bias", "y", "grad", "out"}
-FLOATS = {"scales", "up_scales", "partials"}
-INDICES = {
-    "counters",
-    "to_clear",
-    "row_list",
-    "row_lists",
-    "block_groups",
-    "offsets",
-    "indices",
-    "order",
-    "rows",
-    "columns",
-}
-
-
-def source_with(kernel, constants: dict, tile_types: dict, source_of=ASTSource) -> ASTSource:
-    """One specialisation: constants, the types of its arguments, and widths and addresses that are aligned."""
-    names = kernel.arg_names
-    signature = {}
-    for name in names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in tile_types:
-            signature[name] = tile_types[name]
-        else:
-            kinds = (POINTERS, "*bf16"), (FLOATS, "*fp32"), (INDICES, "*i32")
-            signature[name] = next((kind for names_of, kind in kinds if name in names_of), "i32")
-    widths = ("width", "in_features", "out_features", "hidden_features", "down_width")
-    aligned = [n for n in names if signature[n].startswith("*") or n in widths]
-    return source_of(
-        kernel,
-        signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
 
 
 def compile_one(
@@ -138,59 +100,17 @@ def compile_config(
     paired = constants["PAIRED"] = gate == "tied" and pairs(config, scaled)
     tile_types = {
         "x_descriptor": f"tensordesc<bf16[{config.tile}, {config.k}]>",
-        "w_descriptor": f"tensordesc<{stored}{_weight_box(config, paired)}>",
-        "up_descriptor": f"tensordesc<{stored}{_weight_box(config, paired)}>",
+        "w_descriptor": f"tensordesc<{stored}{weight_box(config, paired)}>",
+        "up_descriptor": f"tensordesc<{stored}{weight_box(config, paired)}>",
         "y_descriptor": f"tensordesc<bf16[{config.tile}, {config.slice}]>",
     }
     return compile_one(tiles, constants, config.warps, capability, config.registers, tile_types)
-
-
-def persistent_case(config: KernelConfig, block: int, gate: str, activation: str, up_first: bool) -> tuple[dict, dict]:
-    """Constants and descriptors of the kernel that is written in Gluon."""
-    stored = config.slice if gate == "untied" else min(64, config.slice)
-    weights = _weight_box(config, gate == "tied")
-    boxes = {"x": (128, config.k), "w": weights, "up": weights, "y": (128, stored)}
-    tile_types = {
-        f"{name}_descriptor": f"tensordesc<bf16{list(box)},"
-        f"{gl.NVMMASharedLayout.get_default_for(list(box), gl.bfloat16)!r}>"
-        for name, box in boxes.items()
-    }
-    constants = {
-        "B_OUT": block,
-        "B_IN": block,
-        "SLICE": config.slice,
-        "K": config.k,
-        "GATE": gate,
-        "ACTIVATION": activation,
-        "HAS_BIAS": gate == "none",
-        "HAS_PLACES": False,
-        "UP_FIRST": up_first,
-        "STAGES": config.stages,
-    }
-    return constants, tile_types
 
 
 def compile_persistent(config: KernelConfig, block: int, gate: str, activation: str) -> dict:
     """Compiles the kernel that is written in Gluon, for Hopper alone."""
     constants, tile_types = persistent_case(config, block, gate, activation, False)
     return compile_one(persistent, constants, config.warps, 90, 168, tile_types, GluonASTSource)
-
-
-def persistent_ir(config: KernelConfig, block: int, gate: str, activation: str, up_first: bool) -> str:
-    """The same kernel for Hopper, checked by Triton, but not compiled: that works beside the interpreter too."""
-    source = source_with(persistent, *persistent_case(config, block, gate, activation, up_first), GluonASTSource)
-    target = GPUTarget("cuda", 90, 32)
-    backend, context = make_backend(target), ir.context()
-    options = backend.parse_options({"num_warps": config.warps})
-    ir.load_dialects(context)
-    backend.load_dialects(context)
-    functions = backend.get_codegen_implementation(options), backend.get_module_map()
-    return str(source.make_ir(target, options, *functions, context))
-
-
-def _weight_box(config: KernelConfig, paired: bool) -> list[int]:
-    """What one fetch of weights brings (see `launch`)."""
-    return [config.slice // 8, 2, 8, config.k] if paired else [config.slice, config.k]
 
 
 def main() -> None:
