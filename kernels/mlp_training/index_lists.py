@@ -79,9 +79,7 @@ def index_lists_on_device(
     return IndexLists(*batched_copy(arrays, down[0].device))
 
 
-def index_arrays(
-    mlps: Sequence[CpuMlp], columns: int, shared_mask: bool = False, members: Members = (2, 2)
-) -> list[IndexLists]:
+def index_arrays(mlps: Sequence[CpuMlp], columns: int, shared_mask: bool, members: Members) -> list[IndexLists]:
     """The lists of several MLPs at once, as NumPy arrays.
 
     The number of steps does not grow with the number of MLPs.

@@ -54,6 +54,8 @@ def _edit(path: Path) -> None:
         (lambda f: _cut(f / MANIFEST), r"blast.json is unfinished or not JSON"),
         (lambda f: _edit(f / MANIFEST), r"blast.json was altered after it was written"),
         (lambda f: (f / MANIFEST).write_text("[]"), r"blast.json is unfinished or not JSON"),
+        (lambda f: _rewrite(f, lambda m: m.update(library="")), r"blast.json has no valid field 'library'; "),
+        (lambda f: _rewrite(f, lambda m: m.pop("class")), r"blast.json has no valid field 'class'; "),
         (
             lambda f: _rewrite(f, lambda m: m.update(format=3)),
             r"has format version 3, and this blast reads version 1 and 2",

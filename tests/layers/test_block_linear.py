@@ -82,6 +82,18 @@ def test_the_dense_module_equals_the_replaced_layer() -> None:
     assert torch.equal(fresh(torch.ones(4, dtype=torch.float64)), dense.weight.sum(1))
 
 
+def test_a_backward_hook_of_the_sparse_layer_is_called_by_the_dense_one_too() -> None:
+    layer, _ = layer_and_dense(16, 4, some_mask(4, 2))
+    calls = []
+    handle = layer.register_full_backward_hook(lambda *_: calls.append(1))
+    back = layer.dense_module()
+    x = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    back(x).sum().backward()
+    handle.remove()
+    back(x).sum().backward()
+    assert calls == [1]
+
+
 def test_a_frozen_weight_gives_frozen_values() -> None:
     dense = nn.Linear(4, 8).requires_grad_(False)
     matrix = BlockCSR.from_dense(dense.weight, torch.ones(2, 2, dtype=torch.bool))

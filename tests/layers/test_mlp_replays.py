@@ -92,6 +92,7 @@ def test_results_that_are_not_finite_are_the_same_results() -> None:
     result = torch.tensor([1.0, float("nan"), float("inf"), -float("inf")])
     assert mlp_replays._same(result + 1e-3, result)
     assert not mlp_replays._same(result + 1.0, result)
+    assert not mlp_replays._same(result - 1.0, result)
     assert not mlp_replays._same(-result, result)
     assert mlp_replays._same(result[:0], result[:0])
 
@@ -120,7 +121,8 @@ def test_other_strides_at_the_same_address_are_seen(replays) -> None:
     assert replays.used == 0
 
 
-def test_a_new_mask_in_place_is_seen(replays) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_new_mask_is_seen(in_place, replays) -> None:
     model, x = fresh(replays), tokens()
     check(model, x)
     index = model[0].down_proj.index
@@ -128,7 +130,10 @@ def test_a_new_mask_in_place_is_seen(replays) -> None:
     columns = index.col_indices
     first = columns[: int(index.row_offsets[1])].clone()
     assert first.numel() > 1
-    columns[: first.numel()] = first.flip(0)
+    if in_place:
+        columns[: first.numel()] = first.flip(0)
+    else:
+        index.col_indices = torch.cat([first.flip(0), columns[first.numel() :]])
     with torch.no_grad():
         before, changed = model(x), model(x)
     torch.testing.assert_close(before, changed)

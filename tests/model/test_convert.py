@@ -147,6 +147,12 @@ def test_layers_and_weights_used_twice_stay_shared() -> None:
     torch.testing.assert_close(model(torch.ones(8)), expected)
 
 
+def test_a_layer_is_found_by_each_of_its_names() -> None:
+    model = to_sparse(Shared(), {"b": torch.eye(2, dtype=torch.bool)}, drop=True)
+    assert isinstance(model.a, BlockLinear)
+    assert model.b is model.a
+
+
 def test_a_tied_weight_with_a_mask_for_one_use_only_is_refused() -> None:
     mask = torch.eye(2, dtype=torch.bool)
     with pytest.raises(BlastError, match=r"the weight of 'c' is also 'd.weight', which stays dense"):

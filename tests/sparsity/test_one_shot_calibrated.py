@@ -10,6 +10,8 @@ import transformers
 
 import blast
 from blast.errors import BlastError
+from blast.sparsity import one_shot_calibrated
+from blast.sparsity.mask_groups import find_mask_groups
 from blast.sparsity.one_shot import apply_masks_, one_shot_masks
 from blast.sparsity.one_shot_calibrated import prune_once_
 
@@ -89,6 +91,16 @@ def test_a_wanda_score_is_that_of_its_definition(model, batches):
     expected = torch.zeros(32, dtype=torch.bool)
     expected[score.argsort(descending=True)[:16]] = True
     assert torch.equal(masks["model.layers.0.mlp.up_proj"], expected.view(8, 4))
+
+
+def test_a_cost_that_rounding_made_negative_is_zero(model, monkeypatch):
+    costs = torch.tensor([-1e-9, 4.0]).repeat(8, 2)
+    monkeypatch.setattr(one_shot_calibrated, "block_saliency", lambda *_: costs)
+    settings = config(keep_score="obs", targets="*.0.mlp.up_proj")
+    groups, _ = find_mask_groups(model, settings)
+    moments = {"model.layers.0.mlp.up_proj": torch.eye(32)}
+    (scores,) = one_shot_calibrated._calibrated_scores(groups, settings, moments)
+    assert torch.equal(scores, torch.tensor([0.0, 2.0]).repeat(8, 2))
 
 
 def test_a_shared_mask_and_a_permutation_work_with_every_score(model, batches):

@@ -99,3 +99,33 @@ class Reused(nn.Module):
 def test_layers_that_do_not_simply_follow_each_other_are_not_run_one_by_one(way):
     torch.manual_seed(0)
     assert staged_forward(Reused(way), "layers", lambda model, x: model(x), [torch.randn(2, 4)]) is None
+
+
+class Counted(nn.Module):
+    """A layer that leaves its input behind, which the next one reads."""
+
+    def __init__(self, left: list | dict, number: int) -> None:
+        super().__init__()
+        self.linear, self.left, self.number = nn.Linear(4, 4), left, number
+
+    def forward(self, x):
+        if isinstance(self.left, list):
+            self.left.append(x)
+        else:
+            self.left[self.number] = x
+        return self.linear(x) + (self.left[self.number - 1] if self.number else 0)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_layers_that_read_what_an_earlier_one_left_are_not_run_one_by_one(kind):
+    left = kind()
+    model = nn.Module()
+    model.layers = nn.ModuleList([Counted(left, number) for number in range(3)])
+
+    def forward(model, x):
+        left.clear()
+        for layer in model.layers:
+            x = layer(x)
+        return x
+
+    assert staged_forward(model, "layers", forward, [torch.randn(2, 4)]) is None

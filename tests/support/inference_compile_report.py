@@ -18,26 +18,12 @@ from blast_kernels.mlp_inference.launch import pairs
 from blast_kernels.mlp_inference.persistent import persistent
 from blast_kernels.mlp_inference.stream import stream
 from blast_kernels.mlp_inference.tiles import tiles
+from persistent_program import persistent_case, source_with, weight_box
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-POINTERS = {"x", "values", "up_values", "bias", "y", "grad", "out"}
-FLOATS = {"scales", "up_scales", "partials"}
-INDICES = {
-    "counters",
-    "to_clear",
-    "row_list",
-    "row_lists",
-    "block_groups",
-    "offsets",
-    "indices",
-    "order",
-    "rows",
-    "columns",
-}
 
 
 def compile_one(
@@ -45,24 +31,7 @@ def compile_one(
     stages: int | None = None,
 ) -> dict:  # fmt: skip
     """Compiles one specialisation and reads registers, local memory and wgmma off it."""
-    names = kernel.arg_names
-    signature = {}
-    for name in names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in tile_types:
-            signature[name] = tile_types[name]
-        else:
-            kinds = (POINTERS, "*bf16"), (FLOATS, "*fp32"), (INDICES, "*i32")
-            signature[name] = next((kind for names_of, kind in kinds if name in names_of), "i32")
-    widths = ("width", "in_features", "out_features", "hidden_features", "down_width")
-    aligned = [n for n in names if signature[n].startswith("*") or n in widths]
-    source = source_of(
-        kernel,
-        signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
+    source = source_with(kernel, constants, tile_types, source_of)
     options = {"num_warps": warps} | ({} if registers is None else {"maxnreg": registers})
     options |= {} if stages is None else {"num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -131,8 +100,8 @@ def compile_config(
     paired = constants["PAIRED"] = gate == "tied" and pairs(config, scaled)
     tile_types = {
         "x_descriptor": f"tensordesc<bf16[{config.tile}, {config.k}]>",
-        "w_descriptor": f"tensordesc<{stored}{_weight_box(config, paired)}>",
-        "up_descriptor": f"tensordesc<{stored}{_weight_box(config, paired)}>",
+        "w_descriptor": f"tensordesc<{stored}{weight_box(config, paired)}>",
+        "up_descriptor": f"tensordesc<{stored}{weight_box(config, paired)}>",
         "y_descriptor": f"tensordesc<bf16[{config.tile}, {config.slice}]>",
     }
     return compile_one(tiles, constants, config.warps, capability, config.registers, tile_types)
@@ -140,32 +109,8 @@ def compile_config(
 
 def compile_persistent(config: KernelConfig, block: int, gate: str, activation: str) -> dict:
     """Compiles the kernel that is written in Gluon, for Hopper alone."""
-    stored = config.slice if gate == "untied" else min(64, config.slice)
-    weights = _weight_box(config, gate == "tied")
-    boxes = {"x": (128, config.k), "w": weights, "up": weights, "y": (128, stored)}
-    tile_types = {
-        f"{name}_descriptor": f"tensordesc<bf16{list(box)},"
-        f"{gl.NVMMASharedLayout.get_default_for(list(box), gl.bfloat16)!r}>"
-        for name, box in boxes.items()
-    }
-    constants = {
-        "B_OUT": block,
-        "B_IN": block,
-        "SLICE": config.slice,
-        "K": config.k,
-        "GATE": gate,
-        "ACTIVATION": activation,
-        "HAS_BIAS": gate == "none",
-        "HAS_PLACES": False,
-        "UP_FIRST": False,
-        "STAGES": config.stages,
-    }
+    constants, tile_types = persistent_case(config, block, gate, activation, False)
     return compile_one(persistent, constants, config.warps, 90, 168, tile_types, GluonASTSource)
-
-
-def _weight_box(config: KernelConfig, paired: bool) -> list[int]:
-    """What one fetch of weights brings (see `launch`)."""
-    return [config.slice // 8, 2, 8, config.k] if paired else [config.slice, config.k]
 
 
 def main() -> None:

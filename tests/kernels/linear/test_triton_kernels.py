@@ -42,6 +42,15 @@ def test_a_matrix_without_live_blocks_gives_the_bias(device):
     check(matrix, 5, torch.float16, device, True)
 
 
+def test_a_batch_without_tokens_launches_nothing(device, monkeypatch):
+    matrix = matrix_of(mask_of("uniform", 2, 3), 32, 32, torch.float16, device)
+    monkeypatch.setattr(triton_kernels, "_block_matmul", None)
+    out = triton_kernels.block_matmul(
+        torch.empty(0, 96, dtype=torch.float16, device=device), matrix.values, *matrix.index, None
+    )
+    assert out.shape == (0, 64)
+
+
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_gradients_of_every_block_shape_and_dtype(block, dtype, device):

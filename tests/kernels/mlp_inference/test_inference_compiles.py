@@ -42,3 +42,15 @@ def test_plans_compile_without_spills_in_loops_and_with_wgmma():
                 assert report["shared"] == reckoned, report
         if report["config"] and KernelConfig(*report["config"]).kernel != "stream":
             assert report["wgmma"], report
+
+
+def test_the_kernel_in_gluon_is_a_valid_program_for_every_gate():
+    """It has no interpreter, so this is all that can be asked of it quickly without a GPU."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_DEFAULT_FP_FUSION"] = "1"
+    script = SCRIPT.with_name("persistent_program.py")
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    # One warp fetches, two groups of warps multiply.
+    for facts in json.loads(run.stdout.splitlines()[-1]).values():
+        assert facts == {"parts": 1, "products": 2}

@@ -6,6 +6,7 @@ import blast_kernels.register  # noqa: F401
 import pytest
 import torch
 import torch.nn.functional as F
+from blast_kernels.mlp_inference import ops
 from blast_kernels.mlp_inference.row_lists import drop_columns, live_hidden_rows, plain_row_list
 from inference_cases import dense_gate_up, gate_up_of, index_of, mask_of, matrix_of, relative_error
 
@@ -59,6 +60,17 @@ def test_a_product_is_zero_where_no_record_is(device):
     out = product(torch.randn(5, 32, device=device), gate_up.values, gate_up.row_list, None, 48, "none", "none")
     assert (out[:, 16:32] == 0).all()
     assert (out[:, :16] != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_triton_the_operators_run_on_a_cpu(dtype, monkeypatch):
+    monkeypatch.setattr(ops, "triton_product", None)
+    operands, _, gate_up, down = mlp_case("untied", "cpu", dtype)
+    x = torch.randn(3, 96, dtype=dtype)
+    hidden = product(x, *operands[:1], operands[2], None, 128, "silu", "untied", None, operands[1])
+    expected = dense_gate_up(x, gate_up, None, "silu")
+    assert relative_error(hidden, expected) < 1e-6
+    assert relative_error(mlp(x, *operands, "silu", "untied"), F.linear(expected, down.double())) < 1e-6
 
 
 def test_operators_pass_torchs_own_check(device):

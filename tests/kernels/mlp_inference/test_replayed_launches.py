@@ -13,8 +13,12 @@ import pytest
 import torch
 import triton
 from blast_kernels.common import eager
+from blast_kernels.mlp_inference import launch as launches
+from blast_kernels.mlp_inference import mlp
+from blast_kernels.mlp_inference.heuristics import KernelConfig
 from blast_kernels.mlp_inference.ops import run_mlp
 from blast_kernels.mlp_inference.replay import launch
+from inference_cases import gate_up_of, mask_of
 from torch.utils.flop_counter import FlopCounterMode
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
@@ -108,3 +112,33 @@ def test_off_a_gpu_a_call_gives_no_replay():
     out, replay = run_mlp(torch.ones(2, 16), *operands, record=True)
     assert replay is None
     assert torch.equal(out, torch.full((2, 16), 256.0))
+
+
+@pytest.mark.parametrize(("rows", "waits"), [(1, "late"), (0, "never")])
+def test_a_kernel_starts_early_only_behind_one_that_says_when(rows, waits, monkeypatch):
+    """Without a live hidden block the second kernel comes first, and the one before it is a stranger."""
+    chains = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(mlp, "product", lambda *_, chain, **__: chains.append(chain))
+    blocks, row_list = torch.ones(1, 16, 16), torch.tensor([[0, 0, 0, 1, *[0] * 28]], dtype=torch.int32)
+    mlp.launch_mlp(
+        torch.ones(2, 16), blocks, None, row_list[:rows], None, blocks, row_list, None, 16, 16, "none", "none"
+    )
+    assert [chain.waits for chain in chains] == ["first" if rows else "never", waits]
+    assert chains[0].leads == bool(rows)
+
+
+@pytest.mark.parametrize(("gate", "slice_", "columns"), [("none", 128, 64), ("tied", 64, 64), ("untied", 128, 128)])
+def test_a_persistent_kernel_holds_the_gate_of_two_masks_in_the_buffer_of_its_result(
+    gate, slice_, columns, monkeypatch
+):
+    """Otherwise the buffer has half the columns of a block, and the pipeline gets the memory."""
+    boxes = []
+    monkeypatch.setattr(launches, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(launches, "launch", lambda kernel, grid, arguments, _: boxes.append(arguments[3].block_shape))
+    gate_up = gate_up_of(gate, [mask_of("full", 2, 2)] * 2, 128, 128, torch.float16)
+    x, y = torch.ones(300, 256).half(), torch.empty(300, 256).half()
+    config = KernelConfig("persistent", 256, slice_, 64, 3, 4, False, 2)
+    launches.product(x, gate_up.values, gate_up.row_list, None, y, "silu", gate, config, up=gate_up.up)
+    assert boxes == [[128, columns]]

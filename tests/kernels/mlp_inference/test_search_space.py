@@ -71,6 +71,12 @@ def test_block_lists_are_split_where_programs_are_few_and_lists_long():
     assert splits(16, 16, 12) == splits(128, 64, 12) == {1, 2, 4}
     assert splits(16, 16, 1) == {1}
     assert splits(16, 1000, 50) == splits(2048, 16, 50) == {1}
+    # A step that takes a part of a block leaves lists as long as they are; one of several blocks makes them shorter.
+    parts = {(config.kernel, config.split) for config in candidates(128, 64, 128, 128, "none", 12) if config.k == 64}
+    assert parts == {("tiles", 1), ("tiles", 2), ("tiles", 4)}
+    steps = [config for config in candidates(16, 16, 32, 32, "none", 12) if config.kernel == "stream"]
+    assert {config.split for config in steps if config.k == 128} == {1, 2}
+    assert {config.split for config in steps if config.k == 32} == {1, 2, 4}
 
 
 # The interpreter takes seconds for many tokens in large blocks.
@@ -133,6 +139,12 @@ def test_long_rows_of_32_take_wide_tiles_of_tokens_one_at_a_time():
         config = heuristic_config(8192, 512, 32, b_in, "none", row_blocks=row_blocks)
         assert (config.kernel, config.tile, config.group) == ("tiles", 256, 1)
         assert heuristic_config(8192, 512, 32, b_in, "none", row_blocks=row_blocks / 4).tile == 128
+
+
+@pytest.mark.parametrize(("rows", "tile"), [(32, 64), (33, 128)])
+def test_more_than_64_programs_of_128_tokens_take_them_whole(rows, tile):
+    """A row of 128 gives two programs."""
+    assert heuristic_config(128, rows, 128, 128, "none").tile == tile
 
 
 def test_few_long_rows_are_shared_by_programs_and_small_blocks_pipelined_deeply():

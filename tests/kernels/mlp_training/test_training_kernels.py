@@ -120,12 +120,21 @@ def test_equal_inputs_give_equal_gradients_bit_for_bit(device):
     assert torch.equal(*runs)
 
 
+@pytest.mark.parametrize("gate", ["none", "untied"])
+def test_without_an_activation_the_gradient_passes_unchanged(gate, device):
+    mlp = mlp_of(gate, ("full", "full"), 32, 32, 32, device=device, grid=(1, 1, 1))
+    grad, pre = (noise(device, torch.float32, 5, width) for width in (32, 32 * len(mlp.gate_up)))
+    agree("hidden_grad", grad, mlp.down, pre, mlp.lists.hidden_grad, "none", gate == "none")
+
+
 def test_tokens_are_split_only_if_groups_are_few_and_steps_are_many():
     config = SddmmConfig(64, 3, 4)
     few = split_k_parts(16, 1, 16, 8192, 128 * 128, config)
     assert 4 <= few <= 16
     assert split_k_parts(10_000, 1, 10_000, 8192, 128 * 128, config) == 1
     assert split_k_parts(16, 1, 16, 64, 128 * 128, config) == 1
+    # Each part costs about two microseconds.
+    assert [split_k_parts(16, 1, 16, tokens, 128 * 128, config) for tokens in (512, 2048, 8192)] == [1, 2, 4]
 
 
 def test_groups_have_one_block_if_that_makes_exactly_one_wave():

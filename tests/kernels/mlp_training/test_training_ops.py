@@ -182,6 +182,33 @@ def test_gradients_of_several_backward_passes_add_up(device):
         torch.testing.assert_close(leaf.grad, 2 * single)
 
 
+class Blocked(torch.autograd.Function):
+    """Lets no gradient through: not zeros, but none."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(("gate", "activation"), GATES[:3])
+def test_without_a_gradient_of_the_result_nothing_gets_one(gate, activation, eager, device):
+    mlp = mlp_of(gate, ("uniform", "uniform"), 16, 16, 16, device=device)
+    x, *rest = leaves = leaves_of(mlp, device=device)
+    if eager:
+        matrices = len(mlp.gate_up)
+        operands = rest[:matrices], rest[matrices], *(rest[matrices + 1 :] or NO_BIAS), mlp.lists, activation, gate
+        y = mlp_training_eager(None, None, x, *operands)
+    else:
+        y = run(mlp, gate, activation, x, *rest)
+    Blocked.apply(y).sum().backward()
+    assert all(leaf.grad is None for leaf in leaves)
+
+
 @pytest.mark.parametrize("wanted", range(5))
 def test_a_gradient_computed_alone_is_the_same(wanted, device):
     mlp = mlp_of("none", ("uniform", "uniform"), 16, 16, 16, device=device)

@@ -45,5 +45,5 @@ def training_break_even(
     measured = read_part(gpu, "train_break_even", KEYS, folder)
     rows = [row for row in measured if row["block"] == list(block) and row["gate"] == gate]
     if not rows:
-        return HEURISTIC.get(max((known for known in HEURISTIC if known <= min(block)), default=0), NEVER)
+        return min((sparsity for side, sparsity in HEURISTIC.items() if side <= min(block)), default=NEVER)
     return float(rows_of_nearest_shape(rows, shape)[0]["sparsity"])
