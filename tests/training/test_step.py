@@ -56,6 +56,8 @@ class Memory:
         self.captures += 1
         self.counted = False
         optimizer, sparsifier = self.one._optimizer, self.one._sparsifier
+        # A captured backward pass makes its gradients; to one that is there, each replay would add.
+        assert all(parameter.grad is None for parameter in self.one._parameters)
         hidden = {}
 
         def first():
