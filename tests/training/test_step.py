@@ -83,14 +83,14 @@ class Memory:
                 self.counted = True
             else:
                 # What a capture holds of the sparsifier's step: the CPU has counted it already.
-                stepped, regrown = sparsifier._checks.accumulation._stepped, sparsifier._regrown
+                gradient, regrown = sparsifier._checks.accumulation._gradient, sparsifier._regrown
                 if regrown is not None:
                     regrown._left = {key: left + 1 for key, left in regrown._left.items()}
                 sparsifier._clear_dead()
                 self.one._norm = self.one._clip_gradients()
                 optimizer.step()
                 # A replay calls no hooks.
-                sparsifier._checks.accumulation._stepped = stepped
+                sparsifier._checks.accumulation._gradient = gradient
 
         graphs = [Graph(work) for work in (first, second, third)]
         for graph in graphs:
