@@ -48,6 +48,10 @@ def test_every_architecture_is_found_by_its_family_file():
     assert architectures.get("smollm2-135m").family == "llama"
 
 
+def test_family_files_are_read_once():
+    assert architectures.get("gpt2") is architectures.get("gpt2")
+
+
 def test_looking_at_names_and_shapes_imports_no_torch():
     code = (
         "import sys; from blast import architectures as a; a.names(); a.prunable('gpt2-xl'); a.legal_blocks('gpt2');"

@@ -11,7 +11,7 @@ from sparsity_models import MODELS, tiny_llama
 from torch import nn
 
 import blast
-from blast.model.coverage import dense_mlp_weights
+from blast.model.coverage import DenseMlpWeights, dense_mlp_weights, warning_about
 from blast.model.discovery import match_matrices
 from blast.sparsity.one_shot import one_shot_masks
 
@@ -44,6 +44,12 @@ def test_weights_that_no_structure_finds_are_told_with_their_share() -> None:
     assert report["share"] == pytest.approx(3 * 16 * 32 / (3 * 16 * 32 + 2 * 16 * 64))
     with pytest.warns(UserWarning, match="feed_forward"):
         one_shot_masks(model, made.config)
+
+
+@pytest.mark.parametrize(("count", "end"), [(5, "'w3', 'w4';"), (6, "'w3', 'w4' and 1 more;")])
+def test_five_names_are_told_and_how_many_more_there_are(count, end) -> None:
+    told = warning_about(DenseMlpWeights(0.5, [f"w{place}" for place in range(count)]), Odd())
+    assert f"'w0', 'w1', 'w2', {end}" in told
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -39,6 +39,13 @@ def test_the_figure_has_a_panel_for_the_first_token_and_one_for_the_others(timed
     lines = [line for line in figure.axes[1].lines if len(line.get_ydata()) == len(fake.SPARSITIES)]
     assert len(lines) == len(fake.SEQUENCES) * len(fake.PROMPTS)
     assert max(lines[0].get_ydata()) == pytest.approx(1 / (1 - 0.5 * 0.95))
+    # The legend names the lines as they are drawn.
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    drawn = {name: line.get_linestyle() for name, line in zip(names, legend.legend_handles, strict=True)}
+    prompts = [drawn[f"prompt of {prompt} tokens"] for prompt in fake.PROMPTS]
+    assert prompts == ["-", "--"]
+    assert [line.get_linestyle() for line in lines] == prompts * len(fake.SEQUENCES)
 
 
 def test_the_energy_names_the_idle_power(timed):

@@ -12,6 +12,7 @@ import pytest
 import paper_figures
 from blast.evaluation.item_scores import HELD_OUT, ItemScores, write_item_scores
 from blast.experiment.records.table import load_table
+from paper_figures.views import _labels
 from paper_figures.views import _style as style
 from paper_figures.views._quality import _label, _look, _series, _shifts
 
@@ -62,6 +63,14 @@ def test_the_main_results_give_trials_seeds_and_both_dense_models(results):
     wanted = 100 * (taught["value"] / dense["value"] - 1)
     assert taught["above_taught_dense_percent"] == pytest.approx(wanted)
     assert taught["relative_loss_percent"] < taught["above_taught_dense_percent"]
+
+
+def test_a_row_is_named_by_its_method_variant_and_teacher(results):
+    row = one(results, **GPT2, method="blast", sparsity=0.95, variant="constant-growth")
+    named = {variant: _labels.model_name(row | {"variant": variant}) for variant in ("", "taught", "constant-growth")}
+    assert named == {"": "BLaST", "taught": "BLaST", "constant-growth": "BLaST (constant growth)"}
+    assert _labels.model_name(row | {"variant": "taught", "teacher": "dense"}) == "BLaST, taught by dense"
+    assert _labels.model_name(row | {"variant": float("nan")}) == "BLaST"
 
 
 def test_a_verdict_needs_the_whole_interval_on_one_side(results):

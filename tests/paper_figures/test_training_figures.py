@@ -140,6 +140,11 @@ def test_a_speed_up_just_below_the_papers_is_not_rounded_to_it():
     paper_figures.load("pretraining_speedup")._panel(axes, times, "black")
     (text,) = [text.get_text() for text in axes.texts if "swap" in text.get_text()]
     assert f"swap {speed_up:.3f}×, never 1.11×" in text
+    # The text stands above all lines.
+    low, high = axes.get_ylim()
+    values = [value for line in axes.lines for value in line.get_ydata()]
+    assert low < min(values)
+    assert max(values) < low + 0.8 * (high - low)
 
 
 def test_memory_bars_show_the_recorded_peak_and_stack_the_uses(steps):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from switch_cases import nano
 from torch.nn import functional as F
+from transformers import DynamicCache
 
-from blast.training.language_loss import token_logits, token_loss_of
+from blast.training.language_loss import hidden_states, token_logits, token_loss_of
 
 MODELS = ["gpt2-nano", "llama-nano"]
 TOKENS = torch.arange(24).reshape(2, 12) % 8
@@ -37,6 +38,18 @@ def test_a_capture_makes_no_mask(name, calls, monkeypatch):
     calls.clear()
     assert torch.equal(token_logits(model, TOKENS), expected)
     assert calls == [(None, True)] * 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_keeps_no_keys_and_values_of_a_generation(name, monkeypatch):
+    model, kept = nano(name), []
+    update = DynamicCache.update
+    monkeypatch.setattr(DynamicCache, "update", lambda *given, **named: (kept.append(1), update(*given, **named))[1])
+    token_logits(model, TOKENS)
+    hidden_states(model, TOKENS)
+    assert not kept
+    model(TOKENS)
+    assert kept, "transformers keeps none by itself"
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -56,6 +56,8 @@ class Memory:
         self.captures += 1
         self.counted = False
         optimizer, sparsifier = self.one._optimizer, self.one._sparsifier
+        # A captured backward pass makes its gradients; to one that is there, each replay would add.
+        assert all(parameter.grad is None for parameter in self.one._parameters)
         hidden = {}
 
         def first():
@@ -81,14 +83,14 @@ class Memory:
                 self.counted = True
             else:
                 # What a capture holds of the sparsifier's step: the CPU has counted it already.
-                stepped, regrown = sparsifier._checks.accumulation._stepped, sparsifier._regrown
+                gradient, regrown = sparsifier._checks.accumulation._gradient, sparsifier._regrown
                 if regrown is not None:
                     regrown._left = {key: left + 1 for key, left in regrown._left.items()}
                 sparsifier._clear_dead()
                 self.one._norm = self.one._clip_gradients()
                 optimizer.step()
                 # A replay calls no hooks.
-                sparsifier._checks.accumulation._stepped = stepped
+                sparsifier._checks.accumulation._gradient = gradient
 
         graphs = [Graph(work) for work in (first, second, third)]
         for graph in graphs:

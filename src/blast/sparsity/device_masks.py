@@ -39,4 +39,4 @@ class DeviceMasks:
 
     def _copies(self, arrays: Sequence[BoolArray]) -> list[Tensor]:
         uploads = [(group.device, [array]) for group, array in zip(self._mask_groups, arrays, strict=True)]
-        return [copies[0] for copies in batched_copy_by_device(uploads)]
+        return [copy for (copy,) in batched_copy_by_device(uploads)]

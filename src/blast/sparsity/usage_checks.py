@@ -122,16 +122,16 @@ class AccumulationCheck:
     """Detects a mask update between the micro-batches of one optimizer step, and a loop that never asks for one."""
 
     def __init__(self) -> None:
-        self._stepped = True
         # Optimizer steps since the last `sparsifier.step()`.
         self._alone = 0
+        # A gradient of the last `sparsifier.step()`, until the optimizer has made its step.
         self._gradient: weakref.ref[Tensor] | None = None
         # A gradient that the optimizer has used, and its version then.
         self._used: tuple[weakref.ref[Tensor], int] | None = None
 
     def after_optimizer(self, mask_groups: Sequence[MaskGroup] = ()) -> None:
         """Call it after each optimizer step; without mask groups, the gradients it has used are unknown."""
-        self._stepped = True
+        self._gradient = None
         # A replayed step has no hooks, and its loop counts it.
         self._alone = self._alone + 1 if mask_groups else 0
         if self._alone == LONGEST_ALONE:
@@ -147,7 +147,7 @@ class AccumulationCheck:
         """Call it at the end of `sparsifier.step()`."""
         gradient = _first_gradient(mask_groups)
         self._alone = 0
-        self._stepped, self._gradient = False, None if gradient is None else weakref.ref(gradient)
+        self._gradient = None if gradient is None else weakref.ref(gradient)
 
     def before_update(self, mask_groups: Sequence[MaskGroup], step: int) -> None:
         """Checks that the gradients are those of all micro-batches of a new step.
@@ -164,7 +164,7 @@ class AccumulationCheck:
                 f"a mask update is due at step {step}, but optimizer.step() has already used these gradients; "
                 "call sparsifier.step() after backward() and before optimizer.step()."
             )
-        last = None if self._stepped or self._gradient is None else self._gradient()
+        last = None if self._gradient is None else self._gradient()
         if last is not None and any(gradient is last for gradient in gradients):
             raise BlastError(
                 f"a mask update is due at step {step}, but neither optimizer.step() nor zero_grad() was called since "

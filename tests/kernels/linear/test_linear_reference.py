@@ -56,6 +56,7 @@ def test_equal_calls_give_equal_bits():
     assert torch.equal(first, second)
 
 
-def test_unknown_activation_is_refused_by_name():
-    with pytest.raises(ValueError, match="'tanh' is unknown"):
-        apply_activation(torch.zeros(1), "tanh")
+@pytest.mark.parametrize("name", ["tanh", "elu"])
+def test_unknown_activation_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"'{name}' is unknown"):
+        apply_activation(torch.zeros(1), name)

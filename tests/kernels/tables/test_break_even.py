@@ -50,6 +50,7 @@ def test_a_block_or_dtype_that_the_table_lacks_uses_the_heuristic(tmp_path):
     table(tmp_path, (16, 0.99))
     assert wins(tmp_path, 16, 0.95)
     assert not wins(tmp_path, 16, 0.95, block=(128, 128))
+    assert not wins(tmp_path, 16, 0.95, block=(32, 32))
     assert not wins(tmp_path, 16, 0.95, dtype=torch.float16)
 
 
