@@ -22,6 +22,8 @@ from blast.download import sources
 
 surroundings.make_plain(Path(__file__).resolve().parents[1] / ".cache" / "home-of-tests")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch, which is imported by now, has read it before.
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # An example may take long where others need the processor.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
