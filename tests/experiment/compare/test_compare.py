@@ -67,6 +67,9 @@ def test_two_runs_on_two_versions_of_a_dataset_say_so(tmp_path, capsys):
     first, second = (write(tmp_path / name, [1.0] * 40, data=f"sha256:{name * 64}") for name in "ab")
     assert "dataset_digest  aaaaaaaaaaaa  bbbbbbbbbbbb  1 of 1" in compare(capsys, first, second)
     assert "dataset_digest" not in compare(capsys, first, first)
+    export_grid(first.parent.parent, tmp_path / "recorded")
+    (recorded,) = (tmp_path / "recorded").iterdir()
+    assert "dataset_digest  aaaaaaaaaaaa  bbbbbbbbbbbb  1 of 1" in compare(capsys, recorded, second.parent.parent)
 
 
 def test_without_items_and_with_one_seed_there_is_too_little_to_test(tmp_path, capsys):

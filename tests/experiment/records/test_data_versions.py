@@ -54,6 +54,12 @@ def test_what_says_nothing_of_its_data_belongs_to_the_version_of_most_points(dat
     assert split_version("pystdlib") == ("pystdlib", "")
 
 
+def test_a_curve_is_of_the_version_of_its_point():
+    table = table_of(("dense", 0.0, 0, OLD), ("blast", 0.8, 0, OLD), ("blast", 0.95, 0, NEW))
+    assert table["step"].notna().any()
+    assert set(table[table["sparsity"] == 0.95]["dataset"]) == {"pystdlib#bbbbbbbb"}
+
+
 def test_a_picture_names_the_version():
     assert _style.dataset_label("technical_text#bbbbbbbb") == "technical English, data bbbbbbbb"
     assert _style.dataset_label("technical_text@gpt2#bbbbbbbb") == "technical English, data bbbbbbbb"

@@ -312,6 +312,16 @@ def test_a_model_that_was_to_run_sparse_and_ran_dense_is_told(tmp_path, reads):
         assert any("its last step ran masked-dense" in sentence for sentence in sentences) == bad
 
 
+@pytest.mark.parametrize("day", [20, 24])
+def test_of_two_points_on_other_data_the_older_one_is_to_be_removed(tmp_path, day):
+    place = grid(tmp_path, lambda result: result["dataset"].update(digest=f"sha256:{'e' * 64}"), PRUNED.id)
+    record = read_record(place.record(PRUNED.id))
+    run = record["run"] | {"started": f"2026-11-{day}T10:00:00+00:00"}
+    write_record(place, make_record(PRUNED, status="ok", result=record["result"], run=run))
+    older = PRUNED.id if day < 22 else PRUNED.parent
+    assert f"remove {place.record(older)} and run again" in " ".join(said_of(place)[PRUNED.id])
+
+
 def test_a_block_that_is_a_large_share_of_a_matrix_may_be_rounded(tmp_path):
     few, many = ({"a": {"blocks": blocks, "live": blocks // 16}} for blocks in (32, 3200))
     assert said_of(grid(tmp_path / "a", sparsity(achieved=0.9375, matrices=few), PRUNED.id)) == {}
