@@ -9,7 +9,7 @@ import thorough
 
 def test_a_test_that_took_long_is_thorough_and_the_quickest_of_its_cases_is_not():
     seconds = {"a.py::one": 2.0, "a.py::two[x]": 3.0, "a.py::two[y]": 1.5, "a.py::three": 0.1, "a.py::four[x]": 0.9}
-    seconds |= {"a.py::five[x]": 0.1, "a.py::five[y]": 4.0}
+    seconds |= {"a.py::five[x]": 0.1, "a.py::five[y]": 4.0, "tests/test_structure.py::six": 5.0}
     assert thorough.chosen(seconds, longest=1.0) == ["a.py::five[y]", "a.py::one", "a.py::two[x]"]
 
 

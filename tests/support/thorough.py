@@ -15,6 +15,8 @@ import pytest
 FILE = Path(__file__).resolve().parents[1] / "thorough.txt"
 # Seconds of one of two busy cores.
 LONGEST = 0.8
+# What a change breaks most often without a word: these stay, whatever they take.
+ALWAYS = ("tests/test_structure.py",)
 
 
 def names() -> frozenset[str]:
@@ -31,7 +33,9 @@ def mark(items: Iterable[pytest.Item]) -> None:
 
 
 def chosen(seconds: Mapping[str, float], longest: float = LONGEST) -> list[str]:
-    """The names of those that took longer than `longest`, sorted; the quickest case of a test is never one of several.
+    """The names of those that took longer than `longest`, sorted.
+
+    The quickest case of a test stays in `make test`, and so do the files of `ALWAYS`.
 
     Args:
         seconds: Seconds of each test, with what was set up for it.
@@ -41,6 +45,7 @@ def chosen(seconds: Mapping[str, float], longest: float = LONGEST) -> list[str]:
     for name, took in seconds.items():
         cases[name.partition("[")[0]].append((took, name))
     stay = {min(alike)[1] for alike in cases.values() if len(alike) > 1}
+    stay |= {name for name in seconds if name.startswith(ALWAYS)}
     return sorted(name for name, took in seconds.items() if took > longest and name not in stay)
 
 

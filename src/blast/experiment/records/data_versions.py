@@ -6,7 +6,10 @@ Everything that compares rows compares those of one dataset, so it is enough tha
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # jobs read digests too, where there is no pandas
+    import pandas as pd
 
 DIGEST = "dataset_digest"
 MARK = "#"
