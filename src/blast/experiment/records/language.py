@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.point import Point
 from blast.experiment.records.fingerprint import language_fingerprint
 from blast.files import json_digest
-
-Record = dict[str, Any]
 
 
 def read_made(file: Path) -> dict[str, Any]:
@@ -36,15 +35,19 @@ def language_digest(metrics: dict[str, Any]) -> str:
     return json_digest({key: value for key, value in metrics.items() if key != "digest"})
 
 
-def has_language_metrics(record: Record, folder: GridFolder) -> bool:
-    """Whether the metrics of lm-eval of a point are there, whole, of this record and of this code.
+def has_language_metrics(point: Point, record_digest: str, folder: GridFolder) -> bool:
+    """Whether the metrics of lm-eval of a point are there, whole, of its record and of this code.
 
     Metrics from before they had a fingerprint count as of this code.
+
+    Args:
+        point: A point with tasks.
+        record_digest: Digest of its record.
+        folder: Folder of its grid.
     """
-    name, tasks = record["point"]["id"], record["point"]["evaluation"]["tasks"]
-    metrics = language_metrics(name, folder)
-    if metrics.get("status") != "ok" or metrics.get("record_digest") != record["record_digest"]:
+    metrics = language_metrics(point.id, folder)
+    if metrics.get("status") != "ok" or metrics.get("record_digest") != record_digest:
         return False
-    if metrics.get("metrics") and "digest" in metrics and not folder.item_scores(name).is_file():
+    if metrics.get("metrics") and "digest" in metrics and not folder.item_scores(point.id).is_file():
         return False
-    return metrics.get("fingerprint") in (None, language_fingerprint(tasks))
+    return metrics.get("fingerprint") in (None, language_fingerprint(point.evaluation["tasks"]))

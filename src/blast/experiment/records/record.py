@@ -21,6 +21,7 @@ from blast.untrusted import MIB, NotPlainFileError, parse_json, read_bytes
 FORMAT = 1
 # A record of the largest sweep of kernels has 6 MB.
 LARGEST = 64 * MIB
+REMEDY = "delete it and run again: only this point is redone."
 
 
 def record_digest(point: Point, result: dict[str, Any], status: str, cause: str | None = None) -> str:
@@ -85,8 +86,34 @@ def read_record(
     Raises:
         BlastError: if it is missing, half-written, altered or of another format; one sentence with what to do.
     """
-    remedy = "delete it and run again: only this point is redone."
-    content, record = _read(file, "record", "run again: only this point is redone.", remedy)
+    return record_of(read_content(file), file, named, planned, checked)
+
+
+def read_content(file: Path) -> bytes:
+    """The bytes of a record, nothing of them checked.
+
+    Raises:
+        BlastError: if it is missing, no ordinary file or too large; one sentence with what to do.
+    """
+    return _content(file, "record", "run again: only this point is redone.", REMEDY)
+
+
+def record_of(
+    content: bytes, file: Path, named: str | None = None, planned: Point | None = None, checked: Checked | None = None
+) -> dict[str, Any]:
+    """The record in some bytes, checked as `read_record` does.
+
+    Args:
+        content: The bytes.
+        file: Where they were read; its arguments, and the others, are those of `read_record`.
+        named: See there.
+        planned: See there.
+        checked: See there.
+
+    Raises:
+        BlastError: as `read_record` does.
+    """
+    remedy, record = REMEDY, _parse(content, file, "record", REMEDY)
     if checked is not None and planned is not None and content in checked and record["point"] == planned.values:
         if planned.id != (Path(file).stem if named is None else named):
             raise BlastError(f"{file}: this is the record of '{planned.id}', under another name; {remedy}")
@@ -124,28 +151,35 @@ def read_language(file: Path) -> dict[str, Any]:
         BlastError: if the file is missing or damaged; one sentence with what to do.
     """
     again = "run again: only the metrics are computed again."
-    _, language = _read(file, "file of language metrics", again, f"delete it and {again}")
+    what, remedy = "file of language metrics", f"delete it and {again}"
+    language = _parse(_content(file, what, again, remedy), file, what, remedy)
     try:
         check_language(language)
     except BlastError as error:
         problem = str(error).removesuffix(".")
         raise BlastError(
-            f"{file}: this file of language metrics is damaged ({problem}); delete it and {again}"
+            f"{file}: this {what} is damaged ({problem}); {remedy}"
         ) from error
     return language
 
 
-def _read(file: Path, what: str, missing: str, remedy: str) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of a JSON file, and the mapping in it."""
+def _content(file: Path, what: str, missing: str, remedy: str) -> bytes:
     try:
-        content = read_bytes(file, LARGEST)
-        values = parse_json(content)
-        if not isinstance(values, dict):
-            raise ValueError("no mapping")
+        return read_bytes(file, LARGEST)
     except FileNotFoundError as error:
         raise BlastError(f"{file}: this {what} does not exist; {missing}") from error
     except NotPlainFileError as error:
         raise BlastError(f"{file}: {error}; {remedy}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise BlastError(f"{file}: this {what} cannot be read ({error.strerror}); {remedy}") from error
+
+
+def _parse(content: bytes, file: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The mapping in a JSON file."""
+    try:
+        values = parse_json(content)
+        if not isinstance(values, dict):
+            raise ValueError("no mapping")
+    except (ValueError, RecursionError) as error:
         raise BlastError(f"{file}: this {what} is damaged or half-written; {remedy}") from error
-    return content, values
+    return values

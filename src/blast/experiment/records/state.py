@@ -14,7 +14,7 @@ from blast.experiment.plan.paths import TRAINED, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.checked import Checked
 from blast.experiment.records.fingerprint import fingerprint, training_fingerprint
-from blast.experiment.records.record import read_record, retry_reason
+from blast.experiment.records.record import read_content, read_record, record_of, retry_reason
 from blast.files import json_digest
 
 
@@ -32,14 +32,16 @@ class State(NamedTuple):
     Attributes:
         left: What is left.
         reason: Why, in short; empty if nothing is left.
-        record: The record that shows it; None if it does not count.
-        found: The record that is there, if it can be read, whether it counts or not.
+        record: The record that shows it; None if it does not count, or was known to show it and not read.
+        found: The record that is there, if it was read, whether it counts or not.
+        record_digest: Digest of the record that shows that nothing is left; None if something is.
     """
 
     left: Left
     reason: str
     record: dict[str, Any] | None
     found: dict[str, Any] | None = None
+    record_digest: str | None = None
 
 
 def state_of(point: Point, folder: GridFolder, checked: Checked | None = None) -> State:
@@ -52,13 +54,16 @@ def state_of(point: Point, folder: GridFolder, checked: Checked | None = None) -
     Args:
         point: As it is planned now.
         folder: Folder of its grid.
-        checked: Records that were found good before.
+        checked: Records that were found good before; one that is known to show that nothing is left is not read.
     """
     file, why = folder.record(point.id), "it has no record"
-    record = None
+    content, record = b"", None
     if file.is_file():
         try:
-            record = read_record(file, planned=point, checked=checked)
+            content = read_content(file)
+            if checked and (digest := checked.done(content, _named(point))):
+                return State(Left.NOTHING, "", None, record_digest=digest)
+            record = record_of(content, file, planned=point, checked=checked)
         except BlastError:
             return State(Left.ALL, "its record is damaged", None)
         # `record_digest` covers what was measured, without time and machine; older records have no other digest.
@@ -73,7 +78,9 @@ def state_of(point: Point, folder: GridFolder, checked: Checked | None = None) -
     same_settings = record["point_digest"] == point.digest
     same_code = record["run"].get("fingerprint") == fingerprint(point)
     if same_settings and same_code and why is None:
-        return State(Left.NOTHING, "", record, found)
+        if checked:
+            checked.add_done(content, _named(point), record["record_digest"])
+        return State(Left.NOTHING, "", record, found, record["record_digest"])
     what = "its code" if same_settings else "its settings"
     if point.stage != "train" or not (same_settings or _same_training(record, point)):
         return State(Left.ALL, f"{what} changed", None, found)
@@ -83,6 +90,11 @@ def state_of(point: Point, folder: GridFolder, checked: Checked | None = None) -
         missing = f"{what} of the evaluation changed, and its checkpoint is not here"
         return State(Left.ALL, missing, None, found)
     return State(Left.EVALUATION, why or f"{what} of the evaluation changed", record, found or record)
+
+
+def _named(point: Point) -> str:
+    """What a record has to be of, to show that nothing of a point is left."""
+    return f"{point.id} {point.digest} {fingerprint(point)}"
 
 
 def _same_training(record: dict[str, Any], point: Point) -> bool:

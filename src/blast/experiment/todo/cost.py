@@ -14,12 +14,15 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.record import read_record
 from blast.experiment.run.gpus import visible_gpus
+from blast.experiment.todo.todo import PointLeft
 
 # What a guess supposes of a core, a GPU, the start of a point, and a benchmark.
 CORE_FLOPS, GPU_FLOPS, START, BENCHMARK = 20e9, 100e12, 12.0, 60.0
 GUESS = f"{CORE_FLOPS / 1e9:g} GFLOP/s a core, {GPU_FLOPS / 1e12:g} TFLOP/s a GPU, {START:g} s to start a point"
 # Tokens of a vocabulary that the dataset decides; records of other grids that are read at most.
 VOCABULARY, MOST_READ = 4096, 200
+# Records of one grid that are read, of points of one architecture, dataset and method.
+MOST_ALIKE = 50
 
 
 @dataclass
@@ -96,6 +99,26 @@ def _work(point: Mapping[str, Any]) -> float:
 def _disk(record: Mapping[str, Any]) -> float:
     metrics = record["result"].get("metrics") or []
     return float(sum(metric["value"] or 0 for metric in metrics if metric["metric"] == "checkpoint_bytes"))
+
+
+def records_of(found: Iterable[PointLeft], folder: GridFolder) -> Iterator[dict[str, Any]]:
+    """Records of a grid, of points that are alike the first ones alone: to read all of a large grid takes long.
+
+    Args:
+        found: What is left for each point of its plan.
+        folder: Its folder.
+    """
+    alike: Counter[tuple] = Counter()
+    for left in found:
+        nearest = _likenesses(left.point.values, False)[0]
+        if alike[nearest] == MOST_ALIKE:
+            continue
+        try:
+            record = left.state.found or read_record(folder.record(left.point.id), planned=left.point)
+        except BlastError:
+            continue
+        alike[nearest] += 1
+        yield record
 
 
 def other_records(folder: GridFolder) -> Iterable[dict[str, Any]]:

@@ -11,7 +11,7 @@ from blast.experiment.plan.grid import Plan
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.resources import jobs_at_once
 from blast.experiment.run.progress import duration
-from blast.experiment.todo.cost import GUESS, Cost, Records, estimate, in_bytes, in_hours, other_records
+from blast.experiment.todo.cost import GUESS, Cost, Records, estimate, in_bytes, in_hours, other_records, records_of
 from blast.experiment.todo.todo import Todo, find_left, find_todo
 from blast.experiment.todo.views import View
 from blast.experiment.todo.why import Kind, Why, reasons
@@ -64,11 +64,10 @@ def outlook_of(
     store = tracking_store()
     found = find_left(plan, folder, store)
     todo = find_todo(config, plan, folder, store, views if seen else (), recorded, found)
-    records = Records()
-    for left in found:
-        if left.state.found is not None:
-            records.add(left.state.found)
     why = reasons(found, folder)
+    records = Records()
+    for record in records_of(found, folder) if why else ():
+        records.add(record)
     cost = estimate((plan.points[name] for name in why if name in plan.points), records, other_records(folder))
     return Outlook(todo, len(plan.points), why, cost, records, jobs_at_once(config), config.threads, seen)
 

@@ -21,7 +21,7 @@ from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.checked import Checked
 from blast.experiment.records.language import has_language_metrics
-from blast.experiment.records.state import Left, State, state_of
+from blast.experiment.records.state import State, state_of
 from blast.experiment.todo.files import has_requests, is_prepared
 from blast.experiment.todo.views import View, outdated_views
 from blast.experiment.tracking.imports import Imports
@@ -146,10 +146,10 @@ class PointLeft(NamedTuple):
         """Looks at the files of a point."""
         state = state_of(point, folder, checked)
         has_tasks = bool(point.evaluation.get("tasks"))
-        if state.left is not Left.NOTHING or state.record is None:
+        if state.record_digest is None:
             return cls(point, state, True, has_tasks, True)
-        metrics = has_tasks and not has_language_metrics(state.record, folder)
-        return cls(point, state, False, metrics, metrics or not imports.has(state.record))
+        metrics = has_tasks and not has_language_metrics(point, state.record_digest, folder)
+        return cls(point, state, False, metrics, metrics or not imports.has(point.id, state.record_digest, has_tasks))
 
 
 @without_garbage_collection()

@@ -59,10 +59,16 @@ class Imports:
             file = Path(self.store.removeprefix(DATABASE).split("?")[0])
         return file is not None and not file.is_file()
 
-    def has(self, record: Record) -> bool:
-        """Whether a record was imported with the language metrics that it has now."""
-        name = record["point"]["id"]
-        return (name, _import_key(record["record_digest"], language_metrics(name, self.folder))) in self._known
+    def has(self, name: str, record_digest: str, has_tasks: bool) -> bool:
+        """Whether a record was imported with the language metrics that it has now.
+
+        Args:
+            name: Id of its point.
+            record_digest: Its digest.
+            has_tasks: Whether the point has tasks of lm-eval; without any it has no such metrics.
+        """
+        metrics = language_metrics(name, self.folder) if has_tasks else {}
+        return (name, _import_key(record_digest, metrics)) in self._known
 
     def add(self, records: Iterable[Record]) -> None:
         """Notes that records were imported."""
