@@ -107,8 +107,10 @@ def timed_runs(table: pd.DataFrame) -> list[list[TimedRun]]:
     rows = rows[rows["start"].notna()]
     for _, group in rows.groupby(["grid", "model", "dataset", "start"], sort=True):
         order = ["method", "sparsity", "block", "seed", "execution", "point"]
-        names = group.sort_values(order, key=_dense_first, kind="stable")["point"].drop_duplicates()
-        runs = [_timed_run(group[group["point"] == name]) for name in names]
+        named = group.drop_duplicates(["point", "metric"]).sort_values(order, key=_dense_first, kind="stable")
+        firsts = {row.point: row for row in named.itertuples(index=False) if row.metric == "validation_loss"}
+        curves = dict(iter(group[["point", "step", "metric", "value"]].groupby("point", sort=False)))
+        runs = [_timed_run(curves[name], firsts[name]) for name in named["point"].drop_duplicates() if name in firsts]
         groups.append([run for run in runs if run])
     return [group for group in groups if group]
 
@@ -138,7 +140,8 @@ def _dense_first(column: pd.Series) -> pd.Series:
     return column.map({name: place for place, name in enumerate(METHODS)}) if column.name == "method" else column
 
 
-def _timed_run(rows: pd.DataFrame) -> TimedRun | None:
+def _timed_run(rows: pd.DataFrame, point: Any) -> TimedRun | None:
+    """The run of a point by its curves: rows of `step`, `metric` and `value`."""
     curves = rows.pivot_table(index="step", columns="metric", values="value").sort_index()
     if not {"validation_loss", "training_time"} <= set(curves):
         return None
@@ -149,7 +152,6 @@ def _timed_run(rows: pd.DataFrame) -> TimedRun | None:
     curves = curves.dropna()
     if curves.empty:
         return None
-    point = next(rows[rows["metric"] == "validation_loss"].itertuples(index=False))
     seconds, losses = tuple(curves["training_time"]), tuple(curves["validation_loss"])
     # Steps are counted from 0.
     steps = int(curves.index[-1]) + 1
