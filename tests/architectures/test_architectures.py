@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
 
 from blast import architectures
+from blast.architectures import architecture
 from blast.errors import BlastError
 
 NANO_SIZES = {
@@ -101,6 +104,24 @@ def test_language_models_predict_every_token_and_have_no_dropout(name):
     first, again = model(tokens).logits, model(tokens).logits
     assert first.shape == (2, 32, 512)
     assert torch.equal(first, again)
+
+
+def test_no_model_has_dropout():
+    for name in ("gpt2-nano", "llama-nano", "minilm", "vit-nano"):
+        sizes = NANO_SIZES.get(name, {})
+        with torch.device("meta"):
+            model = architectures.build(name, **sizes)
+        rates = {layer: module.p for layer, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+        assert set(rates.values()) <= {0.0}, (name, rates)
+
+
+def test_the_files_of_a_tokenizer_are_plain_values(tmp_path):
+    files = architecture.TokenizerFiles(digest="sha256:1", write=Path.mkdir)
+    assert files == architecture.TokenizerFiles("sha256:1", Path.mkdir)
+    files.write(tmp_path / "made")
+    assert (tmp_path / "made").is_dir()
+    with pytest.raises(FrozenInstanceError):
+        files.digest = "sha256:2"
 
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 1), (8, 1), (32, 3)])

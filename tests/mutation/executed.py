@@ -92,6 +92,10 @@ class Executed:
                 for line, tests in data.contexts_by_lineno(name).items():
                     lines.setdefault(line, set()).update(filter(None, tests))
 
+    def knows(self, test: str) -> bool:
+        """Whether a test file was there when the suite was recorded."""
+        return test in self._seconds
+
     def tests(self, module: str, line: int, source: str) -> list[str]:
         """The test files that run a line, the quickest first.
 

@@ -101,13 +101,13 @@ class Mutants:
     def tests_of(self, mutant: dict[str, Any]) -> list[str]:
         """The test files for a mutant: those that name its module, then all others that run its line.
 
-        Of the former, those come last that do not run it in their own process.
+        Of the former, those come last that were seen not to run it in their own process.
         """
         module = mutant["module"]
         running = self.executed.tests(module, mutant["line"], (self.tree / module).read_text())
         running = [test for test in running if (self.tree / test).is_file()]
         named = nearest_tests(module, self.tree)
-        first = [test for test in named if test in running]
+        first = [test for test in named if test in running or not self.executed.knows(test)]
         return list(dict.fromkeys([*first, *running, *named]))
 
     def _as_before(self, known: dict[str, Any], tests: str) -> bool:

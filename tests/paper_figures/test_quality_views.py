@@ -106,6 +106,14 @@ def test_a_difference_has_a_sign_and_a_share_has_none(results):
         assert all(number[0] in "+-" for number in numbers) if column in signed else not any("+" in n for n in numbers)
 
 
+def test_the_axis_of_sparsities_begins_before_the_first_and_ends_after_the_last():
+    figure = style.new_figure(style.COLUMN, 2)
+    axes = figure.subplots()
+    style.sparsity_axis(axes, [0.5, 0.75, 0.0], right=0.5)
+    assert list(axes.get_xticks()) == [1, 2]
+    assert axes.get_xlim() == pytest.approx((0.7, 2.5))
+
+
 def test_a_point_that_was_not_run_has_a_row_that_says_so(results):
     assert one(results, method="random", sparsity=0.8, architecture="gpt2")["note"] == "seed 0 not run"
 
@@ -117,6 +125,7 @@ def test_a_small_dense_model_that_wins_is_named_on_top(study, results):
     better = study.assign(value=study["value"].where(~wide, 1.19))
     (remark,) = module.remarks(module.rows(better))
     assert remark.startswith("GPT-2 on technical English at 95 %: the small dense model (live width, ffn 448)")
+    assert "against 1.19 bits per byte" in remark
     assert "outside the spread of the seeds" in remark
 
 

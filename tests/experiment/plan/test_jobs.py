@@ -22,6 +22,8 @@ def test_a_job_runs_dense_points_first_and_then_those_that_need_them():
     blast, one_shot = (f"vit-nano.digits.{method}.s50.b16.seed0" for method in ("blast", "one_shot"))
     (job,) = make_jobs(config, points)
     assert job.ids == (DENSE, f"{DENSE}.taught", one_shot, blast)
+    # Whatever their order in the plan.
+    assert make_jobs(config, reversed(points))[0].ids[0] == DENSE
     assert job.after == ()
     # What needs a dense point of another job waits for that one.
     first, second = make_jobs(replace(config, points_per_job={"default": 1}), points)[:2]

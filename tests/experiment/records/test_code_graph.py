@@ -186,6 +186,18 @@ if __name__ == "__main__":
     assert reach(files, counts=lambda name, optional: not optional) == needed
 
 
+def test_a_module_that_makes_its_names_as_they_are_asked_for_counts_whole(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "__init__.py").write_text("")
+    graph = CodeGraph({"p": tmp_path / "p"})
+    for file, text in {
+        "made.py": "def __getattr__(name): ...", "taken.py": "from p.made import *", "plain.py": "x = 1",
+    }.items():  # fmt: skip
+        (tmp_path / "p" / file).write_text(text)
+    found = {name: graph.find(f"p.{name}", ["unknown"])[0].name for name in ("made", "taken", "plain")}
+    assert found == {"made": "*", "taken": "*", "plain": ""}
+
+
 def test_a_package_that_imports_its_names_when_they_are_used_gives_those_that_are_named(reach):
     files = {
         "__init__.py": """

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,6 +64,17 @@ def test_on_a_hopper_a_config_is_left_as_it_is():
     config = KernelConfig("persistent", 256, 128, 64, 3, 4, False, 8)
     assert fitted(config, 128, "untied", HOPPER) is config
     assert gpu_limits(torch.device("cpu")) == HOPPER
+
+
+def test_a_device_is_asked_once_for_its_limits(monkeypatch):
+    # To ask takes longer than a launch.
+    asked: list[torch.device] = []
+    properties = SimpleNamespace(shared_memory_per_block_optin=5, multi_processor_count=7)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: asked.append(device) or properties)
+    invented = torch.device("cuda", 77)
+    assert [gpu_limits(invented) for _ in range(2)] == [((9, 9), 7, 5)] * 2
+    assert asked == [invented]
 
 
 def test_a_config_that_is_too_large_loses_stages_first_then_columns_then_tokens():

@@ -157,9 +157,7 @@ def read_language(file: Path) -> dict[str, Any]:
         check_language(language)
     except BlastError as error:
         problem = str(error).removesuffix(".")
-        raise BlastError(
-            f"{file}: this {what} is damaged ({problem}); {remedy}"
-        ) from error
+        raise BlastError(f"{file}: this {what} is damaged ({problem}); {remedy}") from error
     return language
 
 
