@@ -1,7 +1,7 @@
 """Records that were read and found good, by the digest of their bytes: they need no second look.
 
-To check ten thousand records takes three times as long as to read them, and to read them takes longer than all else that
-a plan needs. What is good depends on the bytes and on this code alone, so it is noted in the cache:
+To check ten thousand records takes three times as long as to read them, and to read them takes longer than all else
+that a plan needs. What is good depends on the bytes and on this code alone, so it is noted in the cache:
 `<cache>/code/<digest of the code>.checked`. Of a record that shows its point to be done, the note also tells of which
 point, and the digest of the record. A note that is damaged counts as none.
 """
