@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import finished_grid as finished
 import pytest
 
+from blast.experiment.plan.paths import GridFolder
+from blast.experiment.records.state import Left, State
 from blast.experiment.todo import cost
 from blast.experiment.todo.cost import Records, estimate, in_bytes, in_hours
+from blast.experiment.todo.todo import find_left
 
 DENSE, PRUNED = "vit-nano.digits.dense.seed0", "vit-nano.digits.blast.s90.b16.seed0"
 
@@ -54,6 +59,28 @@ def test_times_of_a_gpu_say_nothing_of_a_cpu_and_failed_points_nothing_at_all():
     found = estimate(points(DENSE), records(failed, record(DENSE, 1, gpu="H200"), record(DENSE, 1, trained={})))
     assert (found.like, found.guessed) == (0, 1)
     assert found.core_seconds > cost.START
+
+
+def test_the_length_of_texts_makes_no_image_dearer():
+    training = {"steps": 60, "batch": 16, "learning_rate": 1e-3, "evaluate_every": 10}
+    (short,), (long,) = (points(DENSE, training={"default": training | more}) for more in ({}, {"length": 1024}))
+    assert estimate([long], records()).core_seconds == estimate([short], records()).core_seconds
+    assert estimate([long], records(record(DENSE, 10))).core_seconds == pytest.approx(30)
+
+
+def test_of_many_points_alike_the_first_records_are_read_alone(tmp_path, monkeypatch):
+    _, plan = finished.planned(finished.values("made"))
+    folder = GridFolder(tmp_path / "made")
+    for point in plan.points.values():
+        finished.write_point(point, folder)
+    monkeypatch.setattr(cost, "MOST_ALIKE", 2)
+    found = find_left(plan, folder, finished.STORE)
+    first = found[0]
+    other = next(left for left in found if left.point.method != first.point.method)
+    # The same point, as if the grid had many alike; one more has no record.
+    lost = first._replace(point=replace(first.point, id="lost"), state=State(Left.ALL, "it has no record", None))
+    read = cost.records_of([lost, *[first] * 5, other], folder)
+    assert [record["point"]["id"] for record in read] == [first.point.id, first.point.id, other.point.id]
 
 
 def test_on_a_gpu_a_point_takes_gpu_seconds_too(monkeypatch):

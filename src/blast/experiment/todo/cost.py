@@ -93,7 +93,9 @@ def _work(point: Mapping[str, Any]) -> float:
     training = point.get("training") or {}
     if point["stage"] != "train" or point["start"] not in ("scratch", "pretrained"):
         return 1.0
-    return float(training.get("steps", 1) * training.get("batch", 1) * training.get("length", 1))
+    # `length` may be set for all datasets of a grid; images have none.
+    length = 1 if _sees(point["architecture"]) else training.get("length", 1)
+    return float(training.get("steps", 1) * training.get("batch", 1) * length)
 
 
 def _disk(record: Mapping[str, Any]) -> float:
