@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -43,20 +44,22 @@ def chosen_trials(table: pd.DataFrame) -> pd.DataFrame:
     scores = _choosing_scores(table)
     dropped: set[tuple] = set()
     facts: dict[tuple, dict[str, Any]] = {}
-    for _, group in points.groupby(list(GROUP), dropna=False, sort=True):
+    for group in _groups(points):
         rate, found = _best_rate(group, scores)
-        kept = group[group["learning_rate"] == rate] if rate is not None else group
-        # The same run twice, under two names: one of them is a repetition of nothing.
-        doubled = kept[kept["status"] == "ok"].duplicated("seed")
-        doubled = set(doubled[doubled].index)
-        config = kept["config"].iloc[0]
-        for index, point in zip(group.index, group.itertuples(index=False), strict=True):
+        kept = [point for point in group if rate is None or point.learning_rate == rate]
+        seeds: set[int] = set()
+        for point in group:
             key = point.grid, point.hardware, point.point
-            tried_elsewhere = rate is not None and point.learning_rate != rate and point.status != "not run"
-            if tried_elsewhere or index in doubled:
+            chosen, done = rate is None or point.learning_rate == rate, point.status == "ok"
+            tried_elsewhere = not chosen and point.status != "not run"
+            # The same run twice, under two names: one of them is a repetition of nothing.
+            doubled = chosen and done and point.seed in seeds
+            if tried_elsewhere or doubled:
                 dropped.add(key)
             else:
-                facts[key] = found | {"config": config}
+                facts[key] = found | {"config": kept[0].config}
+            if chosen and done:
+                seeds.add(point.seed)
     keys = list(_keys(table))
     table = table[[key not in dropped for key in keys]].copy()
     kept_facts = [facts.get(key) for key in keys if key not in dropped]
@@ -80,6 +83,15 @@ def _points(table: pd.DataFrame) -> pd.DataFrame:
     return ordered.drop_duplicates(["grid", "hardware", "point"])[[*GROUP, *OF_A_POINT]]
 
 
+def _groups(points: pd.DataFrame) -> Iterable[list[Any]]:
+    """The points of each group of `GROUP`, as tuples; a missing value is one like any other."""
+    groups: dict[tuple, list[Any]] = {}
+    keys = zip(*(points[name].astype(object).where(points[name].notna(), None) for name in GROUP), strict=True)
+    for key, point in zip(keys, points.itertuples(index=False), strict=True):
+        groups.setdefault(key, []).append(point)
+    return groups.values()
+
+
 def _choosing_scores(table: pd.DataFrame) -> dict[tuple, dict[str, float]]:
     """For each point the metrics that may choose. Of several tasks, our own evaluation counts."""
     ok = table[(table["suite"] == "train") & (table["status"] == "ok")]
@@ -93,11 +105,11 @@ def _choosing_scores(table: pd.DataFrame) -> dict[tuple, dict[str, float]]:
     return scores
 
 
-def _best_rate(group: pd.DataFrame, scores: dict[tuple, dict[str, float]]) -> tuple[float | None, dict[str, Any]]:
+def _best_rate(group: Iterable[Any], scores: dict[tuple, dict[str, float]]) -> tuple[float | None, dict[str, Any]]:
     """The best learning rate of a group, None if nothing was run, and the facts of the choice."""
     by_rate: dict[float, dict[int, dict[str, float]]] = {}
     tried = set()
-    for point in group.itertuples(index=False):
+    for point in group:
         if point.status != "not run":
             tried.add(point.learning_rate)
         if point.status == "ok":

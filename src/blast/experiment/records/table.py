@@ -72,7 +72,10 @@ def as_table(rows: Iterable[Row], source: str = "local") -> pd.DataFrame:
     seed: rows with the same one are repetitions.
     """
     rows = [row | {"source": row.get("source", source)} for row in rows]
-    settings = [read_setting(row["setting"]) for row in rows]
+    # Many rows of a point have the same setting.
+    texts = {text: place for place, text in enumerate(dict.fromkeys(row["setting"] for row in rows))}
+    settings = [read_setting(text) for text in texts]
+    places = [texts[row["setting"]] for row in rows]
     data: dict[str, Any] = {}
     for column in (*COLUMNS, "source"):
         values = [row.get(column) for row in rows]
@@ -80,8 +83,10 @@ def as_table(rows: Iterable[Row], source: str = "local") -> pd.DataFrame:
         data[column] = pd.Series(values, dtype=kind)
     for column in FROM_SETTING:
         kind = "float64" if column in NUMBERS_FROM_SETTING else object
-        data[column] = pd.Series([setting.get(column) for setting in settings], dtype=kind)
-    data["config"] = pd.Series([_without_seed(setting.get("point")) for setting in settings], dtype=object)
+        values = [setting.get(column) for setting in settings]
+        data[column] = pd.Series([values[place] for place in places], dtype=kind)
+    configs = [_without_seed(setting.get("point")) for setting in settings]
+    data["config"] = pd.Series([configs[place] for place in places], dtype=object)
     # What prunes a trained model started where that one started.
     starts = {setting.get("point"): setting["start"] for setting in settings if setting.get("start")}
     of_parents = [starts.get(parent, "parent") for parent in data["parent"]]
