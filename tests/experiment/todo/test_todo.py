@@ -240,6 +240,13 @@ def test_damaged_metrics_are_made_again_from_the_scores(place, damage):
     assert summary(place.todo()) == (set(), {TEXT}, {TEXT}, {"of_all", "of_training"})
 
 
+def test_metrics_that_were_left_of_a_point_without_tasks_are_imported_once(place):
+    write_json(place.folder.language(DENSE), {"status": "ok", "metrics": []})
+    assert summary(place.todo())[:3] == (set(), set(), {DENSE})
+    imports.Imports(place.folder, finished.STORE).add([read_record(place.folder.record(DENSE))])
+    assert summary(place.todo())[:3] == (set(), set(), set())
+
+
 def test_metrics_and_records_of_before_this_version_stay(place):
     language = json.loads(place.folder.language(TEXT).read_text())
     del language["digest"], language["fingerprint"]
@@ -298,10 +305,7 @@ def test_another_store_gets_all_points_and_a_line_that_is_half_written_counts_as
     with place.folder.imports.open("a") as lines:
         lines.write('{"store": "http')
     records = [read_record(place.folder.record(name)) for name in plan.points]
-    asked = [
-        (name, record["record_digest"], bool(record["point"]["evaluation"].get("tasks")))
-        for name, record in zip(plan.points, records, strict=True)
-    ]
+    asked = [(name, record["record_digest"]) for name, record in zip(plan.points, records, strict=True)]
     assert all(imports.Imports(place.folder, finished.STORE).has(*one) for one in asked)
     assert not any(imports.Imports(place.folder, "http://127.0.0.1:10").has(*one) for one in asked)
     # The database of these imports was deleted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,14 @@ TRAINED = "trained.json"
 def in_checkout(path: str) -> Path:
     """A path of the checkout, such as `config/config.yaml`: relative if the working folder has it, else absolute."""
     return Path(path) if Path(path).exists() else CHECKOUT / path
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder; none if it is not there."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True)

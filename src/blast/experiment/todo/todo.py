@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from blast.errors import BlastError
 from blast.experiment.plan.config import Config
 from blast.experiment.plan.grid import Plan, without_garbage_collection
 from blast.experiment.plan.jobs import Job, job_name, make_jobs
-from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.paths import GridFolder, names_in
 from blast.experiment.plan.point import Point
 from blast.experiment.records.checked import Checked
 from blast.experiment.records.language import has_language_metrics
@@ -119,7 +118,7 @@ def find_todo(
     views = list(views)
     asked = dict.fromkeys(left.point.dataset or "" for left in found if left.metrics)
     return Todo(
-        run=1 + max((int(name) for name in _names(folder.runs) if name.isdecimal()), default=0),
+        run=1 + max((int(name) for name in names_in(folder.runs) if name.isdecimal()), default=0),
         plan=not is_written(config, plan, folder),
         datasets=datasets,
         requests=tuple(name for name in asked if name in datasets or not has_requests(name, plan, folder)),
@@ -149,7 +148,7 @@ class PointLeft(NamedTuple):
         if state.record_digest is None:
             return cls(point, state, True, has_tasks, True)
         metrics = has_tasks and not has_language_metrics(point, state.record_digest, folder)
-        return cls(point, state, False, metrics, metrics or not imports.has(point.id, state.record_digest, has_tasks))
+        return cls(point, state, False, metrics, metrics or not imports.has(point.id, state.record_digest))
 
 
 @without_garbage_collection()
@@ -184,20 +183,13 @@ def _later(jobs: Iterable[Job], points: Iterable[Point], stage: str) -> Iterator
             yield Job(name=job_name(label, part), stage=stage, dataset=dataset, ids=part)
 
 
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
-
-
 def begin_run(todo: Todo, folder: GridFolder) -> None:
     """Readies the folder of a grid for a run: its jobs are written down, and stamps of earlier runs are removed.
 
     So is the verdict, if results change: it is that of an earlier run.
     """
     todo.write(folder.todo)
-    for name in _names(folder.runs):
+    for name in names_in(folder.runs):
         if name != str(todo.run):
             shutil.rmtree(folder.runs / name, ignore_errors=True)
     if todo.changes_results:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blast.experiment.plan.paths import GridFolder
+from blast.experiment.plan.paths import GridFolder, names_in
 from blast.experiment.records.language import language_metrics
 from blast.experiment.tracking.store_errors import shown
 from blast.files import json_digest, locked
@@ -37,6 +37,8 @@ class Imports:
 
     def __init__(self, folder: GridFolder, store: str) -> None:
         self.folder, self.store = folder, store
+        # Most points have none, and to ask for thousands of files takes long.
+        self._metrics = frozenset(names_in(folder.language("any").parent))
         self._known: set[tuple[str, str]] = set()
         if self._is_gone():
             return
@@ -59,15 +61,14 @@ class Imports:
             file = Path(self.store.removeprefix(DATABASE).split("?")[0])
         return file is not None and not file.is_file()
 
-    def has(self, name: str, record_digest: str, has_tasks: bool) -> bool:
-        """Whether a record was imported with the language metrics that it has now.
+    def has(self, name: str, record_digest: str) -> bool:
+        """Whether a record was imported with the language metrics that were there when this was made.
 
         Args:
             name: Id of its point.
             record_digest: Its digest.
-            has_tasks: Whether the point has tasks of lm-eval; without any it has no such metrics.
         """
-        metrics = language_metrics(name, self.folder) if has_tasks else {}
+        metrics = language_metrics(name, self.folder) if self.folder.language(name).name in self._metrics else {}
         return (name, _import_key(record_digest, metrics)) in self._known
 
     def add(self, records: Iterable[Record]) -> None:
