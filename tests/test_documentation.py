@@ -168,7 +168,7 @@ def study_rows(section):
 
 @pytest.mark.parametrize(
     ("architecture", "section"),
-    list(zip(("gpt2", "smollm2-135m", "gpt2-medium"), STUDY.split("\n### "), strict=True)),
+    list(zip(("gpt2", "smollm2-135m", "gpt2-medium"), STUDY.split("\n### ")[:-1], strict=True)),
     ids=["GPT-2", "Llama's kind", "GPT-2 medium"],
 )
 def test_the_quality_study_of_the_docs_is_that_of_the_records(architecture, section):
@@ -194,6 +194,24 @@ def test_the_quality_study_of_the_docs_is_that_of_the_records(architecture, sect
             assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
 
 
+def test_the_images_of_the_quality_study_in_the_docs_are_those_of_the_records():
+    results = view("main_results")
+    results = results[(results["grid"] == "quality") & (results["architecture"] == "vit-s-4")]
+    section = STUDY.split("\n### ")[-1]
+    rows = re.findall(
+        r"^\| ([\w-]+) \| (\w+)(?: (\d+))? \| (\d+) \| (\d) \| ([\d.]+) \| (\S*) ?\| (\w*) ?\|$", section, re.MULTILINE
+    )
+    assert len(rows) == len(results) == 10
+    for data, method, ffn, percent, seeds, value, lost, verdict in rows:
+        found = results[results["dataset"] == data.lower().replace("-", "_")]
+        found = found[(found["method"] == method) & (found["sparsity"] == int(percent) / 100)]
+        (row,) = found.to_dict("records")
+        assert not ffn or row["ffn"] == int(ffn)
+        assert (seeds, value) == (str(row["seeds"]), f"{100 * row['value']:.2f}")
+        if method != "dense":
+            assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
+
+
 def test_what_the_docs_say_beside_the_tables_of_the_quality_study_is_in_the_records():
     words = " ".join(STUDY.split())
     results = view("main_results")
@@ -201,15 +219,16 @@ def test_what_the_docs_say_beside_the_tables_of_the_quality_study_is_in_the_reco
     masks = last_masks(RECORDED_MASKS / "gpt2.technical_text.gmp.s95.b64.seed0.lr9e-4.safetensors")
     width = 64 * statistics.mean(layer.hidden for layer in live_by_layer(masks, 48))
     assert f"{width:.0f} hidden units a layer" in words
-    (taught,) = results.loc[
-        (results["variant"] == "taught") & (results["method"] == "gmp"), "above_taught_dense_percent"
-    ]
-    assert f"and {taught:.1f} % above dense with the same teacher" in words
+    taught = results[(results["variant"] == "taught") & (results["method"] == "gmp")].set_index("sparsity")
+    above = taught["above_taught_dense_percent"]
+    assert f"and {above[0.95]:.1f} % above dense with the same teacher" in words
+    assert f"and {above[0.8]:.1f} % above dense with one" in words
     lamp = results[results["variant"] == "whole-model-lamp"].set_index("sparsity")["value"]
     assert f"{lamp[0.8]:.3f} bits a byte at 80 % and {lamp[0.95]:.3f} at 95 %" in words
     table = recorded_table()
     bits = table[(table["grid"] == "quality") & (table["metric"] == "bits_per_byte")].set_index("point")["value"]
-    known = f"{len(bits)} of {len(expand(read_config(QUALITY)).points)} points have run"
+    images = table[(table["grid"] == "quality") & (table["metric"] == "top1")]
+    known = f"{len(bits) + len(images)} of {len(expand(read_config(QUALITY)).points)} points have run"
     assert known in words
     assert known.replace("of", "of its") in (ROOT / "config" / "README.md").read_text()
     apart = {}
@@ -255,6 +274,9 @@ def test_the_levers_of_the_docs_are_those_of_the_records():
             said = f"{growth['held_out_s80']:.1f} % better at 80 % and {growth['held_out_s95']:.1f} % worse at 95 %"
             assert said.replace("0.", ".") in words
             changes = changes.drop("growth")
+            hidden = found.set_index("lever").loc["distillation.hidden weight"]
+            said = f"by {hidden['held_out_s80']:.1f} % at 80 %, by {hidden['held_out_s95']:.1f} % at 95 %"
+            assert said.replace("0.", ".") in words
         rows = re.findall(r"^\| ([a-z][a-z ×^-]+) \| ([+-][\d.]+)? ?\| ([+-][\d.]+) \|$", section, flags=re.MULTILINE)
         assert {lever for lever, *_ in rows} == set(changes.index)
         for lever, *shown in rows:
@@ -265,9 +287,10 @@ def test_the_levers_of_the_docs_are_those_of_the_records():
 def test_what_the_docs_say_of_the_vit_is_what_the_records_say():
     results = view("results_table")
     results = results[(results["architecture"] == "vit-s-4") & (results["metric"] == "top1")]
+    results = results[results["grid"] == "study"]
     top = results.set_index(["method", "sparsity"])["value"]
     times = view("time_to_loss_table")
-    times = times[(times["model"] == "vit-s-4") & (times["end_of"] == "steps")]
+    times = times[(times["model"] == "vit-s-4") & (times["end_of"] == "steps") & (times["grid"] == "study")]
     said = " ".join(RESULTS.split())
     dense, *pruned = (
         f"{100 * top[place]:.1f}" for place in [("dense", 0.0), *(("blast", s) for s in (0.8, 0.9, 0.95))]
