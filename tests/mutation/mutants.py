@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @cache
 def changes(source: str, cosmetic: bool) -> dict[Place, list[tuple[str, int]]]:
     """The changes of one operator that a module can have, by place: name of the operator and its occurrence."""
-    unmutated, tree = Unmutated(source, cosmetic), get_ast(source)
+    unmutated, nodes = Unmutated(source, cosmetic), list(ast_nodes(get_ast(source)))
     found: dict[Place, list[tuple[str, int]]] = defaultdict(list)
     for name in sorted(operator_names()):
         kind = get_operator(name)
         if name == "core/NoOp" or kind.arguments():
             continue
         operator = kind()
-        places = (start for node in ast_nodes(tree) for start, _ in operator.mutation_positions(node))
+        places = (start for node in nodes for start, _ in operator.mutation_positions(node))
         for occurrence, start in enumerate(places):
             place = Place(*start)
             if (name, place) not in unmutated:
