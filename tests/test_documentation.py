@@ -210,6 +210,9 @@ def test_the_images_of_the_quality_study_in_the_docs_are_those_of_the_records():
         assert (seeds, value) == (str(row["seeds"]), f"{100 * row['value']:.2f}")
         if method != "dense":
             assert (lost, verdict) == (f"{row['relative_loss_percent']:+.1f}", row["verdict"])
+    top = results[results["dataset"] == "mnist"].set_index(["method", "sparsity"])["value"]
+    times = (1 - top["gmp", 0.95]) / (1 - top["dense", 0.0])
+    assert f"the mean error of `gmp` at 95 % is {times:.2f} times dense's" in section
 
 
 def test_what_the_docs_say_beside_the_tables_of_the_quality_study_is_in_the_records():
@@ -326,6 +329,7 @@ def test_the_results_of_the_readme_are_those_of_the_docs():
               "small_dense 1152 | 95": "instead of it a smaller dense model"}  # fmt: skip
     for model, start in starts.items():
         wanted[start] = re.search(rf"^\| {re.escape(model)} \| \d \| [\d.]+ \| (\S+)", RESULTS, re.MULTILINE)[1]
+    wanted["a ViT on MNIST"] = re.search(r"^\| MNIST \| gmp \| 95 \| 3 \| [\d.]+ \| (\S+)", RESULTS, re.MULTILINE)[1]
     shown = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]*\|$", README, re.MULTILINE))
     for start, number in wanted.items():
         assert [value.strip() for text, value in shown.items() if text.startswith(start)] == [number], start
