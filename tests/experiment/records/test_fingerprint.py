@@ -227,7 +227,7 @@ def test_an_edit_of_lm_evals_half_changes_its_stage_alone(shared, before):
     [
         ("src/blast/evaluation/scoring.py", "score_requests", set()),
         ("src/blast/experiment/run/measure.py", "measure", set()),
-        ("src/blast/experiment/run/train.py", "evaluate_saved", set()),
+        ("src/blast/experiment/run/point_result.py", "evaluate_saved", set()),
         ("src/blast/experiment/run/train.py", "train_model", TRAINED),
         ("src/blast/sparsity/schedule.py", None, {"blast", "vit_blast"}),
     ],

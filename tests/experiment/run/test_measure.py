@@ -22,7 +22,8 @@ from blast.experiment.plan.grid import expand
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run.measure import measure
-from blast.experiment.run.train import PointRun, load_model
+from blast.experiment.run.point_models import load_model
+from blast.experiment.run.point_run import PointRun
 from blast.experiment.run.worker import run_point
 
 TRAINING = {"steps": 4, "batch": 4, "learning_rate": 0.001, "evaluate_every": 4, "evaluate_limit": 1000}

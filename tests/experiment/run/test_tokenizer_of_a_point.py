@@ -16,7 +16,8 @@ from blast.evaluation.requests import RequestFile
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.run import prune
-from blast.experiment.run.train import PointRun, load_model, save_model
+from blast.experiment.run.point_models import load_model, save_model
+from blast.experiment.run.point_run import PointRun
 from blast.files import folder_digest, write_json
 
 

@@ -27,7 +27,7 @@ RUN = "blast.experiment.run"
 # They tell of a training while it runs, and decide no number.
 TELLING = frozenset({f"{RUN}.step_file", f"{RUN}.system_metrics"})
 # Everything behind this function looks at a model that is trained and saved.
-EVALUATION = Name(f"{RUN}.train", "evaluate_saved")
+EVALUATION = Name(f"{RUN}.point_result", "evaluate_saved")
 
 
 def entry_of(point: Point) -> str:

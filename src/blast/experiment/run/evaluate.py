@@ -9,7 +9,9 @@ from blast.experiment.plan.paths import TRAINED, GridFolder
 from blast.experiment.plan.point import Point
 from blast.experiment.records.provenance import hardware
 from blast.experiment.records.state import Left, state_of
-from blast.experiment.run.train import PointRun, Result, evaluate_saved, load_model
+from blast.experiment.run.point_models import load_model
+from blast.experiment.run.point_result import Result, evaluate_saved
+from blast.experiment.run.point_run import PointRun
 from blast.files import file_digest, write_json
 from blast.training.history import History
 from blast.training.launch import destroy_process_group

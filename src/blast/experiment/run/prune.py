@@ -10,16 +10,10 @@ from torch import Tensor, nn
 from blast.evaluation.sparse_state import require_sparse_state
 from blast.experiment.plan.paths import GridFolder
 from blast.experiment.plan.point import Point
-from blast.experiment.run.train import (
-    PointRun,
-    Result,
-    evaluate_saved,
-    load_model,
-    load_other,
-    logits_of,
-    save_model,
-    train_model,
-)
+from blast.experiment.run.point_models import load_model, load_other, save_model
+from blast.experiment.run.point_result import Result, evaluate_saved
+from blast.experiment.run.point_run import PointRun
+from blast.experiment.run.train import logits_of, train_model
 from blast.model.convert import to_dense, to_sparse
 from blast.sparsity.config import SparsifyConfig
 from blast.sparsity.one_shot_calibrated import prune_once_
