@@ -170,6 +170,8 @@ def hardware_label(hardware: Any) -> str:
         "geforce": "GeForce",
         "platinum": "Platinum",
         "gold": "Gold",
+        "family": "family",
+        "model": "model",
     }
     name = " ".join(known.get(word, word.upper() if len(word) < 7 else word) for word in words)
     return f"CPU ({name})" if str(hardware).startswith("cpu") else name

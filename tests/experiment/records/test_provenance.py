@@ -84,3 +84,29 @@ def test_a_git_that_does_not_answer_is_told_and_leaves_the_commit_out(checkout, 
     monkeypatch.setattr(provenance, "GIT_S", 0.2)
     assert provenance.commit() == (None, None)
     assert "records hold no commit; set BLAST_COMMIT to name it" in capsys.readouterr().err
+
+
+CORE = "processor\t: {core}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: {name}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "found"),
+    [
+        ("AMD EPYC 7763 64-Core Processor", 25, "AMD EPYC 7763 64-Core Processor"),
+        ("AMD EPYC", 25, "AMD EPYC family 25 model 1"),
+        ("AMD EPYC", 26, "AMD EPYC family 26 model 1"),
+    ],
+)
+def test_two_processors_that_a_virtual_machine_names_alike_are_told_apart(tmp_path, name, family, found):
+    file = tmp_path / "cpuinfo"
+    file.write_text("".join(CORE.format(core=core, family=family, model=1, name=name) for core in range(2)))
+    assert provenance.cpu_name(file) == found
+
+
+def test_a_system_that_tells_no_family_gives_its_name_alone(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Imaginary\n")
+    assert provenance.cpu_name(file) == "Imaginary"
+    assert provenance.cpu_name(tmp_path / "missing") == (
+        provenance.platform.processor() or provenance.platform.machine()
+    )

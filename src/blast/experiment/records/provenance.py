@@ -79,15 +79,22 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def cpu_name() -> str:
-    """Name of the processor as the system gives it."""
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name of the processor as the system gives it.
+
+    A virtual machine may hide its number: `AMD EPYC` is several generations with other instructions. Then family and
+    model are added, so that records of two of them never mix.
+    """
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    # Those of the last core; they are all alike.
+    told = {key.strip(): value.strip() for key, _, value in lines}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    if re.search(r"\d", name) or not {"cpu family", "model"} <= told.keys():
+        return name
+    return f"{name} family {told['cpu family']} model {told['model']}"
 
 
 def hardware() -> dict[str, str | None]:
