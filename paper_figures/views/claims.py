@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
-from blast.experiment.analysis.claims import Finding, judge
-from blast.experiment.analysis.evidence import evidence
-from blast.experiment.analysis.paper_values import read_paper_values
+from blast.experiment.analysis.judged_claims import claims_of, judged
 
 TITLE = "Claims of the paper"
 CATEGORY = "Claims"
@@ -29,19 +30,22 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
 
     Of the local grid only a whole, committed one counts, see `analysis.evidence`.
     """
-    counted, reason = evidence(table)
+    folders = table.attrs.get("folders")
+    claims = judged(folders["grid"], folders["recorded"]) if folders else claims_of(table)
     lines = [
-        (value.claim, value.shown, value.known, value.setting, finding.ours, _setting(finding, reason), finding.verdict)
-        for value in read_paper_values()
-        for finding in judge(value, counted)
-    ]
+        (claim["claim"], claim["paper"], claim["known"], claim["setting"], finding["ours"], _setting(finding, claim),
+         finding["verdict"])
+        for claim in claims
+        for finding in claim["findings"]
+    ]  # fmt: skip
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
-    frame.attrs["reason"] = reason
+    frame.attrs["reason"] = claims[0]["not_counted"]
     return frame
 
 
-def _setting(finding: Finding, reason: str | None) -> str:
-    return f"{finding.setting}; {reason}" if reason and finding.verdict == "not run" else finding.setting
+def _setting(finding: Mapping[str, str], claim: Mapping[str, Any]) -> str:
+    reason = claim["not_counted"]
+    return f"{finding['setting']}; {reason}" if reason and finding["verdict"] == "not run" else finding["setting"]
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:

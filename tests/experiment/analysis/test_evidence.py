@@ -98,7 +98,7 @@ def test_a_toy_grid_changes_no_verdict_on_a_claim(tmp_path, reads):
 
 def test_a_toy_grid_alone_leaves_its_claims_not_run(tmp_path):
     table = load_table(fake.write_grid(tmp_path / "default"), tmp_path / "recorded")
-    counted, reason = evidence(table)
+    counted, reason = evidence(tmp_path / "default", tmp_path / "recorded")
     assert counted.empty
     assert reason
     frame = paper_figures.load("claims").rows(table)

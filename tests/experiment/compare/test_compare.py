@@ -11,6 +11,7 @@ import fake_records as fake
 import numpy as np
 import pytest
 
+import paper_figures
 from blast.evaluation.item_scores import HELD_OUT, ItemScores, write_item_scores
 from blast.experiment.cli import main
 from blast.experiment.compare import code
@@ -182,7 +183,7 @@ def test_the_definitions_that_changed_between_two_commits_are_named(tmp_path, mo
 
 
 def test_the_paper_is_compared_once_and_then_remembered(tmp_path, capsys, monkeypatch):
-    from blast.experiment.compare import paper
+    from blast.experiment.analysis import judged_claims
 
     monkeypatch.setenv("BLAST_CACHE", str(tmp_path / "cache"))
     grid = fake.write_grid(tmp_path / "default")
@@ -190,8 +191,21 @@ def test_the_paper_is_compared_once_and_then_remembered(tmp_path, capsys, monkey
     out = compare(capsys, "paper", grid, "--recorded", empty)
     assert "memory_v2: Inference memory below dense; paper: 4.45x" in out
     assert "12 claims" in out
-    monkeypatch.setattr(paper, "_judge", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(judged_claims, "_judge", lambda *_: pytest.fail("judged again"))
     assert compare(capsys, "paper", grid, "--recorded", empty) == out
     next((grid / "records").glob("*.json")).unlink()
     with pytest.raises(pytest.fail.Exception, match="judged again"):
         main(["compare", "paper", str(grid), "--recorded", str(empty)])
+
+
+def test_the_table_of_claims_and_the_command_judge_once(tmp_path, capsys, monkeypatch):
+    """After a grid has drawn its tables, the command answers at once."""
+    from blast.experiment.analysis import judged_claims
+    from blast.experiment.records.table import load_table
+
+    monkeypatch.setenv("BLAST_CACHE", str(tmp_path / "cache"))
+    grid, empty = fake.write_grid(tmp_path / "default"), tmp_path / "recorded"
+    rows = paper_figures.load("claims").rows(load_table(grid, empty))
+    monkeypatch.setattr(judged_claims, "_judge", lambda *_: pytest.fail("judged again"))
+    out = compare(capsys, "paper", grid, "--recorded", empty)
+    assert f"12 claims, {len(rows)} findings" in out

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blast.errors import BlastError
 from blast.experiment.analysis.comparison import at_chance, missing, relative_loss, summarise
 from blast.experiment.analysis.ratio import ratios
 from blast.experiment.analysis.recipe import accuracy_scores
 from blast.experiment.plan.point import Point
 from blast.experiment.records.export import export
 from blast.experiment.records.record import make_record
-from blast.experiment.records.rows import record_rows
+from blast.experiment.records.rows import COLUMNS, read_rows, record_rows, write_rows
 from blast.experiment.records.table import FileMap, as_table, load_table, one_machine
 
 
@@ -54,6 +55,54 @@ def resealed(record):
     return make_record(
         Point.from_dict(record["point"]), status=record["status"], result=record["result"], run=record["run"]
     )
+
+
+ODD_TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1) | st.sampled_from(
+    ["NA", "nan", "None", " ", "1", "1e3", "true", "0x1f", '"', "a,b", "#"]
+)  # fmt: skip
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({
+            "value": st.none() | st.floats(allow_nan=False), "n": st.none() | st.integers(0, 2**53),
+            "tied": st.none() | st.booleans(), "unit": ODD_TEXT, "model": ODD_TEXT, "date": ODD_TEXT,
+            "setting": st.sampled_from([None, "{}", '{"point":"a,\\"b"}']),
+        }),
+        max_size=5,
+    )
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_a_recorded_file_is_read_as_its_rows_are(tmp_path_factory, rows):
+    """The table reads columns, everything else rows: both must see the same."""
+    folder = tmp_path_factory.mktemp("recorded")
+    rows = [dict.fromkeys(COLUMNS) | row for row in rows]
+    (folder / "machine").mkdir()
+    write_rows(folder / "machine" / "rows.csv", rows)
+    read = read_rows(folder / "machine" / "rows.csv")
+    assert read == rows
+    table = load_table(folder / "nothing", folder)
+    pd.testing.assert_frame_equal(table, as_table(read, source="recorded"), check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda lines: [lines[0].replace("suite,", "suit,"), *lines[1:]], "columns differ"),
+        (lambda lines: [*lines[:-1], lines[-1].rsplit(",", 3)[0]], "line 3 is damaged"),
+        (lambda lines: [*lines, lines[-1] + ",more"], "line 4 is damaged"),
+        (lambda lines: [*lines, ",".join(["x"] * len(COLUMNS))], "line 4 is damaged"),
+        (lambda lines: [*lines, "," * COLUMNS.index("setting") + "[3]" + "," * 4], "line 4 is damaged"),
+        (lambda lines: [], "columns differ"),
+    ],
+    ids=["header", "short", "long", "no number", "setting", "empty"],
+)
+def test_a_damaged_recorded_file_is_refused_with_its_line(damage, said, tmp_path):
+    export([scored(0.5), scored(0.6, seed=1)], tmp_path)
+    (file,) = tmp_path.glob("*/accuracy.csv")
+    file.write_text("".join(f"{line}\n" for line in damage(file.read_text().splitlines()[:3])))
+    with pytest.raises(BlastError, match=f"accuracy.csv.*{said}"):
+        load_table(tmp_path / "nothing", tmp_path)
 
 
 def test_local_rows_replace_recorded_ones_of_the_same_point_and_machine(tmp_path):

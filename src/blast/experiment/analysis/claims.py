@@ -79,6 +79,11 @@ def judge(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     return JUDGES[value.rule](value, table)
 
 
+def trained(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of trainings. Most rows are of benchmarks, and what compares qualities goes through each row."""
+    return table[table["suite"] == "train"]
+
+
 def compare(low: float, high: float, limit: float, *, at_least: bool) -> Verdict:
     """Compares the interval `[low, high]` of a value with the paper's value.
 
@@ -132,14 +137,14 @@ def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
 
     The recipe of `blast` counts, without a teacher and with as many tokens as most runs; its levers do not.
     """
-    table = chosen_trials(table)
+    table = chosen_trials(trained(table))
     scores = main_scores(table)
     findings = []
     for grid, rows in scores[scores["recipe"] & scores["usual"]].groupby("grid", sort=True):
         pruned = rows[(rows["method"] == "blast") & (rows["sparsity"] <= (value.sparsity or 1))]
         pruned = pruned[pruned["teacher"].isna()]
         known = pruned[pruned["relative"].notna()]
-        lost = missing(table[(table["grid"] == grid) & (table["suite"] == "train")])
+        lost = missing(table[table["grid"] == grid])
         lost = lost[(lost["method"] == "blast") & ~lost["model"].isna() & lost["teacher"].isna()]
         absent = {tuple(row) for row in lost[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
         absent -= {tuple(row) for row in pruned[["model", "dataset", "sparsity", "block"]].itertuples(index=False)}
@@ -164,7 +169,8 @@ def _judge_majority(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
 
 
 def _judge_sparsity(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
-    done = table[(table["suite"] == "train") & (table["status"] == "ok") & (table["method"] == "blast")]
+    done = trained(table)
+    done = done[(done["status"] == "ok") & (done["method"] == "blast")]
     done = done[done["achieved_sparsity"].notna()]
     if done.empty:
         return [_not_run("no pruned model was recorded")]
@@ -327,7 +333,7 @@ def _judge_pretraining(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
 def _whole_runs(value: PaperValue, table: pd.DataFrame) -> list[Finding]:
     """For each method its fastest timed run, compared with a dense run of as many steps on the same machine."""
     pairs: dict[str, list[tuple[float, TimedRun]]] = {}
-    for group in timed_runs(table):
+    for group in timed_runs(trained(table)):
         for run in group:
             dense = dense_of(run, group)
             in_range = run.point.sparsity <= (value.sparsity or 1) + SAME_SPARSITY

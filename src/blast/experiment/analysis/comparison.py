@@ -225,10 +225,11 @@ def main_metric(summary: pd.DataFrame) -> pd.DataFrame:
 
 def without_execution_variants(table: pd.DataFrame) -> pd.DataFrame:
     """Of points that differ in `execution` alone, keeps the `auto` one, even if it failed."""
-    key = table["grid"].astype(str) + " " + table["same_but_execution"].astype(str)
     known = table["same_but_execution"].notna()
-    variants = known & (table["execution"] != "auto") & key.isin(key[known & (table["execution"] == "auto")])
-    return table[~variants]
+    rows = list(zip(known, table["execution"], table["grid"], table["same_but_execution"], strict=True))
+    usual = {tuple(key) for known, execution, *key in rows if known and execution == "auto"}
+    kept = [not known or execution == "auto" or tuple(key) not in usual for known, execution, *key in rows]
+    return table if all(kept) else table[kept]
 
 
 def missing(table: pd.DataFrame, execution_variants: bool = False) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from blast.errors import BlastError
 from blast.experiment.plan.config import read_config
 from blast.experiment.plan.grid import expand
-from blast.experiment.plan.paths import CHECKOUT
+from blast.experiment.plan.paths import CHECKOUT, GridFolder
 from blast.experiment.records.table import load_table, planned_points
 
 # Committed grids whose numbers mean nothing.
@@ -18,23 +18,19 @@ TOYS = frozenset({"smoke"})
 DEFAULT = "default"
 
 
-def evidence(table: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
-    """The rows of a table that count for the claims, and why the local ones do not, if so.
+def evidence(grid_dir: Path, recorded_dir: Path) -> tuple[pd.DataFrame, str | None]:
+    """The rows that count for the claims, and why the local ones do not, if so.
 
     A local grid counts if it is the grid of a config that is committed in `config/`, unchanged and with all its points.
     Otherwise a trial of a few steps would decide a claim.
 
     Args:
-        table: From `records.table.load_table`. A table that was made in another way counts as it is.
+        grid_dir: `results/<grid>`; may be missing.
+        recorded_dir: `results/recorded`; may be missing.
     """
-    folders = table.attrs.get("folders")
-    if folders is None or not (table["source"] == "local").any():
-        return table, None
-    reason = why_not_counted(folders["grid"])
-    if reason is None:
-        return table, None
-    # Not the recorded rows of this table: local ones have replaced some of them.
-    return load_table(folders["grid"] / "no local grid", folders["recorded"]), reason
+    there = GridFolder(grid_dir).plan.is_file() or next(Path(grid_dir, "records").glob("*.json"), None) is not None
+    reason = why_not_counted(grid_dir) if there else None
+    return load_table(grid_dir if reason is None else Path(grid_dir, "no local grid"), recorded_dir), reason
 
 
 def why_not_counted(grid_dir: Path, configs: Path = CHECKOUT / "config") -> str | None:

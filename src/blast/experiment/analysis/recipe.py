@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -63,9 +64,10 @@ def main_scores(table: pd.DataFrame) -> pd.DataFrame:
     held_out = [is_held_out_text(task) for task in summary["task"]]
     summary = summary[pd.Series(held_out, index=summary.index, dtype=bool)]
     rows = list(summary.itertuples(index=False))
+    weights = summary.groupby(["grid", "config"], dropna=False)["parameters"].max().to_dict()
     half = [row.noise if not math.isnan(row.noise) else 2 * row.relative_error for row in rows]
     return _with_recipes(summary.assign(
-        model_share=[_model_share(row, summary) for row in rows],
+        model_share=[_model_share(row, weights) for row in rows],
         relative_perplexity=[perplexity.get((row.grid, row.hardware, row.config), math.nan) for row in rows],
         low=[row.relative - noise for row, noise in zip(rows, half, strict=True)],
         high=[row.relative + noise for row, noise in zip(rows, half, strict=True)],
@@ -127,12 +129,11 @@ def _usual(summary: pd.DataFrame) -> pd.Series:
     return pd.Series(found, index=summary.index, dtype=bool)
 
 
-def _model_share(row: Any, summary: pd.DataFrame) -> float:
-    """Share of all weights of the dense model that this one lacks."""
+def _model_share(row: Any, weights: Mapping[tuple[Any, Any], float]) -> float:
+    """Share of all weights of the dense model that this one lacks; `weights` has those of each grid and config."""
     if row.method == "dense":
         return 0.0
-    dense = summary[(summary["grid"] == row.grid) & (summary["config"] == row.dense_config)]
-    total = dense["parameters"].max()
+    total = weights.get((row.grid, row.dense_config), math.nan)
     if not math.isnan(total) and not math.isnan(row.prunable):
         return row.achieved_sparsity * row.prunable / total
     ratio = weight_ratio(row.model, row.achieved_sparsity)

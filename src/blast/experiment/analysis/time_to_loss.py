@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,17 +143,21 @@ def _dense_first(column: pd.Series) -> pd.Series:
 
 def _timed_run(rows: pd.DataFrame, point: Any) -> TimedRun | None:
     """The run of a point by its curves: rows of `step`, `metric` and `value`."""
-    curves = rows.pivot_table(index="step", columns="metric", values="value").sort_index()
-    if not {"validation_loss", "training_time"} <= set(curves):
+    curves: dict[str, dict[int, float]] = {name: {} for name in CURVES}
+    for step, metric, value in zip(rows["step"], rows["metric"], rows["value"], strict=True):
+        if not math.isnan(value):
+            curves[metric].setdefault(int(step), value)
+    # Exported rows hold the last two only at the steps where they change.
+    lines, compiling, updating = [], 0.0, 0.0
+    for step in sorted(set().union(*curves.values())):
+        loss, seconds, compiling, updating = (
+            curves[name].get(step, before)
+            for name, before in zip(CURVES, (None, None, compiling, updating), strict=True)
+        )
+        if loss is not None and seconds is not None:
+            lines.append((step, seconds, loss, compiling, updating))
+    if not lines:
         return None
-    curves = curves.reindex(columns=CURVES)
-    # Exported rows hold these two only at the steps where they change.
-    for name in CURVES[2:]:
-        curves[name] = curves[name].ffill().fillna(0.0)
-    curves = curves.dropna()
-    if curves.empty:
-        return None
-    seconds, losses = tuple(curves["training_time"]), tuple(curves["validation_loss"])
+    steps, *columns = zip(*lines, strict=True)
     # Steps are counted from 0.
-    steps = int(curves.index[-1]) + 1
-    return TimedRun(point, seconds, losses, *(tuple(curves[name]) for name in CURVES[2:]), steps)
+    return TimedRun(point, *columns, steps=steps[-1] + 1)

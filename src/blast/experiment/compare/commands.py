@@ -38,7 +38,8 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _with_paper(options: argparse.Namespace, grid: str | None) -> int:
-    from blast.experiment.compare.paper import describe_claims, judged
+    from blast.experiment.analysis.judged_claims import judged
+    from blast.experiment.compare.paper import describe_claims
     from blast.files import write_json
 
     folder = Path(grid) if grid and Path(grid).is_dir() else options.results / (grid or "default")

@@ -231,7 +231,8 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
     write_atomically(Path(file), text.getvalue())
 
 
-def _reader_of(column: str) -> Callable[[str], Any]:
+def reader_of(column: str) -> Callable[[str], Any]:
+    """What turns the text of a cell into its value; an empty cell is None."""
     if column in FLOATS:
         return float
     if column in INTEGERS:
@@ -266,7 +267,7 @@ def read_rows(file: Path) -> list[Row]:
         if tuple(header) != COLUMNS:
             odd = sorted(set(COLUMNS) ^ set(header)) or ["the order"]
             raise BlastError(f"{file}: its columns differ from the expected ones in {', '.join(odd)}; {remedy}")
-        rows, readers = [], [(column, _reader_of(column)) for column in COLUMNS]
+        rows, readers = [], [(column, reader_of(column)) for column in COLUMNS]
         for values in reader:
             try:
                 cells = zip(readers, values, strict=True)

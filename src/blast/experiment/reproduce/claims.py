@@ -56,7 +56,7 @@ QUICKEST = ("vit-nano-wide.mnist.blast.s95.b16.seed0",)
 NEEDS = {
     "sparsity": Need(CPU, "any CPU", 2, "config.yaml", QUICKEST, "half a percent, for whole blocks"),
     "loss": Need(
-        CPU, "any CPU", 12, "config.yaml", ("*.dense.seed?", "*.blast.*"), SEEDS,
+        CPU, "any CPU", 20, "config.yaml", ("*.dense.seed?", "*.blast.*"), SEEDS,
         "small models on small data; the paper's models need config/paper.yaml, a network, GPUs and days",
     ),
     "mlp_kernel": Need(GPU, LARGE, 18, "h100.yaml", ("kernels-*",), QUANTILES),
