@@ -24,7 +24,8 @@ def on_gpu(row: Any) -> bool:
 
 def _key(row: Any, extra: tuple[str, ...] = ()) -> tuple:
     values = [getattr(row, name) for name in (*PLACE, *extra)]
-    return tuple(None if pd.isna(value) else value for value in values)
+    # `pd.isna` of one value takes longer than all else here.
+    return tuple(None if value is pd.NA or value != value else value for value in values)
 
 
 def _interval(dense: Any, ours: Any) -> tuple[float, float]:
@@ -56,6 +57,7 @@ def ratios(table: pd.DataFrame, metric: str, baseline: str = "dense_eager") -> p
     timed = {_key(row, ("point", "gpus")): row for row in rows if row.provider == baseline}
     dense = {_key(row, ("point",)): row for row in rows if row.method == "dense" and pd.isna(row.provider)}
     found = []
+    copied = [key for key in COLUMNS if key in table and key not in ("ratio", "low", "high")]
     for row in rows:
         if row.provider in DENSE_PROVIDERS or row.method == "dense":
             continue
@@ -66,9 +68,7 @@ def ratios(table: pd.DataFrame, metric: str, baseline: str = "dense_eager") -> p
             continue
         low, high = _interval(other, row)
         name = baseline if not pd.isna(row.provider) else "dense"
-        values = {
-            key: getattr(row, key) for key in COLUMNS if hasattr(row, key) and key not in ("ratio", "low", "high")
-        }
+        values = {key: getattr(row, key) for key in copied}
         values |= {"baseline": name, "gpu": on_gpu(row), "ratio": other.value / row.value, "low": low, "high": high}
         found.append(values)
     return pd.DataFrame(found, columns=list(COLUMNS)).sort_values(
