@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from operation_sequences import KINDS, Setting
+from operation_models import KINDS, Setting
 from torch import nn
 
 import blast

@@ -6,7 +6,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from operation_sequences import KINDS, OPERATIONS, Setting, run_sequence
+from operation_models import KINDS, Setting
+from operation_sequences import run_sequence
+from operations import OPERATIONS
 
 KIND = st.sampled_from(list(KINDS))
 SEQUENCE = st.lists(st.tuples(st.sampled_from(list(OPERATIONS)), st.integers(0, 5)), min_size=1, max_size=7)

@@ -51,6 +51,14 @@ def test_the_result_is_a_sparse_checkpoint_with_its_tokenizer(pruned):
     assert not out.with_name("sparse.unfinished").exists()
 
 
+def test_the_report_says_what_it_was_made_with(pruned):
+    run = json.loads((pruned[0] / "prune.json").read_text())["run"]
+    assert torch.__version__.startswith(run["versions"]["torch"])
+    assert run["threads"] == torch.get_num_threads()
+    assert run["hardware"]
+    assert run["commit"]
+
+
 def test_it_says_what_it_takes_before_it_trains_and_what_it_cost_after(pruned):
     out, lines = pruned
     takes = next(number for number, line in enumerate(lines) if line.startswith("pruning "))
@@ -154,7 +162,7 @@ def test_the_layers_that_cost_far_more_stay_dense_by_themselves(model_folder, te
 
     def layer_costs(model, matrices, block, sparsity, sample):
         seen.append(sample)
-        return costs
+        return costs.items()
 
     monkeypatch.setattr(module, "layer_costs", layer_costs)
     lines = []
@@ -198,7 +206,7 @@ def test_where_measuring_the_layers_takes_too_long_the_first_and_the_last_stay_d
             self.every = [
                 Target(f"model.layers.{n}.mlp.up_proj", torch.nn.Linear(2, 2), "up", None) for n in range(layers)
             ]
-            self.model, self.data, self.device, self.said = None, self, torch.device("cpu"), []
+            self.model, self.data, self.device, self.said, self.block = None, self, torch.device("cpu"), [], None
             self.say = self.said.append
 
         def training_part(self, count: int) -> None:
@@ -207,5 +215,14 @@ def test_where_measuring_the_layers_takes_too_long_the_first_and_the_last_stay_d
     with pytest.MonkeyPatch.context() as patch:
         sample = module.Sample(torch.zeros(2, 3), 1, "float32", torch.device("cpu"), seconds=13.0)
         patch.setattr(module.Sample, "of", lambda *_: sample)
-        assert module._dense_layers(Slow(10, minutes=10)) == (0, 9)
-        assert module._dense_layers(Slow(2, minutes=0.1)) == ()
+        assert module._dense_layers(Slow(10, minutes=10), spare=120.0) == (0, 9)
+        assert module._dense_layers(Slow(2, minutes=0.1), spare=1.0) == ()
+        # The machine becomes slower while they are measured.
+        slow = Slow(10, minutes=10)
+        now = iter(range(0, 10_000, 60))
+        patch.setattr(module.time, "monotonic", lambda: next(now))
+        patch.setattr(module, "layer_costs", lambda *_: ((str(n), {"0.5": 1.0 + 9 * (n == 3)}) for n in range(10)))
+        assert module._dense_layers(slow, spare=200.0) == (0, 9)
+        assert slow.said[-1] == "measuring the layers takes too long: the first and the last one stay dense"
+        assert slow.said[-2] == "5 of 10 layers measured, 5 min 0 s left"
+        assert module._dense_layers(slow, spare=None) == (3,)

@@ -15,6 +15,7 @@ from blast.experiment.own_model.decoding import decode_rates
 from blast.experiment.own_model.opening import load_tokenizer
 from blast.experiment.own_model.report import describe, sparsity_facts, verdict
 from blast.experiment.own_model.unfinished import REPORT, Unfinished
+from blast.experiment.records import provenance
 from blast.files import write_json
 from blast.model.convert import to_dense, to_sparse
 from blast.model.fuse import fuse
@@ -73,6 +74,7 @@ def finish(
         "sparsity": sparsity,
         "verdict": verdict(after, plan.dense, unigram, data.vocab_size),
         "seconds": {"all": time.monotonic() - began, "training": training},
+        "run": _made_with(),
     }  # fmt: skip
     write_json(options.out / REPORT, report)
     unfinished.remove()
@@ -80,6 +82,19 @@ def finish(
         work.say(line)
     work.say(f'saved in {options.out}; try it: blast generate {options.out} "…"')
     return report
+
+
+def _made_with() -> dict[str, Any]:
+    """What the numbers depend on besides the options: the machine, the code and the packages."""
+    commit, dirty = provenance.commit()
+    return {
+        "finished": provenance.now(),
+        "commit": commit,
+        "dirty": dirty,
+        "versions": provenance.versions(),
+        "threads": torch.get_num_threads(),
+        **provenance.hardware(),
+    }
 
 
 def fuse_if_possible(model: nn.Module) -> nn.Module:

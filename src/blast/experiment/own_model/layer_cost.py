@@ -95,14 +95,14 @@ def _nats(model: nn.Module, chunks: Tensor, dtype: str, device: torch.device) ->
 
 def layer_costs(
     model: nn.Module, matrices: Sequence[Target], block: BlockShape, sparsity: float, sample: Sample
-) -> dict[str, dict[str, float]]:
-    """By layer and sparsity, the rise in bits a byte if the layer alone is pruned once; see `recommended`."""
-    dense, found = sample.bits(model), {}
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each layer with, by sparsity, the rise in bits a byte if it alone is pruned once; see `recommended`."""
+    dense = sample.bits(model)
     for group, part, chosen in parts_of(matrices):
         if group == LAYERS:
             with pruned_once(model, chosen, block, sparsity):
-                found[part] = {f"{sparsity:g}": sample.bits(model) - dense}
-    return found
+                rise = sample.bits(model) - dense
+            yield part, {f"{sparsity:g}": rise}
 
 
 def recommended(layers: Mapping[str, Mapping[str, float]]) -> list[int]:

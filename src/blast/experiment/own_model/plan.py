@@ -14,7 +14,7 @@ from blast.experiment.own_model import recipe
 from blast.experiment.own_model.layer_cost import Sample, layer_costs, recommended
 from blast.experiment.own_model.options import AUTO
 from blast.experiment.own_model.start import can_start_from_one_shot, start_from_one_shot
-from blast.experiment.own_model.step_time import REST_OF_STEP, as_time, faster_dtype, step_seconds
+from blast.experiment.own_model.step_time import PROGRESS_S, REST_OF_STEP, as_time, faster_dtype, step_seconds
 from blast.experiment.own_model.workplace import Workplace
 
 # Seconds for loading and saving at the end, and for the speed of decoding.
@@ -23,8 +23,8 @@ AT_THE_END = 20.0
 PLANNED = 0.95
 # Sequences that the cost of each layer is measured on, where the layers that stay dense are chosen.
 SEQUENCES = 2
-# Share of the time that measuring the layers may take.
-MEASURING = 0.2
+# Share of the time that measuring the layers may take, and how much more if the machine becomes slower meanwhile.
+MEASURING, SLOWER = 0.2, 1.5
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ def make_plan(work: Workplace, began: float) -> Plan:
     dense = work.losses(work.model)
     evaluation = time.monotonic() - before
     work.say(f"dense: {dense['bits_per_byte']:.3f} bits a byte on the held-out text")
-    layers = _dense_layers(work)
     work.model.train()
 
     def loss_in(tokens: Tensor, dtype: str) -> Tensor:
@@ -89,8 +88,15 @@ def make_plan(work: Workplace, began: float) -> Plan:
 
     dtype = faster_dtype(small_step, work.device)
     seconds = step_seconds(work.model, loss_in, work.batch(0), dtype) * REST_OF_STEP
+    work.say(f"a step of {work.tokens} tokens takes {seconds:.2f} s in {dtype}")
+    spare = None
     if options.steps is None:
-        _check_time(work, _left(work, began, evaluation), seconds)
+        # Before anything else that takes minutes.
+        left = _left(work, began, evaluation)
+        _check_time(work, left, seconds)
+        spare = min(MEASURING * 60 * options.minutes, left - recipe.FEWEST_STEPS * seconds)
+    layers = _dense_layers(work, spare)
+    work.model.train()
     start = _start(work, layers, options.steps or int(_left(work, began, evaluation) / seconds))
     if start == "one_shot":
         start_from_one_shot(work, layers, dtype)
@@ -125,19 +131,35 @@ def _check_time(work: Workplace, left: float, seconds: float) -> None:
         )
 
 
-def _dense_layers(work: Workplace) -> tuple[int, ...]:
-    """The layers that stay dense: the given ones, or those that alone cost far more than the median layer."""
+def _dense_layers(work: Workplace, spare: float | None) -> tuple[int, ...]:
+    """The layers that stay dense: the given ones, or those that alone cost far more than the median layer.
+
+    Args:
+        work: The model and the text.
+        spare: Seconds that measuring them may take; None for any time.
+    """
     options = work.options
     if options.dense_layers != AUTO:
         return tuple(options.dense_layers)
+    layers = sorted({target.layer for target in work.every if target.layer is not None})
+    ends = (layers[0], layers[-1]) if len(layers) > 2 else ()
     # Measured on text that is trained on: the held-out part decides nothing.
     sample = Sample.of(work.model, work.data.training_part(SEQUENCES), options.length, SEQUENCES, work.device)
-    layers = sorted({target.layer for target in work.every if target.layer is not None})
-    if options.minutes is not None and len(layers) * sample.seconds > MEASURING * 60 * options.minutes:
+    if spare is not None and len(layers) * sample.seconds > spare:
         work.say("there is no time to measure what each layer costs: the first and the last one stay dense")
-        return (layers[0], layers[-1]) if len(layers) > 2 else ()
+        return ends
     work.say(f"measuring what each of {len(layers)} layers costs: about {as_time(len(layers) * sample.seconds)}")
-    return tuple(recommended(layer_costs(work.model, work.every, work.block, options.sparsity, sample)))
+    began = said = time.monotonic()
+    costs = {}
+    for part, rises in layer_costs(work.model, work.every, work.block, options.sparsity, sample):
+        costs[part], now = rises, time.monotonic()
+        if spare is not None and now - began > SLOWER * spare:
+            work.say("measuring the layers takes too long: the first and the last one stay dense")
+            return ends
+        if now - said > PROGRESS_S:
+            said, left = now, (now - began) / len(costs) * (len(layers) - len(costs))
+            work.say(f"{len(costs)} of {len(layers)} layers measured, {as_time(left)} left")
+    return tuple(recommended(costs))
 
 
 def _start(work: Workplace, layers: tuple[int, ...], steps: int) -> str:

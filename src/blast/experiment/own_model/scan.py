@@ -26,13 +26,12 @@ from blast.experiment.own_model.layer_cost import (
 )
 from blast.experiment.own_model.memory import check_memory, free_bytes
 from blast.experiment.own_model.opening import find_model
-from blast.experiment.own_model.step_time import as_time
+from blast.experiment.own_model.step_time import PROGRESS_S, as_time
 from blast.experiment.own_model.text import read_text
 from blast.files import write_json
 from blast.model.convert import to_dense
 
 FORMAT = 1
-PROGRESS_S = 5.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 # Clipping, optimizer, masks and progress, as a factor of forward and backward pass.
 REST_OF_STEP = 1.1
+# Seconds between two lines that say how far a measurement is.
+PROGRESS_S = 5.0
+# Shape of the product that tells whether a processor has bfloat16 instructions.
+PRODUCT = (256, 512)
 # bfloat16 is taken where it is so much faster: it is less exact.
 CLEARLY_FASTER = 1.2
 
@@ -23,17 +27,25 @@ LossIn = Callable[["Tensor", str], "Tensor"]
 def faster_dtype(run: Callable[[str], object], device: torch.device, rounds: int = 4) -> str:
     """`bfloat16` if it is clearly faster than `float32` here in each round but the first, which is slower.
 
-    The two run in turns. On a CPU the time of the processor counts, not what other programs take of it: the choice
-    decides the numbers of the training, so a busy moment must not make another one.
+    The two run in turns, and no more rounds than decide. A processor without bfloat16 instructions can take thirty
+    times as long with it, a minute for one sequence: there a single product decides. On a CPU the time of the
+    processor counts, not what other programs take of it: the choice decides the numbers of the training, so a busy
+    moment must not make another one.
 
     Args:
         run: Does the work with products in a dtype.
         device: Where it runs.
-        rounds: How often each runs.
+        rounds: How often each runs at most.
     """
+    if device.type == "cpu" and not _is_faster(_product, device, rounds, 1.0):
+        return "float32"
+    return "bfloat16" if _is_faster(run, device, rounds, CLEARLY_FASTER) else "float32"
+
+
+def _is_faster(run: Callable[[str], object], device: torch.device, rounds: int, wanted: float) -> bool:
+    """Whether bfloat16 is `wanted` times as fast as float32 in each round but the first."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    won = []
-    for _ in range(rounds):
+    for number in range(rounds):
         seconds = {}
         for dtype in ("bfloat16", "float32"):
             start = clock()
@@ -41,8 +53,15 @@ def faster_dtype(run: Callable[[str], object], device: torch.device, rounds: int
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds[dtype] = clock() - start
-        won.append(seconds["bfloat16"] * CLEARLY_FASTER < seconds["float32"])
-    return "bfloat16" if all(won[1:]) else "float32"
+        if number and seconds["bfloat16"] * wanted >= seconds["float32"]:
+            return False
+    return True
+
+
+def _product(dtype: str) -> None:
+    """A product of usual size on the CPU, forward and backward."""
+    rows = torch.ones(PRODUCT, dtype=getattr(torch, dtype), requires_grad=True)
+    (rows @ rows.T).sum().backward()
 
 
 def step_seconds(model: nn.Module, loss_in: LossIn, tokens: Tensor, dtype: str, rounds: int = 3) -> float:
