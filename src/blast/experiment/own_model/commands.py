@@ -20,7 +20,7 @@ MINUTES = 10.0
 def prune(options: argparse.Namespace) -> int:
     """Prunes a pretrained language model on a text and saves it sparse, within a time; a stopped run goes on.
 
-    Example: blast prune smollm2-135m-q4 --sparsity .5 --text pystdlib --minutes 9 --out my-sparse-model
+    Example: blast prune smollm2-135m-q4 --sparsity .5 --text pystdlib --minutes 8 --out my-sparse-model
     """
     _wait_without_spinning()
     from blast.experiment.own_model.options import PruneOptions
