@@ -11,6 +11,9 @@ STOPPED, STOPPED_CODE = "stopped; what is done is kept, and the same command goe
 # Characters of a name in a message, and of a list of names that is given in full; names that are given of a longer one.
 _LONGEST, _LONGEST_LIST, _NEAREST = 120, 600, 6
 
+# Control characters and line breaks, as Python writes them in a string.
+_ESCAPES = {number: ascii(chr(number))[1:-1] for number in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
 
 class BlastError(ValueError):
     """An error that the user can fix. The message is one sentence and needs no traceback.
@@ -20,6 +23,10 @@ class BlastError(ValueError):
         Traceback (most recent call last):
         blast.errors.BlastError: ...no-such-folder is not a blast checkpoint...
     """
+
+    def __init__(self, message: object = "") -> None:
+        # What it repeats of a file can hold anything, also what moves the cursor of a terminal.
+        super().__init__(str(message).translate(_ESCAPES))
 
 
 def one_line(value: object) -> str:

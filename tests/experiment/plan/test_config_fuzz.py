@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blast.errors import BlastError
@@ -85,6 +85,7 @@ def test_the_config_that_values_are_put_into_is_good():
 
 
 @given(path=st.sampled_from(sorted(paths(GOOD), key=str)), value=VALUES)
+@example(path=("benchmarks", 0), value={"\n": None})
 @settings(max_examples=300, deadline=None)
 def test_any_value_in_any_place_gives_a_plan_or_one_sentence(path, value):
     values = copy.deepcopy(GOOD)
