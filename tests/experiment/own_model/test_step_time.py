@@ -53,4 +53,7 @@ def test_where_a_product_is_no_faster_in_bfloat16_no_step_is_tried(monkeypatch):
 
 def test_the_product_is_a_real_one():
     for dtype in ("bfloat16", "float32"):
-        step_time._product(dtype)
+        grad = step_time._product(dtype)
+        assert grad.dtype == getattr(torch, dtype)
+        # Each row of ones is multiplied by all rows, from both sides.
+        assert torch.equal(grad, torch.full_like(grad, 2 * step_time.PRODUCT[0]))

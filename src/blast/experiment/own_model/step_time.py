@@ -58,10 +58,11 @@ def _is_faster(run: Callable[[str], object], device: torch.device, rounds: int, 
     return True
 
 
-def _product(dtype: str) -> None:
-    """A product of usual size on the CPU, forward and backward."""
+def _product(dtype: str) -> torch.Tensor | None:
+    """A product of usual size on the CPU, forward and backward; returns the gradient."""
     rows = torch.ones(PRODUCT, dtype=getattr(torch, dtype), requires_grad=True)
     (rows @ rows.T).sum().backward()
+    return rows.grad
 
 
 def step_seconds(model: nn.Module, loss_in: LossIn, tokens: Tensor, dtype: str, rounds: int = 3) -> float:
